@@ -1,0 +1,65 @@
+# From nothing but python3 and make to a trained model: `make train`.
+#
+# Everything happens in VENV, which is made on first use. To work in an environment that you have prepared, say so:
+#     make test VENV= PY=python
+# Which registry packages come from is the business of your pip and uv settings; nothing here touches them.
+
+PY ?= python3
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(strip $(VENV)),)
+  PYTHON := $(PY)
+  READY :=
+  READY_DEV :=
+else
+  PYTHON := $(VENV)/bin/python
+  READY := $(VENV)/.installed
+  READY_DEV := $(VENV)/.installed-dev
+endif
+
+INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow test-faults lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="seed=1 ..." to change it)
+	$(PYTHON) -m atbench train method=trades $(ARGS)
+
+test: $(READY_DEV) ## run the tests that every change must pass
+	$(PYTHON) -m pytest -n 2 $(ARGS)
+
+test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools
+	$(PYTHON) -m pytest -n 2 -m slow $(ARGS)
+
+test-faults: $(READY_DEV) ## run the tests that kill runs, fill disks and damage files
+	$(PYTHON) -m pytest -m faults $(ARGS)
+
+lint: $(READY_DEV) ## check style, format and types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+clean: ## remove the environment, build products and caches; runs/ stays
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	find atbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/uv:
+	@$(PY) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PY) cannot make environments: ensurepip is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PY) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $(PY) is $$($(PY) -V), atbench needs Python 3.11, 3.12 or 3.13; make ... PY=python3.12" >&2; exit 1; }
+	@echo "making $(VENV): several GB with a CUDA build of torch, and some minutes on the first time"
+	test -x $(PYTHON) || $(PY) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet uv
+
+$(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
+	$(INSTALL)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(INSTALL) --group dev
+	@touch $@

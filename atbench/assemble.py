@@ -1,0 +1,144 @@
+"""From a resolved configuration to the objects of a training: data, model, attack, method, groups, trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from atbench.config import build
+from atbench.data import Share, Source, TrainData
+from atbench.errors import ConfigError
+from atbench.evaluation import Threat
+from atbench.methods import Method
+from atbench.models import Ensemble
+from atbench.rng import derive
+from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
+from atbench.training.trainer import Interrupt
+
+
+def make_source(cfg: DictConfig) -> Source:
+    """The data set that `dataset.source` names."""
+    source: Source = build(cfg.dataset.source, "dataset.source")
+    return source
+
+
+def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
+    """What this run may train on, on this process's device."""
+    wanted = cfg.train.augment and cfg.dataset.get("augment") is not None
+    return TrainData(
+        source,
+        cfg.train.batch_size,
+        cfg.seed,
+        augment=build(cfg.dataset.augment, "dataset.augment") if wanted else None,
+        labelled=cfg.train.pool.labelled,
+        extra=cfg.train.pool.fraction,
+        share=Share(world.rank, world.size),
+        device=world.device,
+        dtype=torch.get_default_dtype(),
+    )
+
+
+def make_model(cfg: DictConfig, source: Source) -> nn.Module:
+    """The network of `model`, or an ensemble of `model.members` of them; initial weights are a function of the seed.
+
+    A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
+    """
+    given = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    torch.manual_seed(derive(cfg.seed, "init"))
+    members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
+    for member in members:
+        if not isinstance(member, nn.Module):
+            raise ConfigError("model._target_", cfg.model._target_, "does not make a torch.nn.Module", "return one")
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
+    """The method, with its tables allocated, on this process's device."""
+    attack = build(cfg.attack, "attack")
+    method: Method = build(cfg.method, "method", model=model, attack=attack)
+    method.label_smoothing = float(cfg.train.label_smoothing)
+    method.to(world.device)
+    method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
+    method.clock.rank, method.clock.world = world.rank, world.size
+    torch.manual_seed(derive(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
+    method.setup(data)
+    return method.to(world.device)
+
+
+def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
+    """An optimizer and a schedule for every group of the method; `train.groups.<name>` replaces the common ones."""
+    groups = []
+    modules = method.groups()
+    unknown = set(cfg.train.groups) - set(modules)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigError("train.groups", name, "the method trains no such group", f"it has {', '.join(modules)}")
+    for name, module in modules.items():
+        own = cfg.train.groups.get(name, {})
+        optimizer = own.get("optimizer", cfg.train.optimizer)
+        schedule = own.get("schedule", cfg.train.schedule)
+        where = f"train.groups.{name}" if own else "train"
+        make = build(optimizer, f"{where}.optimizer")
+        groups.append(make_group(name, module, make, build(schedule, f"{where}.schedule"), cfg.train.decay))
+    return groups
+
+
+def make_threat(
+    cfg: DictConfig, steps: int, restarts: int = 1, objective: str = "ce", step_size: float | None = None
+) -> Threat:
+    """The attack of validation and evaluation: the trained norm and ε, a uniform start, the data set's ratio of step size to ε.
+
+    The method's own start, step count and step size do not weaken it.
+    """
+    norm, eps = cfg.attack.norm, float(cfg.attack.eps)
+    usual = cfg.dataset.threat[norm]
+    size = usual.step_size / usual.eps * eps if step_size is None else step_size
+    return Threat(norm, eps, float(size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
+
+
+def make_recipe(cfg: DictConfig, world: World) -> Recipe:
+    """The settings of `train` that are not objects."""
+    train = cfg.train
+    layout = train.channels_last
+    return Recipe(
+        epochs=train.epochs,
+        seed=cfg.seed,
+        precision=(train.precision["attack"], train.precision["update"]),
+        # A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
+        channels_last=world.device.type == "cuda" if layout == "auto" else bool(layout),
+        clip_norm=train.clip_norm,
+        select_steps=train.selection.steps,
+        select_n=train.selection.n,
+        select_every=train.selection.every,
+        save_minutes=float(train.checkpoint.minutes),
+        save_steps=train.checkpoint.steps,
+        minutes=train.minutes,
+    )
+
+
+def make_trainer(
+    cfg: DictConfig, method: Method, data: TrainData, world: World, watcher: Watcher, interrupt: Interrupt
+) -> Trainer:
+    """The trainer of an assembled method."""
+    plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items()]
+    groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
+    threat = make_threat(cfg, recipe.select_steps)
+    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt)
+
+
+def describe(cfg: DictConfig, source: Source, data: TrainData, method: Method, world: World) -> dict[str, Any]:
+    """Facts about the assembled run that the configuration does not hold."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in method.model.parameters()),
+        "train": len(data.train),
+        "pool": len(data.pool) if data.pool is not None else 0,
+        "validation": len(data.validation),
+        "classes": len(source.classes),
+        "shape": list(source.shape),
+        "steps": data.steps,
+        "device": str(world.device),
+        "world": world.size,
+    }

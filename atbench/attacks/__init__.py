@@ -1,0 +1,22 @@
+"""The inner maximisation: balls, objectives, and the search that joins them."""
+
+from atbench.attacks.ball import BALLS, Ball, L1, L2, Linf, ball
+from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective, cross_entropy, kl_from, margin, soft_margin
+from atbench.attacks.search import GradientAttack, State
+
+__all__ = [
+    "BALLS",
+    "LABEL_OBJECTIVES",
+    "Ball",
+    "GradientAttack",
+    "L1",
+    "L2",
+    "Linf",
+    "Objective",
+    "State",
+    "ball",
+    "cross_entropy",
+    "kl_from",
+    "margin",
+    "soft_margin",
+]

@@ -1,0 +1,143 @@
+"""B(0, ε): the set of perturbations an adversary may use, for three norms.
+
+The box [0, 1] of legal pixels belongs to the threat as well: every projection returns a point of the ball *and* of the box.
+`eps` is a number or one value per example; images are (B, C, H, W) in [0, 1].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from atbench.attacks.l1 import project_l1, project_l1_box
+from atbench.errors import ConfigError
+from atbench.rng import Draws, ExampleDraws
+
+Radius = float | Tensor
+Random = Draws | ExampleDraws
+
+
+def per_example(value: Radius, x: Tensor) -> Tensor:
+    """`value` as a tensor that broadcasts over the pixels of `x`."""
+    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    return value if value.ndim == 0 else value.view(-1, *[1] * (x.ndim - 1))
+
+
+def flat_norm(delta: Tensor, p: float) -> Tensor:
+    """(B, 1, 1, 1): the p-norm of each example."""
+    return delta.flatten(1).norm(p=p, dim=1).view(-1, *[1] * (delta.ndim - 1))
+
+
+class Ball(ABC):
+    """A norm ball around each image, cut by the box."""
+
+    p: float
+
+    @abstractmethod
+    def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        """A point with ‖x_adv − x‖_p ≤ ε and pixels in [0, 1]; `x_adv` itself where it already is one. New tensor."""
+
+    @abstractmethod
+    def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
+        """The nearest perturbation with ‖δ‖_p ≤ ε, whatever the pixels: for methods that keep a δ and no image."""
+
+    @abstractmethod
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The direction d with ‖d‖_p = 1 that raises the linearised objective ⟨grad, d⟩ most (or a sparse stand-in for L1)."""
+
+    @abstractmethod
+    def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
+        """A random perturbation of the ball, before the box."""
+
+    def norm(self, delta: Tensor) -> Tensor:
+        """(B,): ‖δ‖_p of each example."""
+        return delta.flatten(1).norm(p=self.p, dim=1)
+
+
+class Linf(Ball):
+    """|δ_j| ≤ ε. Ball and box are both boxes, so one clamp is the exact joint projection."""
+
+    p = float("inf")
+
+    def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        eps = per_example(eps, x)
+        return torch.clamp(x_adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
+
+    def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
+        eps = per_example(eps, delta)
+        return torch.clamp(delta, -eps, eps)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
+        """U(-ε, ε) in every pixel (Madry et al. 2018)."""
+        return rng.uniform(x) * per_example(eps, x)
+
+
+class L2(Ball):
+    """‖δ‖₂ ≤ ε. The box is applied after the shrink: clipping towards x's side of the box never lengthens δ."""
+
+    p = 2.0
+
+    def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        return (x + self.shrink(x_adv - x, eps)).clamp_(0, 1)
+
+    def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
+        length, eps = flat_norm(delta, 2), per_example(eps, delta)
+        return delta * torch.where(length > eps, eps / length.clamp_min(1e-12), torch.ones_like(length))
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        return grad / flat_norm(grad, 2).clamp_min(1e-12)
+
+    def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
+        """Uniform in the ball: a Gaussian direction at radius ε·u^(1/d)."""
+        direction = rng.normal(x)
+        u = (rng.uniform(x[:, :1, :1, :1]) + 1) / 2
+        return per_example(eps, x) * u ** (1 / x[0].numel()) * direction / flat_norm(direction, 2).clamp_min(1e-12)
+
+
+class L1(Ball):
+    """‖δ‖₁ ≤ ε, with the joint projection on ball and box (Croce & Hein 2021, "Mind the box", Prop. 2.1).
+
+    The exact steepest step moves a single pixel. `sparsity` names the share of pixels that share the step instead, those with
+    the largest |gradient| (SLIDE, Tramèr & Boneh 2019, sec. 4: 1 %).
+    """
+
+    p = 1.0
+
+    def __init__(self, sparsity: float = 0.01) -> None:
+        self.sparsity = sparsity
+
+    def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        radius = per_example(eps, x).expand(len(x), *[1] * (x.ndim - 1)).flatten()
+        return project_l1_box(x.flatten(1), x_adv.flatten(1), radius).view_as(x)
+
+    def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
+        radius = per_example(eps, delta).expand(len(delta), *[1] * (delta.ndim - 1)).flatten()
+        return project_l1(delta.flatten(1), radius).view_as(delta)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        flat = grad.flatten(1)
+        k = max(1, round(self.sparsity * flat.shape[1]))
+        rows = flat.abs().topk(k, dim=1).indices
+        return torch.zeros_like(flat).scatter_(1, rows, flat.gather(1, rows).sign() / k).view_as(grad)
+
+    def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
+        """Uniform in the ball: Laplace noise e normalised to ε·u^(1/d)·e/‖e‖₁."""
+        signed = rng.uniform(x)
+        laplace = -signed.sign() * torch.log1p(-signed.abs().clamp(max=1 - 1e-7))
+        u = (rng.uniform(x[:, :1, :1, :1]) + 1) / 2
+        return per_example(eps, x) * u ** (1 / x[0].numel()) * laplace / flat_norm(laplace, 1).clamp_min(1e-12)
+
+
+BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
+
+
+def ball(norm: str) -> Ball:
+    """The ball called `linf`, `l2` or `l1`."""
+    if norm not in BALLS:
+        raise ConfigError("attack.norm", norm, "there is no such norm", f"use one of {', '.join(BALLS)}")
+    return BALLS[norm]()

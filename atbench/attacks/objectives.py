@@ -1,0 +1,56 @@
+"""What an attack maximises: a number per example, computed from the network's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Objective:
+    """`value(network(x'), *given) -> (B,)`, to be maximised over x'.
+
+    `given` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor models.
+    A call returns the values *and* the outputs, so that stop rules and success tests need no forward of their own.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor) -> None:
+        self.network, self.value, self.given = network, value, given
+
+    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
+        """Values (b,) and outputs for `x_adv`, which holds the examples `rows` of the batch (all, if None).
+
+        `step` is the search step that asks; objectives that change as the search goes on (a decaying weight) override this.
+        """
+        outputs = self.network(x_adv)
+        given = self.given if rows is None else tuple(tensor[rows] for tensor in self.given)
+        return self.value(outputs, *given), outputs
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax(z)_y per example; `y` class indices (B,) or soft labels (B, K)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k≠y} z_k − z_y: positive exactly where the prediction is wrong (Carlini & Wagner 2017, κ = 0)."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(dim=1) - true
+
+
+def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """logsumexp_{k≠y} z_k − z_y, the SLM of MMA (Ding et al. 2020, sec. 2.2): negative exactly where p_y > 1/2."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1) - true
+
+
+def kl_from(logits: Tensor, p: Tensor) -> Tensor:
+    """KL(p ‖ softmax(z)) = Σ_k p_k (log p_k − log softmax(z)_k) per example; `p` (B, K) probabilities."""
+    return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="none").sum(dim=1)
+
+
+#: Objectives of (logits, labels) that a configuration can name.
+LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin}

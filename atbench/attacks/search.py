@@ -1,0 +1,244 @@
+"""The one gradient-search loop: every iterative attack of training and of evaluation is a setting of it.
+
+    x⁰     = start(x)
+    x^{t+1} = Π_{B(x, ε) ∩ [0,1]} ( x^t + step_size · d( ∇_{x'} objective(x^t) ) )
+
+Its parts: start, direction (momentum), step size, accept (backtracking), projection (the ball's) and what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from atbench.attacks.ball import Radius, Random, ball, per_example
+from atbench.attacks.objectives import Objective
+from atbench.errors import ConfigError
+
+Start = Literal["zero", "uniform", "gaussian", "corner"]
+Keep = Literal["last", "best", "first"]
+STARTS: tuple[str, ...] = ("zero", "uniform", "gaussian", "corner")
+KEEPS: tuple[str, ...] = ("last", "best", "first")
+
+
+@dataclass
+class State:
+    """One point of the search. `rows` are the examples of the batch that are still searched; all other fields follow it."""
+
+    step: int
+    rows: Tensor
+    x_adv: Tensor
+    value: Tensor
+    outputs: Any
+    grad: Tensor | None
+
+    def take(self, keep: Tensor) -> State:
+        """The state of the examples `keep` (a mask over its rows) alone."""
+        grad = None if self.grad is None else self.grad[keep]
+        outputs = self.outputs[keep] if isinstance(self.outputs, Tensor) else self.outputs
+        return State(self.step, self.rows[keep], self.x_adv[keep], self.value[keep], outputs, grad)
+
+
+Stop = Callable[[State], Tensor]
+
+
+class GradientAttack:
+    """Projected gradient ascent on an objective within a norm ball and the pixel box.
+
+    Args:
+        norm: `linf`, `l2` or `l1`.
+        eps: radius, in units of the [0, 1] pixel scale.
+        steps: k, the number of gradient steps; one forward and one backward each.
+        step_size: length of a step in the ball's norm.
+        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1), not clipped (TRADES, Zhang et al.
+            2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
+        bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
+        keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the `best` by
+            objective, or the `first` that the stop rule named.
+        momentum: μ of MI-FGSM (Dong et al. 2018): g ← μ·g + ∇/‖∇‖₁, stepped along g.
+        backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step size is
+            divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
+
+    Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start or keep.
+    """
+
+    GAUSSIAN_SIGMA = 0.001  # yaodongyu/TRADES, trades.py
+
+    def __init__(
+        self,
+        norm: str,
+        eps: float,
+        steps: int,
+        step_size: float,
+        start: str = "uniform",
+        bn: str = "eval",
+        keep: str = "last",
+        momentum: float = 0.0,
+        backtrack: float = 0.0,
+    ) -> None:
+        for key, value, known in (("attack.start", start, STARTS), ("attack.keep", keep, KEEPS)):
+            if value not in known:
+                raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+        self.norm, self.ball = norm, ball(norm)
+        self.eps, self.steps, self.step_size = eps, steps, step_size
+        self.start, self.bn, self.keep = start, bn, keep
+        self.momentum, self.backtrack = momentum, backtrack
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        *,
+        start: Tensor | None = None,
+        eps: Radius | None = None,
+        step_size: Radius | None = None,
+        steps: int | None = None,
+        stop: Stop | None = None,
+        rng: Random | None = None,
+    ) -> Tensor:
+        """Search around `x`. `start` is a point to begin at, `eps` and `step_size` may be per example.
+
+        `stop(state)` names the examples that are done: they keep their current point, and are dropped from the computation.
+        It sees every point, the starting one included, and the final one unless `keep="last"`.
+        """
+        eps = self.eps if eps is None else eps
+        steps = self.steps if steps is None else steps
+        begin = self.begin(x, eps, rng) if start is None else start.detach()
+        if steps == 0 and self.keep == "last":
+            return self.ball.project(x.detach(), begin, eps)
+        lengths = per_example(self.step_size if step_size is None else step_size, x)
+        search = _Search(self, objective, x, eps, lengths, steps, stop)
+        return search.run(begin)
+
+    def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
+        """The starting point; needs `rng` unless it is `zero`."""
+        if self.start == "zero":
+            return x.detach().clone()
+        assert rng is not None, "a random start needs `rng`"
+        if self.start == "gaussian":
+            return x.detach() + self.GAUSSIAN_SIGMA * rng.normal(x)
+        if self.start == "corner":
+            return (x.detach() + per_example(eps, x) * rng.uniform(x).sign()).clamp_(0, 1)
+        return (x.detach() + self.ball.sample(x, eps, rng)).clamp_(0, 1)
+
+
+class _Search:
+    """One run of the loop over one batch."""
+
+    #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than it saves.
+    REPACK = 0.25
+
+    def __init__(
+        self,
+        attack: GradientAttack,
+        objective: Objective,
+        x: Tensor,
+        eps: Radius,
+        lengths: Tensor,
+        steps: int,
+        stop: Stop | None,
+    ) -> None:
+        self.attack, self.objective, self.x, self.steps, self.stop = attack, objective, x.detach(), steps, stop
+        self.eps = per_example(eps, x).expand(len(x), *[1] * (x.ndim - 1))
+        self.lengths = lengths.expand(len(x), *[1] * (x.ndim - 1)).clone()
+        self.velocity = torch.zeros_like(self.x) if attack.momentum else None
+        self.whole = True  # no example has been dropped: rows need no picking
+        self.result = self.x.clone()
+        self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.best: Tensor | None = None
+
+    def run(self, begin: Tensor) -> Tensor:
+        final = self.attack.keep != "last"
+        rows = torch.arange(len(self.x), device=self.x.device)
+        state = self._look(State(0, rows, begin, begin, None, None), gradient=self.steps > 0)
+        for step in range(1, self.steps + 1):
+            state = self._repack(self._keep(state))
+            if len(state.rows) == 0:
+                return self.result
+            moved = self._move(state, step)
+            if step == self.steps and not final:
+                # The last point of the papers' PGD is not looked at: a stopped example stays where it stopped.
+                self.result[state.rows] = self._unless_done(state, moved)
+                return self.result
+            new = self._look(moved, gradient=step < self.steps)
+            state = self._accept(state, new) if self.attack.backtrack else new
+        self._keep(state)
+        return self.result
+
+    def _pick(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        return tensor if self.whole else tensor[rows]
+
+    def _look(self, point: State, gradient: bool) -> State:
+        """Evaluate the objective at a point, with its gradient to the input and to nothing else."""
+        rows = None if self.whole else point.rows
+        with torch.enable_grad() if gradient else torch.no_grad():
+            x_adv = point.x_adv.detach().requires_grad_(gradient)
+            value, outputs = self.objective(x_adv, rows, point.step)
+            grad = torch.autograd.grad(value.sum(), x_adv)[0] if gradient else None
+        outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
+        return State(point.step, point.rows, x_adv.detach(), value.detach(), outputs, grad)
+
+    def _move(self, state: State, step: int) -> State:
+        assert state.grad is not None
+        rows, grad, kind = state.rows, state.grad, self.attack.ball
+        if self.velocity is not None:
+            scale = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-12).view(-1, *[1] * (grad.ndim - 1))
+            grad = self.attack.momentum * self._pick(self.velocity, rows) + grad / scale
+            self.velocity[rows] = grad
+        ahead = state.x_adv + self._pick(self.lengths, rows) * kind.steepest(grad)
+        ahead = kind.project(self._pick(self.x, rows), ahead, self._pick(self.eps, rows))
+        return replace(state, step=step, x_adv=ahead)
+
+    def _accept(self, old: State, new: State) -> State:
+        """Keep the old point where the objective fell, and shorten the step there."""
+        fell = new.value < old.value
+        wide = fell.view(-1, *[1] * (new.x_adv.ndim - 1))
+        self.lengths[new.rows] = torch.where(
+            wide, self._pick(self.lengths, new.rows) / self.attack.backtrack, self._pick(self.lengths, new.rows)
+        )
+        grad = None if new.grad is None or old.grad is None else torch.where(wide, old.grad, new.grad)
+        outputs = new.outputs
+        if isinstance(outputs, Tensor):
+            outputs = torch.where(fell.view(-1, *[1] * (outputs.ndim - 1)), old.outputs, outputs)
+        x_adv = torch.where(wide, old.x_adv, new.x_adv)
+        return State(new.step, new.rows, x_adv, torch.where(fell, old.value, new.value), outputs, grad)
+
+    def _unless_done(self, state: State, moved: State) -> Tensor:
+        if self.stop is None:
+            return moved.x_adv
+        done = self.done[state.rows].view(-1, *[1] * (moved.x_adv.ndim - 1))
+        return torch.where(done, self.result[state.rows], moved.x_adv)
+
+    def _keep(self, state: State) -> State:
+        """Write down what this point contributes to the result, and who is done."""
+        if self.stop is None and self.attack.keep == "last":
+            return state
+        rows, live = state.rows, ~self.done[state.rows]
+        # A start may lie outside ball or box (TRADES does not clip its noise), what is returned may not.
+        x_adv = state.x_adv if state.step else self.attack.ball.project(self.x, state.x_adv, self.eps)
+        if self.attack.keep == "best":
+            better = live if self.best is None else live & (state.value > self.best[rows])
+            if self.best is None:
+                self.best = torch.full((len(self.x),), -torch.inf, dtype=state.value.dtype, device=self.x.device)
+            self.best[rows[better]] = state.value[better]
+            self.result[rows[better]] = x_adv[better]
+        else:
+            self.result[rows[live]] = x_adv[live]
+        if self.stop is not None:
+            self.done[rows] |= self.stop(state)
+        return state
+
+    def _repack(self, state: State) -> State:
+        """Drop finished examples from the computation once a fair share is done."""
+        if self.stop is None:
+            return state
+        live = ~self.done[state.rows]
+        count = int(live.sum())
+        if count > (1 - self.REPACK) * len(live) and count > 0:
+            return state
+        self.whole = False
+        return state.take(live)

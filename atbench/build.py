@@ -1,0 +1,192 @@
+"""From a config node with `_target_` to an object: what may be built, what it accepts, the one place that builds."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from atbench.errors import ConfigError
+from atbench.mistakes import hint
+from atbench.typecheck import fits, spelled
+
+# Where a target may be defined. Not all of atbench: a config must not be able to call the command line or write files.
+ALLOWED = (
+    *(f"atbench.{part}" for part in ("data", "models", "attacks", "methods", "training", "evaluation", "reporting")),
+    "torch.optim",
+    "torch.nn",
+    "torchvision.models",
+    "torchvision.datasets",
+)
+# Keys of a node that the run reads itself, so that they are no arguments of the target.
+READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
+_OURS = frozenset({"_target_", "_partial_", "about"})
+_TRUSTED = "ATBENCH_TRUSTED"
+_NOT_THE_USERS = tuple(
+    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def trust(*folders: Path) -> None:
+    """Let targets be defined in Python files under these folders, and make them importable.
+
+    Kept in the environment: the workers of a launcher or of torch are fresh processes that inherit nothing else.
+    """
+    known = trusted()
+    for folder in (path.resolve() for path in folders):
+        if folder not in known:
+            known.append(folder)
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    os.environ[_TRUSTED] = os.pathsep.join(str(folder) for folder in known)
+
+
+def trusted() -> list[Path]:
+    """The folders whose Python files the user vouches for."""
+    return [Path(folder) for folder in os.environ.get(_TRUSTED, "").split(os.pathsep) if folder]
+
+
+def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
+    """Build what `node` names, from its own keys and what the program gives by name.
+
+    Args:
+        node: a resolved config node with `_target_`; `about` and the keys of READ_BY_RUN are dropped, nested nodes with
+            `_target_` are built first, and `_partial_: true` gives a `functools.partial` instead of an object.
+        path: where the node lies in the configuration ("method"), for the messages.
+        given: arguments that only the program has, such as the model and the attack.
+
+    Raises ConfigError, naming the key and a near miss, for a target that may not be built, an unknown, missing or
+    doubly given argument, and a value that does not fit the argument's annotation.
+    """
+    # Our own few lines rather than hydra.utils.instantiate: they know the path of the node and the signature, so that a
+    # mistake gets one line with a near miss, and no allow-list hangs on a keyword that Hydra keeps renaming.
+    target = checked(node, path, given)
+    arguments = {key: _value(value, f"{path}.{key}") for key, value in _options(node, path).items()}
+    if node.get("_partial_"):
+        return functools.partial(target, **arguments, **given)
+    _all_there(target, {*arguments, *given}, path)
+    return target(**arguments, **given)
+
+
+def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> Callable[..., Any]:
+    """The target of `node`, once every key of the node is known to be an argument of it that fits. Builds nothing."""
+    target = locate(str(node["_target_"]), f"{path}._target_")
+    parameters = _parameters(target)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    options = _options(node, path)
+    for name, value in {**dict.fromkeys(given), **options}.items():
+        if name in given and name in options:
+            raise ConfigError(f"{path}.{name}", value, "the program gives this argument itself", "leave it out")
+        if name not in named and not open_ended:
+            what = f"{target.__name__} takes no '{name}'"
+            raise ConfigError(
+                f"{path}.{name}", options.get(name, "given by the program"), what, hint(name, named - set(given))
+            )
+        if name in named and name in options and not fits(value, parameters[name], target):
+            what = f"{target.__name__} wants {spelled(parameters[name], target)}"
+            raise ConfigError(f"{path}.{name}", repr(value), what, "correct the value")
+    return target
+
+
+def locate(name: str, key: str) -> Callable[..., Any]:
+    """The class or function called `name`. Raises ConfigError if there is none, or none that a config may build."""
+    root = name.partition(".")[0]
+    if root not in {place.partition(".")[0] for place in ALLOWED} and not _is_the_users(root):
+        # Before the import, because importing a module already runs it.
+        raise _forbidden(name, key)
+    found = _import(name, key)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise ConfigError(key, name, "is neither a class nor a function", "name one")
+    # On the object, not the name: an alias inside an allowed module (`...digits.Path`) would pass a test of the name.
+    home = found.__module__
+    if not any(home == place or home.startswith(place + ".") for place in ALLOWED) and not _is_the_users(home):
+        raise _forbidden(name, key)
+    return found
+
+
+def _import(name: str, key: str) -> Any:
+    """The object at a dotted name, importing the longest module in it. Errors inside the user's module pass through."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+                raise  # the module is there, and what it imports is not
+            continue
+        found: Any = module
+        for position, part in enumerate(parts[cut:], start=cut):
+            if not hasattr(found, part):
+                where = ".".join(parts[:position])
+                raise ConfigError(
+                    key, name, f"{where} has no '{part}'", hint(part, [n for n in dir(found) if n[0] != "_"])
+                )
+            found = getattr(found, part)
+        return found
+    raise ConfigError(key, name, "there is no such module", "write package.module.Class")
+
+
+def _forbidden(name: str, key: str) -> ConfigError:
+    fix = f"use one of {', '.join(ALLOWED)}, or a Python file in the current folder or beside --config-dir"
+    return ConfigError(key, name, "a configuration may not build this", fix)
+
+
+def _is_the_users(module_name: str) -> bool:
+    """Whether the file of a module (found, not imported, where it is a top-level name) lies in a trusted folder."""
+    module = sys.modules.get(module_name)
+    spec = module.__spec__ if module is not None else importlib.util.find_spec(module_name.partition(".")[0])
+    origin = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
+    if origin is None and spec is not None and spec.submodule_search_locations:
+        origin = next(iter(spec.submodule_search_locations))  # a folder without __init__.py
+    if origin is None or module_name.partition(".")[0] == "atbench":
+        return False
+    file = Path(origin).resolve()
+    # A virtual environment inside the current folder holds everybody's code, not the user's.
+    if any(file.is_relative_to(place) for place in _NOT_THE_USERS):
+        return False
+    return any(file.is_relative_to(folder) for folder in trusted())
+
+
+def _options(node: Mapping[str, Any], path: str) -> dict[str, Any]:
+    dropped = _OURS | READ_BY_RUN.get(path, frozenset())
+    return {str(key): value for key, value in node.items() if key not in dropped}
+
+
+def _value(value: Any, path: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, path)
+        return {key: _value(inner, f"{path}.{key}") for key, inner in value.items()}
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes)):
+        return [_value(inner, f"{path}.{position}") for position, inner in enumerate(value)]
+    return value
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:  # a class written in C tells nothing of its arguments: it checks them itself
+        return {"": inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _all_there(target: Callable[..., Any], names: set[str], path: str) -> None:
+    for name, parameter in _parameters(target).items():
+        positional = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if positional and parameter.default is parameter.empty and name not in names:
+            raise ConfigError(
+                f"{path}.{name}", "nothing", f"{target.__name__} needs '{name}'", f"write +{path}.{name}=..."
+            )

@@ -1,0 +1,282 @@
+"""The command line: five verbs, what becomes of a mistake, and the exit code. Hydra and torch wait to be needed.
+
+`train` and `eval` are Hydra applications, so overrides, `-m` sweeps, `--cfg job`, `--config-dir` and shell completion
+are Hydra's; the other verbs are plain argparse. Every expected failure ends in one line on stderr:
+`error: key: value — why; what to do`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from atbench import __version__, catalog
+from atbench.commandline import Line, parse, target_first
+from atbench.errors import AtbenchError, ConfigError, Interrupted
+from atbench.mistakes import hint, is_composition, refusal
+
+USAGE = """\
+atbench: adversarial training, one formula at a time
+
+  atbench train [key=value ...]         train and evaluate      atbench train dataset=digits method=trades seed=1
+  atbench train -m key=a,b [...]        every combination       atbench train -m method=pgd_at,trades seed=0,1,2
+  atbench train resume=RUN              go on with a run
+  atbench eval RUN [key=value ...]      attack a trained model  atbench eval runs/NAME eval.restarts=5
+  atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
+  atbench list [KIND]                   what to choose from     atbench list methods --survey
+  atbench doctor                        what this machine has and lacks
+
+`atbench VERB --help` says more; `atbench train --cfg job` shows a configuration without running it.
+Tab completion: eval "$(atbench train -sc install=bash)"     Full tracebacks: HYDRA_FULL_ERROR=1
+"""
+VERBS = ("train", "eval", "report", "list", "doctor")
+_ENTRY = {"train": "train", "eval": "evaluate"}  # verb -> function of atbench.run
+_TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the workers of a launcher
+_COMPLETION = ("-sc", "--shell-completion")
+
+
+class _Leave(BaseException):
+    """Carries an exception out of a Hydra job: Hydra holds back what is an Exception, and adds lines of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Jobs:
+    """What the jobs of this call have come to, in this process."""
+
+    started: int
+    failures: list[BaseException]
+    full_tracebacks: bool  # what the user set: the variable itself is then ours, to make Hydra raise
+
+    def __init__(self) -> None:
+        self.started, self.failures = 0, []
+        self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
+
+
+_jobs = _Jobs()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Leaves `sys.argv`, `sys.path` and the environment as they were."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _jobs.__init__()  # type: ignore[misc]
+    with _restored():
+        try:
+            return _dispatch(words)
+        except SystemExit as leave:  # argparse and Hydra end --help this way
+            return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        except KeyboardInterrupt:
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `atbench list | head`: the reader has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except _Leave as job:
+            return _failed(job.error)
+        except Exception as error:
+            return _failed(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"atbench {__version__}")
+        return 0
+    if words[0] in _COMPLETION:
+        return _complete(words)
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise ConfigError("atbench", verb, "there is no such verb", hint(verb, VERBS))
+    if verb in _ENTRY:
+        return _hydra(verb, rest, words)
+    return {"report": _report, "list": _list, "doctor": _doctor}[verb](rest)
+
+
+def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
+    """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
+    line = parse(rest)
+    if verb == "eval" and "--shell-completion" not in line.options:
+        target_first(line)
+    if line.config_dir is not None and not line.config_dir.is_dir():
+        raise ConfigError("--config-dir", line.config_dir, "there is no such folder", "correct the path")
+    if "--multirun" in line.options and "RANK" in os.environ:
+        raise ConfigError(
+            "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
+        )
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    from atbench import config, sweep
+
+    config.remember_typed(words)
+    config.trust(Path.cwd(), *([line.config_dir.parent] if line.config_dir else []))
+    config.register()
+    sweep.forget()
+    folders = [catalog.conf_dir(), *([line.config_dir] if line.config_dir else [])]
+    # Hydra shows its program's name, and looks it up for completion; with the flag it raises instead of exiting.
+    sys.argv = ["atbench", *line.words()]
+    os.environ[_TRACEBACKS], os.environ["HYDRA_FULL_ERROR"] = str(int(_jobs.full_tracebacks)), "1"
+    GlobalHydra.instance().clear()
+    try:
+        _application(verb)()
+    except Exception as error:
+        composing = not _jobs.started and is_composition(error)
+        if composing or isinstance(error, ConfigError):
+            sweep.withdraw()
+        if not composing:
+            raise
+        raise refusal(error, [verb, *line.words()], functools.partial(catalog.options, folders=folders)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def _application(verb: str) -> Any:
+    """The job of a verb as a Hydra application."""
+    import hydra
+
+    # Hydra 1.4 has one behaviour and warns of the argument that 1.3 needs to choose it.
+    old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+    version = {"version_base": "1.3"} if old else {}
+    return hydra.main(config_path=str(catalog.conf_dir()), config_name=verb, **version)(
+        {"train": _train, "eval": _eval}[verb]
+    )
+
+
+def _train(cfg: Any) -> float:
+    return _job("train", cfg)
+
+
+def _eval(cfg: Any) -> float:
+    return _job("eval", cfg)
+
+
+def _job(verb: str, cfg: Any) -> float:
+    """One job; returns what a sweeper optimises. In a sweep a failure is told at once, and the next job still runs."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from atbench import config
+
+    config.trust(*config.trusted())  # the worker of a launcher is a fresh process
+    settings = HydraConfig.get()
+    many = settings.mode == RunMode.MULTIRUN
+    _jobs.started += 1
+    if many:
+        print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
+    try:
+        return float(getattr(importlib.import_module("atbench.run"), _ENTRY[verb])(cfg))
+    except Exception as error:
+        if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
+            raise _Leave(error) from error  # a signal ends the sweep as well
+        _tell(error)
+        _jobs.failures.append(error)
+        raise
+
+
+def _failed(error: BaseException) -> int:
+    """Show what went wrong, unless the sweep has shown it already, and return the exit code."""
+    if any(error is failure for failure in _jobs.failures):
+        print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
+    else:
+        _tell(error)
+    return error.exit_code if isinstance(error, AtbenchError) else 1
+
+
+def _tell(error: BaseException) -> None:
+    """One line for what is expected, a traceback for what is not. Of a bad config the first rank speaks for all."""
+    rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, ConfigError) and rank > 0:
+        return
+    if not isinstance(error, AtbenchError) or _jobs.full_tracebacks:
+        traceback.print_exception(error)
+    if isinstance(error, AtbenchError):
+        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+
+
+def _complete(words: list[str]) -> int:
+    """Answer the shell. Hydra's script calls the bare program, with the line in COMP_LINE: the verb is cut out here."""
+    if "query=bash" not in words and "query=fish" not in words:
+        return _hydra("train", words, words)  # install, uninstall
+    program, _, typed = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    verb, space, rest = typed.lstrip().partition(" ")
+    if not space:
+        print(" ".join(name for name in VERBS if name.startswith(verb)))
+    elif verb == "list":
+        print(" ".join(name for name in catalog.KINDS if name.startswith(rest)))
+    elif verb in _ENTRY:
+        # A run before the word that is being completed is no override; Hydra would give up on the line.
+        whole, blank, last = rest.rpartition(" ")
+        known = Line(overrides=whole.split())
+        if verb == "eval":
+            target_first(known)
+        os.environ["COMP_LINE"] = " ".join([program, *known.overrides, last]) if blank else f"{program} {last}"
+        return _hydra(verb, words, words)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, "arguments", message, f"see `{self.prog} --help`")
+
+
+def _report(words: list[str]) -> int:
+    parser = _Parser("atbench report", description="Write the report of a run, or compare several.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write; default: into the run, or ./comparison"
+    )
+    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
+    given = parser.parse_intermixed_args(words)
+    return int(importlib.import_module("atbench.reporting.report").main(given.runs, given.out, given.json))
+
+
+def _list(words: list[str]) -> int:
+    parser = _Parser("atbench list", description="What there is to choose from.")
+    parser.add_argument(
+        "kind", nargs="?", metavar="KIND", help=f"one of {', '.join(catalog.KINDS)}; without it, the kinds"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--survey", action="store_true", help="only what the survey (Bai et al. 2021) names")
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of configs of your own, listed as well"
+    )
+    given = parser.parse_intermixed_args(words)
+    if given.config_dir is not None and not given.config_dir.is_dir():
+        raise ConfigError("--config-dir", given.config_dir, "there is no such folder", "correct the path")
+    folders = [catalog.conf_dir(), *([given.config_dir] if given.config_dir else [])]
+    return catalog.show(given.kind, folders, given.json, given.survey)
+
+
+def _doctor(words: list[str]) -> int:
+    parser = _Parser("atbench doctor", description="What this machine has and lacks.")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
+    given = parser.parse_args(words)
+    return int(importlib.import_module("atbench.doctor").main(given.runs, given.json))
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Put back what a verb changes of the process, so that a caller in the same process can go on."""
+    argv, path, environment = sys.argv, list(sys.path), dict(os.environ)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        os.environ.clear()
+        os.environ.update(environment)

@@ -1,0 +1,222 @@
+"""The configuration: schema of the run-level keys, fractions, what was typed; offers `build` and `check`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atbench.build import build, trust, trusted
+from atbench.checks import check
+from atbench.errors import ConfigError
+from atbench.mistakes import interpolation
+
+__all__ = [
+    "EvalConfig",
+    "TrainConfig",
+    "as_fraction",
+    "as_typed",
+    "build",
+    "check",
+    "plain",
+    "register",
+    "resolve",
+    "trust",
+    "trusted",
+]
+
+Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
+_FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+_TEXTS = frozenset({"name", "runs", "resume", "device", "target"})  # run-level keys where a/b is a path
+_ARGV = "ATBENCH_ARGV"
+
+
+@dataclass
+class Precision:
+    """fp32 or bf16, apart for the search and for the update."""
+
+    attack: str = "fp32"
+    update: str = "fp32"
+
+
+@dataclass
+class Pool:
+    """`labelled`: share of the training split that keeps labels (null: all); `fraction`: the rest's in a batch."""
+
+    labelled: Optional[Number] = None
+    fraction: Number = 0.0
+
+
+@dataclass
+class Selection:
+    """The best checkpoint is the best of PGD-`steps` on `n` held-out examples, measured `every` so many epochs."""
+
+    steps: int = 10
+    n: int = 1000
+    every: int = 1
+
+
+@dataclass
+class Checkpoint:
+    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not)."""
+
+    minutes: Number = 5.0
+    steps: Optional[int] = None
+
+
+@dataclass
+class Training:
+    """The section `train`; a recipe fills it, the command line wins.
+
+    `groups` overrides optimizer and schedule by parameter group; `decay` is what weight decay acts on: `all`
+    parameters, or `weights` without biases and normalisation.
+    """
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    decay: str = "all"
+    groups: dict[str, Any] = field(default_factory=dict)
+    clip_norm: Optional[Number] = None
+    label_smoothing: Number = 0.0
+    precision: Precision = field(default_factory=Precision)
+    channels_last: Any = "auto"
+    pool: Pool = field(default_factory=Pool)
+    selection: Selection = field(default_factory=Selection)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    minutes: Optional[Number] = None
+    augment: bool = True
+
+
+@dataclass
+class TrainConfig:
+    """All that `atbench train` reads; the groups are nodes of their own files."""
+
+    seed: int = 0
+    device: str = "auto"
+    threads: Optional[int] = None
+    name: Optional[str] = None
+    runs: str = "runs"
+    resume: Optional[str] = None
+    dataset: Any = MISSING
+    model: Any = MISSING
+    attack: Any = MISSING
+    method: Any = MISSING
+    recipe: Any = None
+    train: Training = field(default_factory=Training)
+    plus: dict[str, Any] = field(default_factory=dict)
+    eval: Any = MISSING
+    logger: Any = MISSING
+    experiment: Any = None
+
+
+@dataclass
+class EvalConfig:
+    """All that `atbench eval` reads; data set and model come from the run unless they are named."""
+
+    target: str = MISSING
+    which: list[str] = field(default_factory=list)
+    seed: int = 0
+    device: str = "auto"
+    threads: Optional[int] = None
+    runs: str = "runs"
+    dataset: Any = None
+    model: Any = None
+    eval: Any = MISSING
+
+
+def register() -> None:
+    """Make the schemas and `${times:a,b}` known to Hydra; as often as one likes."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig, package="_global_")
+    store.store(name="eval_schema", node=EvalConfig, package="_global_")
+    # omegaconf 2.4, which comes with Hydra 1.4, gives this function a name that was another function's until then.
+    renamed = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
+    learn: Callable[..., None] = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    learn("times", _times, replace=True)
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """The configuration as plain values, read-only: interpolations followed, fractions floats, unknown keys refused.
+
+    Raises ConfigError for a value that was never given and for an interpolation that leads nowhere.
+    """
+    register()
+    try:
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError(key, "???", "has to be given", f"write {key}=...")
+        values = _tree(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise interpolation(error, _tree(cfg, resolve=False)) from error
+    result = OmegaConf.create({key: value if key in _TEXTS else _floats(value) for key, value in values.items()})
+    OmegaConf.set_struct(result, True)
+    OmegaConf.set_readonly(result, True)
+    return result
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A resolved configuration as dicts, lists and scalars, fit for JSON, YAML and checkpoints."""
+    return _tree(cfg, resolve=True)
+
+
+def as_fraction(value: float) -> str:
+    """A number as people write it: short decimals as they are, multiples of 1/255 as "8/255 (0.0314)"."""
+    if abs(value - round(value, 3)) < 1e-12:
+        return f"{value:.4g}"
+    levels = value * 255
+    if 0 < abs(levels) <= 255 and abs(levels - round(levels)) < 1e-6:
+        return f"{round(levels)}/255 ({value:.3g})"
+    return f"{value:.4g}"
+
+
+def remember_typed(argv: list[str]) -> None:
+    """Note what the user typed. In the environment, so that a launcher's worker knows it as well."""
+    os.environ[_ARGV] = json.dumps(argv)
+
+
+def as_typed() -> list[str]:
+    """The words that the user typed after `atbench`, unchanged; empty where the program was not started from a line."""
+    return [str(word) for word in json.loads(os.environ.get(_ARGV, "[]"))]
+
+
+def _tree(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
+    values = OmegaConf.to_container(cfg, resolve=resolve)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _floats(value: Any) -> Any:
+    """`value` with every text that is a fraction replaced by its float, except in what is only told about an option."""
+    if isinstance(value, Mapping):
+        return {key: inner if key == "about" else _floats(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_floats(inner) for inner in value]
+    return _float(value) if isinstance(value, str) and _FRACTION.fullmatch(value) else value
+
+
+def _float(value: float | str) -> float:
+    found = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return float(value)
+    if float(found[2]) == 0:
+        raise ConfigError("fraction", value, "divides by zero", "correct the number")
+    return float(found[1]) / float(found[2])
+
+
+def _times(first: float | str, second: float | str) -> float:
+    try:
+        return _float(first) * _float(second)
+    except ValueError as error:
+        raise ConfigError(
+            "times", f"{first}, {second}", "is not a pair of numbers", "write numbers or fractions"
+        ) from error

@@ -1,0 +1,61 @@
+"""Augmentation of whole batches on the device, with its inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atbench.rng import Draws
+
+
+@dataclass(frozen=True)
+class View:
+    """The crop and flip of each example: `top`, `left` (B,) offsets into the canvas padded by `pad`, `flip` (B,) booleans."""
+
+    pad: int
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+    def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Row (B, H, 1) and column (B, 1, W) of the padded canvas that each pixel of the view shows."""
+        rows = torch.arange(height, device=self.top.device)[None, :] + self.top[:, None]
+        columns = torch.arange(width, device=self.top.device)[None, :].expand(len(self.top), -1)
+        columns = torch.where(self.flip[:, None], width - 1 - columns, columns) + self.left[:, None]
+        return rows[:, :, None], columns[:, None, :]
+
+    def apply(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) → the same shape: zero-pad by `pad`, crop at (top, left), flip."""
+        batch, _, height, width = images.shape
+        canvas = F.pad(images, [self.pad] * 4)
+        rows, columns = self._pixels(height, width)
+        picked = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
+        return picked.permute(0, 3, 1, 2).contiguous()
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v` inside."""
+        batch, channels, height, width = images.shape
+        canvas = images.new_zeros(batch, height + 2 * self.pad, width + 2 * self.pad, channels)
+        rows, columns = self._pixels(height, width)
+        canvas[torch.arange(batch, device=images.device)[:, None, None], rows, columns] = images.permute(0, 2, 3, 1)
+        inner = canvas[:, self.pad : self.pad + height, self.pad : self.pad + width]
+        return inner.permute(0, 3, 1, 2).contiguous()
+
+
+class PadCropFlip:
+    """The field's standard augmentation: zero-pad by `pad`, random crop to the old size, horizontal flip with probability ½."""
+
+    def __init__(self, pad: int, flip: bool) -> None:
+        self.pad, self.flip = pad, flip
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
+        """Augmented images and the view that made them; `rng` gives each example's crop and flip."""
+        # One draw of three numbers an example, whatever is switched on: turning the flip off leaves the crops as they were.
+        unit = (rng.uniform(torch.empty(len(images), 3, dtype=torch.float64, device=images.device)) + 1) / 2
+        offsets = (unit[:, :2] * (2 * self.pad + 1)).long().clamp_(max=2 * self.pad)
+        flip = (unit[:, 2] < 0.5) & self.flip
+        view = View(self.pad, offsets[:, 0], offsets[:, 1], flip)
+        return view.apply(images), view

@@ -1,0 +1,40 @@
+"""The embedded data set: scikit-learn's 1,797 real 8×8 images of handwritten digits (UCI Optical Recognition, Alpaydin & Kaynak)."""
+
+from __future__ import annotations
+
+import torch
+
+from atbench.data.splits import Images, Source, stratified
+
+TEST, VALIDATION, SPLIT_SEED = 450, 200, 0
+
+
+def digits() -> Source:
+    """Digits with a fixed stratified split: 450 test images, the other 1,347 to train on, of which a run holds out 200.
+
+    There is no official split of this file; ours is fixed by SPLIT_SEED and never changes with a run's seed. Grey levels 0..16
+    become 0..255, so that ε is in the usual [0, 1] scale.
+    """
+    images, labels = _load()
+    test, train = stratified(labels, (TEST,), SPLIT_SEED)
+
+    def load_test() -> Images:
+        return Images(images[test], labels[test])
+
+    return Source(
+        name="digits",
+        train=Images(images[train], labels[train]),
+        test=load_test,
+        classes=tuple(str(k) for k in range(10)),
+        mean=(0.305,),
+        std=(0.376,),
+        validation=VALIDATION,
+    )
+
+
+def _load() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits  # half a second to import: only where it is used
+
+    raw = load_digits()
+    images = torch.from_numpy(raw.images).mul(255 / 16).round().to(torch.uint8)
+    return images[:, None], torch.from_numpy(raw.target).to(torch.int64)

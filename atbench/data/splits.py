@@ -1,0 +1,104 @@
+"""Images and labels as tensors, and the fixed split of what may be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: `x` uint8 (N, C, H, W), `y` int64 (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.x.to(device), self.y.to(device))
+
+    def take(self, index: Tensor) -> Images:
+        return Images(self.x[index], self.y[index])
+
+    def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images `index` as floats in [0, 1]."""
+        return self.x[index].to(dtype).div_(255)
+
+    def sha256(self) -> str:
+        """Checksum of pixels, labels and their shape."""
+        digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
+        digest.update(self.x.cpu().numpy().tobytes())
+        digest.update(self.y.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it comes from its makers: everything that may be trained on, and a test split behind a function.
+
+    `test` is called by evaluation alone: training never holds a reference to test data. `mean` and `std` are the
+    normalisation of [0, 1] pixels that networks apply inside.
+    """
+
+    name: str
+    train: Images
+    test: Callable[[], Images]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    validation: int
+
+    def __post_init__(self) -> None:
+        check(self.name, self.train, len(self.classes))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.train.x.shape[1:]
+        return int(channels), int(height), int(width)
+
+
+def check(name: str, images: Images, classes: int) -> None:
+    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and every class has an example."""
+    x, y = images.x, images.y
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise DataError(name, f"{x.dtype} {tuple(x.shape)}", "images must be uint8 of shape (N, C, H, W)", "convert them")
+    if y.dtype != torch.int64 or len(y) != len(x):
+        raise DataError(name, f"{y.dtype} ({len(y)},)", f"labels must be int64, one for each of {len(x)} images", "convert them")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise DataError(name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file")
+    empty = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(name, f"class {empty[0]}", "has no example to train on", "drop the class or add examples")
+
+
+def stratified(y: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
+    """Disjoint index sets of the given sizes, each with every class in proportion, and the rest as a last set.
+
+    Sizes are met exactly: each class gives its proportion rounded down, and what is missing comes from the classes with the
+    largest remainders. Deterministic in (y, sizes, seed).
+    """
+    labels = y.cpu().numpy()
+    rng = np.random.default_rng(seed)
+    order = {k: rng.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)}
+    taken = dict.fromkeys(order, 0)
+    parts = []
+    for size in sizes:
+        exact = {k: size * len(rows) / len(labels) for k, rows in order.items()}
+        count = {k: int(share) for k, share in exact.items()}
+        for k in sorted(order, key=lambda k: count[k] - exact[k])[: size - sum(count.values())]:
+            count[k] += 1
+        parts.append(np.concatenate([rows[taken[k] : taken[k] + count[k]] for k, rows in order.items()]))
+        taken = {k: taken[k] + count[k] for k in order}
+    parts.append(np.concatenate([rows[taken[k] :] for k, rows in order.items()]))
+    return [torch.from_numpy(np.sort(part)) for part in parts]

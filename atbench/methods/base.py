@@ -1,0 +1,244 @@
+"""The contract of a method: which objective the attack maximises, which loss the update minimises, and what is remembered.
+
+Most methods are `perturb` and `loss`. What the others need is below, each with the promise that the trainer keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks.ball import Radius
+from atbench.attacks.search import Stop as StopRule
+from atbench.data import Batch, TrainData
+from atbench.models import bn_mode, untouched
+from atbench.rng import Draws, generator
+
+
+class Loss(NamedTuple):
+    """What `loss` returns: the scalar to minimise, and named detached terms for the record.
+
+    The term `accuracy`, if there, is the share of right predictions on what the method trains on.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass
+class Clock:
+    """Where training stands. The trainer sets it; methods read it, and write schedules as functions of `fraction`."""
+
+    epochs: int = 1
+    steps: int = 1  # per epoch
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    round: int = 0  # within the batch
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def fraction(self) -> float:
+        """Share of training done before this step, in [0, 1)."""
+        return (self.epoch * self.steps + self.step) / (self.epochs * self.steps)
+
+
+@dataclass
+class Round:
+    """One use of a loaded batch.
+
+    The trainer replaces `batch` by `perturb(batch)` if `perturb`; computes the loss and its gradient; updates the parameters
+    if `step`, and lets gradients accumulate towards the next round's update otherwise; then calls `commit(batch)`.
+    """
+
+    batch: Batch
+    perturb: bool = True
+    step: bool = True
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End training after this epoch."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Remember the current state of `model` and `optimizer` under a name (a file beside the checkpoints)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Go back to a kept state, in the parts named (`model`, `optimizer`); the clock goes on."""
+
+    name: str
+    parts: tuple[str, ...] = ("model", "optimizer")
+
+
+Decision = Stop | Keep | Restore
+
+
+class Validate(Protocol):
+    """Accuracy on the held-out part of the training data under the run's attack with some settings replaced."""
+
+    def __call__(self, **changes: Any) -> float: ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `on_epoch` is told: the epoch's row of metrics, and a way to measure more on the held-out part."""
+
+    row: dict[str, Any]
+    validate: Validate
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run to be trained first, by the same trainer under the same recipe.
+
+    method: a `method` node (at least `_target_`); epochs: share of the run's epochs; offset: added to the run's seed;
+    model: changes to the `model` node (`{"members": 1}`).
+    """
+
+    method: dict[str, Any]
+    epochs: float = 1.0
+    offset: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base of all methods. As it stands it is PGD adversarial training without a loss: subclasses write `loss`.
+
+    Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves and
+    restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient counts goes
+    through the wrapper. `perturb`, `loss` and `rounds` write no state that outlives the batch, for either may run more than once
+    for one update; `commit` does.
+    """
+
+    #: Values depend on the whole batch: rows cannot be dropped, and several processes differ from one with the joint batch.
+    coupled = False
+    #: The loss differentiates a gradient: fp32, uncompiled.
+    second_order = False
+    #: One update accumulates over several rounds: a weight perturbation has no place to stand.
+    accumulates = False
+
+    def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
+        super().__init__()
+        self.model, self.attack = model, attack
+        self.clock = Clock()
+        self.label_smoothing = 0.0
+
+    # The two functions that most methods are.
+
+    def perturb(self, batch: Batch) -> Batch:
+        """The inner maximisation; by default max_δ CE(f(x+δ), y) with the configured attack."""
+        return batch.having(self.search(Objective(self.model, cross_entropy, batch.y), batch.x))
+
+    def loss(self, batch: Batch) -> Loss:
+        """The outer minimisation, over one perturbed batch."""
+        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.loss(batch)
+
+    # State.
+
+    def setup(self, data: TrainData) -> None:
+        """Allocate tables and streams. Runs at every start, before state is loaded; must be cheap."""
+
+    def stage0(self) -> dict[str, Stage]:
+        """Runs to train first, by name; kept under the run, each with its own resume."""
+        return {}
+
+    def begin(self, stages: dict[str, nn.Module]) -> None:
+        """Take over the networks that `stage0` asked for. Not called on resume: what is needed later belongs in the state."""
+
+    def commit(self, batch: Batch) -> None:
+        """Write state, once a round, after the update. Write gathered values, so that all processes agree."""
+
+    def rounds(self, batch: Batch) -> Iterator[Round]:
+        """How often one loaded batch is used; the trainer exhausts it before the next batch."""
+        yield Round(batch)
+
+    def on_epoch(self, report: Report) -> Decision | None:
+        """Called after each epoch with the validation figures, the same on every process."""
+        return None
+
+    def groups(self) -> dict[str, nn.Module]:
+        """One optimizer and schedule a name. What is in no group is not trained, clipped, averaged or perturbed."""
+        return {"model": self.model}
+
+    def floor(self, steps: int) -> float | None:
+        """Least cost of one batch in forward passes for an attack of `steps` steps; None where it depends on the data."""
+        return None
+
+    # What they are given.
+
+    def rng(self, stream: str = "search") -> Draws:
+        """Random numbers for this step and round: a fresh generator at every call, joint over processes."""
+        clock = self.clock
+        source = generator(self.device, clock.seed, stream, clock.epoch, clock.step, clock.round)
+        return Draws(source, clock.rank, clock.world)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the method's parameters are."""
+        return next(self.parameters()).device
+
+    @contextmanager
+    def crafting(self) -> Iterator[None]:
+        """A block in which all networks are in the attack's mode (`attack.bn`), frozen, and restored afterwards."""
+        with untouched(self), bn_mode(self, self.attack.bn):
+            yield
+
+    def search(
+        self,
+        objective: Objective,
+        x: Tensor,
+        *,
+        start: Tensor | None = None,
+        eps: Radius | None = None,
+        step_size: Radius | None = None,
+        steps: int | None = None,
+        stop: StopRule | None = None,
+        stream: str = "search",
+    ) -> Tensor:
+        """Run the configured attack with the networks in its mode and everything restored afterwards."""
+        options: dict[str, Any] = {"start": start, "eps": eps, "step_size": step_size, "steps": steps, "stop": stop}
+        with self.crafting():
+            return self.attack(objective, x, rng=self.rng(stream), **options)
+
+    def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """softmax(f(x)) in the attack's mode, without gradient: what KL-type attacks compare to."""
+        with torch.no_grad(), self.crafting():
+            return (network or self.model)(x).softmax(dim=1)
+
+    def risk(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The outer classification loss, (B,): cross-entropy with the run's label smoothing. Attacks use plain cross-entropy."""
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all processes in the order of the joint batch; the tensor itself on a single process."""
+        if self.clock.world == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.clock.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of right predictions, detached; `y` class indices or soft labels."""
+    labels = y if y.ndim == 1 else y.argmax(dim=1)
+    return (logits.detach().argmax(dim=1) == labels).float().mean()

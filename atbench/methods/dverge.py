@@ -1,0 +1,123 @@
+"""DVERGE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from atbench.attacks import GradientAttack, Objective
+from atbench.data import Batch, Stream, TrainData
+from atbench.errors import ConfigError
+from atbench.methods.base import Loss, Method, Round, Stage, accuracy
+from atbench.models import Ensemble, Network
+from atbench.rng import generator
+
+
+class Dverge(Method):
+    """DVERGE (Yang et al. 2020, NeurIPS, arXiv 2009.14720): member i minimises Σ_{j≠i} CE(f_i(x'_j), y), x'_j what fools member j.
+
+    Inner, for each member j: feature distillation x'_j = argmin_{‖z − x‖∞ ≤ ε} MSE(f_j^l(z), f_j^l(x_s)), so that x'_j looks like x
+    and holds the non-robust features that j sees in x_s, an image of a second, independent shuffle, whatever its label.
+    From z = x by steps along the sign of a momentum of ∇/‖∇‖₁. Layer l is drawn once an epoch for all members, among the outputs of
+    the stages before pooling (they end before an activation) and the logits. Outer: all x'_j from one snapshot, then one update a
+    member, each x'_j in a forward of its own; no clean term. Members begin as networks trained on clean images for a whole run each.
+    The run's `attack` serves validation and evaluation; its `bn` is the mode in which images are distilled.
+    Cost: M·(2k + 1) passes of a member up to layer l and 3·M·(M − 1) whole ones a batch.
+
+    Source: zjysteven/DVERGE, train/train_dverge.py and distillation.py; ε = 0.07 with M = 3, on ResNet-20 and CIFAR-10. Its target
+    features are recomputed at every step; in train mode only the running statistics notice, here they see x_s once.
+    Known weaknesses: members stop sharing vulnerabilities, so attacks transfer less, but there is next to nothing left under a
+    white-box attack at 8/255 (from memory), and no AutoAttack figure is known; the authors warn of a high variance from run to run
+    and blame the drawn layer. With adversarial training on top it is another method.
+
+    Args:
+        distill_eps: ε of the distillation, L∞ whatever the run's norm.
+        distill_step, distill_steps: its step size, and k.
+        momentum: its momentum, 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attack: GradientAttack,
+        distill_eps: float,
+        distill_step: float,
+        distill_steps: int = 10,
+        momentum: float = 1.0,
+    ) -> None:
+        super().__init__(model, attack)
+        networks(model)  # refuses what is no ensemble
+        self.distillation = GradientAttack(
+            "linf", distill_eps, distill_steps, distill_step, start="zero", bn=attack.bn, momentum=momentum
+        )
+        self.stream: Stream | None = None
+
+    @property
+    def members(self) -> list[Network]:
+        """The networks of the ensemble."""
+        return networks(self.model)
+
+    def setup(self, data: TrainData) -> None:
+        self.stream = data.stream("dverge", data.batch_size - data.extra_size)
+
+    def stage0(self) -> dict[str, Stage]:
+        standard = {"_target_": "atbench.methods.standard.Standard"}
+        # A seed of its own for each: members that begin alike would share all their vulnerabilities.
+        return {f"member{i}": Stage(standard, offset=i + 1, model={"members": 1}) for i in range(len(self.members))}
+
+    def begin(self, stages: dict[str, nn.Module]) -> None:
+        for i, member in enumerate(self.members):
+            member.load_state_dict(stages[f"member{i}"].state_dict())
+
+    @property
+    def layer(self) -> int:
+        """This epoch's l: a stage before the last one, which pools, or, in that one's place, the logits."""
+        source = generator("cpu", self.clock.seed, "dverge-layer", self.clock.epoch)
+        return int(torch.randint(self.members[0].depth, (), generator=source))
+
+    def perturb(self, batch: Batch) -> Batch:
+        assert self.stream is not None, "setup(data) comes first"
+        other = self.stream.batch(self.clock.epoch, self.clock.step).x
+        return batch.having(distilled=[self._distill(member, batch.x, other) for member in self.members])
+
+    def _distill(self, member: Network, x: Tensor, other: Tensor) -> Tensor:
+        """x' near `x` with the features that `member` sees in `other`."""
+        layer = self.layer
+
+        def network(z: Tensor) -> Tensor:
+            return member(z) if layer == member.depth - 1 else member.features(z, upto=layer)
+
+        with self.crafting():
+            with torch.no_grad():
+                target = network(other)
+            return self.distillation(Objective(network, closeness, target), x)
+
+    def rounds(self, batch: Batch) -> Iterator[Round]:
+        first = Round(batch.having(member=0))
+        yield first
+        for i in range(1, len(self.members)):
+            yield Round(first.batch.having(member=i), perturb=False)
+
+    def loss(self, batch: Batch) -> Loss:
+        i = batch.aux["member"]
+        logits = [self.members[i](x) for j, x in enumerate(batch.aux["distilled"]) if j != i]
+        total = torch.stack([self.risk(each, batch.y).mean() for each in logits]).sum()
+        return Loss(total, {"accuracy": torch.stack([accuracy(each, batch.y) for each in logits]).mean()})
+
+
+def networks(model: nn.Module) -> list[Network]:
+    """The members of an ensemble of two or more; anything else is refused."""
+    members = list(model.members) if isinstance(model, Ensemble) else [model]
+    if len(members) < 2:
+        raise ConfigError("model.members", len(members), "the members of dverge learn from each other", "use 2 or more, such as 3")
+    known = [member for member in members if isinstance(member, Network)]
+    if len(known) < len(members):
+        raise ConfigError("model", type(members[0]).__name__, "dverge distils the features of a stage", "use a model with stages")
+    return known
+
+
+def closeness(features: Tensor, target: Tensor) -> Tensor:
+    """Minus the mean squared error of each example, (B,)."""
+    return -(features - target).square().flatten(1).mean(dim=1)

@@ -1,0 +1,52 @@
+"""A small convolutional network for small images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from atbench.errors import ConfigError
+from atbench.models.network import ACTIVATIONS, Network
+
+NORMS = ("batch", "none")
+
+
+class CNN(Network):
+    """Pre-activation CNN: a 3×3 stem, three blocks norm-act-conv (the second and third halve the image), average pool to 2×2.
+
+    Widths w, w, 2w, 4w. From 8×8 pixels up. `norm: none` gives a network whose examples do not see each other.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        width: int = 32,
+        norm: str = "batch",
+        activation: str = "relu",
+    ) -> None:
+        for key, value, known in (("model.norm", norm, NORMS), ("model.activation", activation, tuple(ACTIVATIONS))):
+            if value not in known:
+                raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+        channels, height, side = shape
+        if min(height, side) < 8:
+            raise ConfigError("model", "cnn", f"images of {height}×{side} pixels are too small", "use at least 8×8")
+        act = ACTIVATIONS[activation]
+
+        def before(count: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(count) if norm == "batch" else nn.Identity(), act()]
+
+        def block(count: int, out: int, stride: int) -> nn.Sequential:
+            return nn.Sequential(*before(count), nn.Conv2d(count, out, 3, stride, 1, bias=norm == "none"))
+
+        stages = nn.Sequential(
+            nn.Conv2d(channels, width, 3, 1, 1, bias=norm == "none"),
+            block(width, width, 1),
+            block(width, 2 * width, 2),
+            block(2 * width, 4 * width, 2),
+            nn.Sequential(*before(4 * width), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        )
+        super().__init__(stages, nn.Linear(16 * width, classes), mean, std)

@@ -1,0 +1,103 @@
+"""How normalisation layers behave while an attack searches, and how everything is put back afterwards.
+
+Papers differ here and it moves results (Pang et al. 2021, "Bag of Tricks for AT"): the mode is a setting of the attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BnMode = Literal["eval", "train", "batch", "fixed"]
+BN_MODES: tuple[str, ...] = ("eval", "train", "batch", "fixed")
+
+
+class Frozen(nn.Module):
+    """A network that takes part but does not learn: eval mode whatever `train()` is called on, and no parameter gradients.
+
+    Gradients to its input still flow, so that it can serve as the source of an attack.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x)
+        return out
+
+
+def _norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
+    """Run a block with `network` in an attack's mode, and restore every module's own mode afterwards.
+
+    - `eval`: the whole network in eval mode (dropout too): running statistics, none updated.
+    - `train`: train mode: batch statistics, and every forward of the attack updates the running ones.
+    - `batch`: train mode with the running statistics left untouched.
+    - `fixed`: eval mode with the statistics that the last `captured(network)` block saw (LLR, Qin et al. 2019).
+    """
+    modes = {module: module.training for module in network.modules()}
+    norms = _norms(network)
+    tracking = {norm: norm.track_running_stats for norm in norms}
+    running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
+    network.train(mode in ("train", "batch"))
+    if mode == "batch":
+        # In train mode an untracked layer normalises by its batch and neither moves its averages nor counts the batch.
+        for norm in norms:
+            norm.track_running_stats = False
+    if mode == "fixed":
+        for norm in norms:
+            norm.running_mean, norm.running_var = norm.captured_mean, norm.captured_var
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = tracking[norm]
+            norm.running_mean, norm.running_var = running[norm]
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def captured(network: nn.Module) -> Iterator[None]:
+    """Remember the batch statistics of the forward inside the block, for `bn_mode(network, "fixed")`. No gradient flows to them."""
+
+    def remember(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        axes = [0, *range(2, x.ndim)]
+        norm.captured_mean, norm.captured_var = x.mean(axes), x.var(axes, unbiased=False)
+
+    hooks = [norm.register_forward_pre_hook(remember) for norm in _norms(network)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def untouched(network: nn.Module) -> Iterator[None]:
+    """Freeze all parameters for a block and restore their flags; restore the global random state that dropout would have moved."""
+    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    cuda = sorted({parameter.device.index or 0 for parameter in flags if parameter.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)

@@ -1,0 +1,74 @@
+"""The contract of a classifier: [0, 1] images in, logits out, normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus, "gelu": nn.GELU}
+
+
+class Network(nn.Module):
+    """`forward = head(features(x))`, with `features` a chain of stages over normalised pixels.
+
+    Args:
+        stages: stem, blocks, pooling, in order. A stage ends before an activation, so that a cut between two stages gives
+            pre-activation features; stage 0 is a single linear layer without normalisation (YOPO splits there).
+        head: the classifier on pooled features (B, d) → (B, K).
+        mean, std: per-channel normalisation of [0, 1] pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stages: nn.Sequential, head: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.stages, self.head = stages, head
+
+    @property
+    def depth(self) -> int:
+        """Number of stages."""
+        return len(self.stages)
+
+    def features(self, x: Tensor, upto: int | None = None) -> Tensor:
+        """Output of the stages 0..upto (all, if None) for images `x` in [0, 1]."""
+        return self.continue_from(self.normalise(x), 0, upto)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(x − mean) / std per channel."""
+        return (x - self.mean) / self.std
+
+    def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
+        """Run `h`, the input of stage `first`, through the stages first..upto."""
+        last = self.depth if upto is None else upto + 1
+        for stage in self.stages[first:last]:
+            h = stage(h)
+        return h
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits from the last stage's output, in fp32 whatever the features were computed in."""
+        logits: Tensor = self.head(features)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: log of the mean of their softmax probabilities, which are logits of the mean distribution.
+
+    An attack on the ensemble differentiates through this, not through mean logits. Source: zjysteven/DVERGE, models/ensemble.py,
+    which clamps the probabilities; logsumexp needs no clamp.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        log_p = torch.stack([member(x).log_softmax(dim=1) for member in self.members])
+        return log_p.logsumexp(dim=0) - torch.log(torch.tensor(float(len(self.members)), dtype=log_p.dtype, device=log_p.device))

@@ -1,0 +1,9 @@
+"""What a run shows of itself: the terminal, the mirror on W&B, and the reports read from run folders."""
+
+from __future__ import annotations
+
+from atbench.reporting import report
+from atbench.reporting.terminal import Progress, echo, summary
+from atbench.reporting.tracker import Tracker, truncate
+
+__all__ = ["Progress", "Tracker", "echo", "report", "summary", "truncate"]

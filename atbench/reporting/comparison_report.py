@@ -1,0 +1,238 @@
+"""A comparison as a document, and as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from atbench.reporting import plots
+from atbench.reporting.compare import HEADLINE_STEPS, Comparison, Row, Spread
+from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.plots import Curve
+from atbench.reporting.run_report import eps_curve, steps_curve, threat
+from atbench.reporting.runs import CHECKPOINTS, Accuracy, Evaluation, RunFolder
+from atbench.reporting.wording import NOTHING, UPPER_BOUND, duration, interval, mean_and_spread, norm, number, points
+
+_MOST_CURVES = 10  # more lines in one figure cannot be told apart
+
+HOW_TO_READ = (
+    "Accuracies in percent. Runs that differ in nothing but the seed are one row: mean ± sample standard deviation "
+    "over seeds; with one seed, its 95 % interval in brackets. Drop: best − last at the strongest attack, in points "
+    "(robust overfitting)."
+)
+
+
+def document(comparison: Comparison, title: str) -> Document:
+    """The whole comparison: the table of rows, figures, every run, and what the numbers do not say."""
+    counted = [row for row in comparison.rows if row.counted]
+    blocks: list[Block] = [Paragraph(HOW_TO_READ), *(Notice(text) for text in notices(comparison))]
+    columns, rows = rows_table(comparison)
+    blocks.append(Table(columns, rows))
+    if counted:
+        blocks += [Heading("Curves"), *_figures(counted)]
+    blocks += [Heading("Every run"), _every_run(comparison)]
+    blocks += [Heading("Methods"), _methods(comparison)]
+    return Document(title, tuple(blocks))
+
+
+def notices(comparison: Comparison) -> Iterator[str]:
+    """What must stand beside the table."""
+    if any(e.bound == "upper" for _, run, _ in comparison.runs for e in run.evaluations.values()):
+        yield UPPER_BOUND[0].upper() + UPPER_BOUND[1:]
+    for row in comparison.rows:
+        for seed, best, last in row.collapsed:
+            yield (
+                f"Collapse: {row.label} on {row.dataset}, seed {seed}: PGD-{row.most_steps} {100 * best:.1f} % "
+                f"at the best checkpoint, {100 * last:.1f} % at the last. Its mean hides this; see the run by itself."
+            )
+        for run, why in row.left_out:
+            yield f"Not in a mean: {row.label} on {row.dataset}, seed {run.seed} ({run.path.name}): {why}"
+        for run in row.counted:
+            problems = [p for e in run.evaluations.values() for p in (*e.warnings, *e.disagreements())]
+            yield from (f"{run.path.name}: {problem}" for problem in dict.fromkeys(problems))
+    yield from (f"Unreadable: {why}" for _, why in comparison.unreadable)
+
+
+def terminal_table(comparison: Comparison) -> RichTable:
+    """The rows as a table for stdout."""
+    columns, rows = rows_table(comparison)
+    table = RichTable(*columns, box=None, header_style="dim", pad_edge=False)
+    for row in rows:
+        table.add_row(*(cell.text for cell in row))
+    return table
+
+
+def rows_table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """Column heads and rows. PGD-20 and the strongest attack are one column where they are the same for all."""
+    most, strongest = _strongest(comparison)
+    headline = most != {HEADLINE_STEPS}
+    differs = any(row.differs for row in comparison.rows)
+    columns = ["method", *(["settings"] if differs else []), "plus", "dataset", "model", "threat"]
+    for name in CHECKPOINTS:
+        columns += [f"{name}: clean", *([f"{name}: PGD-{HEADLINE_STEPS}"] if headline else []), f"{name}: {strongest}"]
+    columns += ["drop", "training", "seeds"]
+    rows = tuple(tuple(_row(row, headline, differs, len(most) > 1)) for row in comparison.rows)
+    return tuple(columns), rows
+
+
+def _strongest(comparison: Comparison) -> tuple[set[int | None], str]:
+    """The largest k of the rows, and what to call their strongest attack: by its k where all have the same."""
+    most = {row.most_steps for row in comparison.rows if row.counted}
+    return most, f"PGD-{next(iter(most))}" if len(most) == 1 else "PGD-max"
+
+
+def _row(row: Row, headline: bool, differs: bool, name_k: bool) -> Iterator[Cell]:
+    yield Cell(row.method)
+    if differs:
+        yield Cell(", ".join(f"{key}={number(value)}" for key, value in row.differs.items()))
+    yield from (Cell(" + ".join(row.plus) or NOTHING), Cell(row.dataset), Cell(row.model))
+    eps = row.eps if isinstance(row.eps, (int, float)) else None
+    yield Cell(f"{norm(row.norm)} {_short_eps(row.eps)}", eps)
+    for name in CHECKPOINTS:
+        yield _figure_cell(row, name, lambda e: e.clean)
+        if headline:
+            yield _figure_cell(row, name, lambda e: e.steps.get(HEADLINE_STEPS))
+        cell = _figure_cell(row, name, lambda e: e.steps[e.strongest])
+        yield Cell(f"{cell.text} (k={row.most_steps})", cell.value) if name_k and row.counted else cell
+    yield _drop_cell(row.drop)
+    seconds = row.train_seconds
+    yield Cell(duration(seconds.mean) if seconds else NOTHING, seconds.mean if seconds else None)
+    yield Cell(_seeds(row), len(row.counted))
+
+
+def _short_eps(eps: object) -> str:
+    """Levels of 255 where they are whole, else the number; both forms stand in the runs' own reports."""
+    if not isinstance(eps, (int, float)):
+        return NOTHING
+    levels = round(255 * eps)
+    return f"{levels}/255" if abs(255 * eps - levels) < 1e-4 and levels <= 32 else f"{eps:.4g}"
+
+
+def _figure_cell(row: Row, checkpoint: str, of: Callable[[Evaluation], Accuracy | None]) -> Cell:
+    spread = row.figure(checkpoint, of)
+    if spread is None:
+        return Cell(NOTHING)
+    if spread.std is not None:
+        return Cell(mean_and_spread(spread.mean, spread.std), spread.mean)
+    only = of(row.evaluations(checkpoint)[0])
+    assert only is not None  # `figure` is None where any is missing
+    return Cell(f"{100 * only.value:.1f} {interval(only.low, only.high)}", only.value)
+
+
+def _drop_cell(drop: Spread | None) -> Cell:
+    if drop is None:
+        return Cell(NOTHING)
+    return Cell(f"{points(drop.mean)}" + (f" ± {100 * drop.std:.1f}" if drop.std is not None else ""), drop.mean)
+
+
+def _seeds(row: Row) -> str:
+    """How many seeds the means rest on, and of how many: `2 of 3`."""
+    tried = {run.seed for run in row.counted} | {run.seed for run, _ in row.left_out}
+    counted = len(row.counted)
+    return str(counted) if counted == len(tried) else f"{counted} of {len(tried)}"
+
+
+def _figures(rows: Sequence[Row]) -> Iterator[Block]:
+    """The curves of the rows; where there are too many, of those with the highest robust accuracy, and it says so."""
+    ranked = sorted(rows, key=lambda row: -_robust(row))
+    shown = ranked[:_MOST_CURVES]
+    which = f" The {len(shown)} of {len(rows)} rows with the highest robust accuracy." if len(shown) < len(rows) else ""
+    several = any(len(row.counted) > 1 for row in shown)
+    band = "Bands: one standard deviation over seeds" + (
+        ", 95 % interval where there is one seed." if any(len(row.counted) == 1 for row in shown) else "."
+    )
+    band = (band if several else "Bands: 95 % interval.") + which
+    for name, draw, of in (("steps", plots.accuracy_by_steps, steps_curve), ("eps", plots.accuracy_by_eps, eps_curve)):
+        curves = [curve for row in shown if (curve := _curve(row, of)) is not None]
+        if curves:
+            against = "k" if name == "steps" else "the radius ε"
+            yield Figure(name, draw(curves), f"Best checkpoint: accuracy against {against}. {band}")
+    groups = {_name(row): [run.rows for run in row.counted if run.rows] for row in shown}
+    if any(groups.values()):
+        yield Figure("training", plots.training({k: v for k, v in groups.items() if v}), f"Training. {band}")
+
+
+def _robust(row: Row) -> float:
+    best = row.strongest("best") or row.strongest("last")
+    return best.mean if best else 0.0
+
+
+def _name(row: Row) -> str:
+    return f"{row.label}, {row.dataset}, {row.model}"
+
+
+def _curve(row: Row, of: Callable[[Evaluation], Curve]) -> Curve | None:
+    """A row's curve over its seeds: the run's own with its interval, or the mean with one standard deviation."""
+    curves = [of(evaluation) for evaluation in row.evaluations("best")]
+    if not curves or not curves[0].x or any(curve.x != curves[0].x for curve in curves):
+        return None
+    if len(curves) == 1:
+        only = curves[0]
+        return Curve(_name(row), only.x, only.y, only.low, only.high)
+    spreads = [Spread(values) for values in zip(*(curve.y for curve in curves), strict=True)]
+    middle = tuple(spread.mean for spread in spreads)
+    half = [spread.std or 0.0 for spread in spreads]
+    low = tuple(m - h for m, h in zip(middle, half, strict=True))
+    return Curve(_name(row), curves[0].x, middle, low, tuple(m + h for m, h in zip(middle, half, strict=True)))
+
+
+def _every_run(comparison: Comparison) -> Table:
+    most, strongest = _strongest(comparison)
+    figures = (f"{name}: {what}" for name in CHECKPOINTS for what in ("clean", strongest))
+    columns = ("run", "method", "seed", "in the mean", *figures)
+    rows = []
+    for row, run, why in comparison.runs:
+        cells = [
+            Cell(run.path.name),
+            Cell(row.label),
+            Cell(str(run.seed), run.seed),
+            Cell(f"no: {why}" if why else "yes"),
+        ]
+        for name in CHECKPOINTS:
+            found = run.evaluations.get(name)
+            # A run that did not end well has no figure beside those that did: argmax of NaN is a class, too.
+            cells += (
+                _accuracy_cells(found, len(most) > 1)
+                if found and run.state == "done"
+                else [Cell(NOTHING), Cell(NOTHING)]
+            )
+        rows.append(tuple(cells))
+    for path, why in comparison.unreadable:
+        rows.append(
+            (Cell(path.name), Cell(NOTHING), Cell(NOTHING), Cell(f"no: {why}"), *(Cell(NOTHING) for _ in range(4)))
+        )
+    return Table(columns, tuple(rows))
+
+
+def _accuracy_cells(evaluation: Evaluation, name_k: bool) -> list[Cell]:
+    robust = evaluation.steps[evaluation.strongest]
+    k = f" (k={evaluation.strongest})" if name_k else ""
+    return [
+        Cell(f"{100 * found.value:.1f} {interval(found.low, found.high)}{note}", found.value)
+        for found, note in ((evaluation.clean, ""), (robust, k))
+    ]
+
+
+def _methods(comparison: Comparison) -> Table:
+    """Formula, source and threat of each method, once."""
+    seen: dict[tuple[str, str], RunFolder] = {}
+    for row, run, _ in comparison.runs:
+        seen.setdefault((row.method, threat(run)), run)
+    rows = tuple(
+        (
+            Cell(method),
+            Cell(run.about("method", "formula") or NOTHING),
+            Cell(ball),
+            Cell(run.about("method", "paper") or NOTHING),
+        )
+        for (method, ball), run in seen.items()
+    )
+    return Table(("method", "formula", "threat in training", "paper"), rows)
+
+
+def default_folder(runs: Sequence[Path]) -> Path:
+    """`report` in the folder that all the runs share."""
+    parents = [set(run.resolve().parents) for run in runs]
+    return max(set.intersection(*parents), key=lambda path: len(path.parts)) / "report"

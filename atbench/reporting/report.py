@@ -1,0 +1,78 @@
+"""The verb `atbench report`: one run gets its report, several get a comparison. Everything is read from run folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from atbench.errors import DataError
+from atbench.folder import write_bytes, write_text
+from atbench.reporting import comparison_report, html, markdown, run_report
+from atbench.reporting.compare import as_json as comparison_json
+from atbench.reporting.compare import compare
+from atbench.reporting.document import Document
+from atbench.reporting.runs import RunFolder, expand, read
+from atbench.reporting.terminal import show, summary
+
+
+def write(run: Path) -> None:
+    """Write report.md, report.html and pictures/ into a run folder, over what is there."""
+    _publish(run_report.document(_evaluated(run)), run)
+
+
+def main(runs: list[Path], out: Path | None, as_json: bool) -> int:
+    """One run: write its report and print its figures. Several, or `out` given: a comparison on stdout and in `out`.
+
+    Without `out` the comparison goes to `report` in the folder that the runs share. `as_json`: the comparison as JSON
+    on stdout, and no files.
+    """
+    folders = expand(runs)
+    if as_json:
+        json.dump(comparison_json(compare(folders)), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    elif len(folders) == 1 and out is None:
+        _one(folders[0])
+    else:
+        _several(folders, out or comparison_report.default_folder(folders))
+    return 0
+
+
+def _evaluated(path: Path) -> RunFolder:
+    run = read(path)
+    if not run.evaluations:
+        fix = "wait for its end" if run.state == "running" else f"finish it with `atbench train resume={path}`"
+        raise DataError("run", path, f"it has no evaluation yet ({run.standing})", fix)
+    return run
+
+
+def _one(folder: Path) -> None:
+    run = _evaluated(folder)
+    write(folder)
+    console = Console()
+    console.print(Text(f"{run.name('method')} on {run.name('dataset')}, {run_report.threat(run)}, seed {run.seed}"))
+    summary([dict(evaluation.record) for evaluation in run.evaluations.values()], folder, [], console)
+    console.print(Text.assemble(("report  ", "dim"), str(folder / "report.html")), soft_wrap=True, highlight=False)
+
+
+def _several(folders: Sequence[Path], out: Path) -> None:
+    comparison = compare(folders)
+    title = f"{len(folders)} runs compared"
+    _publish(comparison_report.document(comparison, title), out)
+    console = Console()
+    show(comparison_report.terminal_table(comparison), console)
+    for notice in comparison_report.notices(comparison):
+        console.print(Text(notice), soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("report  ", "dim"), str(out / "report.html")), soft_wrap=True, highlight=False)
+
+
+def _publish(document: Document, folder: Path) -> None:
+    """Both forms of the document, after its pictures, so that neither speaks of files that are not there."""
+    for figure in document.figures:
+        write_bytes(folder / "pictures" / f"{figure.name}.png", figure.drawing.png)
+    write_text(folder / "report.md", markdown.render(document))
+    write_text(folder / "report.html", html.render(document))

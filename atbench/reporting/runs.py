@@ -1,0 +1,259 @@
+"""A run folder read from its files into typed values. What a file does not say stays absent; nothing is made up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atbench.errors import DataError
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of n examples and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One record of `evaluation/`: a checkpoint's accuracies on a split, with and without attack."""
+
+    path: Path
+    record: Mapping[str, Any]
+    checkpoint: str
+    epoch: int
+    split: str
+    n: int
+    clean: Accuracy
+    steps: Mapping[int, Accuracy]
+    eps: tuple[tuple[float, int, Accuracy], ...]
+
+    @property
+    def strongest(self) -> int:
+        """The largest number of PGD steps that was tried."""
+        return max(self.steps)
+
+    @property
+    def attack(self) -> Mapping[str, Any]:
+        return dict(self.record["attack"])
+
+    @property
+    def bound(self) -> str:
+        return str(self.record["bound"])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self.record.get("warnings", ()))
+
+    @cached_property
+    def outcomes(self) -> dict[str, np.ndarray] | None:
+        """The per-example arrays beside the record; None where the file is gone."""
+        path = self.path.with_name(self.record["outcomes"])
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+            raise DataError("outcomes", path, f"cannot be read ({fault})", "evaluate the checkpoint again") from fault
+
+    def disagreements(self) -> tuple[str, ...]:
+        """Where the record is not the mean of the masks beside it. Empty for every honest record."""
+        arrays = self.outcomes
+        if arrays is None:
+            return (f"{self.record['outcomes']} is missing: the accuracies cannot be checked example by example",)
+        broken = arrays["broken_at"]
+        pairs = [("clean", self.clean.value, arrays["clean"])]
+        pairs += [(f"PGD-{k}", found.value, (broken < 0) | (broken > k)) for k, found in self.steps.items()]
+        pairs += [
+            (f"ε = {eps:.4g}", found.value, mask)
+            for (eps, _, found), mask in zip(self.eps, arrays["eps_robust"], strict=True)
+        ]
+        return tuple(
+            f"{name}: the record says {value:.6f}, the mask in {self.record['outcomes']} has the mean {mask.mean():.6f}"
+            for name, value, mask in pairs
+            if not math.isclose(value, float(mask.mean()), abs_tol=1e-6)
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds, as it was on the disk when it was read."""
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any]
+    typed: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...]
+    evaluations: Mapping[str, Evaluation]
+
+    def about(self, group: str, key: str) -> str | None:
+        """A word of the `about:` node of a config group."""
+        value = lookup(self.config, f"{group}.about.{key}")
+        return None if value is None else str(value)
+
+    def name(self, group: str) -> str:
+        """The option chosen in a config group; a node without `about.name` goes by its class."""
+        return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
+
+    @property
+    def plus(self) -> tuple[str, ...]:
+        return tuple(sorted(self.config.get("plus") or {}))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def train_seconds(self) -> float | None:
+        seconds = self.status.get("train_seconds", self.environment.get("train_seconds"))
+        return None if seconds is None else float(seconds)
+
+    @property
+    def standing(self) -> str:
+        """State, how far it came and why it stopped, on one line."""
+        done, of = self.status.get("epoch"), self.status.get("epochs")
+        parts = [self.state] + ([f"epoch {done}/{of}"] if done is not None and of is not None else [])
+        return ", ".join(parts) + (f": {self.status['message']}" if self.status.get("message") else "")
+
+
+def lookup(node: Mapping[str, Any], dotted: str) -> Any:
+    """The value at `a.b.c`, or None where any part of the way is missing."""
+    value: Any = node
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run folder: every run writes its status first of all."""
+    return (path / "status.json").is_file()
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below `paths`, each once; stages inside a run belong to it and are not listed."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError("run", path, "there is no such folder", "name a run folder or a folder of runs")
+        below = [path] if is_run(path) else _runs_below(path)
+        if not below:
+            raise DataError("run", path, "it holds no run (no status.json)", "name a run folder or a folder of runs")
+        found.update({run.resolve(): run for run in below})
+    return list(found.values())
+
+
+def _runs_below(path: Path) -> list[Path]:
+    runs = []
+    for folder, inner, _ in os.walk(path):
+        inner.sort()
+        if is_run(Path(folder)):
+            runs.append(Path(folder))
+            inner.clear()
+    return runs
+
+
+def read(path: Path) -> RunFolder:
+    """The run in `path`. Refuses what is no run folder, and a file of it that is damaged, by name."""
+    if not is_run(path):
+        raise DataError(
+            "run", path, "it is not a run folder (no status.json)", "name a folder that `atbench train` made"
+        )
+    if not (path / "config.yaml").is_file():
+        raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
+    return RunFolder(
+        path=path,
+        config=_yaml(path / "config.yaml"),
+        environment=_json(path / "environment.json"),
+        status=_json(path / "status.json"),
+        typed=_yaml(path / "as_typed.yaml"),
+        rows=_rows(path / "metrics.jsonl"),
+        evaluations={
+            name: read_evaluation(path / "evaluation" / f"{name}.json")
+            for name in CHECKPOINTS
+            if (path / "evaluation" / f"{name}.json").is_file()
+        },
+    )
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """One evaluation record; a missing key is refused by its name."""
+    record = _json(path)
+    try:
+        return Evaluation(
+            path=path,
+            record=record,
+            checkpoint=str(record["checkpoint"]),
+            epoch=int(record["epoch"]),
+            split=str(record["split"]),
+            n=int(record["n"]),
+            clean=_accuracy(record["clean"]),
+            steps={int(entry["k"]): _accuracy(entry) for entry in record["steps"]},
+            eps=tuple((float(entry["eps"]), int(entry["k"]), _accuracy(entry)) for entry in record["eps"]),
+        )
+    except (KeyError, TypeError, ValueError) as fault:
+        raise DataError("evaluation", path, f"not an evaluation record ({fault!r})", "evaluate again") from fault
+
+
+def _accuracy(entry: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(float(entry["accuracy"]), float(entry["low"]), float(entry["high"]))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise DataError("file", path, f"not JSON ({fault})", "restore it from a copy, or run again") from fault
+    return value if isinstance(value, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not."""
+    if not path.is_file():
+        return {}
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as fault:
+        raise DataError("file", path, f"not YAML ({fault})", "restore it from a copy, or run again") from fault
+    return {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], ...]:
+    """The epochs of `metrics.jsonl`. A last line cut short by a kill is no row yet; anything else broken is refused."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").split("\n")
+    whole = lines[:-1]  # what follows the last newline is empty, or a line that was being written
+    try:
+        rows = [json.loads(line) for line in whole]
+    except ValueError as fault:
+        raise DataError(
+            "file", path, f"a line is not JSON ({fault})", "restore it from a copy, or run again"
+        ) from fault
+    return tuple(row for row in rows if row.get("event") == "epoch")

@@ -1,0 +1,56 @@
+"""Going back to a run: the configuration it was started with, and what may differ from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from atbench.config import plain
+from atbench.errors import ConfigError, DataError
+from atbench.training import checkpoint
+
+#: What may be given anew when a run goes on: nothing of it changes a number that the run computes.
+FREE = ("device", "threads", "logger", "runs", "train.minutes", "train.checkpoint")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run folder. Raises DataError where there is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise DataError("run", folder, "is not a run folder: it has no config.yaml", "name a folder under runs/")
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
+    """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the others."""
+    cfg = OmegaConf.create(read_config(folder))
+    for word in typed[1:]:
+        key, equals, value = word.lstrip("+~").partition("=")
+        if not equals or key == "resume" or word.startswith("-"):
+            continue
+        new = OmegaConf.select(composed, key)
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE):
+            old = OmegaConf.select(cfg, key)
+            if old != new:
+                why = f"the run has {old}; a resumed run keeps its configuration"
+                raise ConfigError(key, value, why, "leave it out, or start a new run")
+            continue
+        OmegaConf.update(cfg, key, new, force_add=True)
+    if (status := folder / "status.json").is_file() and '"state": "done"' in status.read_text():
+        raise ConfigError("resume", folder, "that run is done", f"`atbench eval {folder}` measures it again")
+    cfg.resume = str(folder)
+    return cfg
+
+
+def target_of(asked: DictConfig) -> tuple[Path, list[str], dict[str, Any]]:
+    """What `atbench eval` was pointed at: a run folder with the names of its checkpoints, and the configuration they belong to."""
+    path = Path(asked.target)
+    if path.suffix != ".pt":
+        names = [str(name) for name in asked.which]
+        return path, names, read_config(path)
+    saved: dict[str, Any] = checkpoint.read(path)["config"]
+    return path.parent.parent, [path.stem], plain(OmegaConf.create(saved))

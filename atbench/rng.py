@@ -1,0 +1,85 @@
+"""Randomness as a function of where it is used.
+
+No long-lived generator exists in atbench. Every draw comes from a generator seeded by a hash of (seed, place, time), so that a
+resumed run draws what the undisturbed one would have drawn, and a search in the attack never shifts the data order.
+Draws per example are rows of a joint draw over the whole batch (or data set): each process of a distributed run, and each
+way to cut an evaluation into batches, sees the same numbers for the same example.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def derive(seed: int, *place: int | str) -> int:
+    """A 63-bit seed that depends on `seed` and on every part of `place`, through BLAKE2b."""
+    text = "/".join(str(part) for part in (seed, *place))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(device: torch.device | str, seed: int, *place: int | str) -> torch.Generator:
+    """A fresh generator on `device` for one place."""
+    return torch.Generator(device).manual_seed(derive(seed, *place))
+
+
+class Draws:
+    """Per-example random numbers for one batch of a training run.
+
+    Each call draws for the joint batch of all processes and returns this process's rows, so that `world` processes together
+    draw what one process would. Successive calls continue one generator: ask in a fixed order.
+    """
+
+    def __init__(self, source: torch.Generator, rank: int = 0, world: int = 1) -> None:
+        self.source, self.rank, self.world = source, rank, world
+
+    def _rows(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        rows = len(like)
+        joint = torch.empty((rows * self.world, *like.shape[1:]), dtype=like.dtype, device=like.device)
+        return draw(joint)[self.rank * rows : (self.rank + 1) * rows]
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """U(-1, 1), shaped like `like`."""
+        return self._rows(like, lambda joint: joint.uniform_(-1, 1, generator=self.source))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1), shaped like `like`."""
+        return self._rows(like, lambda joint: joint.normal_(generator=self.source))
+
+    def scalar(self, low: float, high: float) -> float:
+        """One number from U(low, high), the same on every process."""
+        return float(torch.empty((), device=self.source.device).uniform_(low, high, generator=self.source))
+
+
+class ExampleDraws:
+    """Per-example random numbers for an evaluation: row i of the data set always gets the same ones, however it is batched.
+
+    Numbers are drawn for fixed chunks of `CHUNK` consecutive examples and the wanted rows are picked out of them.
+    """
+
+    CHUNK = 64
+
+    def __init__(self, seed: int, *place: int | str, index: Tensor) -> None:
+        self.seed, self.place, self.index, self.calls = seed, place, index, 0
+
+    def _rows(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        out = torch.empty_like(like)
+        chunks = torch.div(self.index, self.CHUNK, rounding_mode="floor")
+        for chunk in chunks.unique().tolist():
+            source = generator(like.device, self.seed, *self.place, self.calls, chunk)
+            block = draw(torch.empty((self.CHUNK, *like.shape[1:]), dtype=like.dtype, device=like.device), source)
+            rows = (chunks == chunk).nonzero().squeeze(1)
+            out[rows] = block[(self.index[rows] % self.CHUNK).to(like.device)]
+        self.calls += 1
+        return out
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """U(-1, 1), shaped like `like`."""
+        return self._rows(like, lambda block, source: block.uniform_(-1, 1, generator=source))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1), shaped like `like`."""
+        return self._rows(like, lambda block, source: block.normal_(generator=source))

@@ -1,0 +1,107 @@
+"""One training on several processes: started by torchrun, joined here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from atbench.errors import EnvironmentFault
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together, and its device."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process owns the run folder, the terminal and W&B."""
+        return self.rank == 0
+
+    def share_object(self, value: Any) -> Any:
+        """The main process's value, on all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, flag: int) -> int:
+        """The largest flag of any process."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(flag, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def average_norms(self, network: nn.Module) -> None:
+        """Give all processes the mean of their BatchNorm statistics, so that they stay identical and any of them may save."""
+        if self.size == 1:
+            return
+        stats = [
+            buffer
+            for norm in network.modules()
+            if isinstance(norm, _BatchNorm)
+            for buffer in (norm.running_mean, norm.running_var)
+            if buffer is not None
+        ]
+        if not stats:
+            return
+        joint = torch.cat([buffer.flatten() for buffer in stats])
+        dist.all_reduce(joint)
+        for buffer, mean in zip(stats, (joint / self.size).split([b.numel() for b in stats]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `device=` names; `auto` is CUDA where there is one. Raises EnvironmentFault where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise EnvironmentFault("device", name, "this machine has no CUDA device that torch can use", "use device=cpu")
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise EnvironmentFault("device", name, f"there are {count} CUDA devices", f"use cuda:0 to cuda:{count - 1}")
+    return device
+
+
+@contextmanager
+def world(name: str) -> Iterator[World]:
+    """Join the processes that torchrun started, or be the only one. NCCL on CUDA, gloo on CPU."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = choose_device(name, int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(device, rank, size)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,74 @@
+"""One optimizer and one schedule for every group of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from atbench.training.schedules import Schedule
+
+Make = Callable[..., Optimizer]
+Decay = Literal["all", "weights"]
+
+
+@dataclass
+class Group:
+    """What is trained under one name."""
+
+    name: str
+    module: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["base_lr"] = float(group["lr"])
+
+    def set_rate(self, fraction: float) -> None:
+        """Learning rate = the optimizer's own times schedule(fraction)."""
+        factor = self.schedule(fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    @property
+    def rate(self) -> float:
+        """The current learning rate."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All trained parameters of the group."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def clip(self, norm: float) -> None:
+        """Scale the gradient of the group to at most `norm` in L2."""
+        torch.nn.utils.clip_grad_norm_(self.parameters(), norm)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state; the schedule has none."""
+        return self.optimizer.state_dict()
+
+
+def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, decay: str) -> Group:
+    """A group over the trainable parameters of `module`.
+
+    decay: `all` applies the optimizer's weight decay to every parameter (locuslab/robust_overfitting and most AT code);
+    `weights` spares biases and normalisation layers, i.e. parameters with fewer than two dimensions.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if decay == "all":
+        return Group(name, module, make(parameters), schedule)
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    sets = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return Group(name, module, make([part for part in sets if part["params"]]), schedule)
+
+
+def clear(groups: Iterable[Group]) -> None:
+    """Drop all gradients: an optimizer skips a parameter without one, bit-exactly."""
+    for group in groups:
+        group.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,122 @@
+"""Balls: what they project to, how long their steps and samples are, and that a joint draw decides the samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from atbench.attacks import BALLS, L1, Ball, ball
+from atbench.errors import ConfigError
+from atbench.rng import Draws, generator
+
+SHAPE = (6, 2, 4, 4)
+NORMS = tuple(BALLS)
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def noise(seed: int = 1) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draws(rank: int = 0, world: int = 1) -> Draws:
+    return Draws(generator("cpu", 0, "test"), rank, world)
+
+
+@pytest.fixture(params=NORMS)
+def kind(request: pytest.FixtureRequest) -> Ball:
+    return ball(request.param)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.7, torch.tensor([0.0, 0.01, 0.1, 0.5, 1.0, 9.0])])
+def test_projection_is_legal_and_idempotent(kind: Ball, eps: float | Tensor) -> None:
+    x, far = images(), images() + noise()
+    near = kind.project(x, far, eps)
+    assert (kind.norm(near - x) <= torch.as_tensor(eps, dtype=x.dtype) + 1e-12).all()
+    assert near.min() >= 0 and near.max() <= 1
+    torch.testing.assert_close(kind.project(x, near, eps), near, rtol=0, atol=1e-14)
+
+
+def test_a_legal_point_stays(kind: Ball) -> None:
+    x = images()
+    inside = (x + 1e-3 * noise()).clamp(0, 1)
+    torch.testing.assert_close(kind.project(x, inside, 5.0), inside, rtol=0, atol=1e-15)
+    small = 1e-3 * noise()
+    torch.testing.assert_close(kind.shrink(small, 5.0), small, rtol=0, atol=1e-18)
+
+
+def test_projection_does_not_write_into_its_arguments(kind: Ball) -> None:
+    x, far = images(), images() + noise()
+    before = x.clone(), far.clone()
+    kind.project(x, far, 0.1)
+    kind.shrink(far, 0.1)
+    assert torch.equal(x, before[0]) and torch.equal(far, before[1])
+
+
+@pytest.mark.parametrize("name", ["linf", "l1"])
+def test_joint_projection_beats_every_other_legal_point(name: str) -> None:
+    """Ball and box at once: no legal point among many is closer to the target."""
+    kind, x, far, eps = ball(name), images(), images() + noise(), 0.4
+    best = (kind.project(x, far, eps) - far).flatten(1).norm(dim=1)
+    for seed in range(50):
+        rival = kind.project(x, (x + kind.sample(x, eps, Draws(generator("cpu", seed)))).clamp(0, 1), eps)
+        assert (best <= (rival - far).flatten(1).norm(dim=1) + 1e-12).all()
+
+
+def test_shrink_reaches_the_surface_and_only_from_outside(kind: Ball) -> None:
+    delta = noise()
+    eps = torch.tensor([0.1, 0.2, 0.3, 0.5, 100.0, 200.0], dtype=torch.float64)
+    length = kind.norm(kind.shrink(delta, eps))
+    expected = torch.minimum(eps, kind.norm(delta))
+    torch.testing.assert_close(length, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "dual"), [("linf", 1.0), ("l2", 2.0)])
+def test_steepest_attains_the_dual_norm(name: str, dual: float) -> None:
+    """max ⟨g, d⟩ over ‖d‖_p = 1 is ‖g‖_q, 1/p + 1/q = 1."""
+    grad, kind = noise(), ball(name)
+    step = kind.steepest(grad)
+    torch.testing.assert_close(kind.norm(step), torch.ones(len(grad), dtype=torch.float64))
+    torch.testing.assert_close((grad * step).flatten(1).sum(dim=1), grad.flatten(1).norm(p=dual, dim=1))
+
+
+def test_steepest_of_l1_is_exact_with_one_pixel_and_sparse_with_more() -> None:
+    grad = noise()
+    exact = (grad * L1(sparsity=0.0).steepest(grad)).flatten(1).sum(dim=1)
+    torch.testing.assert_close(exact, grad.flatten(1).abs().amax(dim=1))
+    step = L1(sparsity=0.25).steepest(grad).flatten(1)
+    assert ((step != 0).sum(dim=1) == 8).all()
+    torch.testing.assert_close(step.norm(p=1, dim=1), torch.ones(len(step), dtype=torch.float64))
+    weakest = grad.flatten(1).abs().masked_fill(step == 0, torch.inf).amin(dim=1)
+    assert (weakest >= grad.flatten(1).abs().masked_fill(step != 0, 0).amax(dim=1)).all()
+
+
+def test_zero_gradient_gives_no_step(kind: Ball) -> None:
+    step = kind.steepest(torch.zeros(SHAPE))
+    assert not step.any() and step.isfinite().all()
+
+
+def test_samples_fill_the_ball(kind: Ball) -> None:
+    """Inside, per example, and with radii like u^(1/d): far out, but not all on the surface."""
+    x = torch.full((4000, 1, 2, 2), 0.5, dtype=torch.float64)
+    eps = torch.linspace(0.1, 2.0, len(x), dtype=torch.float64)
+    radius = kind.norm(kind.sample(x, eps, draws())) / eps
+    assert radius.max() <= 1 + 1e-12
+    # P(radius ≤ r) = r^d for the uniform distribution on a d-dimensional ball of any norm.
+    for r in (0.5, 0.7, 0.9):
+        assert (radius <= r).double().mean().item() == pytest.approx(r**4, abs=0.025)
+
+
+def test_samples_are_rows_of_the_joint_draw(kind: Ball) -> None:
+    x = images()
+    whole = kind.sample(x, 0.3, draws())
+    parts = [kind.sample(x[3 * rank : 3 * rank + 3], 0.3, draws(rank, 2)) for rank in range(2)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+
+
+def test_unknown_norm_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"attack\.norm: l3"):
+        ball("l3")

@@ -1,0 +1,55 @@
+"""What every test shares: one thread, no W&B, and a command line that trains nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+os.environ["WANDB_MODE"] = "disabled"
+torch.set_num_threads(1)  # the workers of xdist share the cores
+
+
+@dataclass
+class Stub:
+    """Stands in for `atbench.run`: keeps what it was given, and does what `act` says."""
+
+    act: Callable[[Any], float] = lambda cfg: 0.0
+    configs: list[Any] = field(default_factory=list)
+    typed: list[list[str]] = field(default_factory=list)
+    verbs: list[str] = field(default_factory=list)
+
+    def record(self, verb: str, cfg: Any) -> float:
+        from atbench.config import as_typed
+
+        self.verbs.append(verb)
+        self.configs.append(cfg)
+        self.typed.append(as_typed())
+        return self.act(cfg)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "HYDRA_FULL_ERROR", "COMP_LINE", "ATBENCH_TRUSTED", "ATBENCH_ARGV"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def stub(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """An empty current folder, and a program whose runs are recorded instead of run."""
+    recorded = Stub()
+    module = ModuleType("atbench.run")
+    module.train = lambda cfg: recorded.record("train", cfg)  # type: ignore[attr-defined]
+    module.evaluate = lambda cfg: recorded.record("evaluate", cfg)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "atbench.run", module)
+    return recorded

@@ -1,0 +1,75 @@
+"""Crops and flips: against a slow loop, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from atbench.data import PadCropFlip, View
+from atbench.rng import Draws, generator
+
+
+def images(n: int = 40, channels: int = 2, height: int = 6, width: int = 8) -> Tensor:
+    return torch.rand((n, channels, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+
+
+def draws(place: int = 0, rank: int = 0, world: int = 1) -> Draws:
+    return Draws(generator("cpu", 0, "augment", place), rank, world)
+
+
+def slow(image: Tensor, pad: int, top: int, left: int, flip: bool) -> Tensor:
+    canvas = torch.zeros(image.shape[0], image.shape[1] + 2 * pad, image.shape[2] + 2 * pad, dtype=image.dtype)
+    canvas[:, pad : pad + image.shape[1], pad : pad + image.shape[2]] = image
+    crop = canvas[:, top : top + image.shape[1], left : left + image.shape[2]]
+    return crop.flip(2) if flip else crop
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("flip", [False, True])
+def test_apply_equals_pad_crop_flip_one_by_one(pad: int, flip: bool) -> None:
+    x = images()
+    out, view = PadCropFlip(pad, flip)(x, draws())
+    rows = zip(x, view.top.tolist(), view.left.tolist(), view.flip.tolist(), strict=True)
+    assert torch.equal(out, torch.stack([slow(image, pad, *where) for image, *where in rows]))
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+def test_invert_puts_every_shown_pixel_back(pad: int) -> None:
+    x = images()
+    out, view = PadCropFlip(pad, True)(x, draws())
+    back = view.invert(out)
+    shown = view.invert(view.apply(torch.ones_like(x))) > 0
+    assert torch.equal(back[shown], x[shown]) and not back[~shown].any()
+    # What a view shows of an image is what it shows of the image put back.
+    assert torch.equal(view.apply(back), out)
+    share = (1 - pad / 2 / 6) * (1 - pad / 2 / 8) if pad else 1
+    assert shown.double().mean().item() == pytest.approx(share, abs=0.12)
+
+
+def test_all_crops_and_both_flips_are_drawn_alike() -> None:
+    _, view = PadCropFlip(2, True)(images(6000, 1, 4, 4), draws())
+    for offsets in (view.top, view.left):
+        share = torch.bincount(offsets, minlength=5) / len(offsets)
+        assert len(share) == 5 and (share - 0.2).abs().max() < 0.02
+    assert view.flip.double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_turning_the_flip_off_leaves_the_crops() -> None:
+    _, with_flip = PadCropFlip(2, True)(images(), draws())
+    _, without = PadCropFlip(2, False)(images(), draws())
+    assert torch.equal(with_flip.top, without.top) and torch.equal(with_flip.left, without.left) and not without.flip.any()
+
+
+def test_two_ranks_see_the_views_of_one() -> None:
+    x = images()
+    whole, _ = PadCropFlip(1, True)(x, draws())
+    parts = [PadCropFlip(1, True)(x[20 * rank : 20 * rank + 20], draws(0, rank, 2))[0] for rank in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_image_itself_is_one_of_the_views() -> None:
+    x = images(3)
+    centre = torch.full((3,), 2)
+    view = View(2, centre, centre, torch.zeros(3, dtype=torch.bool))
+    assert torch.equal(view.apply(x), x) and torch.equal(view.invert(x), x)

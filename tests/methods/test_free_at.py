@@ -1,0 +1,114 @@
+"""Free-m: one backward pass moves weights and δ; δ belongs to the slot and is carried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from atbench.data import TrainData
+from atbench.methods.free_at import FreeAt
+from atbench.methods.standard import Standard
+from tests.methods import worlds
+
+
+def make(replays: int = 3, given: TrainData | None = None, **changes: Any) -> tuple[FreeAt, TrainData]:
+    given = given or worlds.data()
+    method = FreeAt(worlds.cnn(), worlds.attack(**changes), replays)
+    method.setup(given)
+    worlds.start(method, given)
+    return method, given
+
+
+def test_equals_a_slow_loop() -> None:
+    """Algorithm 1 over three batches of four replays, written out."""
+    method, given = make(replays=4)
+    network, lr, eps = worlds.cnn(), 0.1, 0.1
+    delta, losses = torch.zeros_like(given.batch(0, 0).x), []
+    for step in range(3):
+        batch = given.batch(0, step)
+        for _ in range(4):
+            delta.requires_grad_()
+            value = F.cross_entropy(network((batch.x + delta).clamp(0, 1)), batch.y)
+            losses.append(value.item())
+            *grads, slope = torch.autograd.grad(value, [*network.parameters(), delta])
+            with torch.no_grad():
+                for parameter, grad in zip(network.parameters(), grads, strict=True):
+                    parameter -= lr * grad
+            delta = (delta.detach() + eps * slope.sign()).clamp(-eps, eps)
+    assert worlds.steps(method, given, 3, lr=lr) == losses
+    assert torch.equal(method.delta, delta)
+    assert worlds.same(dict(method.model.state_dict()), dict(network.state_dict()))
+
+
+def test_weights_learn_at_the_old_delta() -> None:
+    method, given = make()
+    worlds.steps(method, given, 1)
+    old, batch = method.delta.clone(), given.batch(0, 1)
+    for parameter in method.parameters():
+        parameter.grad = None
+    method.loss(batch).total.backward()
+    expected = torch.autograd.grad(F.cross_entropy(method.model((batch.x + old).clamp(0, 1)), batch.y), list(method.model.parameters()))
+    assert all(torch.equal(p.grad, g) for p, g in zip(method.model.parameters(), expected, strict=True) if p.grad is not None)
+    assert torch.equal(method.delta, old)  # until `commit`
+    method.commit(batch)
+    assert not torch.equal(method.delta, old)
+
+
+def test_after_the_first_replay_delta_is_zero_or_full() -> None:
+    method, given = make(replays=1)
+    assert not method.delta.any()
+    worlds.steps(method, given, 1)
+    size = method.delta.abs()
+    assert ((size == 0) | (size == 0.1)).all() and (size == 0.1).double().mean() > 0.5
+
+
+def test_delta_stays_in_the_ball_of_any_norm() -> None:
+    for norm in ("linf", "l2", "l1"):
+        method, given = make(norm=norm, eps=0.3)
+        worlds.steps(method, given, 4)
+        assert (method.attack.ball.norm(method.delta) <= 0.3 + 1e-12).all() and method.delta.abs().sum() > 0
+
+
+def test_one_replay_with_delta_forgotten_is_standard_training() -> None:
+    method, given = make(replays=1)
+    for position in range(5):
+        method.delta.zero_()
+        worlds.steps(method, given, 1, first=position)
+    standard = Standard(worlds.cnn(), worlds.attack())
+    worlds.steps(standard, given, 5)
+    assert worlds.same(dict(method.model.state_dict()), dict(standard.model.state_dict()))
+
+
+def test_replays_are_updates_and_delta_is_carried_to_the_next_batch() -> None:
+    method, given = make(replays=3)
+    assert len(worlds.steps(method, given, 2)) == 6
+    carried = method.delta.clone()
+    batch = given.batch(0, 2)
+    logits = method.model((batch.x + carried).clamp(0, 1))
+    assert method.loss(batch).total.item() == F.cross_entropy(logits, batch.y).item()
+
+
+def test_loss_repeats_and_writes_nothing() -> None:
+    method, given = make()
+    worlds.steps(method, given, 2)
+    batch, before = given.batch(0, 2), worlds.snapshot(method)
+    assert torch.equal(method.loss(batch).total, method.loss(batch).total) and worlds.same(before, worlds.snapshot(method))
+
+
+def test_resume_is_exact() -> None:
+    straight, given = make()
+    worlds.steps(straight, given, 6)
+    first, _ = make()
+    worlds.steps(first, given, 4)
+    second, _ = make()
+    second.load_state_dict(worlds.snapshot(first))
+    worlds.steps(second, given, 2, first=4)
+    assert worlds.same(worlds.snapshot(straight), worlds.snapshot(second))
+
+
+def test_a_part_without_labels_has_no_slots() -> None:
+    method, given = make(given=worlds.data(labelled=0.5, extra=0.5))
+    assert len(method.delta) == len(given.batch(0, 0)) == 6
+    worlds.steps(method, given, 2)

@@ -1,0 +1,121 @@
+"""A comparison averages over seeds and over nothing else, and shows every run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from atbench.errors import DataError
+from atbench.reporting import report
+from atbench.reporting.compare import compare
+from atbench.reporting.runs import expand
+
+
+def as_json(capsys, *runs: Path) -> dict:
+    assert report.main(list(runs), None, True) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_mean_and_sample_deviation_over_seeds(make_run, capsys, tmp_path: Path) -> None:
+    shares = (0.5, 0.6, 0.75)
+    for seed, share in enumerate(shares):
+        make_run(f"s{seed}", seed=seed, robust=share, last_robust=share - 0.1)
+    found = as_json(capsys, tmp_path)
+    (row,) = found["rows"]
+    assert row["seeds"] == [0, 1, 2] and row["most_steps"] == 50
+    assert row["best"]["pgd_max"]["values"] == pytest.approx(shares)
+    assert row["best"]["pgd_max"]["mean"] == pytest.approx(statistics.mean(shares))
+    assert row["best"]["pgd_max"]["std"] == pytest.approx(statistics.stdev(shares))
+    assert row["drop"]["mean"] == pytest.approx(0.1) and row["drop"]["std"] == pytest.approx(0, abs=1e-9)
+    assert row["train_seconds"]["mean"] == pytest.approx(101)
+    assert not (tmp_path / "report").exists()  # --json writes no files
+    assert report.main([tmp_path], None, False) == 0
+    out = capsys.readouterr().out
+    assert "61.7 ± 12.6" in out and "+10.0 ± 0.0" in out and "upper bound" in out.lower()
+    for file in ("report.md", "report.html"):
+        assert "61.7 ± 12.6" in (tmp_path / "report" / file).read_text()
+
+
+def test_one_seed_has_an_interval_and_no_deviation(make_run, capsys) -> None:
+    run = make_run(robust=0.5)
+    (row,) = as_json(capsys, run)["rows"]
+    assert row["best"]["clean"]["std"] is None
+    assert report.main([run], run.parent / "out", False) == 0
+    assert "50.0 [37.7, 62.3]" in capsys.readouterr().out
+
+
+def test_runs_that_did_not_end_well_are_listed_and_not_averaged(make_run, capsys, tmp_path: Path) -> None:
+    make_run("s0", seed=0)
+    make_run("s1", seed=1, state="diverged", message="loss is NaN", robust=0.1)
+    make_run("s2", seed=2, state="failed", message="disk full", checkpoints=())
+    make_run("s3", seed=3, checkpoints=())
+    (tmp_path / "s4").mkdir()
+    (tmp_path / "s4" / "status.json").write_text("{")
+    found = as_json(capsys, tmp_path)
+    (row,) = found["rows"]
+    assert row["seeds"] == [0]
+    assert {(item["seed"], item["state"]) for item in row["left_out"]} == {(1, "diverged"), (2, "failed"), (3, "done")}
+    assert len(found["unreadable"]) == 1
+    report.main([tmp_path], None, False)
+    out = capsys.readouterr().out
+    page = (tmp_path / "report" / "report.html").read_text()
+    for words in ("1 of 4", "loss is NaN", "disk full", "not evaluated", "s4"):
+        assert words in out and words in page, words
+    assert "10.0 [" not in page  # the diverged run's number is argmax of NaN
+
+
+def test_a_collapsed_seed_is_named(make_run, capsys, tmp_path: Path) -> None:
+    make_run("s0", seed=0, robust=0.6, last_robust=0.5)
+    make_run("s1", seed=1, robust=0.6, last_robust=0.05)
+    assert as_json(capsys, tmp_path)["rows"][0]["collapsed"] == [{"seed": 1, "best": 0.6, "last": 0.05}]
+    report.main([tmp_path], None, False)
+    assert "Collapse: trades on digits, seed 1: PGD-50 60.0 % at the best checkpoint, 5.0 %" in capsys.readouterr().out
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, capsys, tmp_path: Path) -> None:
+    make_run("a", seed=0, train={"epochs": 3})
+    make_run("b", seed=1, train={"epochs": 5})
+    make_run("c", seed=0, method="pgd_at")
+    make_run("d", seed=0, plus={"awp": {"gamma": 0.01}})
+    rows = as_json(capsys, tmp_path)["rows"]
+    assert [(r["method"], r["plus"], r["differs"]) for r in rows] == [
+        ("pgd_at", [], {"train.epochs": 3}),
+        ("trades", [], {"train.epochs": 3}),
+        ("trades", [], {"train.epochs": 5}),
+        ("trades", ["awp"], {"train.epochs": 3}),
+    ]
+
+
+def test_unequal_threats_are_shown(make_run, tmp_path: Path) -> None:
+    make_run("a", eps=0.1)
+    make_run("b", eps=0.2, method="pgd_at")
+    assert {(row.method, row.differs["attack.eps"]) for row in compare(expand([tmp_path])).rows} == {
+        ("trades", 0.1),
+        ("pgd_at", 0.2),
+    }
+
+
+def test_a_seed_that_ran_twice_counts_once(make_run, capsys, tmp_path: Path) -> None:
+    make_run("a", robust=0.5, started="2026-01-01T00:00:00")
+    make_run("b", robust=0.4, started="2026-01-02T00:00:00")
+    (row,) = as_json(capsys, tmp_path)["rows"]
+    assert row["best"]["pgd_max"]["values"] == pytest.approx([0.4])
+    assert "seed 0 ran again" in row["left_out"][0]["why"]
+
+
+def test_a_missing_checkpoint_of_one_seed_leaves_a_gap_not_a_smaller_mean(make_run, capsys, tmp_path: Path) -> None:
+    make_run("a", seed=0)
+    make_run("b", seed=1, checkpoints=("best",))
+    (row,) = as_json(capsys, tmp_path)["rows"]
+    assert row["last"]["clean"] is None and row["drop"] is None and len(row["best"]["clean"]["values"]) == 2
+
+
+def test_expanding_finds_each_run_once_and_no_stages(make_run, tmp_path: Path) -> None:
+    run = make_run("sweep/a")
+    make_run("sweep/a/stages/member0-12ab")
+    assert expand([tmp_path, run, run / "."]) == [run]
+    with pytest.raises(DataError, match="no such folder"):
+        expand([tmp_path / "gone"])

@@ -1,0 +1,89 @@
+"""Figures carry the numbers they are given; the page's copy follows the page's colours."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from atbench.reporting import plots
+from atbench.reporting.plots import Curve
+
+
+def curve(label: str) -> Curve:
+    return Curve(label, (0.0, 1.0, 10.0), (0.9, 0.7, 0.5), (0.85, 0.6, 0.4), (0.95, 0.8, 0.6))
+
+
+def history(shift: float, epochs: int = 4) -> list[dict]:
+    return [
+        {"epoch": e, "train": {"loss": 1 / e}, "val": {"clean": 0.9, "pgd": 0.3 + shift, "n": 100},
+         "fit": {"pgd": 0.4, "n": 100}, "gap": 0.1 - shift, "best": e == 2}
+        for e in range(1, epochs + 1)
+    ]  # fmt: skip
+
+
+def lines(axis) -> list[np.ndarray]:
+    return [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
+
+
+@pytest.mark.parametrize("draw", [plots.accuracy_by_steps, plots.accuracy_by_eps])
+def test_svg_is_an_element_of_a_page(draw) -> None:
+    drawing = draw([curve("best"), curve("last & <first>")])
+    ElementTree.fromstring(drawing.svg)
+    assert drawing.svg.startswith("<svg") and "currentColor" in drawing.svg and "#1b1e23" not in drawing.svg
+    assert "purl.org" not in drawing.svg and "last &amp; &lt;first&gt;" in drawing.svg
+    assert drawing.png.startswith(b"\x89PNG")
+    assert draw([curve("best"), curve("last & <first>")]) == drawing
+
+
+def test_names_in_two_figures_of_a_page_do_not_meet() -> None:
+    ids = [
+        set(re.findall(r'\bid="(.*?)"', d([curve("a")]).svg)) for d in (plots.accuracy_by_steps, plots.accuracy_by_eps)
+    ]
+    assert ids[0] and not ids[0] & ids[1]
+
+
+def test_seeds_are_drawn_as_mean_and_sample_deviation() -> None:
+    _, axes = plots._figure(1, 1, (4, 3))
+    runs = [history(0.0), history(0.1), history(0.3)]
+    plots._over_epochs(axes[0], runs, "val.pgd", 100.0, "k", "-", "x")
+    drawn = lines(axes[0])
+    assert len(drawn) == 4  # three thin ones and their mean
+    assert drawn[-1] == pytest.approx([100 * np.mean([0.3, 0.4, 0.6])] * 4)
+    band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    spread = 100 * np.std([0.3, 0.4, 0.6], ddof=1)
+    assert (band.min(), band.max()) == pytest.approx((drawn[-1][0] - spread, drawn[-1][0] + spread))
+
+
+def test_a_mean_covers_only_epochs_that_all_seeds_have() -> None:
+    _, axes = plots._figure(1, 1, (4, 3))
+    plots._over_epochs(axes[0], [history(0.0, 4), history(0.1, 2)], "gap", 1.0, "k", "-", None)
+    assert len(lines(axes[0])[-1]) == 2
+
+
+def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
+    _, axes = plots._figure(1, 1, (4, 3))
+    plots._over_epochs(axes[0], [history(0.0)], "val.pgd", 1.0, "k", "-", None)
+    band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((0.2189, 0.3958), abs=1e-3)  # Wilson, 30 of 100
+
+
+def test_missing_values_are_gaps_not_failures() -> None:
+    rows = [{"epoch": 1, "train": {"loss": None}}, {"epoch": 2}]
+    assert plots.training({"a": [rows], "b": [history(0.0), history(0.1)]}).png
+
+
+def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
+    for channels in (1, 3):
+        x = np.random.default_rng(0).random((3, channels, 4, 4), dtype=np.float32)
+        names = {
+            "label": np.arange(5),
+            "shown_index": np.array([4, 0, 2]),
+            "shown_clean": np.arange(3),
+            "shown_broken": np.arange(3),
+        }
+        for change in (0.0, 0.1):
+            drawing = plots.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
+            assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")

@@ -1,0 +1,162 @@
+"""The report of one run says what its record says, in a file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from atbench.errors import DataError
+from atbench.reporting import report
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its text, and whether its tags close in order."""
+
+    VOID = ("meta", "img", "br", "link", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = run_maker(tmp_path_factory.mktemp("report") / "run", warnings=("steps cannot reach the edge",))
+    report.write(run)
+    return run
+
+
+def test_every_accuracy_of_the_record_is_in_both_reports(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.split("\n") if line.startswith("<tr><td")]
+    lines = (written / "report.md").read_text().replace("\\", "").split("\n")
+    for name in ("best", "last"):
+        record = json.loads((written / "evaluation" / f"{name}.json").read_text())
+        entries = [("none", 0.0, 0, record["clean"])]
+        entries += [(f"PGD-{e['k']}", record["attack"]["eps"], e["k"], e) for e in record["steps"]]
+        entries += [(f"PGD-{e['k']}, ε varied", e["eps"], e["k"], e) for e in record["eps"]]
+        for attack, eps, k, entry in entries:
+            accuracy = f"{100 * entry['accuracy']:.1f} %"
+            interval = f"[{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+            found = [r for r in rows if r[:2] == [name, attack] and r[3] == str(k) and (r[2] == "0") == (eps == 0)]
+            assert [accuracy, interval, str(record["n"])] in [r[4:7] for r in found]
+            assert any(f"| {name} | {attack} |" in x and f"| {accuracy} | {interval} | 60 |" in x for x in lines)
+
+
+def test_both_reports_say_what_the_numbers_rest_on(written: Path) -> None:
+    for file in ("report.md", "report.html"):
+        text = (written / file).read_text().replace("\\", "").replace("&#x27;", "'")
+        for words in (
+            "Upper bound: PGD only", "steps cannot reach the edge", "Zhang et al. 2019", "12,345",
+            "L∞, ε = 0.2 (51/255)",
+            "KL(f(x) ‖ f(x'))", "a" * 64, "b" * 64, "d" * 64, "2.15.0", "atbench train method=trades seed=0",
+            "uniform start",
+            "objective ce", "1 restart", "by=val.pgd", "held out: clean 92.0 %, PGD 56.0 %, n = 150", "abc1234", "2 KB",
+        ):  # fmt: skip
+            assert words in text, (file, words)
+
+
+def test_the_page_is_whole_by_itself(written: Path) -> None:
+    page = Page((written / "report.html").read_text())
+    assert page.open == []
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
+    assert "@import" not in "".join(page.words)
+    assert "http" not in "".join(page.words)
+
+
+def test_config_text_is_shown_not_interpreted(written: Path) -> None:
+    assert "| &lt;b&gt;" in (written / "report.html").read_text()
+    assert "\\| \\<b\\>" in (written / "report.md").read_text()
+
+
+def test_pictures_of_the_markdown_exist(written: Path) -> None:
+    for link in re.findall(r"\]\((pictures/.*?)\)", (written / "report.md").read_text()):
+        assert (written / link).read_bytes().startswith(b"\x89PNG")
+    assert (written / "pictures" / "best.png").is_file()
+
+
+def test_writing_again_changes_nothing(written: Path) -> None:
+    before = {path: path.read_bytes() for path in (written / "report.html", *written.glob("pictures/*.png"))}
+    report.write(written)
+    assert before == {path: path.read_bytes() for path in before}
+    assert not list(written.rglob(".*"))
+
+
+def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> None:
+    run = make_run()
+    path = run / "evaluation" / "best.json"
+    record = json.loads(path.read_text())
+    record["steps"][-1]["accuracy"] += 0.05
+    path.write_text(json.dumps(record))
+    report.write(run)
+    assert "PGD-50: the record says 0.65" in (run / "report.md").read_text()
+
+
+def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
+    run = make_run(checkpoints=("last",))
+    (run / "metrics.jsonl").unlink()
+    (run / "environment.json").unlink()
+    (run / "evaluation" / "last.npz").unlink()
+    report.write(run)
+    assert "cannot be checked example by example" in (run / "report.md").read_text()
+
+
+def test_a_half_written_last_row_is_no_row(make_run) -> None:
+    run = make_run()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "epoch", "epo')
+    report.write(run)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "status.json").unlink(), "no run"),
+        (lambda run: [p.unlink() for p in run.glob("evaluation/*")], "no evaluation yet"),
+        (lambda run: (run / "evaluation" / "best.json").write_text("{}"), "not an evaluation record"),
+        (lambda run: (run / "evaluation" / "best.npz").write_bytes(b"PK"), "cannot be read"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), "not YAML"),
+    ],
+)
+def test_refusals_name_the_file_and_the_reason(make_run, spoil, words: str) -> None:
+    run = make_run()
+    spoil(run)
+    with pytest.raises(DataError, match=words) as refusal:
+        report.main([run], None, False)
+    assert str(run) in str(refusal.value)
+
+
+def test_one_run_prints_its_figures(make_run, capsys) -> None:
+    run = make_run()
+    assert report.main([run], None, False) == 0
+    out = capsys.readouterr().out
+    assert "96.7 % [88.6, 99.1]" in out and "60.0 %" in out and "upper bound" in out and str(run / "report.html") in out

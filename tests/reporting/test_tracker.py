@@ -1,0 +1,226 @@
+"""metrics.jsonl is exact; the W&B mirror never costs a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from atbench.errors import ConfigError, DataError
+from atbench.reporting import Tracker, mirror, truncate
+
+WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
+
+
+def row(epoch: int, **more: Any) -> dict[str, Any]:
+    return {"event": "epoch", "epoch": epoch, "step": 10 * epoch, "val": {"clean": 0.9, "pgd": 0.5, "n": 150}, **more}
+
+
+@pytest.fixture(autouse=True)
+def unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "_broken", False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+
+class Run:
+    """Stands for a wandb run; whatever is called in `fails` raises."""
+
+    def __init__(self, fails: tuple[str, ...] = ()) -> None:
+        self.fails, self.logged, self.summary = fails, [], {}
+        self.finished: list[int] = []
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        if "log" in self.fails:
+            raise ConnectionResetError("service died\nat line 3")
+        self.logged.append((step, values))
+
+    def finish(self, exit_code: int) -> None:
+        self.finished.append(exit_code)
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Run, **changes: Any) -> dict[str, Any]:
+    """A `wandb` in place of the real one; returns what `init` was given."""
+    given: dict[str, Any] = {}
+
+    def init(**keywords: Any) -> Run:
+        given.update(keywords)
+        if keywords["mode"] in changes.get("fails", ()):
+            raise RuntimeError("no way")
+        return run
+
+    def login(prompt: bool, verify: bool) -> bool:
+        assert not prompt and not verify, "a prompt, or a wait for the network"
+        return bool(changes.get("logged_in", False))
+
+    module = types.SimpleNamespace(
+        init=init,
+        login=login,
+        setup=lambda settings=None: types.SimpleNamespace(
+            settings=types.SimpleNamespace(base_url="http://localhost:1")
+        ),
+        teardown=lambda: None,
+        Settings=lambda **keywords: keywords,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(mirror.socket, "create_connection", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
+    return given
+
+
+def test_rows_and_positions_are_exact(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = Tracker(tmp_path, None, {}, "n", None)
+    marks = [tracker.position()]
+    for epoch in (1, 2, 3):
+        tracker.log(row(epoch, note="ε"))
+        assert json.loads(path.read_text().splitlines()[-1]) == row(epoch, note="ε")  # there before the next call
+        marks.append(tracker.position())
+    tracker.close()
+    whole = path.read_bytes()
+    for mark in reversed(marks):
+        truncate(path, mark)
+        assert path.read_bytes() == whole[:mark]
+    assert marks[-1] == len(whole)
+
+
+def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker.log(row(1))
+    kept = tracker.position()
+    tracker.log(row(2, lost=True))
+    tracker.close()
+    (tmp_path / "metrics.jsonl").open("a").write('{"cut')
+    truncate(tmp_path / "metrics.jsonl", kept)
+    tracker = Tracker(tmp_path, None, {}, "n", None)
+    assert tracker.position() == kept
+    tracker.log(row(2))
+    tracker.close()
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()] == [row(1), row(2)]
+
+
+def test_truncation_refuses_a_file_of_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    for offset in (3, 100):
+        with pytest.raises(DataError):
+            truncate(path, offset)
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    truncate(tmp_path / "none.jsonl", 0)
+
+
+def test_not_a_number_is_null(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker.log({"step": 1, "loss": float("nan"), "all": [float("inf"), 1.0]})
+    tracker.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "all": [null, 1.0]}\n'
+
+
+@pytest.mark.parametrize("logger", [None, {}, {"about": {"name": "none"}}, {**WANDB, "mode": "disabled"}])
+def test_without_a_mirror_wandb_is_not_imported(tmp_path: Path, logger: Any) -> None:
+    code = (
+        "import sys; from pathlib import Path; from atbench.reporting import Tracker\n"
+        f"t = Tracker(Path({str(tmp_path)!r}), {logger!r}, {{}}, 'n', None); t.log({{'step': 1}}); t.close(0)\n"
+        "sys.exit(any(name in sys.modules for name in ('wandb', 'torch', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_failing_mirror_warns_once_and_harms_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    fake_wandb(monkeypatch, Run(fails=("log",)))
+    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    for epoch in (1, 2, 3):
+        tracker.log(row(epoch))
+    tracker.summary([])
+    tracker.close(0)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "ConnectionResetError: service died" in warnings[0]
+    Tracker(tmp_path, WANDB, {}, "n", None).close()  # off for the process: says nothing, starts nothing
+    assert capsys.readouterr().err == ""
+
+
+def test_a_start_that_fails_in_every_mode_harms_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    fake_wandb(monkeypatch, Run(), fails=("online", "offline"), logged_in=True)
+    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    tracker.log(row(1))
+    tracker.close(0)
+    assert "did not start and is off" in capsys.readouterr().err
+
+
+def test_a_failing_online_start_becomes_offline(tmp_path: Path, monkeypatch, capsys) -> None:
+    run = Run()
+    given = fake_wandb(monkeypatch, run, fails=("online",), logged_in=True)
+    tracker = Tracker(tmp_path, WANDB, {"a": 1}, "n", "sweep7")
+    tracker.log(row(2))
+    tracker.close(3)
+    assert given["mode"] == "offline" and given["group"] == "sweep7" and given["dir"] == str(tmp_path)
+    assert run.logged == [(20, {"epoch": 2, "step": 20, "val/clean": 0.9, "val/pgd": 0.5, "val/n": 150})]
+    assert run.finished == [3]
+    assert "could not go online (RuntimeError: no way)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "variable", "logged_in", "expected"),
+    [
+        (None, None, True, "online (logged in)"),
+        (None, None, False, "offline (not logged in)"),
+        (None, "offline", True, "offline (WANDB_MODE=offline)"),
+        ("online", "offline", True, "online (logger.mode=online)"),
+        ("online", None, False, "offline (logger.mode=online, but not logged in)"),
+        (None, "dryrun", True, "offline (WANDB_MODE=dryrun is not a mode)"),
+    ],
+)
+def test_the_mode_is_resolved_and_said(
+    tmp_path: Path, monkeypatch, capsys, mode, variable, logged_in, expected
+) -> None:
+    fake_wandb(monkeypatch, Run(), logged_in=logged_in)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    Tracker(tmp_path, {**WANDB, "mode": mode}, {}, "n", None).close()
+    err = capsys.readouterr().err
+    assert err.startswith(f"W&B: {expected}") and err.count("\n") == 1
+
+
+def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"logger\.mode: onlin"):
+        Tracker(tmp_path, {**WANDB, "mode": "onlin"}, {}, "n", None)
+
+
+def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, monkeypatch, capsys) -> None:
+    fake_wandb(monkeypatch, Run(), logged_in=True)
+    monkeypatch.setattr(mirror, "_REACH", 0.1)
+    monkeypatch.setattr(mirror.socket, "create_connection", lambda *_, **__: __import__("time").sleep(30))
+    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_offline_really_writes_and_resumes_the_same_run(tmp_path: Path, make_run) -> None:
+    """The real wandb, in a process of its own with no terminal and no login: no prompt, no draw from a seeded
+    generator."""
+    record = json.loads((make_run() / "evaluation" / "best.json").read_text())
+    (tmp_path / "new" / "pictures").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "new" / "pictures" / "best.png")
+    code = (
+        "import json, random, sys, numpy as np; from pathlib import Path; from atbench.reporting import Tracker\n"
+        "random.seed(0); np.random.seed(0); before = random.getstate(), np.random.get_state()[1].tolist()\n"
+        "folder = Path(sys.argv[1]); record = json.loads(sys.argv[2])\n"
+        "for name in ('a', 'b'):\n"
+        "    t = Tracker(folder, {'project': 'test', 'mode': 'offline'}, {'x': {'y': 1}}, name, 'sweep')\n"
+        "    t.log({'step': 1, 'val': {'pgd': 0.5}}); t.summary([record]); t.close(0)\n"
+        "assert before == (random.getstate(), np.random.get_state()[1].tolist())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "new"), json.dumps(record)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    identity = (tmp_path / "new" / "wandb" / "id").read_text()
+    files = list((tmp_path / "new" / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert files and all(b"val/pgd" in file.read_bytes() for file in files)
+    assert [line.split(";")[0] for line in done.stderr.splitlines()] == ["W&B: offline (logger.mode=offline)"] * 2
+    assert list((tmp_path / "new" / "wandb").glob("offline-run-*/files/media/images/pictures/best*.png"))
+    assert list((tmp_path / "new" / "wandb").glob("offline-run-*/files/media/table/evaluation*.json"))
+    assert done.stdout == ""

@@ -1,0 +1,116 @@
+"""What holds for the shape of the program: layers, light imports, short files, self-describing options."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from atbench import catalog
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "atbench"
+# A part may import only from lines below its own: docs/architecture.md, with the configuration below the parts.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"run", "doctor"},
+    {"assemble", "resume", "environment", "signals"},
+    {"training"},
+    {"evaluation", "reporting"},
+    {"methods"},
+    {"attacks"},
+    {"models", "data"},
+    {"config", "sweep", "folder"},
+    {"checks", "catalog", "commandline"},
+    {"build"},
+    {"mistakes", "typecheck"},
+    {"rng", "errors"},
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)
+OPTIONS = sorted(path for group in catalog.KINDS.values() for path in (catalog.conf_dir() / group).glob("*.yaml"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The parts of atbench that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            module = node.module or ""
+            names = [f"atbench.{alias.name}" for alias in node.names] if module == "atbench" else [module]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "atbench" and rest and rest != "__version__":
+                yield rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    own = part_of(path)
+    if own == "__init__":
+        assert not list(imported(path))
+        return
+    assert own in LEVEL, f"{own} has no place in LAYERS"
+    for other in imported(path):
+        assert other == own or LEVEL[other] > LEVEL[own], f"{own} imports {other}"
+
+
+def test_nothing_is_imported_relatively() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((REPOSITORY / "tests").rglob("*.py"))], ids=lambda path: path.name)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_the_first_answer_needs_neither_torch_nor_hydra() -> None:
+    code = """
+import sys
+from atbench import catalog, cli, commandline, errors, mistakes
+assert cli.main(["list", "methods"]) == 0 and cli.main(["--help"]) == 0
+heavy = {"torch", "torchvision", "hydra", "omegaconf", "wandb", "numpy", "matplotlib", "sklearn"} & set(sys.modules)
+assert not heavy, heavy
+from atbench import config, doctor, build, checks, sweep
+heavy = {"torch", "torchvision", "wandb", "numpy", "matplotlib", "sklearn"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_option_says_what_it_is(path: Path) -> None:
+    about = catalog.about(path, path.parent.name)
+    assert about.get("name") == path.stem
+    assert about.get("line") and about.get("family")
+    assert set(about) <= set(catalog.FIELDS)
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_no_option_has_a_key_twice(path: Path) -> None:
+    """YAML takes the last of two equal keys in silence."""
+
+    def keys(node: yaml.Node) -> Iterator[list[str]]:
+        if isinstance(node, yaml.MappingNode):
+            yield [key.value for key, _ in node.value]
+            for _, value in node.value:
+                yield from keys(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                yield from keys(value)
+
+    for names in keys(yaml.compose(path.read_text(encoding="utf-8"))):
+        assert len(names) == len(set(names))

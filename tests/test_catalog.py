@@ -1,0 +1,68 @@
+"""What `atbench list` shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atbench import catalog
+from atbench.cli import main
+from atbench.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A config folder with methods in both places where `about` may lie, and one that has none."""
+    (tmp_path / "method").mkdir()
+    files = {
+        "inner": "# @package _global_\nmethod:\n  about: {name: inner, family: new, survey: true, line: first}\n",
+        "outer": "about: {name: outer, family: new, paper: '[bold]x[/bold]', line: second}\n_target_: a.b\n",
+        "bare": "# @package _global_\nmethod: {_target_: a.b}\n",
+        "empty": "",
+    }
+    for name, text in files.items():
+        (tmp_path / "method" / f"{name}.yaml").write_text(text)
+    return tmp_path
+
+
+def test_about_is_found_in_both_places_and_may_be_missing(folder: Path) -> None:
+    rows = {row["name"]: row for row in catalog.entries("methods", [folder])}
+    assert list(rows) == ["bare", "empty", "inner", "outer"]
+    assert rows["inner"]["survey"] is True and rows["outer"]["line"] == "second"
+    assert rows["bare"] == {"name": "bare"} and rows["empty"] == {"name": "empty"}
+
+
+def test_survey_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert catalog.show("methods", [folder], as_json=True, survey=True) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["inner"]
+
+
+def test_a_table_shows_text_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.show("methods", [folder], as_json=False, survey=False)
+    assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+def test_a_later_folder_adds_and_replaces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    later = tmp_path_factory.mktemp("later")
+    (later / "method").mkdir()
+    (later / "method" / "inner.yaml").write_text("method: {about: {name: inner, line: replaced}}\n")
+    rows = {row["name"]: row for row in catalog.entries("methods", [folder, later])}
+    assert rows["inner"]["line"] == "replaced" and len(rows) == 4
+
+
+def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "method" / "broken.yaml").write_text("a: [b\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        catalog.entries("methods", [folder])
+
+
+def test_every_kind_lists_all_files_of_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    kinds = {row["name"]: row["options"] for row in json.loads(capsys.readouterr().out)}
+    for kind, group in catalog.KINDS.items():
+        assert main(["list", kind, "--json"]) == 0
+        names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+        assert names == sorted(path.stem for path in (catalog.conf_dir() / group).glob("*.yaml"))
+        assert len(names) == kinds[kind]

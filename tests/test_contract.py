@@ -1,0 +1,102 @@
+"""The contract table over the whole registry: what the trainer promises to every method that exists, by existing.
+
+Two gloo processes equal one with the joint batch to 1e-12 and each other exactly; a resumed run is bit-equal to an undisturbed one;
+adversarial weight perturbation on top commits once a round and keeps both promises.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from atbench.errors import ConfigError, Interrupted
+from atbench.training import World
+from tests.contract import METHODS, Log, configuration, outcome, trainer_of, work
+
+AWP = ("plus=awp",)
+ALONE = World(torch.device("cpu"))
+ACCUMULATE = {"yopo"}
+JOBS = [(name, plus) for name in METHODS for plus in ((), AWP) if not (plus and name in ACCUMULATE)]
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two real processes, all methods in one go."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    mp.spawn(work, args=(2, port, str(folder), JOBS), nprocs=2)
+    return folder
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((float((a[key].double() - b[key].double()).abs().max()) for key in a if a[key].numel()), default=0.0)
+
+
+@pytest.mark.parametrize(("name", "plus"), JOBS, ids=[f"{name}{'+awp' if plus else ''}" for name, plus in JOBS])
+def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: Path) -> None:
+    alone = outcome(name, ALONE, *plus)
+    first, second = (torch.load(two / f"{name}-{len(plus)}-{rank}.pt", weights_only=True) for rank in range(2))
+    assert difference(first["state"], second["state"]) == 0.0, "the ranks differ"
+    assert difference(alone["state"], first["state"]) <= 1e-12
+    assert alone["loss"] == pytest.approx(first["loss"], abs=1e-10)
+    assert alone["pgd"] == first["pgd"]
+    assert alone["counts"][0] == alone["counts"][1] > 0, "one commit a round"
+    start = trainer_of(name, ALONE, Log(), *plus).method.state_dict()
+    assert difference(alone["state"], start) > 1e-6, "nothing was trained"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("after", [1, 5], ids=["first-epoch", "second-epoch"])
+def test_resume_is_bit_equal(name: str, after: int) -> None:
+    whole = Log()
+    undisturbed = trainer_of(name, ALONE, whole)
+    undisturbed.fit()
+
+    broken = Log()
+    with pytest.raises(Interrupted):
+        trainer_of(name, ALONE, broken, stop_after=after).fit()
+    state: dict[str, Any] = torch.load(io.BytesIO(broken.saved["last"]), weights_only=True)
+    assert (state["epoch"], state["step"]) != (0, 0)
+    resumed = trainer_of(name, ALONE, broken)
+    resumed.load(state)
+    resumed.fit()
+
+    assert difference(undisturbed.state()["method"], resumed.state()["method"]) == 0.0
+    ours, theirs = undisturbed.state()["optimizers"], resumed.state()["optimizers"]
+    for group, saved in ours.items():
+        for key, slot in saved["state"].items():
+            for field, value in slot.items():
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[group]["state"][key][field]))
+    measured = [{key: row[key] for key in ("train", "val", "fit", "gap", "lr")} for row in whole.rows]
+    again = [{key: row[key] for key in ("train", "val", "fit", "gap", "lr")} for row in broken.rows]
+    assert measured == again
+
+
+@pytest.mark.parametrize("name", sorted(ACCUMULATE))
+def test_weight_perturbation_is_refused_where_rounds_accumulate(name: str) -> None:
+    with pytest.raises(ConfigError, match="accumulates"):
+        trainer_of(name, ALONE, Log(), *AWP)
+
+
+def test_registry_is_whole() -> None:
+    asked = "standard pgd_at trades mart free_at yopo iaat mma dverge adt_exp_am fgsm_mep cat_curriculum rst".split()
+    assert set(asked) <= set(METHODS)
+    assert configuration("trades").method.about.name == "trades"
