@@ -89,7 +89,8 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
 def make_threat(
     cfg: DictConfig, steps: int, restarts: int = 1, objective: str = "ce", step_size: float | None = None
 ) -> Threat:
-    """The attack of validation and evaluation: the trained norm and ε, a uniform start, the data set's ratio of step size to ε.
+    """The attack of validation and evaluation: the trained norm and ε, a uniform start, the data set's ratio of step
+    size to ε.
 
     The method's own start, step count and step size do not weaken it.
     """
@@ -129,10 +130,11 @@ def make_trainer(
     return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt)
 
 
-def describe(cfg: DictConfig, source: Source, data: TrainData, method: Method, world: World) -> dict[str, Any]:
+def describe(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:
     """Facts about the assembled run that the configuration does not hold."""
+    data, world = trainer.data, trainer.world
     return {
-        "parameters": sum(parameter.numel() for parameter in method.model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in trainer.method.model.parameters()),
         "train": len(data.train),
         "pool": len(data.pool) if data.pool is not None else 0,
         "validation": len(data.validation),

@@ -21,7 +21,6 @@ from atbench.mistakes import interpolation
 __all__ = [
     "EvalConfig",
     "TrainConfig",
-    "as_fraction",
     "as_typed",
     "build",
     "check",
@@ -167,16 +166,6 @@ def resolve(cfg: DictConfig) -> DictConfig:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """A resolved configuration as dicts, lists and scalars, fit for JSON, YAML and checkpoints."""
     return _tree(cfg, resolve=True)
-
-
-def as_fraction(value: float) -> str:
-    """A number as people write it: short decimals as they are, multiples of 1/255 as "8/255 (0.0314)"."""
-    if abs(value - round(value, 3)) < 1e-12:
-        return f"{value:.4g}"
-    levels = value * 255
-    if 0 < abs(levels) <= 255 and abs(levels - round(levels)) < 1e-6:
-        return f"{round(levels)}/255 ({value:.3g})"
-    return f"{value:.4g}"
 
 
 def remember_typed(argv: list[str]) -> None:

@@ -108,10 +108,7 @@ def _mirror() -> list[Finding]:
     """The mode that W&B would run in, as the mirror itself decides it."""
     from atbench.reporting import mirror
 
-    mode, why = mirror._asked({})
-    if mode in (None, "online"):
-        mirror._quiet_settings()
-        mode, why = mirror._reachable(mode, why)
+    mode, why = mirror.mode_of({})
     return [Finding("W&B", f"{mode} ({why})")]
 
 

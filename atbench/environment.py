@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from atbench import __version__
-from atbench.config import as_fraction
 from atbench.data import Source
+from atbench.reporting.wording import both_forms
 
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "rich")
 
@@ -47,13 +47,20 @@ def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
     selection = f"PGD-{train.selection.steps} on the held-out split; best and last are both evaluated"
+    length = f"{train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}"
     processes = f", {about['world']} processes" if about["world"] > 1 else ""
     return [
-        ("data", f"{cfg.dataset.about.name}: {splits}{pool}; {about['classes']} classes of {channels}×{height}×{width}"),
+        (
+            "data",
+            f"{cfg.dataset.about.name}: {splits}{pool}; {about['classes']} classes of {channels}×{height}×{width}",
+        ),
         ("model", f"{members}{cfg.model.about.name}, {about['parameters']:,} parameters"),
-        ("threat", f"{attack.norm}, eps {as_fraction(attack.eps)}, step {as_fraction(attack.step_size)}, {attack.steps} steps"),
+        (
+            "threat",
+            f"{attack.norm}, eps {both_forms(attack.eps)}, step {both_forms(attack.step_size)}, {attack.steps} steps",
+        ),
         ("method", f"{method.name}: {method.get('formula', '')}  ({method.get('paper', 'your own')})"),
-        ("recipe", f"{cfg.recipe.about.name}: {train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}{_plus(cfg)}"),
+        ("recipe", f"{cfg.recipe.about.name}: {length}{_plus(cfg)}"),
         ("device", f"{about['device']}{processes}, {torch.get_num_threads()} threads, {precision}"),
         ("select", selection),
         ("folder", str(resumed) if resumed else f"{cfg.runs}/…"),
@@ -72,9 +79,13 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the program runs from, with a mark if files differ from it; None outside a checkout."""
+    """The commit of the checkout that the program runs from, with a mark if files differ from it; None outside a
+    checkout.
+    """
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
-    answer = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True)
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
+    )
     return answer.stdout.strip() or None

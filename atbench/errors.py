@@ -12,6 +12,10 @@ class AtbenchError(Exception):
         self.key, self.value, self.why, self.fix = key, value, why, fix
         super().__init__(f"{key}: {value} — {why}; {fix}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled by their message otherwise, which is not what __init__ takes: workers send theirs home.
+        return type(self), (self.key, self.value, self.why, self.fix)
+
 
 class ConfigError(AtbenchError):
     """A setting that cannot be run."""
@@ -43,3 +47,6 @@ class Interrupted(AtbenchError):
     def __init__(self, exit_code: int, key: str, value: object, why: str, fix: str) -> None:
         super().__init__(key, value, why, fix)
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.exit_code, self.key, self.value, self.why, self.fix)

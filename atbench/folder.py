@@ -1,4 +1,6 @@
-"""The run folder: written so that nothing half-written ever stands under a real name, and owned by one process at a time."""
+"""The run folder: written so that nothing half-written ever stands under a real name, and owned by one process at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from atbench.errors import EnvironmentFault
 
 
 def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Write aside, sync, rename; with `previous` the old file is moved there first. Raises EnvironmentFault if the disk refuses."""
+    """Write aside, sync, rename; with `previous` the old file is moved there first. Raises EnvironmentFault if the disk
+    refuses.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +33,9 @@ def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise EnvironmentFault("disk", path, f"{len(data)} bytes could not be written ({error.strerror})", "make room") from error
+        raise EnvironmentFault(
+            "disk", path, f"{len(data)} bytes could not be written ({error.strerror})", "make room"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,7 +62,7 @@ def now() -> str:
 
 
 def fresh(parent: Path, name: str) -> Path:
-    """A folder of its own for a new run: `<parent>/<date>-<time>-<name>`, with a number behind it where that is taken."""
+    """A folder of its own for a new run: `<parent>/<date>-<time>-<name>`, numbered where that is taken."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
     for count in range(1000):
         path = parent / (stem if count == 0 else f"{stem}-{count + 1}")
@@ -66,7 +72,9 @@ def fresh(parent: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise EnvironmentFault("runs", parent, f"cannot be written ({error.strerror})", "set runs=FOLDER") from error
+            raise EnvironmentFault(
+                "runs", parent, f"cannot be written ({error.strerror})", "set runs=FOLDER"
+            ) from error
     raise EnvironmentFault("runs", parent, f"already holds a thousand folders called {stem}", "set name=NAME")
 
 
@@ -103,7 +111,9 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def _birth(pid: int) -> str:
-    """When a process was started, in the kernel's ticks, so that a re-used pid is not taken for the owner; "" where unknown."""
+    """When a process was started, in the kernel's ticks, so that a re-used pid is not taken for the owner; "" where
+    unknown.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):

@@ -26,7 +26,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
-    """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the others."""
+    """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the
+    others.
+    """
     cfg = OmegaConf.create(read_config(folder))
     for word in typed[1:]:
         key, equals, value = word.lstrip("+~").partition("=")
@@ -47,7 +49,9 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
 
 
 def target_of(asked: DictConfig) -> tuple[Path, list[str], dict[str, Any]]:
-    """What `atbench eval` was pointed at: a run folder with the names of its checkpoints, and the configuration they belong to."""
+    """What `atbench eval` was pointed at: a run folder with the names of its checkpoints, and the configuration they
+    belong to.
+    """
     path = Path(asked.target)
     if path.suffix != ".pt":
         names = [str(name) for name in asked.which]

@@ -1,9 +1,9 @@
 """Randomness as a function of where it is used.
 
-No long-lived generator exists in atbench. Every draw comes from a generator seeded by a hash of (seed, place, time), so that a
-resumed run draws what the undisturbed one would have drawn, and a search in the attack never shifts the data order.
-Draws per example are rows of a joint draw over the whole batch (or data set): each process of a distributed run, and each
-way to cut an evaluation into batches, sees the same numbers for the same example.
+No long-lived generator exists in atbench. Every draw comes from a generator seeded by a hash of (seed, place, time), so
+that a resumed run draws what the undisturbed one would have drawn, and a search in the attack never shifts the data
+order. Draws per example are rows of a joint draw over the whole batch (or data set): each process of a distributed run,
+and each way to cut an evaluation into batches, sees the same numbers for the same example.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def generator(device: torch.device | str, seed: int, *place: int | str) -> torch
 class Draws:
     """Per-example random numbers for one batch of a training run.
 
-    Each call draws for the joint batch of all processes and returns this process's rows, so that `world` processes together
-    draw what one process would. Successive calls continue one generator: ask in a fixed order.
+    Each call draws for the joint batch of all processes and returns this process's rows, so that `world` processes
+    together draw what one process would. Successive calls continue one generator: ask in a fixed order.
     """
 
     def __init__(self, source: torch.Generator, rank: int = 0, world: int = 1) -> None:
@@ -55,7 +55,8 @@ class Draws:
 
 
 class ExampleDraws:
-    """Per-example random numbers for an evaluation: row i of the data set always gets the same ones, however it is batched.
+    """Per-example random numbers for an evaluation: row i of the data set always gets the same ones, however it is
+    batched.
 
     Numbers are drawn for fixed chunks of `CHUNK` consecutive examples and the wanted rows are picked out of them.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from torch import nn
 from atbench import assemble, config, sweep
 from atbench.data import Source
 from atbench.environment import environment, facts
-from atbench.errors import AtbenchError, DataError, NumericalError
-from atbench.evaluation import Plan, Victim, evaluate as evaluate_network, save as save_record, weights_sha256
+from atbench.errors import AtbenchError, NumericalError
+from atbench.evaluation import Plan, Victim, weights_sha256
+from atbench.evaluation import evaluate as evaluate_network
+from atbench.evaluation import save as save_record
 from atbench.folder import fresh, now, owned, set_status, write_json, write_text
 from atbench.methods import Stage
 from atbench.reporting import report
@@ -33,29 +35,30 @@ METRICS = "metrics.jsonl"
 
 
 def train(composed: DictConfig) -> float:
-    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, which is what a sweeper maximises."""
+    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
     resumed = Path(composed.resume) if composed.resume else None
     cfg = changed(resumed, composed, config.as_typed()) if resumed else config.resolve(composed)
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        source = assemble.make_source(cfg)
-        run = Run.prepare(cfg, source, here, signal)
-        run.announce(resumed, warnings)
-        folder = resumed or run.open()
-        with run.owning(folder):
-            trainer = run.fit()
+        run = Run(cfg, assemble.make_source(cfg), here, signal)
+        # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
+        trainer = run.prepare()
+        about = run.announce(trainer, resumed, warnings)
+        with run.owning(resumed or run.open(about)):
+            run.fit(trainer)
             records = run.evaluate(cfg.eval.checkpoints)
             run.finish(trainer, records)
         return float(trainer.best["score"])
 
 
 def evaluate(composed: DictConfig) -> float:
-    """`atbench eval`: attacks the checkpoints of a run again, into its folder; returns the last one's accuracy under the most steps."""
+    """`atbench eval`: attacks checkpoints of a run again; returns the last one's accuracy under the most steps."""
     asked = config.resolve(composed)
     folder, names, saved = target_of(asked)
     cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
+    cfg.update({group: asked[group] for group in ("dataset", "model") if asked[group] is not None})
     with threads(asked.threads), world(cfg.device) as here:
-        run = Run(cfg, assemble.make_source(cfg), here, folder, Flag())
+        run = Run(cfg, assemble.make_source(cfg), here, Flag(), folder)
         records = run.evaluate(names)
         if here.main:
             report.write(folder)
@@ -70,35 +73,39 @@ class Run:
     cfg: DictConfig
     source: Source
     world: World
-    folder: Path
     signal: Flag
+    folder: Path = Path()
     label: str = ""
     tracker: Tracker | None = None
+    progress: Progress | None = None
 
-    @classmethod
-    def prepare(cls, cfg: DictConfig, source: Source, here: World, signal: Flag) -> Run:
-        return cls(cfg, source, here, Path(cfg.runs), signal)
+    def prepare(self) -> Trainer:
+        """Data, model, method, optimizers: the trainer at its beginning."""
+        cfg, here = self.cfg, self.world
+        data = assemble.make_data(cfg, self.source, here)
+        method = assemble.make_method(cfg, assemble.make_model(cfg, self.source), data, here)
+        return assemble.make_trainer(cfg, method, data, here, self, self.signal)
 
-    def announce(self, resumed: Path | None, warnings: list[str]) -> None:
-        """Assemble everything once, so that what cannot work is refused before a folder exists; then say what will run."""
-        data = assemble.make_data(self.cfg, self.source, self.world)
-        method = assemble.make_method(self.cfg, assemble.make_model(self.cfg, self.source), data, self.world)
-        assemble.make_groups(self.cfg, method)
-        self.facts = assemble.describe(self.cfg, self.source, data, method, self.world)
+    def announce(self, trainer: Trainer, resumed: Path | None, warnings: list[str]) -> dict[str, Any]:
+        """Say what will run."""
+        about = assemble.describe(self.cfg, self.source, trainer)
         if self.world.main:
             console = Console(stderr=True)
-            echo(facts(self.cfg, self.facts, resumed), console)
+            echo(facts(self.cfg, about, resumed), console)
             for warning in warnings:
                 console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+        return about
 
-    def open(self) -> Path:
+    def open(self, about: dict[str, Any]) -> Path:
         """A folder of its own for a new run, with everything that explains it; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
-        folder = self.world.share_object(fresh(sweep.current() or Path(self.cfg.runs), name) if self.world.main else None)
+        folder = self.world.share_object(
+            fresh(sweep.current() or Path(self.cfg.runs), name) if self.world.main else None
+        )
         if self.world.main:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))
             write_text(folder / "as_typed.yaml", OmegaConf.to_yaml({"argv": config.as_typed()}))
-            write_json(folder / "environment.json", environment(self.cfg, self.source, self.facts))
+            write_json(folder / "environment.json", environment(self.cfg, self.source, about))
         return Path(folder)
 
     @contextmanager
@@ -113,45 +120,61 @@ class Run:
             try:
                 yield
             except BaseException as error:
-                code = error.exit_code if isinstance(error, AtbenchError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+                code = (
+                    error.exit_code
+                    if isinstance(error, AtbenchError)
+                    else 130
+                    if isinstance(error, KeyboardInterrupt)
+                    else 1
+                )
                 state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
                 set_status(folder, state=state, exit_code=code, message=str(error) or type(error).__name__, ended=now())
                 if self.tracker:
                     self.tracker.close(code)
                 raise
-            set_status(folder, state="done", exit_code=0, ended=now())
             if self.tracker:
                 self.tracker.close(0)
 
     # Training.
 
-    def fit(self) -> Trainer:
-        """Train to the end, from the last checkpoint if there is one, with the runs that the method asks for before it."""
-        cfg, here = self.cfg, self.world
-        data = assemble.make_data(cfg, self.source, here)
-        method = assemble.make_method(cfg, assemble.make_model(cfg, self.source), data, here)
+    def fit(self, trainer: Trainer) -> None:
+        """Train to the end, from the last checkpoint if there is one; else after the runs that the method asks for."""
+        method, clock = trainer.method, trainer.method.clock
         state = self._last()
         if state is None:
             method.begin({name: self._stage(name, stage) for name, stage in method.stage0().items()})
-        if here.main:
-            truncated = state["metrics"] if state else 0
-            truncate(self.folder / METRICS, truncated)
+        else:
+            trainer.load(state)
+        if self.world.main:
+            truncate(self.folder / METRICS, state["metrics"] if state else 0)
             self.tracker = self._tracker()
-        total = data.steps * cfg.train.epochs
-        done = (state["epoch"] * data.steps + state["step"]) if state else 0
-        progress = Progress(
-            total, cfg.train.epochs, done=done, epoch=done // data.steps, draw=here.main, label=self.label
+        total, done = clock.epochs * clock.steps, clock.epoch * clock.steps + clock.step
+        self.progress = Progress(
+            total, clock.epochs, done=done, epoch=clock.epoch, draw=self.world.main, label=self.label
         )
-        with progress:
-            trainer = assemble.make_trainer(cfg, method, data, here, _Watcher(self, progress), self.signal)
-            if state:
-                trainer.load(state)
+        with self.progress:
             trainer.fit()
-        return trainer
+
+    # What the trainer tells (`Watcher`): passed on to terminal, metrics.jsonl and checkpoints.
+
+    def advance(self, examples: int, attack_share: float) -> None:
+        if self.progress:
+            self.progress.advance(1, examples)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if self.progress and self.tracker:
+            self.progress.epoch(row)
+            self.tracker.log(row)
+        set_status(self.folder, epoch=row["epoch"], epochs=row["epochs"])
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        position = self.tracker.position() if self.tracker else 0
+        content = {"schema": 1, **state, "config": config.plain(self.cfg), "metrics": position}
+        checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _tracker(self) -> Tracker:
         group = parent.name if (parent := sweep.current()) else None
-        logger = None if self.label or not self.cfg.logger else OmegaConf.to_container(self.cfg.logger)
+        logger = None if self.label or not self.cfg.logger else config.plain(self.cfg.logger)
         return Tracker(self.folder, logger, config.plain(self.cfg), self.folder.name, group)
 
     def _last(self) -> dict[str, Any] | None:
@@ -164,7 +187,7 @@ class Run:
         return state
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
-        """Train what a method asked for first, under the run, by the hash of its configuration: done once, resumed by itself."""
+        """Train what a method asked for first, kept by the hash of its configuration: done once, resumed by itself."""
         cfg = OmegaConf.create(config.plain(self.cfg))
         cfg.method, cfg.plus = stage.method, {}
         cfg.model = {**cfg.model, **stage.model}
@@ -175,12 +198,16 @@ class Run:
         trained = {key: resolved[key] for key in ("seed", "dataset", "model", "attack", "method", "train")}
         digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / "stages" / f"{name}-{digest}"
-        run = Run(cfg, self.source, self.world, folder, self.signal, label=f"{self.label} stage {name}".strip())
+        label = f"{self.label} stage {name}".strip()
+        run = Run(cfg, self.source, self.world, self.signal, folder, label)
         if self.world.main and not folder.exists():
             write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
         self.world.barrier()
+        trainer = run.prepare()
         with run.owning(folder):
-            trainer = run.fit()
+            run.fit(trainer)
+            if self.world.main:
+                run.done(trainer)
         with trainer.evaluated() as network:
             return network
 
@@ -214,51 +241,32 @@ class Run:
 
     def _plan(self) -> Plan:
         chosen = self.cfg.eval
-        threat = assemble.make_threat(
-            self.cfg, max(chosen.steps), chosen.restarts, chosen.objective, chosen.step_size
-        )
+        threat = assemble.make_threat(self.cfg, max(chosen.steps), chosen.restarts, chosen.objective, chosen.step_size)
         return Plan(threat, list(chosen.steps), list(chosen.eps_grid), chosen.eps_steps, chosen.limit)
 
     def finish(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
         """Report, mirror, and the last words on the terminal."""
         if not self.world.main:
             return
-        clock = trainer.method.clock
-        set_status(self.folder, epoch=clock.epoch, epochs=clock.epochs, train_seconds=round(trainer.seconds, 2))
+        self.done(trainer)
         report.write(self.folder)
         if self.tracker:
             self.tracker.summary(records)
         commands = [f"atbench eval {self.folder} eval.restarts=5", f"atbench report {self.folder} OTHER_RUN"]
         summary(records, self.folder, commands, Console())
 
-
-class _Watcher:
-    """Passes what the trainer tells on to terminal, metrics.jsonl and checkpoints. Only the main process writes."""
-
-    def __init__(self, run: Run, progress: Progress) -> None:
-        self.run, self.progress = run, progress
-
-    def advance(self, examples: int, attack_share: float) -> None:
-        self.progress.advance(1, examples)
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        self.progress.epoch(row)
-        if self.run.tracker:
-            self.run.tracker.log(row)
-        set_status(self.run.folder, epoch=row["epoch"], epochs=row["epochs"])
-
-    def save(self, name: str, state: dict[str, Any]) -> None:
-        position = self.run.tracker.position() if self.run.tracker else 0
-        content = {"schema": 1, **state, "config": config.plain(self.run.cfg), "metrics": position}
-        checkpoint.save(self.run.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
+    def done(self, trainer: Trainer) -> None:
+        """Write down that training has come to its end."""
+        clock = trainer.method.clock
+        ending = {"epoch": clock.epoch, "epochs": clock.epochs, "train_seconds": round(trainer.seconds, 2)}
+        set_status(self.folder, state="done", exit_code=0, ended=now(), **ending)
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """A block with so many CPU threads; None leaves torch's own choice."""
     if count is None:
-        with nullcontext():
-            yield
+        yield
         return
     before = torch.get_num_threads()
     torch.set_num_threads(count)

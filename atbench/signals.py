@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: the handler only sets a flag; training saves and leaves at the next step. A second Ctrl-C leaves at once."""
+"""Ctrl-C and SIGTERM: the handler only sets a flag; training saves and leaves at the next step. A second Ctrl-C leaves
+at once.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Flag:
 
 @contextmanager
 def watched() -> Iterator[Flag]:
-    """A block in which the signals set the flag that it yields. Outside the main thread nothing can be installed: the flag stays 0."""
+    """A block in which the signals set the flag that it yields. Outside the main thread nothing can be installed: the
+    flag stays 0.
+    """
     flag = Flag()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -1,4 +1,6 @@
-"""Short trainings of any method on a world where processes can be compared to the last bit: float64, no BatchNorm, 64 digits."""
+"""Short trainings of any method on a world where processes can be compared to the last bit: float64, no BatchNorm, 64
+digits.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atbench import assemble, config
 from atbench.catalog import conf_dir
+from atbench.data import Source
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
@@ -71,18 +74,25 @@ class Interruption:
 
 
 def trainer_of(name: str, here: World, log: Log, *overrides: str, stop_after: int | None = None) -> Trainer:
-    """A trainer at its beginning. Stage-0 networks are untrained ones: their training is the trainer's, not the method's."""
+    """A trainer at its beginning. Stage-0 networks are untrained ones: their training is the trainer's, not the
+    method's.
+    """
     cfg = configuration(name, *overrides)
     whole = digits()
     source = replace(whole, train=whole.train.take(torch.arange(96)), validation=32)
     data = assemble.make_data(cfg, source, here)
     method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
-    stages = {}
-    for number, (stage, wanted) in enumerate(method.stage0().items()):
-        changed = DictConfig({**config.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **wanted.model}})
-        stages[stage] = assemble.make_model(changed, source)
-    method.begin(stages)
+    begin_untrained(method, cfg, source)
     return assemble.make_trainer(cfg, method, data, here, log, Interruption(stop_after))
+
+
+def begin_untrained(method: Method, cfg: DictConfig, source: Source) -> None:
+    """Hand over untrained networks where the method asked for trained ones."""
+    stages = {}
+    for number, (name, stage) in enumerate(method.stage0().items()):
+        changed = {**config.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
+        stages[name] = assemble.make_model(OmegaConf.create(changed), source)
+    method.begin(stages)
 
 
 def count_commits(method: Method) -> list[int]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Stub
 
 from atbench.cli import main
 from atbench.errors import ConfigError, DataError, Interrupted
+from tests.conftest import Stub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Stub
 
 from atbench.cli import main
+from tests.conftest import Stub
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -86,22 +86,6 @@ class TestResolve:
             resolved("attack.eps=8/0")
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (8 / 255, "8/255 (0.0314)"),
-        (128 / 255, "128/255 (0.502)"),
-        (0.2, "0.2"),
-        (1.0, "1"),
-        (0.0, "0"),
-        (1 / 3, "85/255 (0.333)"),
-        (0.1234, "0.1234"),
-    ],
-)
-def test_as_fraction(value: float, text: str) -> None:
-    assert config.as_fraction(value) == text
-
-
 class TestBuild:
     def test_drops_what_is_no_argument_and_adds_what_is_given(self) -> None:
         attack = config.build(node(SEARCH, norm="linf", steps=2, step_size=0.1), "attack", eps=0.3)

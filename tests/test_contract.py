@@ -1,7 +1,7 @@
 """The contract table over the whole registry: what the trainer promises to every method that exists, by existing.
 
-Two gloo processes equal one with the joint batch to 1e-12 and each other exactly; a resumed run is bit-equal to an undisturbed one;
-adversarial weight perturbation on top commits once a round and keeps both promises.
+Two gloo processes equal one with the joint batch to 1e-12 and each other exactly; a resumed run is bit-equal to an
+undisturbed one; adversarial weight perturbation on top commits once a round and keeps both promises.
 """
 
 from __future__ import annotations
@@ -97,6 +97,20 @@ def test_weight_perturbation_is_refused_where_rounds_accumulate(name: str) -> No
 
 
 def test_registry_is_whole() -> None:
-    asked = "standard pgd_at trades mart free_at yopo iaat mma dverge adt_exp_am fgsm_mep cat_curriculum rst".split()
+    asked = [
+        "standard",
+        "pgd_at",
+        "trades",
+        "mart",
+        "free_at",
+        "yopo",
+        "iaat",
+        "mma",
+        "dverge",
+        "adt_exp_am",
+        "fgsm_mep",
+        "cat_curriculum",
+        "rst",
+    ]
     assert set(asked) <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

@@ -9,7 +9,15 @@ from atbench.rng import Draws, ExampleDraws, derive, generator
 
 
 def test_derive_depends_on_every_part() -> None:
-    seeds = {derive(0), derive(1), derive(0, "a"), derive(0, "a", 0), derive(0, "a", 1), derive(0, 0, "a"), derive(0, "a", "0", 0)}
+    seeds = {
+        derive(0),
+        derive(1),
+        derive(0, "a"),
+        derive(0, "a", 0),
+        derive(0, "a", 1),
+        derive(0, 0, "a"),
+        derive(0, "a", "0", 0),
+    }
     assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
 
 
@@ -59,7 +67,9 @@ def test_example_draws_do_not_depend_on_batching(kind: str) -> None:
     index = torch.arange(200)
     whole = getattr(ExampleDraws(3, "start", index=index), kind)(torch.empty(200, 1, 2, 2))
     for size in (1, 7, 64, 130):
-        parts = [getattr(ExampleDraws(3, "start", index=i), kind)(torch.empty(len(i), 1, 2, 2)) for i in index.split(size)]
+        parts = [
+            getattr(ExampleDraws(3, "start", index=i), kind)(torch.empty(len(i), 1, 2, 2)) for i in index.split(size)
+        ]
         assert torch.equal(torch.cat(parts), whole)
     some = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:50]
     assert torch.equal(getattr(ExampleDraws(3, "start", index=some), kind)(torch.empty(50, 1, 2, 2)), whole[some])

@@ -1,7 +1,7 @@
 """B(0, ε): the set of perturbations an adversary may use, for three norms.
 
-The box [0, 1] of legal pixels belongs to the threat as well: every projection returns a point of the ball *and* of the box.
-`eps` is a number or one value per example; images are (B, C, H, W) in [0, 1].
+The box [0, 1] of legal pixels belongs to the threat as well: every projection returns a point of the ball *and* of the
+box. `eps` is a number or one value per example; images are (B, C, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Ball(ABC):
 
     @abstractmethod
     def steepest(self, grad: Tensor) -> Tensor:
-        """The direction d with ‖d‖_p = 1 that raises the linearised objective ⟨grad, d⟩ most (or a sparse stand-in for L1)."""
+        """The direction d with ‖d‖_p = 1 that raises the linearised objective ⟨grad, d⟩ most (or a sparse stand-in for
+        L1).
+        """
 
     @abstractmethod
     def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
@@ -102,8 +104,8 @@ class L2(Ball):
 class L1(Ball):
     """‖δ‖₁ ≤ ε, with the joint projection on ball and box (Croce & Hein 2021, "Mind the box", Prop. 2.1).
 
-    The exact steepest step moves a single pixel. `sparsity` names the share of pixels that share the step instead, those with
-    the largest |gradient| (SLIDE, Tramèr & Boneh 2019, sec. 4: 1 %).
+    The exact steepest step moves a single pixel. `sparsity` names the share of pixels that share the step instead,
+    those with the largest |gradient| (SLIDE, Tramèr & Boneh 2019, sec. 4: 1 %).
     """
 
     p = 1.0

@@ -28,7 +28,8 @@ def project_l1_box(x: Tensor, z: Tensor, eps: Tensor) -> Tensor:
         middle = torch.div(low + high, 2, rounding_mode="floor")
         over = length(kinks.gather(1, middle[:, None]).squeeze(1)) > eps
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    # Between two neighbouring kinks the sum is linear: its slope is minus the number of coordinates inside their own range.
+    # Between two neighbouring kinks the sum is linear: its slope is minus the number of coordinates inside their own
+    # range.
     start = kinks.gather(1, low[:, None]).squeeze(1)
     start = torch.where(length(start) > eps, start, torch.zeros_like(start))
     end = kinks.gather(1, high[:, None]).squeeze(1)
@@ -39,12 +40,15 @@ def project_l1_box(x: Tensor, z: Tensor, eps: Tensor) -> Tensor:
     moved = torch.minimum((size - lam[:, None]).clamp_min(0), room)
     # Rounding may leave the sum a few ulp above ε; shrinking towards x stays in the box.
     total = moved.sum(dim=1)
-    moved = moved * torch.where(total > eps, eps / total.clamp_min(torch.finfo(x.dtype).tiny), torch.ones_like(total))[:, None]
+    moved = (
+        moved
+        * torch.where(total > eps, eps / total.clamp_min(torch.finfo(x.dtype).tiny), torch.ones_like(total))[:, None]
+    )
     return (x + shift.sign() * moved).clamp_(0, 1)
 
 
 def project_l1(delta: Tensor, eps: Tensor) -> Tensor:
-    """argmin_v ‖v − δ‖₂ subject to ‖v‖₁ ≤ ε, for rows of (B, d) (Duchi et al. 2008, "Efficient projections", fig. 1)."""
+    """argmin_v ‖v − δ‖₂ subject to ‖v‖₁ ≤ ε, for rows of (B, d) (Duchi et al. 2008, fig. 1)."""
     size = delta.abs()
     ordered = size.sort(dim=1, descending=True).values
     excess = ordered.cumsum(dim=1) - eps[:, None]

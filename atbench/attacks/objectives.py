@@ -13,8 +13,9 @@ from torch import Tensor
 class Objective:
     """`value(network(x'), *given) -> (B,)`, to be maximised over x'.
 
-    `given` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor models.
-    A call returns the values *and* the outputs, so that stop rules and success tests need no forward of their own.
+    `given` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor
+    models. A call returns the values *and* the outputs, so that stop rules and success tests need no forward of their
+    own.
     """
 
     def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor) -> None:
@@ -23,7 +24,8 @@ class Objective:
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
         """Values (b,) and outputs for `x_adv`, which holds the examples `rows` of the batch (all, if None).
 
-        `step` is the search step that asks; objectives that change as the search goes on (a decaying weight) override this.
+        `step` is the search step that asks; objectives that change as the search goes on (a decaying weight) override
+        this.
         """
         outputs = self.network(x_adv)
         given = self.given if rows is None else tuple(tensor[rows] for tensor in self.given)

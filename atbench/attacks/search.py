@@ -27,7 +27,9 @@ KEEPS: tuple[str, ...] = ("last", "best", "first")
 
 @dataclass
 class State:
-    """One point of the search. `rows` are the examples of the batch that are still searched; all other fields follow it."""
+    """One point of the search. `rows` are the examples of the batch that are still searched; all other fields follow
+    it.
+    """
 
     step: int
     rows: Tensor
@@ -54,14 +56,14 @@ class GradientAttack:
         eps: radius, in units of the [0, 1] pixel scale.
         steps: k, the number of gradient steps; one forward and one backward each.
         step_size: length of a step in the ball's norm.
-        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1), not clipped (TRADES, Zhang et al.
-            2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
+        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1), not clipped (TRADES,
+            Zhang et al. 2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
         bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
-        keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the `best` by
-            objective, or the `first` that the stop rule named.
+        keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the
+            `best` by objective, or the `first` that the stop rule named.
         momentum: μ of MI-FGSM (Dong et al. 2018): g ← μ·g + ∇/‖∇‖₁, stepped along g.
-        backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step size is
-            divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
+        backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
+            size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start or keep.
     """
@@ -102,8 +104,8 @@ class GradientAttack:
     ) -> Tensor:
         """Search around `x`. `start` is a point to begin at, `eps` and `step_size` may be per example.
 
-        `stop(state)` names the examples that are done: they keep their current point, and are dropped from the computation.
-        It sees every point, the starting one included, and the final one unless `keep="last"`.
+        `stop(state)` names the examples that are done: they keep their current point, and are dropped from the
+        computation. It sees every point, the starting one included, and the final one unless `keep="last"`.
         """
         eps = self.eps if eps is None else eps
         steps = self.steps if steps is None else steps
@@ -129,7 +131,8 @@ class GradientAttack:
 class _Search:
     """One run of the loop over one batch."""
 
-    #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than it saves.
+    #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than
+    #: it saves.
     REPACK = 0.25
 
     def __init__(

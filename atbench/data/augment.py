@@ -13,7 +13,9 @@ from atbench.rng import Draws
 
 @dataclass(frozen=True)
 class View:
-    """The crop and flip of each example: `top`, `left` (B,) offsets into the canvas padded by `pad`, `flip` (B,) booleans."""
+    """The crop and flip of each example: `top`, `left` (B,) offsets into the canvas padded by `pad`, `flip` (B,)
+    booleans.
+    """
 
     pad: int
     top: Tensor
@@ -36,7 +38,9 @@ class View:
         return picked.permute(0, 3, 1, 2).contiguous()
 
     def invert(self, images: Tensor) -> Tensor:
-        """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v` inside."""
+        """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v`
+        inside.
+        """
         batch, channels, height, width = images.shape
         canvas = images.new_zeros(batch, height + 2 * self.pad, width + 2 * self.pad, channels)
         rows, columns = self._pixels(height, width)
@@ -46,14 +50,17 @@ class View:
 
 
 class PadCropFlip:
-    """The field's standard augmentation: zero-pad by `pad`, random crop to the old size, horizontal flip with probability ½."""
+    """The field's standard augmentation: zero-pad by `pad`, random crop to the old size, horizontal flip with
+    probability ½.
+    """
 
     def __init__(self, pad: int, flip: bool) -> None:
         self.pad, self.flip = pad, flip
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
         """Augmented images and the view that made them; `rng` gives each example's crop and flip."""
-        # One draw of three numbers an example, whatever is switched on: turning the flip off leaves the crops as they were.
+        # One draw of three numbers an example, whatever is switched on: turning the flip off leaves the crops as they
+        # were.
         unit = (rng.uniform(torch.empty(len(images), 3, dtype=torch.float64, device=images.device)) + 1) / 2
         offsets = (unit[:, :2] * (2 * self.pad + 1)).long().clamp_(max=2 * self.pad)
         flip = (unit[:, 2] < 0.5) & self.flip

@@ -1,4 +1,6 @@
-"""The embedded data set: scikit-learn's 1,797 real 8×8 images of handwritten digits (UCI Optical Recognition, Alpaydin & Kaynak)."""
+"""The embedded data set: scikit-learn's 1,797 real 8×8 images of handwritten digits (UCI Optical Recognition, Alpaydin
+& Kaynak).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ TEST, VALIDATION, SPLIT_SEED = 450, 200, 0
 def digits() -> Source:
     """Digits with a fixed stratified split: 450 test images, the other 1,347 to train on, of which a run holds out 200.
 
-    There is no official split of this file; ours is fixed by SPLIT_SEED and never changes with a run's seed. Grey levels 0..16
-    become 0..255, so that ε is in the usual [0, 1] scale.
+    There is no official split of this file; ours is fixed by SPLIT_SEED and never changes with a run's seed. Grey
+    levels 0..16 become 0..255, so that ε is in the usual [0, 1] scale.
     """
     images, labels = _load()
     test, train = stratified(labels, (TEST,), SPLIT_SEED)

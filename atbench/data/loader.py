@@ -1,4 +1,6 @@
-"""Batches straight from tensors on the device. Position in the data = f(seed, epoch, step): nothing to save, nothing to lose."""
+"""Batches straight from tensors on the device. Position in the data = f(seed, epoch, step): nothing to save, nothing to
+lose.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Share:
 
 
 class Endless:
-    """An endless sequence of example positions: one permutation of 0..n−1 after the other, each a function of (seed, pass)."""
+    """An endless sequence of example positions: one permutation of 0..n−1 after the other, each a function of (seed,
+    pass).
+    """
 
     def __init__(self, n: int, seed: int, name: str) -> None:
         self.n, self.seed, self.name = n, seed, name
@@ -41,7 +45,9 @@ class Endless:
 
 
 class Stream:
-    """A source of batches that runs beside the main one: position = f(seed, name, epoch, step), its own order and augmentation."""
+    """A source of batches that runs beside the main one: position = f(seed, name, epoch, step), its own order and
+    augmentation.
+    """
 
     def __init__(self, data: TrainData, images: Images, name: str, size: int) -> None:
         self.data, self.images, self.name, self.size = data, images, name, size
@@ -54,17 +60,19 @@ class Stream:
 
 
 class TrainData:
-    """What training may see: the train part of the source, the held-out validation part, and an unlabelled pool if asked for.
+    """What training may see: the train part of the source, the held-out validation part, and an unlabelled pool if
+    asked for.
 
     Args:
         source: the data set. Its test split is not touched here.
         batch_size: joint batch over all processes; a multiple of `share.world`.
         augment: None for none.
-        labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the pool.
+        labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
+            pool.
         extra: share of every batch drawn from the pool.
 
-    An epoch is ⌊N / batch_size⌋ full batches of a fresh permutation, N counting labelled and pool images, so that every method
-    takes the same number of steps. Raises ConfigError where the sizes do not fit.
+    An epoch is ⌊N / batch_size⌋ full batches of a fresh permutation, N counting labelled and pool images, so that every
+    method takes the same number of steps. Raises ConfigError where the sizes do not fit.
     """
 
     def __init__(
@@ -97,7 +105,9 @@ class TrainData:
         self.extra_size = round(extra * batch_size)
         self._check(whole_size, extra)
         self._labelled = Endless(len(self.train), seed, "labelled")
-        self._pool = Stream(self, self.pool, "pool", self.extra_size) if self.pool is not None and self.extra_size else None
+        self._pool = (
+            Stream(self, self.pool, "pool", self.extra_size) if self.pool is not None and self.extra_size else None
+        )
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def _check(self, size: int, extra: float) -> None:
@@ -108,7 +118,9 @@ class TrainData:
             why = f"it must split evenly over {self.share.world} processes, its unlabelled part too"
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
         if self.extra_size and self.pool is None:
-            raise ConfigError("train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1")
+            raise ConfigError(
+                "train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1"
+            )
         if self.extra_size >= self.batch_size:
             raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")
 
@@ -153,5 +165,3 @@ class TrainData:
     def sha256(self) -> str:
         """Checksum of everything that may be trained on, before it is split."""
         return self.source.train.sha256()
-
-

@@ -68,15 +68,23 @@ class Source:
 
 
 def check(name: str, images: Images, classes: int) -> None:
-    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and every class has an example."""
+    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and every class has an
+    example.
+    """
     x, y = images.x, images.y
     if x.dtype != torch.uint8 or x.ndim != 4:
-        raise DataError(name, f"{x.dtype} {tuple(x.shape)}", "images must be uint8 of shape (N, C, H, W)", "convert them")
+        raise DataError(
+            name, f"{x.dtype} {tuple(x.shape)}", "images must be uint8 of shape (N, C, H, W)", "convert them"
+        )
     if y.dtype != torch.int64 or len(y) != len(x):
-        raise DataError(name, f"{y.dtype} ({len(y)},)", f"labels must be int64, one for each of {len(x)} images", "convert them")
+        raise DataError(
+            name, f"{y.dtype} ({len(y)},)", f"labels must be int64, one for each of {len(x)} images", "convert them"
+        )
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
-        raise DataError(name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file")
+        raise DataError(
+            name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file"
+        )
     empty = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
     if empty:
         raise DataError(name, f"class {empty[0]}", "has no example to train on", "drop the class or add examples")
@@ -85,8 +93,8 @@ def check(name: str, images: Images, classes: int) -> None:
 def stratified(y: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
     """Disjoint index sets of the given sizes, each with every class in proportion, and the rest as a last set.
 
-    Sizes are met exactly: each class gives its proportion rounded down, and what is missing comes from the classes with the
-    largest remainders. Deterministic in (y, sizes, seed).
+    Sizes are met exactly: each class gives its proportion rounded down, and what is missing comes from the classes with
+    the largest remainders. Deterministic in (y, sizes, seed).
     """
     labels = y.cpu().numpy()
     rng = np.random.default_rng(seed)

@@ -8,7 +8,9 @@ Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927): unlike p ± 1.96·σ it stays inside [0, 1] and is not empty at 0 or n."""
+    """95 % score interval of a proportion (Wilson 1927): unlike p ± 1.96·σ it stays inside [0, 1] and is not empty at 0
+    or n.
+    """
     p = right / n
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))

@@ -36,7 +36,8 @@ class Plan:
 
 
 def evaluate(victim: Victim, images: Images, plan: Plan) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Run the plan. Returns the figures of a record and the arrays of its npz (docs/architecture.md, "The run folder")."""
+    """Run the plan. Returns the figures of a record and the arrays of its npz (docs/architecture.md, "The run folder").
+    """
     began = time.monotonic()
     if plan.limit is not None:
         images = images.take(torch.arange(min(plan.limit, len(images)), device=images.x.device))
@@ -69,7 +70,8 @@ def evaluate(victim: Victim, images: Images, plan: Plan) -> tuple[dict[str, Any]
 
 
 def _grid(victim: Victim, images: Images, plan: Plan, clean: Tensor) -> list[tuple[float, Tensor]]:
-    """Robust masks for ascending ε. An example broken within ε is broken within every larger ε: only survivors go on."""
+    """Robust masks for ascending ε. An example broken within ε is broken within every larger ε: only survivors go on.
+    """
     alive, out = clean, []
     for multiple in sorted(plan.eps_grid):
         eps = multiple * plan.threat.eps
@@ -82,7 +84,8 @@ def _grid(victim: Victim, images: Images, plan: Plan, clean: Tensor) -> list[tup
 
 
 def _pictures(victim: Victim, images: Images, threat: Threat, clean: Tensor) -> tuple[Tensor, dict[str, Array]]:
-    """The first example of each class that is classified right, up to SHOWN of them, with what the attack makes of it."""
+    """The first example of each class that is classified right, up to SHOWN of them, with what the attack makes of it.
+    """
     labels = images.y.cpu()
     rows = [(clean & (labels == label)).nonzero().flatten()[:1] for label in labels.unique()]
     shown = torch.cat(rows)[:SHOWN] if rows else torch.zeros(0, dtype=torch.long)
@@ -108,10 +111,8 @@ def warnings(threat: Threat) -> list[str]:
     found = []
     reach = threat.steps * threat.step_size
     if 0 < reach < threat.eps:
-        found.append(
-            f"{threat.steps} steps of {threat.step_size:g} move at most {reach:g}: they cannot reach the edge of the ball "
-            f"(eps {threat.eps:g}) from its middle"
-        )
+        short = f"{threat.steps} steps of {threat.step_size:g} move at most {reach:g}"
+        found.append(f"{short}: they cannot reach the edge of the ball (eps {threat.eps:g}) from its middle")
     if threat.step_size > 2 * threat.eps:
         found.append(f"a step of {threat.step_size:g} is wider than the whole ball (eps {threat.eps:g}): corners only")
     return found
@@ -127,8 +128,17 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def save(folder: Path, name: str, record: dict[str, Any], arrays: dict[str, Array]) -> None:
-    """Write `<name>.npz`, then `<name>.json`: a record never stands without its outcomes."""
+    """Write `<name>.npz`, then `<name>.json`: a record never stands without its outcomes.
+
+    An earlier record of the same checkpoint is moved to `earlier/`, with a number: evaluations are not lost.
+    """
+    if (folder / f"{name}.json").exists():
+        earlier = folder / "earlier"
+        earlier.mkdir(exist_ok=True)
+        number = len(list(earlier.glob(f"{name}-*.json"))) + 1
+        for kind in ("json", "npz"):
+            (folder / f"{name}.{kind}").replace(earlier / f"{name}-{number}.{kind}")
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_bytes(folder / f"{name}.npz", buffer.getvalue())
     write_json(folder / f"{name}.json", {**record, "outcomes": f"{name}.npz"})

@@ -1,8 +1,9 @@
 """PGD-1 … PGD-k on one trajectory, and the same trajectory's answer for other ε.
 
-The iterates of PGD-k with a fixed step size begin with those of PGD-j for every j < k, so one search of the largest k answers all
-of them. An example counts as broken at k if any iterate up to the k-th was misclassified, in any restart: what is reported is
-monotone in k, in the restarts and in ε, and never above the papers' last-iterate PGD-k of the same trajectory.
+The iterates of PGD-k with a fixed step size begin with those of PGD-j for every j < k, so one search of the largest k
+answers all of them. An example counts as broken at k if any iterate up to the k-th was misclassified, in any restart:
+what is reported is monotone in k, in the restarts and in ε, and never above the papers' last-iterate PGD-k of the same
+trajectory.
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ class Threat:
             known = ", ".join(LABEL_OBJECTIVES)
             raise ConfigError("eval.objective", self.objective, "there is no such objective", f"use one of {known}")
         if self.restarts < 1 or self.steps < 0:
-            raise ConfigError("eval", f"{self.restarts} restarts of {self.steps} steps", "is no attack", "use at least 1 and 0")
+            raise ConfigError(
+                "eval", f"{self.restarts} restarts of {self.steps} steps", "is no attack", "use at least 1 and 0"
+            )
 
 
 class Victim:
-    """A network under evaluation: eval mode and frozen inside `ready`, everything restored afterwards; counts its passes."""
+    """A network under evaluation: eval mode and frozen inside `ready`, everything restored afterwards; counts its
+    passes.
+    """
 
-    def __init__(self, network: nn.Module, batch_size: int, rank: int = 0, world: int = 1, reduce: Sum = lambda t: t) -> None:
+    def __init__(
+        self, network: nn.Module, batch_size: int, rank: int = 0, world: int = 1, reduce: Sum = lambda t: t
+    ) -> None:
         self.network, self.batch_size = network, batch_size
         self.rank, self.world, self.reduce = rank, world, reduce
         weight = next(network.parameters())
@@ -69,7 +76,9 @@ class Victim:
         logits: Tensor = self.network(x)
         if not bool(torch.isfinite(logits).all()):
             row = int((~torch.isfinite(logits).all(dim=1)).nonzero()[0])
-            raise NumericalError("logits", "NaN or infinite", f"first in row {row} of a batch", "check the weights and the images")
+            raise NumericalError(
+                "logits", "NaN or infinite", f"first in row {row} of a batch", "check the weights and the images"
+            )
         return logits
 
     def batches(self, rows: Tensor) -> Iterator[Tensor]:
@@ -91,13 +100,12 @@ class Victim:
         return self.reduce(right).bool().cpu()
 
     def broken_at(self, images: Images, threat: Threat, alive: Tensor) -> Tensor:
-        """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, −1 if never.
+        """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, −1 if
+        never.
 
         The start counts as step 1: PGD-1 is broken by its own random start too.
         """
-        attack = GradientAttack(
-            threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first"
-        )
+        attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
         never = threat.steps + 1
         first = torch.where(alive, never, 0).to(self.device)
         found = torch.zeros_like(first)
@@ -141,6 +149,7 @@ class Victim:
 
 
 def robust(broken_at: Tensor, k: int) -> Tensor:
-    """(n,) booleans: which examples PGD-k leaves right, from the first broken steps of a trajectory of at least k steps."""
+    """(n,) booleans: which examples PGD-k leaves right, from the first broken steps of a trajectory of at least k
+    steps.
+    """
     return (broken_at == -1) | (broken_at > k)
-

@@ -18,20 +18,23 @@ GENERATOR_NORMS = ("batch", "none")
 
 
 class AdtExpAm(Method):
-    """ADT-EXP-AM (Dong et al. 2020, NeurIPS, arXiv 2002.05999): min_θ max_φ E_{δ ~ p_φ(·|x)}[ CE(f(x + δ), y) ] + λ · H(p_φ(·|x)).
+    """ADT-EXP-AM (Dong et al. 2020, NeurIPS, arXiv 2002.05999): min_θ max_φ E_{δ ~ p_φ}[ CE(f(x + δ), y) ] + λ·H(p_φ).
 
-    A generator names a distribution of perturbations for each image, (μ, v) = G_φ(x, g₁, g₂), from the classifier's gradient g₁ of
-    CE at x and g₂ at clip(x + ε·sign(g₁)), both in the attack's mode and detached. With r ~ N(0, I) and σ = softplus(v),
-    u = tanh(μ + σ·r),   x' = clip(x + ε·u),   h = mean[ r²/2 + log σ + log(1 − u²) ] (the entropy of u up to constants).
+    A generator names a distribution of perturbations for each image, (μ, v) = G_φ(x, g₁, g₂), from the classifier's
+    gradient g₁ of CE at x and g₂ at clip(x + ε·sign(g₁)), both in the attack's mode and detached. With r ~ N(0, I) and
+    σ = softplus(v), and h the entropy of u up to constants,
+    u = tanh(μ + σ·r),   x' = clip(x + ε·u),   h = mean[ r²/2 + log σ + log(1 − u²) ].
     One joint backward pass of CE(f(x'), y) − λ·h with the gradient reversed at x': θ descends CE, φ ascends CE and h.
-    The generator has its own optimizer (group `generator`). Cost: 7 forward passes of the classifier a batch, 3 of the generator.
+    The generator has its own optimizer (group `generator`). Cost: 7 forward passes of the classifier a batch, 3 of the
+    generator.
 
-    Source: dongyp13/Adversarial-Distributional-Training, adt_expam.py and models/generator.py, whose guards 1e-8 in the logarithms
-    are kept. The entropy is a mean over pixels, so λ does not compare with a sum's. Its gradients are of the mean CE over the batch;
-    here that is each example's own, divided by the size of the joint batch: the same numbers however the batch is split.
-    Its generator is 256 wide for 32×32 pixels; narrower images get a narrower one here unless the width is set.
-    Known weaknesses: the generator ends as soon as the run does, so the classifier met one learned adversary, not the worst;
-    not on RobustBench, no AutoAttack figure is known. CIFAR-10, WRN-28-10: about 52 % under PGD-20 (from memory).
+    Source: dongyp13/Adversarial-Distributional-Training, adt_expam.py and models/generator.py, whose guards 1e-8 in the
+    logarithms are kept. The entropy is a mean over pixels, so λ does not compare with a sum's. Its gradients are of the
+    mean CE over the batch; here that is each example's own, divided by the size of the joint batch: the same numbers
+    however the batch is split. Its generator is 256 wide for 32×32 pixels; narrower images get a narrower one here
+    unless the width is set.
+    Known weaknesses: the classifier meets one learned adversary, which need not be near the worst. It is not on
+    RobustBench and no AutoAttack figure is known; about 52 % under PGD-20 on CIFAR-10, WRN-28-10 (from memory).
 
     Args:
         entropy_weight: λ.
@@ -51,7 +54,7 @@ class AdtExpAm(Method):
     ) -> None:
         super().__init__(model, attack)
         if attack.norm != "linf":
-            raise ConfigError("attack.norm", attack.norm, "adt_exp_am squashes its perturbations into a box", "use linf")
+            raise ConfigError("attack.norm", attack.norm, "adt_exp_am fills a box", "use linf")
         if generator_norm not in GENERATOR_NORMS:
             known = ", ".join(GENERATOR_NORMS)
             raise ConfigError("method.generator_norm", generator_norm, "there is no such choice", f"use one of {known}")
@@ -74,7 +77,7 @@ class AdtExpAm(Method):
         return batch.having(told=torch.cat([batch.x, first, second], dim=1))
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """∇_x of the cross-entropy's mean over the joint batch; unsigned, so that its scale matters to the generator."""
+        """∇_x of the mean cross-entropy of the joint batch; unsigned, so its scale matters to the generator."""
         x = x.detach().requires_grad_()
         total = cross_entropy(self.model(x), y).sum()
         return torch.autograd.grad(total, x)[0] / (len(x) * self.clock.world)

@@ -1,4 +1,5 @@
-"""The contract of a method: which objective the attack maximises, which loss the update minimises, and what is remembered.
+"""The contract of a method: which objective the attack maximises, which loss the update minimises, and what is
+remembered.
 
 Most methods are `perturb` and `loss`. What the others need is below, each with the promise that the trainer keeps.
 """
@@ -56,8 +57,9 @@ class Clock:
 class Round:
     """One use of a loaded batch.
 
-    The trainer replaces `batch` by `perturb(batch)` if `perturb`; computes the loss and its gradient; updates the parameters
-    if `step`, and lets gradients accumulate towards the next round's update otherwise; then calls `commit(batch)`.
+    The trainer replaces `batch` by `perturb(batch)` if `perturb`; computes the loss and its gradient; updates the
+    parameters if `step`, and lets gradients accumulate towards the next round's update otherwise; then calls
+    `commit(batch)`.
     """
 
     batch: Batch
@@ -121,13 +123,14 @@ class Stage:
 class Method(nn.Module):
     """Base of all methods. As it stands it is PGD adversarial training without a loss: subclasses write `loss`.
 
-    Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves and
-    restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient counts goes
-    through the wrapper. `perturb`, `loss` and `rounds` write no state that outlives the batch, for either may run more than once
-    for one update; `commit` does.
+    Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves
+    and restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient
+    counts goes through the wrapper. `perturb`, `loss` and `rounds` write no state that outlives the batch, for either
+    may run more than once for one update; `commit` does.
     """
 
-    #: Values depend on the whole batch: rows cannot be dropped, and several processes differ from one with the joint batch.
+    #: Values depend on the whole batch: rows cannot be dropped, and several processes differ from one with the joint
+    #: batch.
     coupled = False
     #: The loss differentiates a gradient: fp32, uncompiled.
     second_order = False
@@ -163,7 +166,9 @@ class Method(nn.Module):
         return {}
 
     def begin(self, stages: dict[str, nn.Module]) -> None:
-        """Take over the networks that `stage0` asked for. Not called on resume: what is needed later belongs in the state."""
+        """Take over the networks that `stage0` asked for. Not called on resume: what is needed later belongs in the
+        state.
+        """
 
     def commit(self, batch: Batch) -> None:
         """Write state, once a round, after the update. Write gathered values, so that all processes agree."""
@@ -181,7 +186,8 @@ class Method(nn.Module):
         return {"model": self.model}
 
     def floor(self, steps: int) -> float | None:
-        """Least cost of one batch in forward passes for an attack of `steps` steps; None where it depends on the data."""
+        """Least cost of one batch in forward passes for an attack of `steps` steps; None where it depends on the data.
+        """
         return None
 
     # What they are given.
@@ -226,7 +232,9 @@ class Method(nn.Module):
             return (network or self.model)(x).softmax(dim=1)
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The outer classification loss, (B,): cross-entropy with the run's label smoothing. Attacks use plain cross-entropy."""
+        """The outer classification loss, (B,): cross-entropy with the run's label smoothing. Attacks use plain cross-
+        entropy.
+        """
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
     def gather(self, tensor: Tensor) -> Tensor:

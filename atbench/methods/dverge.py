@@ -16,21 +16,23 @@ from atbench.rng import generator
 
 
 class Dverge(Method):
-    """DVERGE (Yang et al. 2020, NeurIPS, arXiv 2009.14720): member i minimises Σ_{j≠i} CE(f_i(x'_j), y), x'_j what fools member j.
+    """DVERGE (Yang et al. 2020, NeurIPS, arXiv 2009.14720): member i minimises Σ_{j≠i} CE(f_i(x'_j), y).
 
-    Inner, for each member j: feature distillation x'_j = argmin_{‖z − x‖∞ ≤ ε} MSE(f_j^l(z), f_j^l(x_s)), so that x'_j looks like x
-    and holds the non-robust features that j sees in x_s, an image of a second, independent shuffle, whatever its label.
-    From z = x by steps along the sign of a momentum of ∇/‖∇‖₁. Layer l is drawn once an epoch for all members, among the outputs of
-    the stages before pooling (they end before an activation) and the logits. Outer: all x'_j from one snapshot, then one update a
-    member, each x'_j in a forward of its own; no clean term. Members begin as networks trained on clean images for a whole run each.
-    The run's `attack` serves validation and evaluation; its `bn` is the mode in which images are distilled.
+    Inner, for each member j: feature distillation x'_j = argmin_{‖z − x‖∞ ≤ ε} MSE(f_j^l(z), f_j^l(x_s)), so that x'_j
+    looks like x and holds the non-robust features that j sees in x_s, an image of a second, independent shuffle,
+    whatever its label. From z = x by steps along the sign of a momentum of ∇/‖∇‖₁. Layer l is drawn once an epoch for
+    all members, among the outputs of the stages before pooling (they end before an activation) and the logits. Outer:
+    all x'_j from one snapshot, then one update a member, each x'_j in a forward of its own; no clean term. Members
+    begin as networks trained on clean images for a whole run each. The run's `attack` serves validation and evaluation;
+    its `bn` is the mode in which images are distilled.
     Cost: M·(2k + 1) passes of a member up to layer l and 3·M·(M − 1) whole ones a batch.
 
-    Source: zjysteven/DVERGE, train/train_dverge.py and distillation.py; ε = 0.07 with M = 3, on ResNet-20 and CIFAR-10. Its target
-    features are recomputed at every step; in train mode only the running statistics notice, here they see x_s once.
-    Known weaknesses: members stop sharing vulnerabilities, so attacks transfer less, but there is next to nothing left under a
-    white-box attack at 8/255 (from memory), and no AutoAttack figure is known; the authors warn of a high variance from run to run
-    and blame the drawn layer. With adversarial training on top it is another method.
+    Source: zjysteven/DVERGE, train/train_dverge.py and distillation.py; ε = 0.07 with M = 3, on ResNet-20 and CIFAR-10.
+    Its target features are recomputed at every step; in train mode only the running statistics notice, here they see
+    x_s once.
+    Known weaknesses: members stop sharing vulnerabilities, so attacks transfer less, but there is next to nothing left
+    under a white-box attack at 8/255 (from memory), and no AutoAttack figure is known; the authors warn of a high
+    variance from run to run and blame the drawn layer. With adversarial training on top it is another method.
 
     Args:
         distill_eps: ε of the distillation, L∞ whatever the run's norm.
@@ -111,10 +113,10 @@ def networks(model: nn.Module) -> list[Network]:
     """The members of an ensemble of two or more; anything else is refused."""
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     if len(members) < 2:
-        raise ConfigError("model.members", len(members), "the members of dverge learn from each other", "use 2 or more, such as 3")
+        raise ConfigError("model.members", len(members), "members learn from each other", "use 2 or more, such as 3")
     known = [member for member in members if isinstance(member, Network)]
     if len(known) < len(members):
-        raise ConfigError("model", type(members[0]).__name__, "dverge distils the features of a stage", "use a model with stages")
+        raise ConfigError("model", type(members[0]).__name__, "dverge needs a model with stages", "use another model")
     return known
 
 

@@ -13,19 +13,23 @@ from atbench.rng import Draws, generator
 
 
 class FgsmMep(Method):
-    """FGSM-MEP (Jia et al. 2022, ECCV, arXiv 2207.08859): CE(f(x'), y~) + λ · MSE(f(x'), f(x + δ_i)), x' one step from δ_i.
+    """FGSM-MEP (Jia et al. 2022, ECCV, arXiv 2207.08859): CE(f(x'), y~) + λ · MSE(f(x'), f(x + δ_i)).
 
-    Every train image i keeps a start δ_i and a momentum m_i. With g = ∇CE(f(x + δ_i), y~), d the steepest direction (sign for
-    L∞) and Π the projection on ball and pixels, one step trains and another one remembers:
+    Every train image i keeps a start δ_i and a momentum m_i. With g = ∇CE(f(x + δ_i), y~), d the steepest direction
+    (sign for L∞) and Π the projection on ball and pixels, one step trains and another one remembers:
     x' = Π(x + δ_i + ε·d(g)),   m_i ← μ·m_i + g / ‖g‖₁,   x + δ_i ← Π(x + δ_i + ε·d(m_i)),
-    with ‖g‖₁ over the joint batch. y~ puts `smoothing_target` on y and shares the rest among the other classes, in the search too.
-    The MSE is a mean over batch and classes, its gradient flows through both; the pass at x + δ_i is shared by search and
-    update, in train mode. At the start of training and again after each share `reset` of it δ_i = ε·d(N(0, I)) and m_i = 0.
+    with ‖g‖₁ over the joint batch. y~ puts `smoothing_target` on y and shares the rest among the other classes, in the
+    search too.
+    The MSE is a mean over batch and classes, its gradient flows through both; the pass at x + δ_i is shared by search
+    and update, in train mode. At the start of training and again after each share `reset` of it δ_i = ε·d(N(0, I)) and
+    m_i = 0.
     Cost: 7 forward passes a batch, and two float images for each train image in memory and checkpoint.
 
-    Source: jiaxiaojunQAQ/FGSM-PGI, FGSM_MEP.py (the paper's BP and EP, starts from the last batch and from the last epoch alone,
-    are not in it). δ_i is not moved with the crop and flip of the next epoch, and x + δ_i is not clipped again there.
-    Known weaknesses: the authors select on the test set; like all single-step methods it can overfit catastrophically at larger ε.
+    Source: jiaxiaojunQAQ/FGSM-PGI, FGSM_MEP.py (the paper's BP and EP, starts from the last batch and from the last
+    epoch alone, are not in it). δ_i is clipped to the pixels of the crop it was found on; it is not moved with the next
+    epoch's crop and flip, and x + δ_i is not clipped again there.
+    Known weaknesses: the authors select on the test set, which flatters their figures; like all single-step methods it
+    can overfit catastrophically at larger ε.
     Left by AutoAttack on CIFAR-10, ε = 8/255: 49.9 % of 55.8 % (FastAT Benchmark, ResNet-18, under its own recipe).
 
     Args:

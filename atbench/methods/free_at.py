@@ -16,11 +16,12 @@ class FreeAt(Method):
     """Free-m (Shafahi et al. 2019, NeurIPS, arXiv 1904.12843, alg. 1): m updates on one batch, each also moving δ.
 
     One backward pass of CE(f(clip(x + δ)), y) gives the weights' gradient, used at once, and δ's:
-    δ ← Π_{B(0, ε)}( δ + ε · d(∇_δ) ), d the steepest direction (sign for L∞), carried to the next replay and the next batch.
-    δ belongs to the slot in the batch, not to the example, and is never reset. Train mode throughout.
+    δ ← Π_{B(0, ε)}( δ + ε · d(∇_δ) ), d the steepest direction (sign for L∞), carried to the next replay and the next
+    batch. δ belongs to the slot in the batch, not to the example, and is never reset. Train mode throughout.
     Cost: 3m forward passes a batch, for m updates: the authors divide the epochs by m.
 
-    Paper and code: ashafahi/free_adv_train (TensorFlow) does not clip δ to the legal pixels, x + δ is clipped; kept here.
+    Paper and code: ashafahi/free_adv_train (TensorFlow) does not clip δ to the legal pixels, x + δ is clipped; kept
+    here.
     Known weakness: large m forgets, and single-step ascent can overfit catastrophically at larger ε.
     Left by AutoAttack: 41.47 % of the reported 46.19 % (RobustBench, Free-8, WRN-34-10).
 

@@ -16,13 +16,14 @@ class Mart(Method):
     """MART (Wang et al. 2020, ICLR): BCE(f(x'), y) + β · KL(f(x) ‖ f(x')) · (1 − p_y(x)).
 
     BCE(f(x'), y) = CE(f(x'), y) − log(1 − max_{k≠y} p_k(x')), the second term with `risk`'s place taken by the first.
-    Inner: cross-entropy PGD from x + 0.001·N(0, 1) in eval mode. Nothing is detached: the gradient flows through the weight
-    1 − p_y(x) and through p(x) too. Cost: (2k + 6) forward passes a batch.
+    Inner: cross-entropy PGD from x + 0.001·N(0, 1) in eval mode. Nothing is detached: the gradient flows through the
+    weight 1 − p_y(x) and through p(x) too. Cost: (2k + 6) forward passes a batch.
 
-    Source: YisenWang/MART (mart.py), whose guards 1.0001 and 1.0000001 against log 0 are kept; the sums of logarithms are
-    computed from log-softmax, so that the guard 1e-12 on the probabilities is not needed.
-    Known weaknesses: its PGD figures look better than AutoAttack leaves them (RobustBench, WRN-28-10 with extra data: 56.29 of the
-    reported 65.04; ResNet-18 in MAIR: 47.51, below TRADES' 49.45); MAIR's run with AWP on WRN-34-10 collapsed to chance.
+    Source: YisenWang/MART (mart.py), whose guards 1.0001 and 1.0000001 against log 0 are kept; the sums of logarithms
+    are computed from log-softmax, so that the guard 1e-12 on the probabilities is not needed.
+    Known weaknesses: its PGD figures look better than AutoAttack leaves them (RobustBench, WRN-28-10 with extra data:
+    56.29 of the reported 65.04; ResNet-18 in MAIR: 47.51, below TRADES' 49.45); MAIR's run with AWP on WRN-34-10
+    collapsed to chance.
 
     Args:
         beta: weight of the KL term (the paper's λ).

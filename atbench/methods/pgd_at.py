@@ -12,8 +12,9 @@ class PgdAt(Method):
     Inner: the configured attack on cross-entropy with the true labels (the paper: uniform start, k sign steps).
     Outer: CE(f(x_adv), y); there is no clean term. Cost: (2k + 3) forward passes a batch.
 
-    Paper and code: the paper trains CIFAR-10 with 7 steps (from memory), MadryLab/cifar10_challenge configures 10; the code leaves
-    BatchNorm in train mode while attacking (`attack.bn=train`), the default here is `eval` (Pang et al. 2021).
+    Paper and code: the paper trains CIFAR-10 with 7 steps (from memory), MadryLab/cifar10_challenge configures 10; the
+    code leaves BatchNorm in train mode while attacking (`attack.bn=train`), the default here is `eval` (Pang et al.
+    2021).
     Known weakness: robust overfitting after the first decay of the learning rate (Rice et al. 2020).
     """
 

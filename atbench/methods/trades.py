@@ -14,14 +14,15 @@ from atbench.methods.base import Loss, Method, accuracy
 class Trades(Method):
     """TRADES (Zhang et al. 2019, ICML, arXiv 1901.08573, eq. 5): CE(f(x), y) + β · max_δ KL(f(x) ‖ f(x+δ)).
 
-    Inner: maximise KL(p(x) ‖ p(x')) from x + 0.001·N(0, 1) — at x itself its gradient is exactly zero — in eval mode; p(x) is
-    computed once an attack. Outer: mean cross-entropy on the clean batch plus β times the KL summed over classes and averaged
-    over the batch, with gradient through both of its arguments; clean and adversarial images in two forwards.
+    Inner: maximise KL(p(x) ‖ p(x')) from x + 0.001·N(0, 1) — at x itself its gradient is exactly zero — in eval mode;
+    p(x) is computed once an attack. Outer: mean cross-entropy on the clean batch plus β times the KL summed over
+    classes and averaged over the batch, with gradient through both of its arguments; clean and adversarial images in
+    two forwards.
     Cost: (2k + 7) forward passes a batch.
 
-    Paper and code: yaodongyu/TRADES (trades.py) forwards the clean batch twice in train mode, so its running statistics see it
-    twice; here once. The paper's 100 epochs are 76 in the code, one epoch after the decay (a built-in early stop).
-    Left by AutoAttack at ε = 0.031: 53.08 % of the reported 56.43 % (RobustBench, WRN-34-10).
+    Paper and code: yaodongyu/TRADES (trades.py) forwards the clean batch twice in train mode, so its running statistics
+    see it twice; here once. The paper's 100 epochs are 76 in the code, one epoch after the decay (a built-in early
+    stop). Left by AutoAttack at ε = 0.031: 53.08 % of the reported 56.43 % (RobustBench, WRN-34-10).
 
     Args:
         beta: β = 1/λ, the weight of the robustness term.

@@ -21,33 +21,44 @@ class Yopo(Method):
 
     With f = rest ∘ f₀ and the adjoint p = −∂CE/∂f₀ held fixed, the Hamiltonian is H(η) = ⟨p, f₀(x + η)⟩, and
     η ← Π_{B(0, ε)}( η − s · d(∇_η H) ) costs a pass through f₀ alone. η starts at U(−ε, ε) for every batch.
-    Gradient of the update: for `rest` the mean over j of ∂CE/∂θ at x + η_{j−1}; for f₀ the mean of −∂H/∂θ₀ at the new η_j.
-    The m passes accumulate into one update. Cost: 3m forward passes a batch, and 2m·n passes through f₀.
+    Gradient of the update: for `rest` the mean over j of ∂CE/∂θ at x + η_{j−1}; for f₀ the mean of −∂H/∂θ₀ at the new
+    η_j. The m passes accumulate into one update. Cost: 3m forward passes a batch, and 2m·n passes through f₀.
 
-    Here round j computes CE through `rest` on the detached f₀(x + η_{j−1}) and −H of round j−1 through f₀ at the same η, in one
-    forward; a last round of f₀ alone brings the m-th term. Every part goes through the wrapper of distributed training.
+    Here round j computes CE through `rest` on the detached f₀(x + η_{j−1}) and −H of round j−1 through f₀ at the same
+    η, in one forward; a last round of f₀ alone brings the m-th term. Every part goes through the wrapper of distributed
+    training.
 
-    Paper and code: a1600012888/YOPO-You-Only-Propagate-Once adds the full pass's gradient to f₀'s from the second loop on, because
-    autograd accumulates in place into the tensor it had put aside (`first_layer_grad: both`); the intended form is the default.
-    Its sum of m gradients with lr/m is the mean here, at the recipe's lr.
+    Paper and code: a1600012888/YOPO-You-Only-Propagate-Once adds the full pass's gradient to f₀'s from the second loop
+    on, because autograd accumulates in place into the tensor it had put aside (`first_layer_grad: both`); the intended
+    form is the default. Its sum of m gradients with lr/m is the mean here, at the recipe's lr.
     Left by AutoAttack: 44.83 % of the reported 47.98 % (RobustBench, WRN-34-10).
 
     Args:
         m, n: full passes, and steps through f₀ after each; the step size is the attack's.
-        first_layer_grad: `hamiltonian` (intended), `full` (the plain gradient at η_{j−1}), `both` (the repository from j = 2 on).
+        first_layer_grad: `hamiltonian` (intended), `full` (the plain gradient at η_{j−1}), `both` (the repository from
+            j = 2 on).
     """
 
     accumulates = True
 
     def __init__(
-        self, model: torch.nn.Module, attack: GradientAttack, m: int = 5, n: int = 3, first_layer_grad: str = "hamiltonian"
+        self,
+        model: torch.nn.Module,
+        attack: GradientAttack,
+        m: int = 5,
+        n: int = 3,
+        first_layer_grad: str = "hamiltonian",
     ) -> None:
         super().__init__(model, attack)
         if first_layer_grad not in FIRST_LAYER_GRADIENTS:
             known = ", ".join(FIRST_LAYER_GRADIENTS)
-            raise ConfigError("method.first_layer_grad", first_layer_grad, "there is no such choice", f"use one of {known}")
+            raise ConfigError(
+                "method.first_layer_grad", first_layer_grad, "there is no such choice", f"use one of {known}"
+            )
         if not isinstance(model, Network):
-            raise ConfigError("method", "yopo", "needs one network that can be split after its first stage", "use another model")
+            raise ConfigError(
+                "method", "yopo", "needs one network that can be split after its first stage", "use another model"
+            )
         self.network = model
         self.m, self.n, self.first_layer_grad = m, n, first_layer_grad
 
@@ -95,4 +106,3 @@ class Yopo(Method):
         # The adjoint is read off the one backward pass there is, for `rounds` to ascend with.
         entry.register_hook(lambda grad: batch.aux.__setitem__("adjoint", grad.detach() * self.m))
         return Loss((risk + total) / self.m, {"accuracy": accuracy(logits, batch.y)})
-

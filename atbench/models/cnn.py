@@ -13,7 +13,8 @@ NORMS = ("batch", "none")
 
 
 class CNN(Network):
-    """Pre-activation CNN: a 3×3 stem, three blocks norm-act-conv (the second and third halve the image), average pool to 2×2.
+    """Pre-activation CNN: a 3×3 stem, three blocks norm-act-conv (the second and third halve the image), average pool
+    to 2×2.
 
     Widths w, w, 2w, 4w. From 8×8 pixels up. `norm: none` gives a network whose examples do not see each other.
     """

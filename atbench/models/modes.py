@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BnMode = Literal["eval", "train", "batch", "fixed"]
+CAPTURED = "captured_statistics"  # attribute of a layer: mean and variance of the batch last seen by `captured`
 BN_MODES: tuple[str, ...] = ("eval", "train", "batch", "fixed")
 
 
 class Frozen(nn.Module):
-    """A network that takes part but does not learn: eval mode whatever `train()` is called on, and no parameter gradients.
+    """A network that takes part but does not learn: eval mode whatever `train()` is called on, and no parameter
+    gradients.
 
     Gradients to its input still flow, so that it can serve as the source of an attack.
     """
@@ -60,7 +62,7 @@ def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
             norm.track_running_stats = False
     if mode == "fixed":
         for norm in norms:
-            norm.running_mean, norm.running_var = norm.captured_mean, norm.captured_var
+            norm.running_mean, norm.running_var = getattr(norm, CAPTURED)
     try:
         yield
     finally:
@@ -73,12 +75,14 @@ def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
 
 @contextmanager
 def captured(network: nn.Module) -> Iterator[None]:
-    """Remember the batch statistics of the forward inside the block, for `bn_mode(network, "fixed")`. No gradient flows to them."""
+    """Remember the batch statistics of the forward inside the block, for `bn_mode(network, "fixed")`. No gradient flows
+    to them.
+    """
 
     def remember(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         axes = [0, *range(2, x.ndim)]
-        norm.captured_mean, norm.captured_var = x.mean(axes), x.var(axes, unbiased=False)
+        setattr(norm, CAPTURED, (x.mean(axes), x.var(axes, unbiased=False)))
 
     hooks = [norm.register_forward_pre_hook(remember) for norm in _norms(network)]
     try:
@@ -90,7 +94,9 @@ def captured(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[None]:
-    """Freeze all parameters for a block and restore their flags; restore the global random state that dropout would have moved."""
+    """Freeze all parameters for a block and restore their flags; restore the global random state that dropout would
+    have moved.
+    """
     flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
     cuda = sorted({parameter.device.index or 0 for parameter in flags if parameter.device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):

@@ -14,8 +14,8 @@ class Network(nn.Module):
     """`forward = head(features(x))`, with `features` a chain of stages over normalised pixels.
 
     Args:
-        stages: stem, blocks, pooling, in order. A stage ends before an activation, so that a cut between two stages gives
-            pre-activation features; stage 0 is a single linear layer without normalisation (YOPO splits there).
+        stages: stem, blocks, pooling, in order. A stage ends before an activation, so that a cut between two stages
+            gives pre-activation features; stage 0 is a single linear layer without normalisation (YOPO splits there).
         head: the classifier on pooled features (B, d) → (B, K).
         mean, std: per-channel normalisation of [0, 1] pixels.
     """
@@ -59,10 +59,11 @@ class Network(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: log of the mean of their softmax probabilities, which are logits of the mean distribution.
+    """Several networks as one: log of the mean of their softmax probabilities, which are logits of the mean
+    distribution.
 
-    An attack on the ensemble differentiates through this, not through mean logits. Source: zjysteven/DVERGE, models/ensemble.py,
-    which clamps the probabilities; logsumexp needs no clamp.
+    An attack on the ensemble differentiates through this, not through mean logits. Source: zjysteven/DVERGE,
+    models/ensemble.py, which clamps the probabilities; logsumexp needs no clamp.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -71,4 +72,6 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         log_p = torch.stack([member(x).log_softmax(dim=1) for member in self.members])
-        return log_p.logsumexp(dim=0) - torch.log(torch.tensor(float(len(self.members)), dtype=log_p.dtype, device=log_p.device))
+        return log_p.logsumexp(dim=0) - torch.log(
+            torch.tensor(float(len(self.members)), dtype=log_p.dtype, device=log_p.device)
+        )

@@ -92,8 +92,7 @@ def open_mirror(
         return None
     try:
         settings = _quiet_settings()
-        if mode != "offline":
-            mode, why = _reachable(mode, why)
+        mode, why = _possible(mode, why)
         given = {
             "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
             "name": name, "group": group, "config": config, "dir": str(folder), "id": _identity(folder),
@@ -107,6 +106,19 @@ def open_mirror(
     hint = f"; later: wandb sync {folder / 'wandb' / 'offline-run-*'}" if mode == "offline" else ""
     _say(f"W&B: {mode} ({why}){hint}")
     return Mirror(run)
+
+
+def mode_of(logger: Mapping[str, Any]) -> tuple[str, str]:
+    """The mode that a run with this logger's node would use, and why. Asks nothing, and waits a few seconds at most."""
+    mode, why = _asked(logger)
+    if mode == "disabled":
+        return mode, why
+    _quiet_settings()
+    return _possible(mode, why)
+
+
+def _possible(mode: str | None, why: str) -> tuple[str, str]:
+    return (mode, why) if mode == "offline" else _reachable(mode, why)
 
 
 def _asked(logger: Mapping[str, Any]) -> tuple[str | None, str]:

@@ -1,4 +1,4 @@
-"""Averages of the weights along training. They are what is validated, selected and evaluated; training never sees them."""
+"""Averages of the weights along training: they are validated, selected, evaluated; training never sees them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Average(ABC):
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
+        self.updates = torch.zeros((), dtype=torch.long)
 
     @property
     def ready(self) -> bool:
@@ -30,7 +31,7 @@ class Average(ABC):
 
     @abstractmethod
     def after_epoch(self, method: Method, batches: Iterable[Tensor]) -> None:
-        """Called at the end of an epoch, before validation; `batches` yields adversarial images of training examples."""
+        """Called at the end of an epoch, before validation; `batches` yields adversarial training images."""
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -54,14 +55,13 @@ def load(model: nn.Module, values: dict[str, Tensor]) -> None:
 class Ema(Average):
     """Exponential moving average: w̄ ← τ_t·w̄ + (1 − τ_t)·w after every update, over parameters.
 
-    During the share `warmup` of training τ_t = 0 (a copy); then τ_t = min(decay, (1 + d)/(10 + d)), d updates later. Buffers
-    are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay 0.995.
+    During the share `warmup` of training τ_t = 0 (a copy); then τ_t = min(decay, (1 + d)/(10 + d)), d updates later.
+    Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay 0.995.
     """
 
     def __init__(self, decay: float, warmup: float = 0.025) -> None:
         super().__init__()
         self.decay, self.warmup = decay, warmup
-        self.updates = torch.zeros((), dtype=torch.long)
 
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -79,17 +79,17 @@ class Ema(Average):
 
 
 class Swa(Average):
-    """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from the share `start` of training on.
+    """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from the share `start` of
+    training on.
 
-    BatchNorm statistics are re-estimated for the mean, over adversarial images of `batches` training batches, as the mean over
-    those batches. Source: Izmailov et al. 2018; for AT, Chen et al. 2021 (VITA-Group/Alleviate-Robust-Overfitting: from epoch 55
-    of 200, re-estimation on clean images over one pass).
+    BatchNorm statistics are re-estimated for the mean, over adversarial images of `batches` training batches, as the
+    mean over those batches. Source: Izmailov et al. 2018; for AT, Chen et al. 2021 (VITA-Group/Alleviate-Robust-
+    Overfitting: from epoch 55 of 200, re-estimation on clean images over one pass).
     """
 
     def __init__(self, start: float, batches: int = 20) -> None:
         super().__init__()
         self.start, self.batches = start, batches
-        self.updates = torch.zeros((), dtype=torch.long)
 
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         """Nothing: SWA looks at the end of epochs."""

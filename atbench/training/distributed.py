@@ -57,7 +57,9 @@ class World:
         return int(tensor)
 
     def average_norms(self, network: nn.Module) -> None:
-        """Give all processes the mean of their BatchNorm statistics, so that they stay identical and any of them may save."""
+        """Give all processes the mean of their BatchNorm statistics, so that they stay identical and any of them may
+        save.
+        """
         if self.size == 1:
             return
         stats = [
@@ -76,7 +78,9 @@ class World:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `device=` names; `auto` is CUDA where there is one. Raises EnvironmentFault where it is not there."""
+    """The device that `device=` names; `auto` is CUDA where there is one. Raises EnvironmentFault where it is not
+    there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

@@ -64,7 +64,7 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
         return Group(name, module, make(parameters), schedule)
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    sets = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    sets: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return Group(name, module, make([part for part in sets if part["params"]]), schedule)
 
 

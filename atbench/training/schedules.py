@@ -1,4 +1,6 @@
-"""Learning-rate schedules as functions of the share of training done: nothing to save, replays and any number of epochs included."""
+"""Learning-rate schedules as functions of the share of training done: nothing to save, replays and any number of epochs
+included.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class LinearTail:
 
 
 class OneCycle:
-    """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's OneCycleLR, by step)."""
+    """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's
+    OneCycleLR, by step).
+    """
 
     def __init__(self, warmup: float, div: float = 25.0, final: float = 0.0) -> None:
         self.warmup, self.low, self.final = warmup, 1 / div, final

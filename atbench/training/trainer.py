@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
-from atbench.evaluation import Threat, Victim, robust
+from atbench.evaluation import Threat
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
 from atbench.rng import derive
 from atbench.training.averaging import Average
@@ -21,6 +21,7 @@ from atbench.training.awp import WeightPerturbation
 from atbench.training.distributed import World
 from atbench.training.optim import Group
 from atbench.training.update import Sums, Updater, wrap
+from atbench.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Trainer:
         interrupt: Interrupt = lambda: 0,
     ) -> None:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
-        self.threat, self.watcher, self.interrupt = threat, watcher, interrupt
+        self.watcher, self.interrupt = watcher, interrupt
         self.averages = [part for part in plus if isinstance(part, Average)]
         if len(self.averages) > 1:
             raise ConfigError("plus", "ema and swa", "a run selects and evaluates one average", "choose one of them")
         awp = next((part for part in plus if isinstance(part, WeightPerturbation)), None)
         if recipe.channels_last:
-            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            method.to(memory_format=torch.channels_last)
         clock = method.clock
         clock.epochs, clock.steps, clock.seed = recipe.epochs, data.steps, recipe.seed
         clock.rank, clock.world = world.rank, world.size
@@ -90,13 +91,12 @@ class Trainer:
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
-        self._fit = data.fit_sample(min(recipe.select_n, len(data.train)))
-        self._held = data.validation.take(torch.arange(min(recipe.select_n, len(data.validation)), device=data.device))
+        self.validation = Validation(data, threat, recipe.select_n, world)
 
     # The loop.
 
     def fit(self) -> None:
-        """Train to the end, or to the end that the method asks for. Raises Interrupted between two steps, after saving."""
+        """Train to the end, or until the method ends it. Raises Interrupted between two steps, after saving."""
         clock, began, saved = self.method.clock, time.monotonic(), time.monotonic()
         while clock.epoch < clock.epochs and self.over is None:
             self.method.train()
@@ -184,11 +184,13 @@ class Trainer:
 
     def _adversarial_batches(self) -> Iterator[Tensor]:
         """Images that this epoch trained on, attacked again, for re-estimating BatchNorm statistics of an average."""
-        clock, step = self.method.clock, self.method.clock.step
-        for clock.step in range(clock.steps):
+        clock = self.method.clock
+        ended = clock.step
+        for step in range(clock.steps):
+            clock.step = step
             batch = self.updater.perturb(self._formatted(self.data.batch(clock.epoch, clock.step)))
             yield batch.x if batch.adv is None else batch.adv
-        clock.step = step
+        clock.step = ended
 
     # Validation and selection.
 
@@ -199,35 +201,20 @@ class Trainer:
         with average.applied(self.method.model) if average else nullcontext():
             yield self.method.model
 
-    def _victim(self, network: nn.Module) -> Victim:
-        return Victim(network, 512, self.world.rank, self.world.size, self.world.sum)
-
     def _validate(self, row: dict[str, Any]) -> bool:
-        """Clean and PGD accuracy on the held-out part, PGD on the part trained on. Returns whether this epoch is the best so far."""
-        steps = self.threat.steps
+        """Put the figures of the held-out part into the row. Returns whether this epoch is the best so far."""
         with self.evaluated() as network:
-            victim = self._victim(network)
-            clean = victim.correct(self._held)
-            held = robust(victim.broken_at(self._held, self.threat, clean), steps)
-            fitted = robust(victim.broken_at(self._fit, self.threat, victim.correct(self._fit)), steps)
-        score, fit = float(held.double().mean()), float(fitted.double().mean())
-        row["val"] = {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)}
-        row["fit"] = {"pgd": fit, "n": len(fitted)}
-        row["gap"] = fit - score
+            row.update(self.validation.figures(network))
         # Equally robust epochs are told apart by clean accuracy, and of equals in both the first is kept.
-        clear = row["val"]["clean"]
+        score, clear = row["val"]["pgd"], row["val"]["clean"]
         row["best"] = better = (score, clear) > (self.best["score"], self.best["clean"])
         if better:
-            self.best = {"score": score, "clean": clear, "epoch": row["epoch"], "n": len(held)}
+            self.best = {"score": score, "clean": clear, "epoch": row["epoch"], "n": row["val"]["n"]}
         return better
 
     def _measure(self, **changes: Any) -> float:
-        """Accuracy of the live model on the held-out part, under the validation threat with some fields replaced."""
-        threat = replace(self.threat, **changes)
-        victim = self._victim(self.method.model)
-        clean = victim.correct(self._held)
-        right = robust(victim.broken_at(self._held, threat, clean), threat.steps) if threat.steps else clean
-        return float(right.double().mean())
+        """What `on_epoch` may ask: accuracy of the live model on the held-out part under a changed threat."""
+        return self.validation.accuracy(self.method.model, **changes)
 
     def _obey(self, decision: Decision | None) -> None:
         if isinstance(decision, Keep):
@@ -258,7 +245,9 @@ class Trainer:
         """Everything: a run resumed from it is bit-identical to one that was never disturbed."""
         clock = self.method.clock
         with self.evaluated() as network:
-            model = _copy(network.state_dict()) if any(average.ready for average in self.averages) else network.state_dict()
+            model = (
+                _copy(network.state_dict()) if any(average.ready for average in self.averages) else network.state_dict()
+            )
         return {
             "model": model,
             "epoch": clock.epoch,

@@ -140,7 +140,9 @@ class Updater:
         return torch.autocast(self.world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def _watch(self, total: Tensor) -> None:
-        """Remember the first step with a loss that is no number. Read at once on a CPU; on CUDA only by `verify`, without a stall."""
+        """Remember the first step with a loss that is no number. Read at once on a CPU; on CUDA only by `verify`,
+        without a stall.
+        """
         clock = self.method.clock
         here = clock.epoch * clock.steps + clock.step
         self.bad = torch.where((self.bad < 0) & ~torch.isfinite(total.detach()), here, self.bad)
@@ -153,15 +155,19 @@ class Updater:
         if step >= 0:
             epoch, within = divmod(step, self.method.clock.steps)
             raise NumericalError(
-                "loss", "NaN or infinite", f"in epoch {epoch + 1}, step {within + 1}", "lower the rate; the last checkpoint is intact"
+                "loss",
+                "NaN or infinite",
+                f"in epoch {epoch + 1}, step {within + 1}",
+                "lower the rate; the last checkpoint is intact",
             )
 
 
 def wrap(method: Method, world: World) -> nn.Module:
     """The method itself on one process; on several, DistributedDataParallel around the method.
 
-    Unused parameters are looked for because rounds may train members in turn; buffers are not broadcast because rank 0's tables
-    would overwrite what the others wrote (`commit` writes gathered values, `World.average_norms` the BatchNorm statistics).
+    Unused parameters are looked for because rounds may train members in turn; buffers are not broadcast because rank
+    0's tables would overwrite what the others wrote (`commit` writes gathered values, `World.average_norms` the
+    BatchNorm statistics).
     """
     if world.size == 1:
         return method

@@ -1,4 +1,4 @@
-"""The search loop: closed forms on a linear model, stop rules, what is kept, momentum and backtracking against slow loops."""
+"""The search loop: closed forms on a linear model, stop rules, what is kept; momentum and backtracking, slowly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def two_class(seed: int = 0) -> tuple[Network, Tensor]:
     return network, weight[1] - weight[0]
 
 
-@pytest.mark.parametrize(("steps", "step_size", "start"), [(1, 0.1, "zero"), (1, 0.2, "uniform"), (10, 0.03, "uniform")])
+@pytest.mark.parametrize(
+    ("steps", "step_size", "start"), [(1, 0.1, "zero"), (1, 0.2, "uniform"), (10, 0.03, "uniform")]
+)
 def test_linear_model_linf_is_exact(steps: int, step_size: float, start: str) -> None:
     """FGSM, one long step from anywhere and PGD all end at x + ε·sign(w): the margin grows by ε‖w‖₁."""
     network, w = two_class()
@@ -105,7 +107,7 @@ def test_corner_start_is_a_corner() -> None:
 
 @pytest.mark.parametrize("keep", ["last", "best", "first"])
 def test_a_start_outside_the_box_is_never_returned(keep: str) -> None:
-    """TRADES' start is x + noise, unclipped. An example that is done before the first step must be legal all the same."""
+    """TRADES' start is x + noise, unclipped; an example that is done before the first step must be legal still."""
     network, y = cnn(), torch.arange(6) % 3
     x = torch.zeros((6, 1, 8, 8), dtype=F64)
     search = attack(start="gaussian", keep=keep, eps=1e-4, step_size=1e-4)
@@ -116,7 +118,7 @@ def test_a_start_outside_the_box_is_never_returned(keep: str) -> None:
 
 
 def slow(search: GradientAttack, network: Network, x: Tensor, y: int, begin: Tensor) -> list[tuple[float, Tensor]]:
-    """One example, a plain loop over the L∞ formula: the points looked at and their values, and the last one moved to."""
+    """One example, a plain loop over the L∞ formula: the points that were accepted, and their values."""
     point, step, velocity = begin.clone(), search.step_size, torch.zeros_like(x)
     kept: tuple[float, Tensor, Tensor] | None = None
     trace = []
@@ -174,7 +176,7 @@ def test_backtracking_never_loses_ground() -> None:
 
 
 def test_momentum_turns_with_the_sum_of_gradients() -> None:
-    """Two steps on a quadratic in one pixel: +1, then a gradient of opposite sign that μ = 1 outweighs or cancels, and μ = 0 follows."""
+    """Two steps past the top of a parabola: without momentum the second goes back, with μ = 2 it does not."""
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
 
     def value(outputs: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from atbench.rng import Draws, generator
 
 
 def images(n: int = 40, channels: int = 2, height: int = 6, width: int = 8) -> Tensor:
-    return torch.rand((n, channels, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    return (
+        torch.rand((n, channels, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    )
 
 
 def draws(place: int = 0, rank: int = 0, world: int = 1) -> Draws:
@@ -58,7 +60,9 @@ def test_all_crops_and_both_flips_are_drawn_alike() -> None:
 def test_turning_the_flip_off_leaves_the_crops() -> None:
     _, with_flip = PadCropFlip(2, True)(images(), draws())
     _, without = PadCropFlip(2, False)(images(), draws())
-    assert torch.equal(with_flip.top, without.top) and torch.equal(with_flip.left, without.left) and not without.flip.any()
+    assert (
+        torch.equal(with_flip.top, without.top) and torch.equal(with_flip.left, without.left) and not without.flip.any()
+    )
 
 
 def test_two_ranks_see_the_views_of_one() -> None:

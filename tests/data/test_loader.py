@@ -1,4 +1,4 @@
-"""The loader: position = f(seed, epoch, step); ranks share the joint batch; the pool hides its labels; the test split stays shut."""
+"""The loader: position = f(seed, epoch, step); ranks share the batch, the pool hides labels, the test split is shut."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_a_last_incomplete_batch_is_left_out() -> None:
 def test_images_and_labels_belong_to_their_index() -> None:
     given = data()
     batch = given.batch(1, 2)
-    assert torch.equal(batch.x, given.train.x[batch.index].double() / 255) and torch.equal(batch.y, given.train.y[batch.index])
+    assert torch.equal(batch.x, given.train.x[batch.index].double() / 255) and torch.equal(
+        batch.y, given.train.y[batch.index]
+    )
     assert batch.view is None and batch.extra is None and batch.x.dtype == torch.float64
 
 

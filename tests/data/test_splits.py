@@ -1,4 +1,4 @@
-"""Splits: exact sizes, every class in proportion, disjoint, always the same; and data that cannot be right is refused."""
+"""Splits: exact sizes, every class in proportion, disjoint, always the same; impossible data is refused."""
 
 from __future__ import annotations
 

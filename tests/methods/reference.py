@@ -33,7 +33,7 @@ def mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def slopes(module: nn.Module, value: Callable[[], Tensor], seed: int = 0, h: float = 1e-5) -> tuple[float, float]:
+def slopes(module: nn.Module, value: Callable[[], Tensor], seed: int = 0, h: float = 1e-6) -> tuple[float, float]:
     """The slope of `value` along a random direction of the parameters: by autograd, and by a central difference."""
     rng = torch.Generator().manual_seed(seed)
     parameters = list(module.parameters())

@@ -1,4 +1,4 @@
-"""PGD-AT: the attack's best on a linear model, plain cross-entropy on what it found, and standard training as its limit."""
+"""PGD-AT: the best on a linear model, plain cross-entropy on what was found, and standard training as its limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def test_label_smoothing_is_of_the_update_and_not_of_the_attack() -> None:
     assert torch.equal(method.perturb(batch).x_adv, plain.x_adv)
     logits = method.model(plain.x_adv)
     every = [reference.ce(logits, torch.full_like(batch.y, k)) for k in range(3)]
-    smooth = [0.7 * true + 0.1 * sum(row) for true, row in zip(reference.ce(logits, batch.y), zip(*every, strict=True), strict=True)]
+    smooth = [
+        0.7 * true + 0.1 * sum(row)
+        for true, row in zip(reference.ce(logits, batch.y), zip(*every, strict=True), strict=True)
+    ]
     assert method.loss(plain).total.item() == pytest.approx(reference.mean(smooth), abs=1e-12)
 
 
@@ -71,7 +74,10 @@ def test_perturb_repeats_and_writes_nothing() -> None:
 def test_without_a_perturbation_it_is_standard_training(options: dict[str, object]) -> None:
     given = worlds.data()
     ends = []
-    for method in (PgdAt(worlds.cnn(norm="batch"), worlds.attack(**options)), Standard(worlds.cnn(norm="batch"), worlds.attack())):
+    for method in (
+        PgdAt(worlds.cnn(norm="batch"), worlds.attack(**options)),
+        Standard(worlds.cnn(norm="batch"), worlds.attack()),
+    ):
         worlds.steps(method, given, 6)
         ends.append(worlds.snapshot(method))
     assert worlds.same(*ends)
@@ -79,5 +85,5 @@ def test_without_a_perturbation_it_is_standard_training(options: dict[str, objec
 
 def test_it_learns() -> None:
     given, method = worlds.data(), PgdAt(worlds.cnn(width=8), worlds.attack(eps=0.03, step_size=0.01))
-    losses = worlds.steps(method, given, 60, epochs=15)
+    losses = worlds.steps(method, given, 60, epochs=15, lr=0.5)
     assert losses[-1] < 0.5 * losses[0]

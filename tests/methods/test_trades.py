@@ -56,8 +56,8 @@ def test_the_attack_raises_the_kl_to_the_clean_prediction() -> None:
 
 
 def test_from_the_image_itself_the_attack_has_no_gradient() -> None:
-    """Hence the noise. (Rounding leaves 1e-17, whose sign L∞ would step along; L2's step is as long as its direction is sure.)"""
-    method, _, batch = make(norm="l2", start="zero", eps=0.5, step_size=0.1)
+    """Hence the noise. (Rounding leaves 1e-17, whose sign L∞ would step along; L2 does not blow it up.)"""
+    method, _, batch = make(norm="l2", start="zero", eps=0.5, step_size=0.1, steps=1)
     x = batch.x.clone().requires_grad_()
     value, _ = Objective(method.model, kl_from, method.probabilities(batch.x))(x)
     (grad,) = torch.autograd.grad(value.sum(), x)

@@ -1,4 +1,4 @@
-"""Modes of the normalisation while searching: what is normalised by what, what moves, and that everything is put back."""
+"""Modes of the normalisation in a search: what is normalised by what, what moves, and that all is put back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ F64 = torch.float64
 
 class Net(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
+        super().__init__(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)
+        )
         self.double()
 
 

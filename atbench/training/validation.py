@@ -1,0 +1,50 @@
+"""What selection looks at: accuracy on the held-out part, and on as much of the part trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from atbench.data import TrainData
+from atbench.evaluation import Threat, Victim, robust
+from atbench.training.distributed import World
+
+
+class Validation:
+    """Measures a network under one fixed threat, with the same random starts every time.
+
+    Args:
+        n: how many examples of either part are looked at, at most.
+    """
+
+    def __init__(self, data: TrainData, threat: Threat, n: int, world: World) -> None:
+        self.threat, self.world = threat, world
+        self.held = data.validation.take(torch.arange(min(n, len(data.validation)), device=data.device))
+        self.fitted = data.fit_sample(min(n, len(data.train)))
+
+    def _victim(self, network: nn.Module) -> Victim:
+        return Victim(network, 512, self.world.rank, self.world.size, self.world.sum)
+
+    def figures(self, network: nn.Module) -> dict[str, Any]:
+        """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
+        victim, steps = self._victim(network), self.threat.steps
+        clean = victim.correct(self.held)
+        held = robust(victim.broken_at(self.held, self.threat, clean), steps)
+        fitted = robust(victim.broken_at(self.fitted, self.threat, victim.correct(self.fitted)), steps)
+        score, fit = float(held.double().mean()), float(fitted.double().mean())
+        return {
+            "val": {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)},
+            "fit": {"pgd": fit, "n": len(fitted)},
+            "gap": fit - score,
+        }
+
+    def accuracy(self, network: nn.Module, **changes: Any) -> float:
+        """Accuracy on the held-out part under the threat with some of its fields replaced; `steps=0` is clean."""
+        threat, victim = replace(self.threat, **changes), self._victim(network)
+        right = victim.correct(self.held)
+        if threat.steps:
+            right = robust(victim.broken_at(self.held, threat, right), threat.steps)
+        return float(right.double().mean())

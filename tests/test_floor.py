@@ -1,0 +1,81 @@
+"""No method computes more than its declared least: floating-point operations of one batch, counted, without a clock.
+
+F is one forward pass. A backward pass to the input costs F, one to the weights another F (but for the first layer,
+whose input
+needs no gradient in an update: counts lie a little below the floor).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from atbench import assemble
+from atbench.data import Batch
+from atbench.data.digits import digits
+from atbench.methods import Method
+from atbench.training import World
+from tests.contract import METHODS, begin_untrained, configuration
+
+STEPS = 10
+SIZE = 32
+#: The floors of the field's three reference steps, k = 10: PGD-AT 2k + 3, TRADES 2k + 7, FGSM-MEP 7.
+KNOWN = {"pgd_at": 23.0, "trades": 27.0, "mart": 26.0, "fgsm_mep": 7.0, "standard": 3.0, "free_at": 24.0}
+
+
+class Count(TorchDispatchMode):
+    """Operations of all convolutions and matrix products inside the block.
+
+    torch's own FlopCounterMode hangs its hooks on modules, which `autograd.grad` to an input does not survive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def method_of(name: str) -> tuple[Method, Batch, int]:
+    """A method on a network without normalisation, and the cost of one forward pass of a batch."""
+    here = World(torch.device("cpu"))
+    cfg = configuration(name, "model.width=16", f"attack.steps={STEPS}", f"train.batch_size={SIZE}")
+    source = digits()
+    data = assemble.make_data(cfg, source, here)
+    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
+    begin_untrained(method, cfg, source)
+    method.clock.epoch, method.clock.epochs = 1, 2  # past every warm-up
+    with Count() as count, torch.no_grad():
+        method.model(torch.rand(SIZE, *source.shape))
+    return method, data.batch(1, 0), count.total
+
+
+def cost(method: Method, batch: Batch) -> int:
+    """Operations of one batch, used as the trainer would."""
+    with Count() as count:
+        for turn in method.rounds(batch):
+            turn.batch = method.perturb(turn.batch) if turn.perturb else turn.batch
+            method.loss(turn.batch).total.backward()
+            method.zero_grad()
+            method.commit(turn.batch)
+    return count.total
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cost_is_at_the_floor(name: str) -> None:
+    method, batch, forward = method_of(name)
+    floor = method.floor(STEPS)
+    assert floor == KNOWN.get(name, floor), "the declared floor is not the known one"
+    if floor is None:
+        assert name in {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am", "rst"}, "a fixed cost must be declared"
+        return
+    assert 0.9 * floor <= cost(method, batch) / forward <= 1.02 * floor

@@ -1,0 +1,218 @@
+"""A whole run as a user starts it: what is printed, what is left in the folder, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from atbench import run
+from atbench.cli import main
+from atbench.data import Images, Source
+from atbench.training import checkpoint
+
+QUICK = (
+    "logger=none",
+    "model.width=4",
+    "attack.steps=2",
+    "train.epochs=2",
+    "train.selection.n=50",
+    "train.selection.steps=2",
+    "eval=smoke",
+    "eval.limit=50",
+    "eval.eps_steps=3",
+    "eval.steps=[1,3]",
+    "threads=1",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    yield tmp_path
+
+
+def train(*words: str) -> int:
+    return main(["train", *QUICK, *words])
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = [path for path in (folder / "runs").iterdir() if path.name != "sweeps"]
+    return found
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def final(path: Path) -> dict[str, Any]:
+    return checkpoint.read(path / "checkpoints" / "last.pt")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    timed = ("seconds", "examples_per_second", "attack_share")
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in timed} for row in found]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = final(a)["method"], final(b)["method"]
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_explains_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=trades", "attack.eps=51/255") == 0
+    said = capsys.readouterr()
+    for words in ("1,147 train", "parameters", "51/255", "CE(f(x), y) + β · KL", "PGD-2 on the held-out split"):
+        assert words in said.err
+    assert "upper bound" in said.out and "atbench eval" in said.out
+    path = only_run(folder)
+    assert read(path / "status.json")["state"] == "done"
+    assert not (path / "lock").exists()
+    assert yaml.safe_load((path / "config.yaml").read_text())["attack"]["eps"] == pytest.approx(0.2)
+    assert "attack.eps=51/255" in (path / "as_typed.yaml").read_text()
+    assert len(read(path / "environment.json")["data_sha256"]) == 64
+    assert [row["epoch"] for row in rows(path)] == [1, 2]
+    for name in ("report.md", "report.html", "pictures/best.png", "checkpoints/best.pt", "checkpoints/last.pt"):
+        assert (path / name).is_file(), name
+
+
+def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
+    assert train("method=pgd_at") == 0
+    for name in ("best", "last"):
+        record = read(only_run(folder) / "evaluation" / f"{name}.json")
+        outcomes = np.load(only_run(folder) / "evaluation" / f"{name}.npz")
+        broken, clean = outcomes["broken_at"], outcomes["clean"]
+        assert record["n"] == len(clean) == 50
+        assert record["clean"]["accuracy"] == clean.mean()
+        for step in record["steps"]:
+            assert step["accuracy"] == ((broken == -1) | (broken > step["k"])).mean()
+        for eps, mask in zip(record["eps"], outcomes["eps_robust"], strict=True):
+            assert eps["accuracy"] == mask.mean()
+        assert (outcomes["eps_robust"][0] == clean).all(), "eps = 0 is the clean accuracy, example by example"
+        assert record["clean"]["low"] < record["clean"]["accuracy"] < record["clean"]["high"]
+        assert record["bound"] == "upper"
+
+
+def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sealed(cfg: Any) -> Source:
+        source = real(cfg)
+        object.__setattr__(source, "test", forbidden)
+        return source
+
+    def forbidden() -> Images:
+        raise AssertionError("test data was read")
+
+    real = run.assemble.make_source
+    monkeypatch.setattr(run.assemble, "make_source", sealed)
+    monkeypatch.setattr(run.Run, "evaluate", lambda self, names: [])
+    monkeypatch.setattr(run.Run, "finish", lambda self, trainer, records: None)
+    assert train("method=rst", "plus=swa") == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(run.assemble, "make_source", sealed)
+    assert train("method=standard", "name=again") == 1
+
+
+def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) -> None:
+    assert train("method=trades", "name=whole") == 0
+    whole = only_run(folder)
+    assert train("method=trades", "name=broken", "train.minutes=1e-4") == 75
+    broken = next(path for path in (folder / "runs").iterdir() if "broken" in path.name)
+    assert read(broken / "status.json")["state"] == "interrupted"
+    assert 0 < final(broken)["step"] + 35 * final(broken)["epoch"] < 70
+    assert main(["train", f"resume={broken}", "train.minutes=10"]) == 0
+    assert same_weights(whole, broken)
+    assert rows(whole) == rows(broken)
+    first, second = (np.load(path / "evaluation" / "best.npz") for path in (whole, broken))
+    assert all((first[key] == second[key]).all() for key in first)
+
+
+def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=standard", "train.minutes=1e-5") == 75
+    path = only_run(folder)
+    before = (path / "checkpoints" / "last.pt").read_bytes()
+    assert main(["train", f"resume={path}", "train.epochs=7"]) == 2
+    assert "train.epochs: 7 — the run has 2" in capsys.readouterr().err
+    assert (path / "checkpoints" / "last.pt").read_bytes() == before
+    assert main(["train", f"resume={path}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={path}"]) == 2
+    assert "that run is done" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=standard", "name=whole") == 0
+    whole = only_run(folder)
+    assert train("method=standard", "name=hurt", "train.minutes=1e-3", "train.checkpoint.steps=1") == 75
+    hurt = next(path for path in (folder / "runs").iterdir() if "hurt" in path.name)
+    last = hurt / "checkpoints" / "last.pt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    capsys.readouterr()
+    assert main(["train", f"resume={hurt}", "train.minutes=10"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "last.pt is damaged" in said and "last.prev.pt" in said
+    assert same_weights(whole, hurt)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=pgd_at", "train.optimizer.lr=1e30") == 4
+    path = only_run(folder)
+    assert read(path / "status.json")["state"] == "diverged"
+    assert "NaN or infinite" in capsys.readouterr().err
+    assert not (path / "evaluation").exists()
+
+
+def test_refusals_leave_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (
+        (["attack.eps=8"], "attack.eps"),
+        (["train.batch_size=5000"], "1147 images"),
+        (["+method.bata=3"], "beta"),
+        (["device=cuda"], "device"),
+        (["model.norm=layer"], "model.norm"),
+        (["method=yopo", "plus=awp"], "awp"),
+    ):
+        if "cuda" in words[0] and torch.cuda.is_available():
+            continue
+        assert train(*words) in (2, 5), words
+        said = capsys.readouterr().err
+        assert part in said and said.strip().splitlines()[-1].startswith("error: "), said
+    assert not (folder / "runs").exists()
+
+
+def test_a_sweep_and_its_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "method=standard,pgd_at", "seed=0,1", "train.epochs=1") == 0
+    (sweep,) = (folder / "runs" / "sweeps").iterdir()
+    found = [path for path in sweep.iterdir() if path.is_dir()]
+    assert len(found) == 4
+    capsys.readouterr()
+    assert main(["report", str(sweep), "--json"]) == 0
+    compared = capsys.readouterr().out
+    assert "pgd_at" in compared and "standard" in compared
+
+
+def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=standard") == 0
+    path = only_run(folder)
+    before = read(path / "evaluation" / "best.json")
+    again = ("eval=smoke", "eval.limit=50", "eval.steps=[1,3]", "eval.eps_steps=3", "threads=1")
+    assert main(["eval", str(path), *again]) == 0
+    after = read(path / "evaluation" / "best.json")
+    for key in ("clean", "steps", "eps", "weights_sha256", "data_sha256"):
+        assert before[key] == after[key], "the same evaluation gives the same record"
+    assert read(path / "evaluation" / "earlier" / "best-1.json") == {**before, "outcomes": "best.npz"}
+    assert main(["eval", str(path / "checkpoints" / "last.pt"), *again, "eval.restarts=2"]) == 0
+    assert read(path / "evaluation" / "last.json")["attack"]["restarts"] == 2
+    assert main(["eval", str(folder)]) == 3
+    assert "is not a run folder" in capsys.readouterr().err
