@@ -76,6 +76,6 @@ def test_cost_is_at_the_floor(name: str) -> None:
     floor = method.floor(STEPS)
     assert floor == KNOWN.get(name, floor), "the declared floor is not the known one"
     if floor is None:
-        assert name in {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am", "rst"}, "a fixed cost must be declared"
+        assert name in {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am"}, "a fixed cost must be declared"
         return
     assert 0.9 * floor <= cost(method, batch) / forward <= 1.02 * floor

@@ -85,6 +85,9 @@ class GradientAttack:
         for key, value, known in (("attack.start", start, STARTS), ("attack.keep", keep, KEEPS)):
             if value not in known:
                 raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+        if backtrack and keep == "last":
+            why = "the last step of keep=last is not looked at, so it could not be taken back"
+            raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
         self.norm, self.ball = norm, ball(norm)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.keep = start, bn, keep

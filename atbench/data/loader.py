@@ -124,9 +124,12 @@ class TrainData:
         if self.extra_size >= self.batch_size:
             raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")
 
-    def stream(self, name: str, size: int | None = None) -> Stream:
-        """A further independent stream over the labelled train images, by default as large as the batch."""
-        return Stream(self, self.train, name, size or self.batch_size)
+    def stream(self, name: str, size: int) -> Stream:
+        """A further independent stream over the labelled train images, `size` of them a step over all processes."""
+        if size % self.share.world:
+            why = f"its stream of {size} images must split evenly over {self.share.world} processes"
+            raise ConfigError("train.batch_size", self.batch_size, why, "use a multiple of their number")
+        return Stream(self, self.train, name, size)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step: this process's rows, augmented, with its unlabelled part."""

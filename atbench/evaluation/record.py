@@ -36,8 +36,7 @@ class Plan:
 
 
 def evaluate(victim: Victim, images: Images, plan: Plan) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Run the plan. Returns the figures of a record and the arrays of its npz (docs/architecture.md, "The run folder").
-    """
+    """Run the plan. Returns a record's figures and the arrays of its npz (docs/architecture.md, "The run folder")."""
     began = time.monotonic()
     if plan.limit is not None:
         images = images.take(torch.arange(min(plan.limit, len(images)), device=images.x.device))
@@ -70,8 +69,7 @@ def evaluate(victim: Victim, images: Images, plan: Plan) -> tuple[dict[str, Any]
 
 
 def _grid(victim: Victim, images: Images, plan: Plan, clean: Tensor) -> list[tuple[float, Tensor]]:
-    """Robust masks for ascending ε. An example broken within ε is broken within every larger ε: only survivors go on.
-    """
+    """Robust masks for ascending ε. What is broken within ε is broken within every larger ε: only survivors go on."""
     alive, out = clean, []
     for multiple in sorted(plan.eps_grid):
         eps = multiple * plan.threat.eps
@@ -84,8 +82,7 @@ def _grid(victim: Victim, images: Images, plan: Plan, clean: Tensor) -> list[tup
 
 
 def _pictures(victim: Victim, images: Images, threat: Threat, clean: Tensor) -> tuple[Tensor, dict[str, Array]]:
-    """The first example of each class that is classified right, up to SHOWN of them, with what the attack makes of it.
-    """
+    """The first right example of each class, up to SHOWN of them, with what the attack makes of it."""
     labels = images.y.cpu()
     rows = [(clean & (labels == label)).nonzero().flatten()[:1] for label in labels.unique()]
     shown = torch.cat(rows)[:SHOWN] if rows else torch.zeros(0, dtype=torch.long)

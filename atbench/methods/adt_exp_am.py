@@ -91,9 +91,6 @@ class AdtExpAm(Method):
         terms = {"ce": risk.detach(), "entropy": entropy.detach(), "accuracy": accuracy(logits, batch.y)}
         return Loss(risk - self.entropy_weight * entropy, terms)
 
-    def floor(self, steps: int) -> float:
-        return 7
-
 
 def sample(mean: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """u = tanh(μ + σ·r) in [−1, 1], and −log of its density at u averaged over everything, without the constant."""

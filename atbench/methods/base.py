@@ -159,7 +159,7 @@ class Method(nn.Module):
     # State.
 
     def setup(self, data: TrainData) -> None:
-        """Allocate tables and streams. Runs at every start, before state is loaded; must be cheap."""
+        """Allocate tables and streams; the clock is set. Runs at every start, before state is loaded; must be cheap."""
 
     def stage0(self) -> dict[str, Stage]:
         """Runs to train first, by name; kept under the run, each with its own resume."""
@@ -186,8 +186,7 @@ class Method(nn.Module):
         return {"model": self.model}
 
     def floor(self, steps: int) -> float | None:
-        """Least cost of one batch in forward passes for an attack of `steps` steps; None where it depends on the data.
-        """
+        """Least cost of a batch in forward passes under an attack of `steps` steps; None where it is not fixed."""
         return None
 
     # What they are given.

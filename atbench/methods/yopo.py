@@ -59,8 +59,13 @@ class Yopo(Method):
             raise ConfigError(
                 "method", "yopo", "needs one network that can be split after its first stage", "use another model"
             )
-        self.network = model
         self.m, self.n, self.first_layer_grad = m, n, first_layer_grad
+
+    @property
+    def network(self) -> Network:
+        """The model, known to have stages."""
+        assert isinstance(self.model, Network)
+        return self.model
 
     def perturb(self, batch: Batch) -> Batch:
         return batch  # the search shares its passes with the update

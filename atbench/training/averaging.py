@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.methods.base import Clock, Method
+
+#: replay(n): make the passes of n training batches again, attacks and losses, without an update or a commit.
+Replay = Callable[[int], None]
 
 
 class Average(ABC):
@@ -30,8 +33,8 @@ class Average(ABC):
         """Called after every update."""
 
     @abstractmethod
-    def after_epoch(self, method: Method, batches: Iterable[Tensor]) -> None:
-        """Called at the end of an epoch, before validation; `batches` yields adversarial training images."""
+    def after_epoch(self, method: Method, replay: Replay) -> None:
+        """Called at the end of an epoch, before validation."""
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -74,17 +77,16 @@ class Ema(Average):
         old, new = [self.values[name] for name in parameters], list(parameters.values())
         torch._foreach_lerp_(old, new, 1 - rate)
 
-    def after_epoch(self, method: Method, batches: Iterable[Tensor]) -> None:
+    def after_epoch(self, method: Method, replay: Replay) -> None:
         """Nothing: the buffers are the live model's already."""
 
 
 class Swa(Average):
-    """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from the share `start` of
-    training on.
+    """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from `start` of training on.
 
-    BatchNorm statistics are re-estimated for the mean, over adversarial images of `batches` training batches, as the
-    mean over those batches. Source: Izmailov et al. 2018; for AT, Chen et al. 2021 (VITA-Group/Alleviate-Robust-
-    Overfitting: from epoch 55 of 200, re-estimation on clean images over one pass).
+    BatchNorm statistics are re-estimated for the mean: `batches` training batches are attacked and passed again as the
+    method does, and their statistics averaged. Source: Izmailov et al. 2018; for AT, Chen et al. 2021, from epoch 55
+    of 200, re-estimating on one pass over clean images (VITA-Group/Alleviate-Robust-Overfitting).
     """
 
     def __init__(self, start: float, batches: int = 20) -> None:
@@ -94,7 +96,7 @@ class Swa(Average):
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         """Nothing: SWA looks at the end of epochs."""
 
-    def after_epoch(self, method: Method, batches: Iterable[Tensor]) -> None:
+    def after_epoch(self, method: Method, replay: Replay) -> None:
         clock = method.clock
         if (clock.epoch + 1) / clock.epochs <= self.start:
             return
@@ -105,27 +107,20 @@ class Swa(Average):
                 self.values[name] = value.detach().clone()
             else:
                 self.values[name].lerp_(value.detach(), 1 / count)
-        self._reestimate(method, batches)
+        self._reestimate(method.model, replay)
 
-    def _reestimate(self, method: Method, batches: Iterable[Tensor]) -> None:
-        model = method.model
+    def _reestimate(self, model: nn.Module, replay: Replay) -> None:
         norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
         if not norms:
             return
-        buffers = [f"{name}.{kind}" for name, norm in norms.items() for kind, _ in norm.named_buffers()]
-        for name in buffers:  # what the model has now: the attack on the mean needs something to start from
-            self.values[name] = model.state_dict()[name].detach().clone()
         with self.applied(model):
-            images = [x_adv for x_adv, _ in zip(batches, range(self.batches), strict=False)]
             momenta = {norm: norm.momentum for norm in norms.values()}
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative mean
-            model.train()
-            with torch.no_grad():
-                for x_adv in images:
-                    model(x_adv)
+            replay(self.batches)
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
-            for name in buffers:
-                self.values[name] = model.state_dict()[name].detach().clone()
+            state = model.state_dict()
+            buffers = [f"{name}.{kind}" for name, norm in norms.items() for kind, _ in norm.named_buffers()]
+            self.values.update({name: state[name].detach().clone() for name in buffers})

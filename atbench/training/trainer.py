@@ -153,7 +153,7 @@ class Trainer:
         clock = self.method.clock
         self.updater.verify()
         for average in self.averages:
-            average.after_epoch(self.method, self._adversarial_batches())
+            average.after_epoch(self.method, self._replay)
         row: dict[str, Any] = {
             "event": "epoch",
             "epoch": clock.epoch + 1,
@@ -182,14 +182,13 @@ class Trainer:
             self._save("best")
         self._save("last")
 
-    def _adversarial_batches(self) -> Iterator[Tensor]:
-        """Images that this epoch trained on, attacked again, for re-estimating BatchNorm statistics of an average."""
+    def _replay(self, count: int) -> None:
+        """Make the passes of this epoch's first batches again, for an average's BatchNorm; no update."""
         clock = self.method.clock
         ended = clock.step
-        for step in range(clock.steps):
+        for step in range(min(count, clock.steps)):
             clock.step = step
-            batch = self.updater.perturb(self._formatted(self.data.batch(clock.epoch, clock.step)))
-            yield batch.x if batch.adv is None else batch.adv
+            self.updater.rehearse(self._formatted(self.data.batch(clock.epoch, clock.step)))
         clock.step = ended
 
     # Validation and selection.

@@ -85,8 +85,8 @@ def test_ranks_partition_the_joint_batch(world: int, options: dict[str, float]) 
         if joint.extra is not None:
             extras = [part.extra for part in parts]
             assert torch.equal(torch.cat([extra.x for extra in extras if extra]), joint.extra.x)
-        streams = [given.stream("other").batch(epoch, step).x for given in ranks]
-        assert torch.equal(torch.cat(streams), whole.stream("other").batch(epoch, step).x)
+        streams = [given.stream("other", 12).batch(epoch, step).x for given in ranks]
+        assert torch.equal(torch.cat(streams), whole.stream("other", 12).batch(epoch, step).x)
 
 
 def test_validation_is_held_out() -> None:
@@ -138,11 +138,11 @@ def test_endless_is_one_permutation_after_the_other(n: int) -> None:
 def test_streams_are_independent_of_each_other_and_of_the_batches() -> None:
     given = data(augment=PadCropFlip(1, True))
     before = given.batch(0, 1)
-    first, second = given.stream("a"), given.stream("b", 5)
+    first, second = given.stream("a", 12), given.stream("b", 5)
     a, b = first.batch(0, 1), second.batch(0, 1)
     assert len(a) == 12 and len(b) == 5
     assert not torch.equal(a.index, before.index) and not torch.equal(a.index[:5], b.index)
-    assert equal(given.batch(0, 1), before) and equal(given.stream("a").batch(0, 1), a)
+    assert equal(given.batch(0, 1), before) and equal(given.stream("a", 12).batch(0, 1), a)
     order = torch.cat([first.batch(0, step).index for step in range(given.steps)])
     assert torch.equal(order.sort().values, torch.arange(48))
 
@@ -173,6 +173,6 @@ def test_sizes_that_do_not_fit_are_refused(options: dict[str, object], key: str)
 def test_training_never_opens_the_test_split() -> None:
     given = data(shut(), labelled=0.5, extra=0.5, augment=PadCropFlip(1, True))
     epoch_of(given, 0)
-    given.stream("a").batch(0, 0)
+    given.stream("a", 12).batch(0, 0)
     given.fit_sample(3)
     given.sha256()
