@@ -67,7 +67,7 @@ def test_distillation_equals_a_slow_loop(layer: int, momentum: float) -> None:
     method, given = make(members=2, momentum=momentum)
     at_layer(method, layer)
     batch = method.perturb(given.batch(0, 0))
-    other = given.stream("dverge", 4).batch(method.clock.epoch, 0).x
+    other = given.stream("dverge", given.batch_size).batch(method.clock.epoch, 0).x
     for member, found in zip(method.members, batch.aux["distilled"], strict=True):
         for i in range(4):
             torch.testing.assert_close(
@@ -81,7 +81,7 @@ def test_distilled_images_are_legal_and_nearer_in_features() -> None:
     for epoch in range(4):
         method.clock.epoch = epoch
         batch = method.perturb(given.batch(epoch, 0))
-        other = given.stream("dverge", 4).batch(epoch, 0).x
+        other = given.stream("dverge", given.batch_size).batch(epoch, 0).x
         for member, z in zip(method.members, batch.aux["distilled"], strict=True):
             assert (z - batch.x).abs().max() <= EPS + 1e-12 and z.min() >= 0 and z.max() <= 1
 
