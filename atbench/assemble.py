@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from atbench.config import build
+from atbench.config import build, welcome
 from atbench.data import Share, Source, TrainData
 from atbench.errors import ConfigError
 from atbench.evaluation import Threat
@@ -46,7 +46,8 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
 
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
-    given = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    given = welcome(cfg.model, "model", offered)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     for member in members:

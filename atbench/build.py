@@ -161,6 +161,14 @@ def _is_the_users(module_name: str) -> bool:
     return any(file.is_relative_to(folder) for folder in trusted())
 
 
+def welcome(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the target of `node` names; all of them if it takes any keyword."""
+    parameters = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
 def _options(node: Mapping[str, Any], path: str) -> dict[str, Any]:
     dropped = _OURS | READ_BY_RUN.get(path, frozenset())
     return {str(key): value for key, value in node.items() if key not in dropped}
