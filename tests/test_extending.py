@@ -64,7 +64,7 @@ def test_a_linear_model_breaks_exactly_where_the_closed_form_says(mine: Path, mo
     x, y = test.floats(dtype=torch.float64).flatten(1), test.y
     weight, bias = state["weights.weight"].double(), state["weights.bias"].double()
     gap = weight[y] - weight[1 - y]
-    # The worst case of a linear model within ball and box: every pixel moves ε against the gap, as far as the box lets it.
+    # Worst case of a linear model: every pixel moves ε against the gap, as far as the box lets it.
     room = torch.where(gap > 0, x, 1 - x).clamp(max=0.15)
     worst = (gap * x).sum(1) + bias[y] - bias[1 - y] - (gap.abs() * room).sum(1)
     record = json.loads((run / "evaluation" / "last.json").read_text())
