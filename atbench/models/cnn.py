@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from atbench.errors import ConfigError
-from atbench.models.network import ACTIVATIONS, Network
+from atbench.models.activations import maker
+from atbench.models.heads import make_head
+from atbench.models.network import Network, Shape, at_least
 
 NORMS = ("batch", "none")
 
@@ -21,21 +23,20 @@ class CNN(Network):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Shape,
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
         width: int = 32,
         norm: str = "batch",
         activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
     ) -> None:
-        for key, value, known in (("model.norm", norm, NORMS), ("model.activation", activation, tuple(ACTIVATIONS))):
-            if value not in known:
-                raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
-        channels, height, side = shape
-        if min(height, side) < 8:
-            raise ConfigError("model", "cnn", f"images of {height}×{side} pixels are too small", "use at least 8×8")
-        act = ACTIVATIONS[activation]
+        if norm not in NORMS:
+            raise ConfigError("model.norm", norm, "there is no such choice", f"use one of {', '.join(NORMS)}")
+        at_least(shape, 8, "cnn")
+        act = maker(activation)
 
         def before(count: int) -> list[nn.Module]:
             return [nn.BatchNorm2d(count) if norm == "batch" else nn.Identity(), act()]
@@ -44,10 +45,10 @@ class CNN(Network):
             return nn.Sequential(*before(count), nn.Conv2d(count, out, 3, stride, 1, bias=norm == "none"))
 
         stages = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=norm == "none"),
+            nn.Conv2d(shape[0], width, 3, 1, 1, bias=norm == "none"),
             block(width, width, 1),
             block(width, 2 * width, 2),
             block(2 * width, 4 * width, 2),
             nn.Sequential(*before(4 * width), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
         )
-        super().__init__(stages, nn.Linear(16 * width, classes), mean, std)
+        super().__init__(stages, make_head(head, 16 * width, classes, head_scale), mean, std)

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus, "gelu": nn.GELU}
+from atbench.errors import ConfigError
+
+Shape = tuple[int, int, int]  # channels, height, width
+SMALL = 64  # pixels a side up to which a stem keeps the image's size: CIFAR, SVHN, Tiny ImageNet
+
+
+def named(**modules: nn.Module) -> nn.Sequential:
+    """A chain whose links have names, which are what a checkpoint's keys are made of."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def at_least(shape: Shape, side: int, name: str) -> None:
+    """Refuse images that a network would shrink to nothing."""
+    _, height, width = shape
+    if min(height, width) < side:
+        why = f"images of {height}×{width} pixels are too small"
+        raise ConfigError("model", name, why, f"use at least {side}×{side}, or another model")
+
+
+def large_stem(stem: str, shape: Shape) -> bool:
+    """Whether the network starts with a 7×7 convolution of stride 2 and a pool (ImageNet) or a 3×3 one (CIFAR)."""
+    if stem not in ("auto", "small", "large"):
+        raise ConfigError("model.stem", stem, "there is no such stem", "use one of auto, small, large")
+    return stem == "large" or (stem == "auto" and min(shape[1:]) > SMALL)
 
 
 class Network(nn.Module):
@@ -15,7 +39,8 @@ class Network(nn.Module):
 
     Args:
         stages: stem, blocks, pooling, in order. A stage ends before an activation, so that a cut between two stages
-            gives pre-activation features; stage 0 is a single linear layer without normalisation (YOPO splits there).
+            gives pre-activation features (networks whose blocks join rectified branches, such as Inception, cannot);
+            stage 0 is a single linear layer without normalisation (YOPO splits there).
         head: the classifier on pooled features (B, d) → (B, K).
         mean, std: per-channel normalisation of [0, 1] pixels.
     """

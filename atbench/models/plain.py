@@ -1,0 +1,166 @@
+"""Plain convolutional networks of the papers: the MNIST nets of TRADES and of fast_adversarial, LeNets, a ConvNet-8.
+
+All cut before their activations: stage 0 is the first convolution, the last stage the last activation. Their linear
+layers fix the size of the image, which is the data set's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from atbench.models.activations import maker
+from atbench.models.heads import make_head
+from atbench.models.network import Network, Shape, at_least, named
+
+
+class TradesMnist(Network):
+    """SmallCNN of yaodongyu/TRADES (models/small_cnn.py): four valid 3×3 convolutions (32, 32, 64, 64), a pool after
+    every second, two layers of 200 and dropout ½ between them.
+
+    From 16×16 pixels up. Convolutions start at He's normal, and the last layer at 0: the first gradient to an image is
+    0, which a random start of the attack survives.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        at_least(shape, 16, "mnist_trades")
+        act = maker(activation)
+        channels, *sides = shape
+        height, width = (((side - 4) // 2 - 4) // 2 for side in sides)
+        stages = named(
+            conv1=nn.Conv2d(channels, 32, 3),
+            conv2=named(act=act(), conv=nn.Conv2d(32, 32, 3)),
+            conv3=named(act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(32, 64, 3)),
+            conv4=named(act=act(), conv=nn.Conv2d(64, 64, 3)),
+            fc1=named(act=act(), pool=nn.MaxPool2d(2), flat=nn.Flatten(), fc=nn.Linear(64 * height * width, 200)),
+            fc2=named(act=act(), drop=nn.Dropout(0.5), fc=nn.Linear(200, 200)),
+            out=act(),
+        )
+        super().__init__(stages, make_head(head, 200, classes, head_scale), mean, std)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.kaiming_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+        if isinstance(self.head, nn.Linear) and self.head.bias is not None:  # a direction on the sphere cannot be 0
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+
+class FastMnist(Network):
+    """The network of locuslab/fast_adversarial (MNIST/mnist_net.py), Wong & Kolter's small one: two 4×4 convolutions of
+    stride 2 (16, 32) and a layer of 100. From 4×4 pixels up.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        at_least(shape, 4, "mnist_fast")
+        act = maker(activation)
+        channels, height, width = shape
+        stages = named(
+            conv1=nn.Conv2d(channels, 16, 4, 2, 1),
+            conv2=named(act=act(), conv=nn.Conv2d(16, 32, 4, 2, 1)),
+            fc1=named(act=act(), flat=nn.Flatten(), fc=nn.Linear(32 * (height // 4) * (width // 4), 100)),
+            out=act(),
+        )
+        super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)
+
+
+class LeNet(Network):
+    """Two 5×5 convolutions, each with activation and 2×2 max pool, and hidden linear layers.
+
+    Args:
+        channels: of the two convolutions.
+        padding: of each; 2 keeps the size.
+        hidden: widths of the linear layers before the head.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: Sequence[int] = (6, 16),
+        padding: Sequence[int] = (2, 0),
+        hidden: Sequence[int] = (120, 84),
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        # The smallest side that leaves a pixel after both pools, found backwards.
+        second = 2 - 2 * padding[1] + 4
+        at_least(shape, max(4, 2 * second - 2 * padding[0] + 4), "lenet")
+        act = maker(activation)
+        count, *sides = shape
+        for pad in padding:
+            sides = [(side + 2 * pad - 4) // 2 for side in sides]
+        chain: dict[str, nn.Module] = {
+            "conv1": nn.Conv2d(count, channels[0], 5, padding=padding[0]),
+            "conv2": named(
+                act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(channels[0], channels[1], 5, padding=padding[1])
+            ),
+        }
+        count = channels[1] * sides[0] * sides[1]
+        before: dict[str, nn.Module] = {"act": act(), "pool": nn.MaxPool2d(2), "flat": nn.Flatten()}
+        for number, width in enumerate(hidden, start=1):
+            chain[f"fc{number}"] = named(**before, fc=nn.Linear(count, width))
+            count, before = width, {"act": act()}
+        chain["out"] = named(**before)
+        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+
+
+class ConvNet8(Network):
+    """The 8-layer ConvNet of Wang et al. 2019 (arXiv 2112.08304): six 3×3 convolutions with BatchNorm (64, 64, 128,
+    128, 196, 196), a pool after every second, a layer of 256. From 8×8 pixels up.
+
+    Source: YisenWang/dynamic_adv_training, models.py, where its CIFAR-10 branch is commented out for a Wide ResNet.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        at_least(shape, 8, "convnet8")
+        act = maker(activation)
+        channels, height, width = shape
+        chain: dict[str, nn.Module] = {"conv1": nn.Conv2d(channels, 64, 3, padding=1)}
+        count = 64
+        for number, out in enumerate((64, 128, 128, 196, 196), start=2):
+            before = {"bn": nn.BatchNorm2d(count), "act": act()}
+            if number % 2:
+                before["pool"] = nn.MaxPool2d(2)
+            chain[f"conv{number}"] = named(**before, conv=nn.Conv2d(count, out, 3, padding=1))
+            count = out
+        chain["fc1"] = named(
+            bn=nn.BatchNorm2d(count),
+            act=act(),
+            pool=nn.MaxPool2d(2),
+            flat=nn.Flatten(),
+            fc=nn.Linear(count * (height // 8) * (width // 8), 256),
+        )
+        chain["out"] = named(bn=nn.BatchNorm1d(256), act=act())
+        super().__init__(named(**chain), make_head(head, 256, classes, head_scale), mean, std)

@@ -1,0 +1,188 @@
+"""Residual networks with the activation before the convolution: PreActResNets and Wide ResNets.
+
+Their blocks hand on the bare sum, so that every cut between two stages is pre-activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atbench.errors import ConfigError
+from atbench.models.activations import Make, maker
+from atbench.models.heads import make_head
+from atbench.models.network import Network, Shape, at_least, large_stem, named
+
+SHORTCUTS = ("activated", "raw", "raw3x3")
+PADDINGS = ("symmetric", "same")
+
+
+class LateConv2d(nn.Conv2d):
+    """A 3×3 convolution of stride 2 that pads below and to the right only, as `SAME` does on even sizes (DeepMind)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
+    """A 3×3 convolution without bias; `padding` matters where it strides."""
+    if padding == "same" and stride == 2:
+        return LateConv2d(count, out, 3, stride, 0, bias=False)
+    return nn.Conv2d(count, out, 3, stride, 1, bias=False)
+
+
+class Block(nn.Module):
+    """z ↦ r(h) + s, h = act(bn(z)), r = conv3-bn-act-conv3, or with `bottleneck` conv1-bn-act-conv3-bn-act-conv1.
+
+    s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`).
+    """
+
+    def __init__(
+        self, count: int, width: int, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
+    ) -> None:
+        super().__init__()
+        out = 4 * width if bottleneck else width
+        self.bn1, self.act1 = nn.BatchNorm2d(count), act()
+        if bottleneck:
+            self.residual = named(
+                conv1=nn.Conv2d(count, width, 1, bias=False),
+                bn2=nn.BatchNorm2d(width),
+                act2=act(),
+                conv2=conv3x3(width, width, stride, padding),
+                bn3=nn.BatchNorm2d(width),
+                act3=act(),
+                conv3=nn.Conv2d(width, out, 1, bias=False),
+            )
+        else:
+            self.residual = named(
+                conv1=conv3x3(count, width, stride, padding),
+                bn2=nn.BatchNorm2d(width),
+                act2=act(),
+                conv2=conv3x3(width, out, 1, padding),
+            )
+        self.raw = shortcut != "activated"
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or count != out:
+            wide = shortcut == "raw3x3"
+            pointwise = nn.Conv2d(count, out, 1, stride, bias=False)
+            self.shortcut = conv3x3(count, out, stride, padding) if wide else pointwise
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.act1(self.bn1(z))
+        kept = z if self.shortcut is None else self.shortcut(z if self.raw else h)
+        total: Tensor = self.residual(h) + kept
+        return total
+
+
+def check(shortcut: str, padding: str) -> None:
+    """Refuse unknown choices."""
+    for key, value, known in (("model.shortcut", shortcut, SHORTCUTS), ("model.padding", padding, PADDINGS)):
+        if value not in known:
+            raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+
+
+class PreActResNet(Network):
+    """PreActResNet (He et al. 2016b, ECCV, arXiv 1603.05027): stages conv1 | a block each | bn, act, average pool.
+
+    From 8×8 pixels up. Weights start as torch's layers do, as in pytorch-cifar and locuslab's code. A large stem has a
+    stage of bn, act and pool of its own.
+
+    Args:
+        blocks: blocks in each of four groups; every group after the first halves the image and doubles the width of 64.
+        bottleneck: blocks of three convolutions that leave four times their width.
+        shortcut: what a 1×1 convolution is fed where the shape changes: `activated` (the paper; robust_overfitting) or
+            `raw` (fast_adversarial); `raw3x3` is DeepMind's 3×3 convolution. The first two have the same parameters and
+            are different functions: with published weights the choice has to be theirs.
+        padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind).
+        final_norm: bn and act before the pool; the first release of fast_adversarial has neither.
+        stem: `small` (3×3, image size kept), `large` (7×7 and pool, a quarter of it), `auto`: large above 64 pixels.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        blocks: Sequence[int],
+        bottleneck: bool = False,
+        shortcut: str = "activated",
+        padding: str = "symmetric",
+        final_norm: bool = True,
+        stem: str = "auto",
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        check(shortcut, padding)
+        at_least(shape, 8, "preactresnet")
+        act, count = maker(activation), 64
+        chain: dict[str, nn.Module] = {}
+        if large_stem(stem, shape):
+            chain["conv1"] = nn.Conv2d(shape[0], count, 7, 2, 3, bias=False)
+            chain["stem"] = named(bn=nn.BatchNorm2d(count), act=act(), pool=nn.MaxPool2d(3, 2, 1))
+        else:
+            chain["conv1"] = nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)
+        for group, number in enumerate(blocks):
+            width = 64 * 2**group
+            for i in range(number):
+                stride = 2 if group > 0 and i == 0 else 1
+                block = Block(count, width, stride, act, bottleneck, shortcut, padding)
+                chain[f"layer{group + 1}_{i}"] = block
+                count = 4 * width if bottleneck else width
+        before = {"bn": nn.BatchNorm2d(count), "act": act()} if final_norm else {}
+        chain["pool"] = named(**before, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        self.padding = padding
+
+
+class WRN(Network):
+    """WRN-d-w (Zagoruyko & Komodakis 2016, arXiv 1605.07146): stages conv1 | a block each | bn, act, average pool.
+
+    Three groups of n blocks with 16w, 32w and 64w channels behind a 3×3 convolution of 16; the second and third halve
+    the image. No dropout. From 8×8 pixels up. Weights start as in yaodongyu/TRADES: N(0, 2/(k²·out)).
+
+    Args:
+        depth, width: d and w. d = 6n + 4 counts the convolutions of the shortcuts, as the paper does; 6n + 2 does not,
+            as Madry's w32-10 and those after it: depths 34 and 32 are the same network.
+        padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind's, with `activation: silu`: Gowal et al.
+            2020, arXiv 2010.03593, and what followed).
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        depth: int,
+        width: int,
+        padding: str = "symmetric",
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        check("activated", padding)
+        at_least(shape, 8, "wrn")
+        number = (depth - 2) // 6
+        if number < 1 or depth % 6 not in (2, 4):
+            below = max(1, number) * 6 + 4
+            raise ConfigError("model.depth", depth, "is not 6n + 4", f"use {below} or {below + 6}")
+        act, count = maker(activation), 16
+        chain: dict[str, nn.Module] = {"conv1": nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)}
+        for group in range(3):
+            out = 16 * width * 2**group
+            for i in range(number):
+                stride = 2 if group > 0 and i == 0 else 1
+                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, "activated", padding)
+                count = out
+        chain["pool"] = named(bn=nn.BatchNorm2d(count), act=act(), mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        self.padding = padding
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(self.head, nn.Linear) and self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)

@@ -1,0 +1,132 @@
+"""ResNets with the activation after the sum (He et al. 2016a, CVPR, arXiv 1512.03385).
+
+Our own and not torchvision's: there a block calls one ReLU in place at several places and ends with it, so that neither
+an activation of one's choice, nor dropout after each, nor a cut before the activation has a place. Weights in
+torchvision's and in pytorch-cifar's names load (`interop`). Numbers of blocks and widths lie in conf/model/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atbench.errors import ConfigError
+from atbench.models.activations import Make, maker
+from atbench.models.heads import make_head
+from atbench.models.network import Network, Shape, at_least, large_stem, named
+
+SHORTCUTS = ("conv", "pad")
+
+
+class Pad(nn.Module):
+    """Option A of He et al.: every `stride`-th pixel, and zero channels on both sides; no parameters."""
+
+    def __init__(self, more: int, stride: int) -> None:
+        super().__init__()
+        self.more, self.stride = more, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.more // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
+
+
+class Block(nn.Module):
+    """z ↦ r(a(z)) + s(a(z)): the usual residual block with its activation a moved from its end to its start.
+
+    The same function of the image once blocks are chained, with cuts between blocks that are pre-activation.
+    r = conv3-bn-act-conv3-bn, or with `bottleneck` conv1-bn-act-conv3-bn-act-conv1-bn with the stride in the 3×3.
+
+    Args:
+        enter: what comes before: the activation, and a pool after an ImageNet stem's.
+        count, width, stride: channels in, channels of the 3×3, its stride.
+    """
+
+    def __init__(
+        self, enter: nn.Module, count: int, width: int, stride: int, act: Make, bottleneck: bool, shortcut: str
+    ) -> None:
+        super().__init__()
+        self.enter = enter
+        out = 4 * width if bottleneck else width
+        if bottleneck:
+            self.residual = named(
+                conv1=nn.Conv2d(count, width, 1, bias=False),
+                bn1=nn.BatchNorm2d(width),
+                act1=act(),
+                conv2=nn.Conv2d(width, width, 3, stride, 1, bias=False),
+                bn2=nn.BatchNorm2d(width),
+                act2=act(),
+                conv3=nn.Conv2d(width, out, 1, bias=False),
+                bn3=nn.BatchNorm2d(out),
+            )
+        else:
+            self.residual = named(
+                conv1=nn.Conv2d(count, width, 3, stride, 1, bias=False),
+                bn1=nn.BatchNorm2d(width),
+                act1=act(),
+                conv2=nn.Conv2d(width, out, 3, 1, 1, bias=False),
+                bn2=nn.BatchNorm2d(out),
+            )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or count != out:
+            projection = named(conv=nn.Conv2d(count, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out))
+            self.shortcut = projection if shortcut == "conv" else Pad(out - count, stride)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.enter(z)
+        total: Tensor = self.residual(x) + self.shortcut(x)
+        return total
+
+
+class ResNet(Network):
+    """Stages conv1 | bn1 | a block each | act, average pool. From 8×8 pixels up.
+
+    Convolutions start at N(0, 2/(k²·out)) as in He et al. 2015 and torchvision.
+
+    Args:
+        blocks: blocks in each group; every group after the first halves the image and doubles the width.
+        width: channels of the first group's 3×3 convolutions.
+        bottleneck: blocks of three convolutions that leave four times their width.
+        shortcut: where the shape changes, `conv` (1×1 convolution and BatchNorm, option B) or `pad` (option A).
+        stem: `small` (3×3, image size kept), `large` (7×7 and pool, a quarter of it), `auto`: large above 64 pixels.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        blocks: Sequence[int],
+        width: int = 64,
+        bottleneck: bool = False,
+        shortcut: str = "conv",
+        stem: str = "auto",
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: float = 15.0,
+    ) -> None:
+        if shortcut not in SHORTCUTS:
+            raise ConfigError("model.shortcut", shortcut, "there is no such choice", f"use {' or '.join(SHORTCUTS)}")
+        at_least(shape, 8, "resnet")
+        act, large = maker(activation), large_stem(stem, shape)
+        first = (7, 2, 3) if large else (3, 1, 1)
+        chain: dict[str, nn.Module] = {
+            "conv1": nn.Conv2d(shape[0], width, *first, bias=False),
+            "bn1": nn.BatchNorm2d(width),
+        }
+        enter: nn.Module = named(act=act(), pool=nn.MaxPool2d(3, 2, 1)) if large else act()
+        count = width
+        for group, number in enumerate(blocks):
+            for i in range(number):
+                stride = 2 if group > 0 and i == 0 else 1
+                block = Block(enter, count, width * 2**group, stride, act, bottleneck, shortcut)
+                chain[f"layer{group + 1}_{i}"] = block
+                count = width * 2**group * (4 if bottleneck else 1)
+                enter = act()
+        chain["pool"] = named(act=enter, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
