@@ -76,6 +76,12 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
     return target(**arguments, **given)
 
 
+def accepted(node: Mapping[str, Any], path: str, /, **offered: Any) -> dict[str, Any]:
+    """Those of the offered arguments that the target of `node` names: what a config builds takes what it needs."""
+    names = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
+    return {name: value for name, value in offered.items() if name in names}
+
+
 def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> Callable[..., Any]:
     """The target of `node`, once every key of the node is known to be an argument of it that fits. Builds nothing."""
     target = locate(str(node["_target_"]), f"{path}._target_")
