@@ -33,8 +33,8 @@ def npz(
         path: the folder, as it stands or under `data_dir`.
         classes: names; None calls them by their numbers, 0 to the largest label.
         mean, std: of [0, 1] pixels, for each channel; None is 0.5 and 0.25, near what natural pictures have.
-        validation: share of the train part that is held out; the split is fixed.
-        test: share of `train.npz` that is the test split where there is no `test.npz`; fixed too.
+        validation: how much of the train part is held out: a share below 1, or a number of images.
+        test: the same of `train.npz` for the test split, where there is no `test.npz`. Both splits are fixed.
     """
     folder = found(data_dir, path)
     train = read_npz(folder / "train.npz")
@@ -43,7 +43,7 @@ def npz(
     if apart.exists():
         rest, held = train, None
     else:
-        held_rows, rows = stratified(train.y, (round(test * len(train)),), SPLIT_SEED)
+        held_rows, rows = stratified(train.y, (count(test, len(train)),), SPLIT_SEED)
         rest, held = train.take(rows), train.take(held_rows)
     channels = train.x.shape[1]
     return Source(
@@ -53,17 +53,23 @@ def npz(
         classes=names,
         mean=tuple(mean or [0.5] * channels),
         std=tuple(std or [0.25] * channels),
-        validation=round(validation * len(rest)),
+        validation=count(validation, len(rest)),
     )
 
 
-def found(data_dir: Path, path: str) -> Path:
-    """The folder `path`, as it stands or under `data_dir`. Raises DataError where it is at neither place."""
+def count(part: float, whole: int) -> int:
+    """How many of `whole` examples `part` means: a share below 1, a number from there on."""
+    return round(part * whole) if part < 1 else round(part)
+
+
+def found(data_dir: Path, path: str, origin: str = "") -> Path:
+    """The folder `path`, as it stands or under `data_dir`. Raises DataError, with `origin`, elsewhere."""
     for place in (Path(path), data_dir / path):
         if place.is_dir():
             return place
     why = f"there is no such folder, here or in {data_dir}"
-    raise DataError("dataset.source.path", path, why, "correct the path, or name the folder above it with data_dir=")
+    fix = f"it comes from {origin}" if origin else "correct the path, or name the folder above it with data_dir="
+    raise DataError("dataset.source.path", path, why, fix)
 
 
 def alike(images: Images, train: Images, classes: int, path: Path) -> Images:
