@@ -254,7 +254,7 @@ def test_two_lines_of_yaml_train_on_a_folder(here: Path) -> None:
 
 
 def test_a_folder_larger_than_memory_streams_and_resumes_in_the_middle_of_an_epoch(here: Path) -> None:
-    """20 pictures may be held, 43 are trained on: stopped within an epoch, whole, or held in memory, a run ends alike."""
+    """20 pictures may be held, 43 are trained on: stopped within an epoch, whole, or all held, a run ends alike."""
     trees(here / "flowers")
     words = ["dataset=folder", "dataset.source.path=flowers", "dataset.source.size=12", "method=trades", *QUICK, *SHORT]
     words += ["dataset.augment={_target_: atbench.data.augment.PadCropFlip, pad: 1, flip: true}"]
