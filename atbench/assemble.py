@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from atbench.config import build, welcome
+from atbench.config import accepted, build
 from atbench.data import Share, Source, TrainData
-from atbench.errors import ConfigError
+from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
 from atbench.methods import Method
 from atbench.models import Ensemble
@@ -20,9 +21,25 @@ from atbench.training.trainer import Interrupt
 
 
 def make_source(cfg: DictConfig) -> Source:
-    """The data set that `dataset.source` names."""
-    source: Source = build(cfg.dataset.source, "dataset.source")
+    """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
+    node = cfg.dataset.source
+    source: Source = build(node, "dataset.source", **accepted(node, "dataset.source", data_dir=Path(cfg.data_dir)))
     return source
+
+
+def shared_source(cfg: DictConfig, world: World) -> Source:
+    """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
+    cannot, all raise what it raised.
+    """
+    source, refusal = None, None
+    if world.main:
+        try:
+            source = make_source(cfg)
+        except AtbenchError as error:
+            refusal = error
+    if refusal := world.share_object(refusal):
+        raise refusal
+    return source or make_source(cfg)
 
 
 def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
@@ -47,7 +64,7 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
     offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
-    given = welcome(cfg.model, "model", offered)
+    given = accepted(cfg.model, "model", **offered)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     for member in members:

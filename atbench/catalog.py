@@ -44,7 +44,7 @@ def options(group: str, folders: Sequence[Path]) -> list[str]:
     if group == "/":
         found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
     else:
-        found = {path.stem for folder in folders for path in (folder / group).glob("*.yaml")}
+        found = {_name(path, folder / group) for folder in folders for path in (folder / group).rglob("*.yaml")}
     return sorted(found)
 
 
@@ -56,8 +56,13 @@ def entries(kind: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
     if kind not in KINDS:
         raise ConfigError("list", kind, "there is no such kind", hint(kind, KINDS))
     group = KINDS[kind]
-    files = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    files = {_name(path, folder / group): path for folder in folders for path in (folder / group).rglob("*.yaml")}
     return [{"name": name, **about(files[name], group)} for name in sorted(files)]
+
+
+def _name(path: Path, group: Path) -> str:
+    """What an option is called on the command line: its file's name, with the folders below the group."""
+    return path.relative_to(group).with_suffix("").as_posix()
 
 
 def about(file: Path, group: str) -> dict[str, Any]:

@@ -266,8 +266,9 @@ def _doctor(words: list[str]) -> int:
     parser = _Parser("atbench doctor", description="What this machine has and lacks.")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="the folder of data sets")
     given = parser.parse_args(words)
-    return int(importlib.import_module("atbench.doctor").main(given.runs, given.json))
+    return int(importlib.import_module("atbench.doctor").main(given.runs, given.data_dir, given.json))
 
 
 @contextmanager

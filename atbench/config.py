@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.build import build, trust, trusted, welcome
+from atbench.build import accepted, build, trust, trusted
 from atbench.checks import check
 from atbench.errors import ConfigError
 from atbench.mistakes import interpolation
@@ -21,6 +21,7 @@ from atbench.mistakes import interpolation
 __all__ = [
     "EvalConfig",
     "TrainConfig",
+    "accepted",
     "as_typed",
     "build",
     "check",
@@ -29,12 +30,11 @@ __all__ = [
     "resolve",
     "trust",
     "trusted",
-    "welcome",
 ]
 
 Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
 _FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
-_TEXTS = frozenset({"name", "runs", "resume", "device", "target"})  # run-level keys where a/b is a path
+_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "device", "target"})  # run-level keys where a/b is a path
 _ARGV = "ATBENCH_ARGV"
 
 
@@ -105,6 +105,7 @@ class TrainConfig:
     threads: Optional[int] = None
     name: Optional[str] = None
     runs: str = "runs"
+    data_dir: str = "data"
     resume: Optional[str] = None
     dataset: Any = MISSING
     model: Any = MISSING
@@ -120,7 +121,7 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    """All that `atbench eval` reads; data set and model come from the run unless they are named."""
+    """All that `atbench eval` reads; data set, its folder and model come from the run unless they are named."""
 
     target: str = MISSING
     which: list[str] = field(default_factory=list)
@@ -128,6 +129,7 @@ class EvalConfig:
     device: str = "auto"
     threads: Optional[int] = None
     runs: str = "runs"
+    data_dir: Optional[str] = None
     dataset: Any = None
     model: Any = None
     eval: Any = MISSING

@@ -30,9 +30,9 @@ class Finding:
     state: State = "ok"
 
 
-def main(runs: Path, as_json: bool) -> int:
+def main(runs: Path, data_dir: Path, as_json: bool) -> int:
     """Print the findings on stdout; 0, or the exit code of EnvironmentFault where something needed is broken."""
-    findings = examine(runs)
+    findings = examine(runs, data_dir)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
@@ -40,14 +40,14 @@ def main(runs: Path, as_json: bool) -> int:
     return EnvironmentFault.exit_code if any(finding.state == "broken" for finding in findings) else 0
 
 
-def examine(runs: Path) -> list[Finding]:
+def examine(runs: Path, data_dir: Path) -> list[Finding]:
     """Look at everything; a look that fails is a finding and stops no other."""
     looks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
         ("packages", _packages),
         ("devices", _devices),
         ("runs", lambda: [_writable(runs)]),
         ("W&B", _mirror),
-        ("data sets", _data_sets),
+        ("data sets", lambda: _data_sets(data_dir)),
     )
     found = [Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")]
     for name, look in looks:
@@ -112,21 +112,28 @@ def _mirror() -> list[Finding]:
     return [Finding("W&B", f"{mode} ({why})")]
 
 
-def _data_sets() -> list[Finding]:
-    """Each data set of ours, as its own loader finds it."""
-    from omegaconf import OmegaConf
+def _data_sets(data_dir: Path) -> list[Finding]:
+    """Each data set of ours, as its own loader finds it in `data_dir`; nothing is fetched."""
+    from omegaconf import DictConfig, OmegaConf
 
-    from atbench.config import build
+    from atbench.config import accepted, build
 
     found = []
     for row in catalog.entries("datasets", [catalog.conf_dir()]):
         name = row["name"]
-        node = OmegaConf.load(catalog.conf_dir() / "dataset" / f"{name}.yaml")
+        tree = OmegaConf.load(catalog.conf_dir() / "dataset" / f"{name}.yaml")
+        assert isinstance(tree, DictConfig)
+        node = tree.source
+        if lacks := sorted(OmegaConf.missing_keys(node)):
+            found.append(Finding(name, f"your own: dataset={name} dataset.{lacks[0]}=..."))
+            continue
+        given = accepted(node, "dataset.source", data_dir=data_dir)
+        node.update(accepted(node, "dataset.source", download=False))
         try:
-            source = build(node.source, "dataset.source")
+            source = build(node, "dataset.source", **given)
             found.append(Finding(name, f"{len(source.train)} images to train on, {len(source.classes)} classes"))
         except AtbenchError as lack:
-            found.append(Finding(name, f"{lack.why}; {lack.fix}", "note"))
+            found.append(Finding(name, f"{lack.value} {lack.why}; {lack.fix}", "note"))
     return found
 
 

@@ -13,7 +13,7 @@ from atbench.errors import ConfigError, DataError
 from atbench.training import checkpoint
 
 #: What may be given anew when a run goes on: nothing of it changes a number that the run computes.
-FREE = ("device", "threads", "logger", "runs", "train.minutes", "train.checkpoint")
+FREE = ("device", "threads", "logger", "runs", "data_dir", "train.minutes", "train.checkpoint")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def train(composed: DictConfig) -> float:
     cfg = changed(resumed, composed, config.as_typed()) if resumed else config.resolve(composed)
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        run = Run(cfg, assemble.make_source(cfg), here, signal)
+        run = Run(cfg, assemble.shared_source(cfg, here), here, signal)
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare()
         about = run.announce(trainer, resumed, warnings)
@@ -56,9 +56,9 @@ def evaluate(composed: DictConfig) -> float:
     asked = config.resolve(composed)
     folder, names, saved = target_of(asked)
     cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
-    cfg.update({group: asked[group] for group in ("dataset", "model") if asked[group] is not None})
+    cfg.update({key: asked[key] for key in ("dataset", "model", "data_dir") if asked[key] is not None})
     with threads(asked.threads), world(cfg.device) as here:
-        run = Run(cfg, assemble.make_source(cfg), here, Flag(), folder)
+        run = Run(cfg, assemble.shared_source(cfg, here), here, Flag(), folder)
         records = run.evaluate(names)
         if here.main:
             report.write(folder)

@@ -34,7 +34,7 @@ LAYERS = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)
-OPTIONS = sorted(path for group in catalog.KINDS.values() for path in (catalog.conf_dir() / group).glob("*.yaml"))
+OPTIONS = sorted(path for group in catalog.KINDS.values() for path in (catalog.conf_dir() / group).rglob("*.yaml"))
 
 
 def part_of(path: Path) -> str:
@@ -93,8 +93,9 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_option_says_what_it_is(path: Path) -> None:
-    about = catalog.about(path, path.parent.name)
-    assert about.get("name") == path.stem
+    group, *folders = path.relative_to(catalog.conf_dir()).parent.parts
+    about = catalog.about(path, group)
+    assert about.get("name") == "/".join([*folders, path.stem])
     assert about.get("line") and about.get("family")
     assert set(about) <= set(catalog.FIELDS)
 

@@ -64,5 +64,6 @@ def test_every_kind_lists_all_files_of_its_group(capsys: pytest.CaptureFixture[s
     for kind, group in catalog.KINDS.items():
         assert main(["list", kind, "--json"]) == 0
         names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-        assert names == sorted(path.stem for path in (catalog.conf_dir() / group).glob("*.yaml"))
+        files = [path.relative_to(catalog.conf_dir() / group) for path in (catalog.conf_dir() / group).rglob("*.yaml")]
+        assert names == sorted(path.with_suffix("").as_posix() for path in files)
         assert len(names) == kinds[kind]

@@ -1,5 +1,6 @@
-"""Batches straight from tensors on the device. Position in the data = f(seed, epoch, step): nothing to save, nothing to
-lose.
+"""Batches from tensors on the device, or decoded a batch ahead where they do not fit.
+
+Position in the data = f(seed, epoch, step): nothing to save, nothing to lose.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Stream:
     def batch(self, epoch: int, step: int) -> Batch:
         """The `size` examples (joint over processes) of one step; this process's rows of them."""
         start = (epoch * self.data.steps + step) * self.size
-        return self.data.load(self.images, self.order.rows(start, self.size), epoch, step, self.name)
+        batch = self.data.load(self.images, self.order.rows(start, self.size), epoch, step, self.name)
+        if self.images.streamed:
+            self.images.expect(self.data.own(self.order.rows(start + self.size, self.size)))
+        return batch
 
 
 class TrainData:
@@ -133,13 +137,23 @@ class TrainData:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step: this process's rows, augmented, with its unlabelled part."""
+        extra = self._pool.batch(epoch, step) if self._pool else None
+        batch = self.load(self.train, self._rows(epoch, step), epoch, step, "main", extra)
+        if self.train.streamed:
+            self.train.expect(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
+        return batch
+
+    def _rows(self, epoch: int, step: int) -> Tensor:
+        """The joint rows of one step's labelled part."""
         size = self.batch_size - self.extra_size
         if self.pool is None:
-            rows = self._permutation(epoch)[step * size : (step + 1) * size]
-        else:
-            rows = self._labelled.rows((epoch * self.steps + step) * size, size)
-        extra = self._pool.batch(epoch, step) if self._pool else None
-        return self.load(self.train, rows, epoch, step, "main", extra)
+            return self._permutation(epoch)[step * size : (step + 1) * size]
+        return self._labelled.rows((epoch * self.steps + step) * size, size)
+
+    def own(self, joint: Tensor) -> Tensor:
+        """This process's part of the joint rows."""
+        rows = len(joint) // self.share.world
+        return joint[self.share.rank * rows : (self.share.rank + 1) * rows]
 
     def _permutation(self, epoch: int) -> Tensor:
         """The order of an epoch, kept until another epoch is asked for."""
@@ -152,8 +166,7 @@ class TrainData:
         self, images: Images, joint: Tensor, epoch: int, step: int, name: str, extra: Batch | None = None
     ) -> Batch:
         """This process's part of the joint rows as a Batch."""
-        rows = len(joint) // self.share.world
-        index = joint[self.share.rank * rows : (self.share.rank + 1) * rows].to(self.device)
+        index = self.own(joint).to(self.device)
         x, view = images.floats(index, self.dtype), None
         if self.augment is not None:
             source = generator(self.device, self.seed, "augment", name, epoch, step)
@@ -163,7 +176,7 @@ class TrainData:
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the labelled train part, for measuring how far training fits what it sees."""
         rows = torch.randperm(len(self.train), generator=generator("cpu", 0, "fit"))[:count]
-        return self.train.take(rows.to(self.device))
+        return self.train.take(rows.to(self.device)).to(self.device)
 
     def sha256(self) -> str:
         """Checksum of everything that may be trained on, before it is split."""

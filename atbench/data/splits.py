@@ -1,4 +1,4 @@
-"""Images and labels as tensors, and the fixed split of what may be trained on."""
+"""Images and labels, as tensors where they fit, and the fixed split of what may be trained on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atbench.data.pictures import Pictures
 from atbench.errors import DataError
 
 
 @dataclass(frozen=True)
 class Images:
-    """One split: `x` uint8 (N, C, H, W), `y` int64 (N,)."""
+    """One split: `x` uint8 (N, C, H, W), `y` int64 (N,).
 
-    x: Tensor
+    `x` is a tensor, or picture files that stand for one (`Pictures`), of which rows are decoded as they are asked for.
+    `to` is where that is settled: pictures that fit into the memory they are given become a tensor.
+    """
+
+    x: Tensor | Pictures
     y: Tensor
 
     def __len__(self) -> int:
@@ -27,16 +32,29 @@ class Images:
         return Images(self.x.to(device), self.y.to(device))
 
     def take(self, index: Tensor) -> Images:
-        return Images(self.x[index], self.y[index])
+        return Images(self.x.pick(index) if isinstance(self.x, Pictures) else self.x[index], self.y[index])
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are decoded as they are asked for."""
+        return isinstance(self.x, Pictures)
+
+    def expect(self, index: Tensor) -> None:
+        """Streamed images: begin to decode what `floats` will be asked for next. Tensors are there already."""
+        if isinstance(self.x, Pictures):
+            self.x.expect(index)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
         """The images `index` as floats in [0, 1]."""
         return self.x[index].to(dtype).div_(255)
 
     def sha256(self) -> str:
-        """Checksum of pixels, labels and their shape."""
+        """Checksum of pixels, labels and their shape; of pictures their files' names and sizes in place of pixels."""
         digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        digest.update(self.x.cpu().numpy().tobytes())
+        if isinstance(self.x, Pictures):
+            digest.update(repr(list(self.x.names())).encode())
+        else:
+            digest.update(self.x.cpu().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         return digest.hexdigest()
 

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from math import cos, pi
+from math import cos, pi, prod
 from typing import Protocol
+
+from atbench.errors import ConfigError
+
+ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 
 
 class Schedule(Protocol):
@@ -17,13 +21,20 @@ class Schedule(Protocol):
 
 
 class Piecewise:
-    """gamma^(number of milestones passed); a milestone at fraction f acts from the first step with fraction ≥ f."""
+    """The product of gamma over the milestones passed; one at fraction f acts from the first step with fraction ≥ f.
 
-    def __init__(self, milestones: Sequence[float], gamma: float) -> None:
-        self.milestones, self.gamma = sorted(milestones), gamma
+    `gamma` is one factor for all milestones, or a list of one for each.
+    """
+
+    def __init__(self, milestones: Sequence[float], gamma: float | Sequence[float]) -> None:
+        self.milestones = sorted(milestones)
+        self.gamma = [gamma] * len(self.milestones) if isinstance(gamma, int | float) else list(gamma)
+        if len(self.gamma) != len(self.milestones):
+            why = f"there are {len(self.milestones)} milestones"
+            raise ConfigError("schedule.gamma", self.gamma, why, "give one factor for each, or one for all")
 
     def __call__(self, fraction: float) -> float:
-        return self.gamma ** bisect_right(self.milestones, fraction + 1e-12)
+        return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])
 
 
 class LinearTail:
@@ -48,3 +59,50 @@ class OneCycle:
         if fraction < self.warmup:
             return self.low + (1 - self.low) * (1 - cos(pi * fraction / self.warmup)) / 2
         return self.final + (1 - self.final) * (1 + cos(pi * (fraction - self.warmup) / (1 - self.warmup))) / 2
+
+
+class Triangular:
+    """Linear from 0 to 1 at the fraction `peak`, and linear back to 0 at the end, by step (Smith 2017; CyclicLR)."""
+
+    def __init__(self, peak: float) -> None:
+        self.peak = peak
+
+    def __call__(self, fraction: float) -> float:
+        return fraction / self.peak if fraction < self.peak else (1 - fraction) / (1 - self.peak)
+
+
+class CosineByEpoch:
+    """(1 + cos(π·e/E)) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017)."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def __call__(self, fraction: float) -> float:
+        return (1 + cos(pi * epoch_of(fraction, self.epochs) / self.epochs)) / 2
+
+
+class OneCycleByEpoch:
+    """PyTorch's OneCycleLR(total_steps=epochs), stepped once an epoch: from 1/div over 1 to 1/(div·final_div).
+
+    The top is in epoch warmup·E − 1 and the bottom in the last, E − 1; cosine between. OneCycleLR cycles the momentum
+    of SGD as well, which this does not.
+    """
+
+    def __init__(self, epochs: int, warmup: float = 0.3, div: float = 25.0, final_div: float = 1e4) -> None:
+        self.epochs, self.top = epochs, warmup * epochs - 1
+        self.low, self.final = 1 / div, 1 / (div * final_div)
+
+    def __call__(self, fraction: float) -> float:
+        epoch = epoch_of(fraction, self.epochs)
+        if epoch <= self.top:
+            return _cosine(self.low, 1.0, epoch / self.top if self.top else 1.0)
+        return _cosine(1.0, self.final, (epoch - self.top) / (self.epochs - 1 - self.top))
+
+
+def epoch_of(fraction: float, epochs: int) -> int:
+    """The epoch, from 0, in which `fraction` of the training is done."""
+    return int(epochs * (fraction + ROUNDING))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + cos(pi * share)) / 2

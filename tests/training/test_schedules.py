@@ -1,11 +1,93 @@
-"""Learning rates as functions of the share of training done."""
+"""Schedules against the tools they are named after, and at the steps where they turn."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from atbench.training.schedules import LinearTail, OneCycle, Piecewise
+from atbench.errors import ConfigError
+from atbench.training.schedules import (
+    CosineByEpoch,
+    LinearTail,
+    OneCycle,
+    OneCycleByEpoch,
+    Piecewise,
+    Triangular,
+    epoch_of,
+)
+
+STEPS = 7  # in an epoch
+
+
+def rates(schedule: Callable[[float], float], epochs: int) -> list[list[float]]:
+    """The factor at every step of every epoch, by the trainer's own arithmetic."""
+    return [[schedule((e * STEPS + s) / (epochs * STEPS)) for s in range(STEPS)] for e in range(epochs)]
+
+
+def torchs(make: Callable[..., Any], count: int, lr: float, **options: Any) -> list[float]:
+    """The rates of one of PyTorch's schedulers over so many calls."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
+    scheduler, found = make(optimizer, **options), []
+    for _ in range(count):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("epochs", [10, 37, 100])
+def test_one_cycle_by_epoch_is_pytorchs(epochs: int) -> None:
+    wanted = torchs(torch.optim.lr_scheduler.OneCycleLR, epochs, 0.1, max_lr=1.0, total_steps=epochs)[:epochs]
+    found = rates(OneCycleByEpoch(epochs), epochs)
+    assert [row[0] for row in found] == pytest.approx(wanted, abs=1e-12)
+    assert all(len(set(row)) == 1 for row in found), "an epoch has one rate"
+
+
+def test_one_cycle_at_the_epochs_that_the_benchmark_names() -> None:
+    found = rates(OneCycleByEpoch(100), 100)
+    assert [0.1 * found[epoch][0] for epoch in (0, 29, 99)] == pytest.approx([0.004, 0.1, 4e-7], rel=1e-9)
+
+
+def test_triangular_is_pytorchs_cyclic_rate() -> None:
+    epochs, half = 4, 2 * STEPS
+    options = {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": half, "step_size_down": half}
+    wanted = torchs(torch.optim.lr_scheduler.CyclicLR, epochs * STEPS, 0.1, **options)
+    assert [rate for row in rates(Triangular(0.5), epochs) for rate in row] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_triangular_turns_at_its_peak() -> None:
+    assert [Triangular(0.4)(f) for f in (0.0, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize("epochs", [5, 200])
+def test_cosine_by_epoch_is_pytorchs(epochs: int) -> None:
+    wanted = torchs(torch.optim.lr_scheduler.CosineAnnealingLR, epochs, 1.0, T_max=epochs)
+    found = rates(CosineByEpoch(epochs), epochs)
+    assert [row[0] for row in found] == pytest.approx(wanted, abs=1e-9)
+    assert all(len(set(row)) == 1 for row in found)
+
+
+def test_piecewise_drops_at_the_first_step_of_an_epoch() -> None:
+    found = rates(Piecewise([74 / 76], 0.1), 76)
+    assert found[73] == [1.0] * STEPS and found[74] == pytest.approx([0.1] * STEPS)
+
+
+def test_piecewise_with_a_factor_for_each_milestone() -> None:
+    found = rates(Piecewise([0.4, 0.6, 0.8], [3 / 10, 1 / 3, 3 / 10]), 10)
+    assert [0.3 * found[epoch][0] for epoch in (0, 4, 6, 8)] == pytest.approx([0.3, 0.09, 0.03, 0.009])
+    with pytest.raises(ConfigError, match="2 milestones"):
+        Piecewise([0.5, 0.75], [0.1])
+    assert rates(Piecewise([], 1.0), 2) == [[1.0] * STEPS] * 2
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 7, 30, 110, 300])
+def test_rounding_moves_no_step_into_another_epoch(epochs: int) -> None:
+    for epoch in range(epochs):
+        for step in range(STEPS):
+            assert epoch_of((epoch * STEPS + step) / (epochs * STEPS), epochs) == epoch
 
 
 def test_piecewise_drops_exactly_at_its_milestones() -> None:

@@ -1,0 +1,163 @@
+"""Picture files as a tensor: rows are decoded by worker threads when they are asked for, and the next batch ahead.
+
+Threads rather than processes: Pillow decodes without holding the interpreter's lock, and nothing is copied or pickled.
+Nothing here remembers a position. Which rows come next is a function of (seed, epoch, step) that the loader knows, so
+a run that is resumed in the middle of an epoch asks for the rows of its step and has lost nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from atbench.errors import DataError
+
+Pixels = NDArray[np.uint8]
+Rows = Tensor | slice
+GIB = 2**30
+
+
+class Crew:
+    """The worker threads of one data set, started when there is something to decode.
+
+    Args:
+        workers: how many; None is one for each core this process may use, 16 at most.
+    """
+
+    def __init__(self, workers: int | None) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = workers or min(cores, 16)
+
+    @functools.cached_property
+    def threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.workers, "pictures")
+
+
+class Pictures:
+    """Stands where a uint8 tensor (N, 3, size, size) could: `shape`, `dtype`, `device`, rows by index, `to`.
+
+    Args:
+        files: one path a row.
+        size: side of a row; `resize` is what the shorter side is scaled to before the middle is cut out.
+        memory: bytes up to which `to` decodes everything into a tensor, once and for all.
+        crew: who decodes; shared by what is picked out of this.
+    """
+
+    dtype, ndim = torch.uint8, 4
+    AHEAD = 4  # batches that may be waited for at a time: a main stream and a few beside it
+    BLOCK = 256  # rows in flight where all are decoded
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        size: int,
+        resize: int,
+        memory: float,
+        crew: Crew,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.files, self.size, self.resize, self.memory = files, size, resize, memory
+        self.crew, self.device = crew, torch.device(device)
+        self._coming: OrderedDict[bytes, list[Future[Pixels]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.files), 3, self.size, self.size))
+
+    def __getitem__(self, index: Rows) -> Tensor:
+        """The rows `index` as uint8, on the device. Raises DataError, which names the file, where one is damaged."""
+        rows = self._rows(index)
+        coming = self._coming.pop(rows.tobytes(), None) or self._order(rows)
+        return torch.from_numpy(np.stack([future.result() for future in coming])).to(self.device)
+
+    def expect(self, index: Rows) -> None:
+        """Begin to decode rows that will be asked for soon, in this order and together."""
+        rows = self._rows(index)
+        self._coming[rows.tobytes()] = self._order(rows)
+        if len(self._coming) > self.AHEAD:  # never fetched: training ended, or another network was looked at
+            for future in self._coming.popitem(last=False)[1]:
+                future.cancel()
+
+    def pick(self, index: Tensor) -> Pictures:
+        """The rows `index`, still undecoded."""
+        return self._like([self.files[row] for row in index.tolist()], self.device)
+
+    def to(self, device: torch.device | str) -> Tensor | Pictures:
+        """A tensor on `device` where it fits into `memory`; else pictures that decode to it, their headers looked at.
+
+        Raises DataError for a file that is no picture: now, and not when its turn comes in an epoch of hours.
+        """
+        if self.shape.numel() > self.memory:
+            for _ in self.crew.threads.map(look, self.files):
+                pass
+            return self._like(self.files, device)
+        whole = torch.empty(self.shape, dtype=torch.uint8)
+        for first in range(0, len(self), self.BLOCK):
+            rows = np.arange(first, min(first + self.BLOCK, len(self)))
+            for row, future in zip(rows, self._order(rows), strict=True):
+                whole[row] = torch.from_numpy(future.result())
+        return whole.to(device)
+
+    def names(self) -> Iterable[tuple[str, int]]:
+        """Folder and name, and size in bytes, of every file: what a checksum is made of without reading everything."""
+        for file in self.files:
+            yield "/".join(file.split(os.sep)[-2:]), os.path.getsize(file)
+
+    def _like(self, files: Sequence[str], device: torch.device | str) -> Pictures:
+        return Pictures(files, self.size, self.resize, self.memory, self.crew, device)
+
+    def _rows(self, index: Rows) -> NDArray[np.int64]:
+        return np.arange(len(self))[index] if isinstance(index, slice) else index.cpu().numpy()
+
+    def _order(self, rows: NDArray[np.int64]) -> list[Future[Pixels]]:
+        work = functools.partial(decode, size=self.size, resize=self.resize)
+        return [self.crew.threads.submit(work, self.files[row]) for row in rows]
+
+
+# What Pillow raises for damaged files, by format.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def decode(file: str, size: int, resize: int) -> Pixels:
+    """(3, size, size): the shorter side scaled to `resize`, the middle cut out; a file of that size as it is.
+
+    Raises DataError.
+    """
+    try:
+        with Image.open(file) as opened:
+            opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
+            picture = opened.convert("RGB")
+    except _DAMAGE as fault:
+        raise _damaged(file, fault) from fault
+    width, height = picture.size
+    if min(width, height) != resize:
+        scale = resize / min(width, height)
+        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    picture = picture.crop((left, top, left + size, top + size))
+    return np.array(picture).transpose(2, 0, 1)
+
+
+def look(file: str) -> None:
+    """Read the header of a picture. Raises DataError where there is none."""
+    try:
+        with Image.open(file):
+            pass
+    except _DAMAGE as fault:
+        raise _damaged(file, fault) from fault
+
+
+def _damaged(file: str, fault: BaseException) -> DataError:
+    return DataError("picture", file, f"cannot be decoded ({fault})", "replace it, or delete it and start a new run")
