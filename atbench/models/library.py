@@ -29,8 +29,8 @@ class TorchVision(Network):
     Its layers are torchvision's; ours are the cuts, the stem, the activations and the head. ResNets, DenseNets,
     Inception v3, ConvNeXts and ViTs have stages, stage 0 being their first convolution; anything else is one stage and
     a head, which YOPO has no use for. ConvNeXt, ViT and DenseNet hand on bare sums or concatenations, pre-activation;
-    blocks of ResNets and Inception end with their activation. Auxiliary classifiers (Inception, GoogLeNet) are left
-    out, in-place operations too. Published weights in torchvision's names load by `interop`.
+    blocks of ResNets and Inception end with their activation. No activation is in place or a function; auxiliary
+    classifiers (Inception, GoogLeNet) are left out. Published weights in torchvision's names load by `interop`.
 
     Args:
         name: one of `torchvision.models.list_models(torchvision.models)`.

@@ -20,10 +20,11 @@ PADDINGS = ("symmetric", "same")
 
 
 class LateConv2d(nn.Conv2d):
-    """A 3×3 convolution of stride 2 that pads below and to the right only, as `SAME` does on even sizes (DeepMind)."""
+    """A 3×3 convolution of stride 2 with TensorFlow's `SAME`: of even sides it pads the far ones only (DeepMind)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, 1, 0, 1)))
+        height, width = x.shape[2:]
+        return super().forward(F.pad(x, (width % 2, 1, height % 2, 1)))
 
 
 def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
