@@ -5,19 +5,17 @@ Position in the data = f(seed, epoch, step): nothing to save, nothing to lose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from atbench.data.augment import View
+from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
+from atbench.data.mixing import Mix, shares
 from atbench.data.splits import Images, Source, stratified
 from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
-
-Augment = Callable[[Tensor, Draws], tuple[Tensor, View]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ class TrainData:
     Args:
         source: the data set. Its test split is not touched here.
         batch_size: joint batch over all processes; a multiple of `share.world`.
-        augment: None for none.
+        augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Pool
+            images have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
             pool.
         extra: share of every batch drawn from the pool.
@@ -85,6 +84,7 @@ class TrainData:
         batch_size: int,
         seed: int,
         augment: Augment | None = None,
+        mix: Mix | None = None,
         labelled: float | None = None,
         extra: float = 0.0,
         share: Share | None = None,
@@ -92,6 +92,7 @@ class TrainData:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
+        self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
         held, kept = stratified(source.train.y, (source.validation,), seed=0)
         whole = source.train.take(kept)
@@ -167,11 +168,23 @@ class TrainData:
     ) -> Batch:
         """This process's part of the joint rows as a Batch."""
         index = self.own(joint).to(self.device)
-        x, view = images.floats(index, self.dtype), None
-        if self.augment is not None:
-            source = generator(self.device, self.seed, "augment", name, epoch, step)
-            x, view = self.augment(x, Draws(source, self.share.rank, self.share.world))
-        return Batch(x, images.y[index], index, view, extra)
+        x, view = self._augmented(images, index, "augment", name, epoch, step)
+        y = images.y[index]
+        if self.mix is not None and images is not self.pool:
+            order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
+            others = self.own(joint[order]).to(self.device)
+            other, _ = self._augmented(images, others, "partner", name, epoch, step)
+            ours, theirs = (shares(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
+        return Batch(x, y, index, view, extra)
+
+    def _augmented(self, images: Images, index: Tensor, *place: int | str) -> tuple[Tensor, View | None]:
+        """The images `index` as floats, augmented by the draws of a place."""
+        x = images.floats(index, self.dtype)
+        return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
+
+    def _draws(self, *place: int | str) -> Draws:
+        return Draws(generator(self.device, self.seed, *place), self.share.rank, self.share.world)
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the labelled train part, for measuring how far training fits what it sees."""

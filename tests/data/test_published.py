@@ -239,7 +239,7 @@ def test_each_brings_radii_augmentation_and_sizes(name: str) -> None:
         cfg = resolved(f"dataset={name}", f"attack.norm={norm}")
         assert 0 < cfg.attack.step_size < cfg.attack.eps <= 10 * cfg.attack.step_size
     assert cfg.train.epochs > 0 and cfg.dataset.source.validation == 1000
-    flip = cfg.dataset.augment is not None and cfg.dataset.augment.flip
+    flip = cfg.dataset.augment is not None and cfg.dataset.augment[0].flip
     assert flip == (name not in ("mnist", "svhn")), "digits are not mirrored"
 
 
