@@ -11,6 +11,7 @@ from torch import nn
 
 from atbench.config import accepted, build
 from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
+from atbench.data.further import further
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
 from atbench.methods import Method
@@ -45,6 +46,7 @@ def shared_source(cfg: DictConfig, world: World) -> Source:
 def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
     """What this run may train on, on this process's device."""
     augment, mix = make_augment(cfg)
+    path = cfg.train.pool.path
     return TrainData(
         source,
         cfg.train.batch_size,
@@ -52,6 +54,7 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
         augment=augment,
         mix=mix,
         labelled=cfg.train.pool.labelled,
+        pool=further(Path(cfg.data_dir), path, source.shape) if path is not None else None,
         extra=cfg.train.pool.fraction,
         share=Share(world.rank, world.size),
         device=world.device,

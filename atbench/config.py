@@ -48,9 +48,13 @@ class Precision:
 
 @dataclass
 class Pool:
-    """`labelled`: share of the training split that keeps labels (null: all); `fraction`: the rest's in a batch."""
+    """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images without.
+
+    `fraction`: the part that is drawn from either in a batch.
+    """
 
     labelled: Optional[Number] = None
+    path: Optional[str] = None
     fraction: Number = 0.0
 
 

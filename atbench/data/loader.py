@@ -72,6 +72,7 @@ class TrainData:
             images have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
             pool.
+        pool: further images, label −1, in place of hidden ones; they do not make an epoch longer.
         extra: share of every batch drawn from the pool.
 
     An epoch is ⌊N / batch_size⌋ full batches of a fresh permutation, N counting labelled and pool images, so that every
@@ -86,6 +87,7 @@ class TrainData:
         augment: Augment | None = None,
         mix: Mix | None = None,
         labelled: float | None = None,
+        pool: Images | None = None,
         extra: float = 0.0,
         share: Share | None = None,
         device: torch.device | str = "cpu",
@@ -97,7 +99,11 @@ class TrainData:
         held, kept = stratified(source.train.y, (source.validation,), seed=0)
         whole = source.train.take(kept)
         self.validation = source.train.take(held).to(self.device)
-        self.pool: Images | None = None
+        self.pool = pool.to(self.device) if pool is not None else None
+        if labelled is not None and pool is not None:
+            raise ConfigError(
+                "train.pool.labelled", labelled, "train.pool.path names a pool already", "set one to null"
+            )
         if labelled is not None:
             with_label, without = stratified(whole.y, (round(labelled * len(whole)),), seed=1)
             hidden = whole.take(without)
@@ -124,7 +130,7 @@ class TrainData:
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
         if self.extra_size and self.pool is None:
             raise ConfigError(
-                "train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1"
+                "train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1, or train.pool.path"
             )
         if self.extra_size >= self.batch_size:
             raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")
