@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from atbench.config import accepted, build
+from atbench.config import build, welcome
 from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
 from atbench.data.further import further
 from atbench.errors import AtbenchError, ConfigError
@@ -24,7 +24,7 @@ from atbench.training.trainer import Interrupt
 def make_source(cfg: DictConfig) -> Source:
     """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
     node = cfg.dataset.source
-    source: Source = build(node, "dataset.source", **accepted(node, "dataset.source", data_dir=Path(cfg.data_dir)))
+    source: Source = build(node, "dataset.source", **welcome(node, "dataset.source", {"data_dir": Path(cfg.data_dir)}))
     return source
 
 
@@ -88,7 +88,8 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
 
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
-    given = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    given = welcome(cfg.model, "model", offered)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     for member in members:

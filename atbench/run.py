@@ -252,7 +252,8 @@ class Run:
         report.write(self.folder)
         if self.tracker:
             self.tracker.summary(records)
-        commands = [f"atbench eval {self.folder} eval.restarts=5", f"atbench report {self.folder} OTHER_RUN"]
+        others = sweep.current() or f"{self.folder} OTHER_RUN"
+        commands = [f"atbench eval {self.folder} eval.restarts=5", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 
     def done(self, trainer: Trainer) -> None:

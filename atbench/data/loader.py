@@ -130,7 +130,10 @@ class TrainData:
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
         if self.extra_size and self.pool is None:
             raise ConfigError(
-                "train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1, or train.pool.path"
+                "train.pool.fraction",
+                extra,
+                "there is no unlabelled pool",
+                "set train.pool.labelled below 1, or train.pool.path",
             )
         if self.extra_size >= self.batch_size:
             raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")

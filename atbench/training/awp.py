@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atbench.models import bn_mode
+
+Gradients = dict[nn.Parameter, Tensor]
 
 
 class WeightPerturbation:
@@ -31,18 +33,19 @@ class WeightPerturbation:
         self.gamma, self.warmup = gamma, warmup
 
     @contextmanager
-    def around(self, model: nn.Module, ascend: Callable[[], None], fraction: float) -> Iterator[None]:
-        """Perturb `model` for the block. `ascend()` must leave the gradient of the method's loss in `.grad`."""
+    def around(self, model: nn.Module, ascend: Callable[[], Gradients], fraction: float) -> Iterator[None]:
+        """Perturb `model` for the block. `ascend()` returns the gradients of the loss and leaves none behind."""
         if fraction < self.warmup:
             yield
             return
         with bn_mode(model, "batch"):
-            ascend()
+            gradients = ascend()
         moves = []
         with torch.no_grad():
             for weight in model.parameters():
-                if weight.ndim > 1 and weight.grad is not None:
-                    move = weight.grad * (self.gamma * weight.norm() / (weight.grad.norm() + 1e-20))
+                grad = gradients.get(weight)
+                if weight.ndim > 1 and grad is not None:
+                    move = grad * (self.gamma * weight.norm() / (grad.norm() + 1e-20))
                     weight.add_(move)
                     moves.append((weight, move))
         yield

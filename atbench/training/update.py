@@ -14,7 +14,7 @@ from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.base import Loss, Method, Round
 from atbench.training.averaging import Average
-from atbench.training.awp import WeightPerturbation
+from atbench.training.awp import Gradients, WeightPerturbation
 from atbench.training.distributed import World
 from atbench.training.optim import Group, clear
 
@@ -134,8 +134,13 @@ class Updater:
         if self.awp is None:
             return nullcontext()
 
-        def ascend() -> None:
+        def ascend() -> Gradients:
             self._backward(batch, watch=False)
+            parameters = self.method.model.parameters()
+            gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+            # Gradients of the ascent must not add up with those of the update, in any group.
+            clear(self.groups)
+            return gradients
 
         return self.awp.around(self.method.model, ascend, self.method.clock.fraction)
 

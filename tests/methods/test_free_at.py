@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,26 +15,31 @@ from atbench.methods.standard import Standard
 from tests.methods import worlds
 
 
-def make(replays: int = 3, given: TrainData | None = None, **changes: Any) -> tuple[FreeAt, TrainData]:
+def make(
+    replays: int = 3, given: TrainData | None = None, gradient: str = "image", **changes: Any
+) -> tuple[FreeAt, TrainData]:
     given = given or worlds.data()
-    method = FreeAt(worlds.cnn(), worlds.attack(**changes), replays)
+    method = FreeAt(worlds.cnn(), worlds.attack(**changes), replays, gradient)
     method.setup(given)
     worlds.start(method, given)
     return method, given
 
 
-def test_equals_a_slow_loop() -> None:
+@pytest.mark.parametrize("gradient", ["image", "delta"])
+def test_equals_a_slow_loop(gradient: str) -> None:
     """Algorithm 1 over three batches of four replays, written out."""
-    method, given = make(replays=4)
+    method, given = make(replays=4, gradient=gradient)
     network, lr, eps = worlds.cnn(), 0.1, 0.1
     delta, losses = torch.zeros_like(given.batch(0, 0).x), []
     for step in range(3):
         batch = given.batch(0, step)
         for _ in range(4):
             delta.requires_grad_()
-            value = F.cross_entropy(network((batch.x + delta).clamp(0, 1)), batch.y)
+            image = (batch.x + delta).clamp(0, 1)
+            value = F.cross_entropy(network(image), batch.y)
             losses.append(value.item())
-            *grads, slope = torch.autograd.grad(value, [*network.parameters(), delta])
+            source = image if gradient == "image" else delta
+            *grads, slope = torch.autograd.grad(value, [*network.parameters(), source])
             with torch.no_grad():
                 for parameter, grad in zip(network.parameters(), grads, strict=True):
                     parameter -= lr * grad
@@ -67,6 +73,19 @@ def test_after_the_first_replay_delta_is_zero_or_full() -> None:
     worlds.steps(method, given, 1)
     size = method.delta.abs()
     assert ((size == 0) | (size == 0.1)).all() and (size == 0.1).double().mean() > 0.5
+
+
+def test_only_the_gradient_of_the_image_frees_a_pixel_that_the_box_stops() -> None:
+    moved = {}
+    for gradient in ("image", "delta"):
+        method, given = make(replays=1, gradient=gradient)
+        batch = given.batch(0, 0)
+        batch = replace(batch, x=torch.zeros_like(batch.x), aux={})
+        method.delta.fill_(-0.1)  # every pixel below black
+        method.loss(batch).total.backward()
+        method.commit(batch)
+        moved[gradient] = float((method.delta != -0.1).double().mean())
+    assert moved["delta"] == 0 and moved["image"] > 0.2
 
 
 def test_delta_stays_in_the_ball_of_any_norm() -> None:
