@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from atbench.config import accepted, build
-from atbench.data import Share, Source, TrainData
+from atbench.config import build, welcome
+from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
+from atbench.data.further import further
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
 from atbench.methods import Method
@@ -23,7 +24,7 @@ from atbench.training.trainer import Interrupt
 def make_source(cfg: DictConfig) -> Source:
     """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
     node = cfg.dataset.source
-    source: Source = build(node, "dataset.source", **accepted(node, "dataset.source", data_dir=Path(cfg.data_dir)))
+    source: Source = build(node, "dataset.source", **welcome(node, "dataset.source", {"data_dir": Path(cfg.data_dir)}))
     return source
 
 
@@ -44,18 +45,42 @@ def shared_source(cfg: DictConfig, world: World) -> Source:
 
 def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
     """What this run may train on, on this process's device."""
-    wanted = cfg.train.augment and cfg.dataset.get("augment") is not None
+    augment, mix = make_augment(cfg)
+    path = cfg.train.pool.path
     return TrainData(
         source,
         cfg.train.batch_size,
         cfg.seed,
-        augment=build(cfg.dataset.augment, "dataset.augment") if wanted else None,
+        augment=augment,
+        mix=mix,
         labelled=cfg.train.pool.labelled,
+        pool=further(Path(cfg.data_dir), path, source.shape) if path is not None else None,
         extra=cfg.train.pool.fraction,
         share=Share(world.rank, world.size),
         device=world.device,
         dtype=torch.get_default_dtype(),
     )
+
+
+def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
+    """What `dataset.augment`, a node or a list of them, does to single images, and what mixes two; neither if
+    `train.augment` is off.
+    """
+    node = cfg.dataset.get("augment") if cfg.train.augment else None
+    if node is None:
+        return None, None
+    nodes = (
+        {f"dataset.augment.{place}": each for place, each in enumerate(node)}
+        if isinstance(node, ListConfig)
+        else {"dataset.augment": node}
+    )
+    built = [build(each, where) for where, each in nodes.items()]
+    single, mixes = [each for each in built if not isinstance(each, Mix)], [b for b in built if isinstance(b, Mix)]
+    if len(mixes) > 1:
+        why = "an example is mixed once"
+        raise ConfigError("dataset.augment", " and ".join(type(mix).__name__ for mix in mixes), why, "leave one out")
+    augment = single[0] if len(single) == 1 else Chain(single) if single else None
+    return augment, mixes[0] if mixes else None
 
 
 def make_model(cfg: DictConfig, source: Source) -> nn.Module:
@@ -64,7 +89,7 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
     offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
-    given = accepted(cfg.model, "model", **offered)
+    given = welcome(cfg.model, "model", offered)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     for member in members:
@@ -77,6 +102,9 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     """The method, with its tables allocated, on this process's device."""
     attack = build(cfg.attack, "attack")
     method: Method = build(cfg.method, "method", model=model, attack=attack)
+    if data.mix is not None and method.one_label:
+        mix, name = type(data.mix).__name__, type(method).__name__
+        raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
     method.label_smoothing = float(cfg.train.label_smoothing)
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed

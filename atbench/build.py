@@ -76,12 +76,6 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
     return target(**arguments, **given)
 
 
-def accepted(node: Mapping[str, Any], path: str, /, **offered: Any) -> dict[str, Any]:
-    """Those of the offered arguments that the target of `node` names: what a config builds takes what it needs."""
-    names = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
-    return {name: value for name, value in offered.items() if name in names}
-
-
 def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> Callable[..., Any]:
     """The target of `node`, once every key of the node is known to be an argument of it that fits. Builds nothing."""
     target = locate(str(node["_target_"]), f"{path}._target_")
@@ -165,6 +159,14 @@ def _is_the_users(module_name: str) -> bool:
     if any(file.is_relative_to(place) for place in _NOT_THE_USERS):
         return False
     return any(file.is_relative_to(folder) for folder in trusted())
+
+
+def welcome(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered arguments that the target of `node` names; all of them if it takes any keyword."""
+    parameters = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in parameters}
 
 
 def _options(node: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.build import accepted, build, trust, trusted
+from atbench.build import build, trust, trusted, welcome
 from atbench.checks import check
 from atbench.errors import ConfigError
 from atbench.mistakes import interpolation
@@ -21,7 +21,6 @@ from atbench.mistakes import interpolation
 __all__ = [
     "EvalConfig",
     "TrainConfig",
-    "accepted",
     "as_typed",
     "build",
     "check",
@@ -30,6 +29,7 @@ __all__ = [
     "resolve",
     "trust",
     "trusted",
+    "welcome",
 ]
 
 Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
@@ -48,9 +48,13 @@ class Precision:
 
 @dataclass
 class Pool:
-    """`labelled`: share of the training split that keeps labels (null: all); `fraction`: the rest's in a batch."""
+    """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images without.
+
+    `fraction`: the part that is drawn from either in a batch.
+    """
 
     labelled: Optional[Number] = None
+    path: Optional[str] = None
     fraction: Number = 0.0
 
 

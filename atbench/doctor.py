@@ -116,7 +116,7 @@ def _data_sets(data_dir: Path) -> list[Finding]:
     """Each data set of ours, as its own loader finds it in `data_dir`; nothing is fetched."""
     from omegaconf import DictConfig, OmegaConf
 
-    from atbench.config import accepted, build
+    from atbench.config import build, welcome
 
     found = []
     for row in catalog.entries("datasets", [catalog.conf_dir()]):
@@ -127,8 +127,8 @@ def _data_sets(data_dir: Path) -> list[Finding]:
         if lacks := sorted(OmegaConf.missing_keys(node)):
             found.append(Finding(name, f"your own: dataset={name} dataset.{lacks[0]}=..."))
             continue
-        given = accepted(node, "dataset.source", data_dir=data_dir)
-        node.update(accepted(node, "dataset.source", download=False))
+        given = welcome(node, "dataset.source", {"data_dir": data_dir})
+        node.update(welcome(node, "dataset.source", {"download": False}))
         try:
             source = build(node, "dataset.source", **given)
             found.append(Finding(name, f"{len(source.train)} images to train on, {len(source.classes)} classes"))

@@ -62,14 +62,14 @@ def count(part: float, whole: int) -> int:
     return round(part * whole) if part < 1 else round(part)
 
 
-def found(data_dir: Path, path: str, origin: str = "") -> Path:
+def found(data_dir: Path, path: str, key: str = "dataset.source.path", origin: str = "") -> Path:
     """The folder `path`, as it stands or under `data_dir`. Raises DataError, with `origin`, elsewhere."""
     for place in (Path(path), data_dir / path):
         if place.is_dir():
             return place
     why = f"there is no such folder, here or in {data_dir}"
     fix = f"it comes from {origin}" if origin else "correct the path, or name the folder above it with data_dir="
-    raise DataError("dataset.source.path", path, why, fix)
+    raise DataError(key, path, why, fix)
 
 
 def alike(images: Images, train: Images, classes: int, path: Path) -> Images:
@@ -85,6 +85,19 @@ def alike(images: Images, train: Images, classes: int, path: Path) -> Images:
 
 def read_npz(path: Path) -> Images:
     """The archive's `image` and `label` as a split. Nothing in it is executed: no pickles. Raises DataError."""
+    image, label = _arrays(path, "image", "label")
+    return to_images(image, label, str(path))
+
+
+def read_unlabelled(path: Path) -> Images:
+    """The archive's `image` with label −1 throughout; a `label` that may be there is not read. Raises DataError."""
+    (image,) = _arrays(path, "image")
+    images = to_images(image, np.zeros(len(image), np.int64), str(path))
+    return Images(images.x, torch.full_like(images.y, -1))
+
+
+def _arrays(path: Path, *names: str) -> list[Array]:
+    """Arrays of an npz archive, by name. Raises DataError."""
     if not path.is_file():
         raise DataError("file", path, "is not there", "make it with image uint8 (N, H, W, C) and label int64 (N,)")
     again = "make it again with numpy.savez(path, image=..., label=...)"
@@ -92,15 +105,14 @@ def read_npz(path: Path) -> Images:
         raise DataError("file", path, "cannot be read as an npz of plain arrays (it is no zip archive)", again)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = {"image", "label"} - set(archive.files)
+            missing = set(names) - set(archive.files)
             if missing:
                 what = f"has no array '{min(missing)}', only {', '.join(archive.files) or 'nothing'}"
                 raise DataError("file", path, what, "name the arrays image and label")
-            image, label = archive["image"], archive["label"]
+            return [archive[name] for name in names]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as fault:  # one for each kind of damage
         why = f"cannot be read as an npz of plain arrays ({str(fault).splitlines()[0]})"
         raise DataError("file", path, why, again) from fault
-    return to_images(image, label, str(path))
 
 
 def to_images(image: Array, label: Array, where: str) -> Images:

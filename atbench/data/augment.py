@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atbench.errors import ConfigError
 from atbench.rng import Draws
 
 
@@ -66,3 +68,45 @@ class PadCropFlip:
         flip = (unit[:, 2] < 0.5) & self.flip
         view = View(self.pad, offsets[:, 0], offsets[:, 1], flip)
         return view.apply(images), view
+
+
+class Cutout:
+    """A square of side `length` around a uniform centre becomes 0; what lies outside the image is cut off (DeVries &
+    Taylor 2017, arXiv 1708.04552).
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Images with their square blanked. No view: nothing is moved."""
+        height, width = images.shape[2:]
+        unit = (rng.uniform(torch.empty(len(images), 2, dtype=torch.float64, device=images.device)) + 1) / 2
+        inside = []
+        for axis, side in ((0, height), (1, width)):
+            start = (unit[:, axis] * side).long().clamp_(max=side - 1) - self.length // 2
+            place = torch.arange(side, device=images.device)[None, :] - start[:, None]
+            inside.append((place >= 0) & (place < self.length))
+        hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        return images.masked_fill(hole, 0.0), None
+
+
+#: Batched augmentation of single images: the images, and the view that moved them, None where nothing is moved.
+Augment = Callable[[Tensor, Draws], tuple[Tensor, View | None]]
+
+
+class Chain:
+    """Augmentations one after the other. At most one of them moves pixels, and its view is the chain's."""
+
+    def __init__(self, steps: Sequence[Augment]) -> None:
+        self.steps = list(steps)
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View | None]:
+        """Images after all steps; each continues the draws of the one before."""
+        view: View | None = None
+        for step in self.steps:
+            images, moved = step(images, rng)
+            if moved is not None and view is not None:
+                raise ConfigError("dataset.augment", "two crops", "an image has one view of itself", "leave one out")
+            view = view if moved is None else moved
+        return images, view

@@ -61,7 +61,7 @@ def folder(
 
     Raises DataError for a folder that is not there, a class without pictures, an empty file.
     """
-    place = found(data_dir, path, origin)
+    place = found(data_dir, path, origin=origin)
     if (place / "train.npz").is_file():
         return npz(data_dir, str(place), mean=mean, std=std, validation=validation, test=test)
     decoding = _decoding(size, resize, memory, workers)
@@ -135,7 +135,7 @@ def scan(root: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        mine = sorted(_pictures(str(root / name)))
+        mine = sorted(pictures_below(str(root / name)))
         if not mine:
             why = f"holds no picture ({', '.join(SUFFIXES)})"
             raise DataError("class", root / name, why, "put some there, or delete the folder")
@@ -144,13 +144,13 @@ def scan(root: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
     return tuple(classes), files, torch.tensor(labels)
 
 
-def _pictures(root: str) -> Iterator[str]:
+def pictures_below(root: str) -> Iterator[str]:
     """The picture files below a folder. Raises DataError for an empty one."""
     for entry in os.scandir(root):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _pictures(entry.path)
+            yield from pictures_below(entry.path)
         elif entry.name.lower().endswith(SUFFIXES):
             if entry.stat().st_size == 0:
                 raise DataError("picture", entry.path, "is empty", "replace it, or delete it")

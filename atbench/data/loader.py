@@ -5,19 +5,17 @@ Position in the data = f(seed, epoch, step): nothing to save, nothing to lose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from atbench.data.augment import View
+from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
+from atbench.data.mixing import Mix, shares
 from atbench.data.splits import Images, Source, stratified
 from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
-
-Augment = Callable[[Tensor, Draws], tuple[Tensor, View]]
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,11 @@ class TrainData:
     Args:
         source: the data set. Its test split is not touched here.
         batch_size: joint batch over all processes; a multiple of `share.world`.
-        augment: None for none.
+        augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Pool
+            images have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
             pool.
+        pool: further images, label −1, in place of hidden ones; they do not make an epoch longer.
         extra: share of every batch drawn from the pool.
 
     An epoch is ⌊N / batch_size⌋ full batches of a fresh permutation, N counting labelled and pool images, so that every
@@ -85,18 +85,25 @@ class TrainData:
         batch_size: int,
         seed: int,
         augment: Augment | None = None,
+        mix: Mix | None = None,
         labelled: float | None = None,
+        pool: Images | None = None,
         extra: float = 0.0,
         share: Share | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
+        self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
         held, kept = stratified(source.train.y, (source.validation,), seed=0)
         whole = source.train.take(kept)
         self.validation = source.train.take(held).to(self.device)
-        self.pool: Images | None = None
+        self.pool = pool.to(self.device) if pool is not None else None
+        if labelled is not None and pool is not None:
+            raise ConfigError(
+                "train.pool.labelled", labelled, "train.pool.path names a pool already", "set one to null"
+            )
         if labelled is not None:
             with_label, without = stratified(whole.y, (round(labelled * len(whole)),), seed=1)
             hidden = whole.take(without)
@@ -123,7 +130,10 @@ class TrainData:
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
         if self.extra_size and self.pool is None:
             raise ConfigError(
-                "train.pool.fraction", extra, "there is no unlabelled pool", "set train.pool.labelled below 1"
+                "train.pool.fraction",
+                extra,
+                "there is no unlabelled pool",
+                "set train.pool.labelled below 1, or train.pool.path",
             )
         if self.extra_size >= self.batch_size:
             raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")
@@ -167,11 +177,23 @@ class TrainData:
     ) -> Batch:
         """This process's part of the joint rows as a Batch."""
         index = self.own(joint).to(self.device)
-        x, view = images.floats(index, self.dtype), None
-        if self.augment is not None:
-            source = generator(self.device, self.seed, "augment", name, epoch, step)
-            x, view = self.augment(x, Draws(source, self.share.rank, self.share.world))
-        return Batch(x, images.y[index], index, view, extra)
+        x, view = self._augmented(images, index, "augment", name, epoch, step)
+        y = images.y[index]
+        if self.mix is not None and images is not self.pool:
+            order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
+            others = self.own(joint[order]).to(self.device)
+            other, _ = self._augmented(images, others, "partner", name, epoch, step)
+            ours, theirs = (shares(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
+        return Batch(x, y, index, view, extra)
+
+    def _augmented(self, images: Images, index: Tensor, *place: int | str) -> tuple[Tensor, View | None]:
+        """The images `index` as floats, augmented by the draws of a place."""
+        x = images.floats(index, self.dtype)
+        return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
+
+    def _draws(self, *place: int | str) -> Draws:
+        return Draws(generator(self.device, self.seed, *place), self.share.rank, self.share.world)
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the labelled train part, for measuring how far training fits what it sees."""

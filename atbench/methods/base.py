@@ -136,6 +136,8 @@ class Method(nn.Module):
     second_order = False
     #: One update accumulates over several rounds: a weight perturbation has no place to stand.
     accumulates = False
+    #: Looks up what the network says of the label: it must be one class, and mixed images (CutMix, MixUp) have two.
+    one_label = False
 
     def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
         super().__init__()

@@ -39,6 +39,7 @@ class FgsmMep(Method):
         reset: share of training after which all starts are drawn anew, at the nearest end of an epoch.
     """
 
+    one_label = True
     delta: Tensor
     memory: Tensor
 

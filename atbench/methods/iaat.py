@@ -34,6 +34,7 @@ class Iaat(Method):
         warmup: share of training with the attack's own ε.
     """
 
+    one_label = True
     eps: Tensor
 
     def __init__(

@@ -29,6 +29,8 @@ class Mart(Method):
         beta: weight of the KL term (the paper's λ).
     """
 
+    one_label = True
+
     def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 5.0) -> None:
         super().__init__(model, attack)
         self.beta = beta

@@ -37,6 +37,7 @@ class Mma(Method):
         clean_weight: c; 0 is the paper's OMMA.
     """
 
+    one_label = True
     margins: Tensor
 
     def __init__(

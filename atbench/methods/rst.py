@@ -34,6 +34,7 @@ class Rst(Trades):
         beta: as in TRADES.
     """
 
+    one_label = True
     LABEL_CHUNK = 1000  # images a forward of the labeller: bounds memory, changes nothing
 
     labels: Tensor

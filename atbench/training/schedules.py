@@ -27,11 +27,12 @@ class Piecewise:
     """
 
     def __init__(self, milestones: Sequence[float], gamma: float | Sequence[float]) -> None:
-        self.milestones = sorted(milestones)
-        self.gamma = [gamma] * len(self.milestones) if isinstance(gamma, int | float) else list(gamma)
-        if len(self.gamma) != len(self.milestones):
-            why = f"there are {len(self.milestones)} milestones"
-            raise ConfigError("schedule.gamma", self.gamma, why, "give one factor for each, or one for all")
+        factors = [gamma] * len(milestones) if isinstance(gamma, int | float) else list(gamma)
+        if len(factors) != len(milestones):
+            why = f"there are {len(milestones)} milestones"
+            raise ConfigError("train.schedule.gamma", factors, why, "give one factor for each, or one for all")
+        pairs = sorted(zip(milestones, factors, strict=True))
+        self.milestones, self.gamma = [at for at, _ in pairs], [factor for _, factor in pairs]
 
     def __call__(self, fraction: float) -> float:
         return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])

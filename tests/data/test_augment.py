@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.data import PadCropFlip, View
+from atbench.data import Chain, Cutout, PadCropFlip, View
+from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
 
 
@@ -77,3 +78,36 @@ def test_the_image_itself_is_one_of_the_views() -> None:
     centre = torch.full((3,), 2)
     view = View(2, centre, centre, torch.zeros(3, dtype=torch.bool))
     assert torch.equal(view.apply(x), x) and torch.equal(view.invert(x), x)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 20])
+def test_cutout_blanks_one_square_and_nothing_else(length: int) -> None:
+    x = images(300, 2, 6, 8)
+    out, view = Cutout(length)(x, draws())
+    hole = out == 0
+    assert view is None and torch.equal(out[~hole], x[~hole])
+    assert torch.equal(hole[:, :1].expand_as(hole), hole), "all channels alike"
+    for axis, side in ((2, 6), (1, 8)):
+        line = hole[:, 0].any(dim=axis)
+        run = (line.int().diff(dim=1) != 0).sum(dim=1)
+        assert (run <= 2).all() and int(line.sum(dim=1).max()) == min(length, side)
+    assert torch.equal(hole[:, 0], hole[:, 0].any(2)[:, :, None] & hole[:, 0].any(1)[:, None, :]), "a rectangle"
+
+
+def test_cutout_centres_are_everywhere_alike() -> None:
+    out, _ = Cutout(1)(images(4800, 1, 6, 8), draws())
+    share = (out == 0).double().mean(dim=(0, 1))
+    assert share.min() > 0.6 / 48 and share.max() < 1.5 / 48 and share.sum().item() == pytest.approx(1)
+
+
+def test_a_chain_is_its_steps_and_keeps_the_one_view() -> None:
+    x = images()
+    both, view = Chain([PadCropFlip(1, True), Cutout(3)])(x, draws())
+    joint = draws()
+    first, alone = PadCropFlip(1, True)(x, joint)
+    second, _ = Cutout(3)(first, joint)
+    assert torch.equal(both, second) and view is not None and torch.equal(view.top, alone.top)
+    halves = [Chain([PadCropFlip(1, True), Cutout(3)])(x[20 * r : 20 * r + 20], draws(0, r, 2))[0] for r in range(2)]
+    assert torch.equal(torch.cat(halves), both)
+    with pytest.raises(ConfigError, match="two crops"):
+        Chain([PadCropFlip(1, True)] * 2)(x, draws())

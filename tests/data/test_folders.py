@@ -240,7 +240,14 @@ def test_tiny_imagenet_as_its_archive_unpacks(tmp_path: Path) -> None:
 
 
 QUICK = ("logger=none", "model.width=4", "attack.steps=1", "train.epochs=2", "train.selection.n=6", "threads=1")
-SHORT = ("train.selection.steps=1", "train.batch_size=8", "eval=smoke", "eval.eps_steps=1", "eval.steps=[1]")
+SHORT = (
+    "train.selection.steps=1",
+    "train.batch_size=8",
+    "eval=smoke",
+    "eval.eps_grid=[1]",
+    "eval.eps_steps=1",
+    "eval.steps=[1]",
+)
 
 
 def test_two_lines_of_yaml_train_on_a_folder(here: Path) -> None:

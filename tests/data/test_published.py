@@ -239,7 +239,7 @@ def test_each_brings_radii_augmentation_and_sizes(name: str) -> None:
         cfg = resolved(f"dataset={name}", f"attack.norm={norm}")
         assert 0 < cfg.attack.step_size < cfg.attack.eps <= 10 * cfg.attack.step_size
     assert cfg.train.epochs > 0 and cfg.dataset.source.validation == 1000
-    flip = cfg.dataset.augment is not None and cfg.dataset.augment.flip
+    flip = cfg.dataset.augment is not None and cfg.dataset.augment[0].flip
     assert flip == (name not in ("mnist", "svhn")), "digits are not mirrored"
 
 
@@ -257,14 +257,15 @@ def test_doctor_tells_what_is_there_and_asks_no_network(
     assert "dataset.source.path=" in findings["npz"]["value"] and not unplugged
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real")
+    subprocess.run([sys.executable, str(REAL), "--out", str(folder), "mnist"], check=True, capture_output=True)
+    return folder
+
+
 @pytest.mark.skipif(not REAL.is_file(), reason="the real images are not beside this checkout (../shared/data)")
 class TestRealImages:
-    @pytest.fixture(scope="class")
-    def real(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("real")
-        subprocess.run([sys.executable, str(REAL), "--out", str(folder), "mnist"], check=True, capture_output=True)
-        return folder
-
     def test_mnist_is_the_same_from_archive_and_from_idx(self, real: Path) -> None:
         source = opened("mnist", real)
         raw = SHELVES["mnist"].read(real / "MNIST" / "raw", "test")
@@ -283,11 +284,12 @@ class TestRealImages:
             np.savez(here / "few" / "mnist" / f"{split}.npz", **few)
         quick = ["train.epochs=2", "attack.steps=1", "train.selection.steps=1", "train.selection.n=100", "threads=1"]
         words = ["dataset=mnist", "data_dir=few", "model.width=8", "train.optimizer.lr=0.1", "method=standard"]
-        assert main(["train", *words, *quick, "eval=smoke", "eval.limit=200", "logger=none"]) == 0
+        look = ["eval=smoke", "eval.steps=[1]", "eval.eps_grid=[1]", "eval.eps_steps=1"]
+        assert main(["train", *words, *quick, *look, "eval.limit=200", "logger=none"]) == 0
         (run,) = (here / "runs").iterdir()
         record = json.loads((run / "evaluation" / "last.json").read_text())
         assert record["n"] == 200 and record["clean"]["accuracy"] > 0.5
         (here / "few").rename(here / "moved")
-        assert main(["eval", str(run), "eval=smoke", "eval.limit=50"]) == 3
+        assert main(["eval", str(run), *look, "eval.limit=50"]) == 3
         assert "few/MNIST/raw" in capsys.readouterr().err
-        assert main(["eval", str(run), "eval=smoke", "eval.limit=50", "data_dir=moved"]) == 0
+        assert main(["eval", str(run), *look, "eval.limit=50", "which=[last]", "data_dir=moved"]) == 0
