@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import nn
 from atbench.config import build, welcome
 from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
 from atbench.data.further import further
-from atbench.errors import AtbenchError, ConfigError
+from atbench.errors import AtbenchError, ConfigError, DataError
 from atbench.evaluation import Threat
 from atbench.methods import Method
-from atbench.models import Ensemble
+from atbench.models import Ensemble, Network
+from atbench.models.interop import load_published
 from atbench.rng import derive
 from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
 from atbench.training.trainer import Interrupt
@@ -96,6 +98,20 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
         if not isinstance(member, nn.Module):
             raise ConfigError("model._target_", cfg.model._target_, "does not make a torch.nn.Module", "return one")
     return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def start_from(model: nn.Module, path: Path) -> None:
+    """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
+    if not isinstance(model, Network):
+        raise ConfigError("weights", path, "only a single network with stages can start from a file", "leave it out")
+    if not path.is_file():
+        raise DataError("weights", path, "there is no such file", "correct the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as fault:
+        why = f"cannot be opened as tensors alone ({str(fault).splitlines()[0]})"
+        raise DataError("weights", path, why, "save its state_dict() with torch.save") from fault
+    load_published(model, state)
 
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:

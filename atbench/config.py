@@ -34,7 +34,8 @@ __all__ = [
 
 Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
 _FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
-_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "device", "target"})  # run-level keys where a/b is a path
+# Run-level keys where a/b is a path.
+_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "weights", "device", "target"})
 _ARGV = "ATBENCH_ARGV"
 
 
@@ -111,6 +112,7 @@ class TrainConfig:
     runs: str = "runs"
     data_dir: str = "data"
     resume: Optional[str] = None
+    weights: Optional[str] = None
     dataset: Any = MISSING
     model: Any = MISSING
     attack: Any = MISSING

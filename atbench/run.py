@@ -42,7 +42,7 @@ def train(composed: DictConfig) -> float:
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
         run = Run(cfg, assemble.shared_source(cfg, here), here, signal)
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
-        trainer = run.prepare()
+        trainer = run.prepare(fresh=resumed is None)
         about = run.announce(trainer, resumed, warnings)
         with run.owning(resumed or run.open(about)):
             run.fit(trainer)
@@ -79,11 +79,13 @@ class Run:
     tracker: Tracker | None = None
     progress: Progress | None = None
 
-    def prepare(self) -> Trainer:
-        """Data, model, method, optimizers: the trainer at its beginning."""
+    def prepare(self, fresh: bool) -> Trainer:
+        """Data, model, method, optimizers: the trainer at its beginning, from published weights if a run begins so."""
         cfg, here = self.cfg, self.world
-        data = assemble.make_data(cfg, self.source, here)
-        method = assemble.make_method(cfg, assemble.make_model(cfg, self.source), data, here)
+        data, model = assemble.make_data(cfg, self.source, here), assemble.make_model(cfg, self.source)
+        if fresh and cfg.weights:
+            assemble.start_from(model, Path(cfg.weights))
+        method = assemble.make_method(cfg, model, data, here)
         return assemble.make_trainer(cfg, method, data, here, self, self.signal)
 
     def announce(self, trainer: Trainer, resumed: Path | None, warnings: list[str]) -> dict[str, Any]:
@@ -203,7 +205,7 @@ class Run:
         if self.world.main and not folder.exists():
             write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
         self.world.barrier()
-        trainer = run.prepare()
+        trainer = run.prepare(fresh=False)
         with run.owning(folder):
             run.fit(trainer)
             if self.world.main:

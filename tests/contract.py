@@ -54,10 +54,14 @@ class Log:
 
 def configuration(name: str, *overrides: str) -> DictConfig:
     """The configuration of a short run of a method."""
+    return config.resolve(compose_train([f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides]))
+
+
+def compose_train(overrides: list[str]) -> DictConfig:
+    """The configuration of `atbench train` with these words, unresolved."""
     config.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides])
-    return config.resolve(cfg)
+        return compose("train", overrides=overrides)
 
 
 class Interruption:

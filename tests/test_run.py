@@ -216,3 +216,16 @@ def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureF
     assert read(path / "evaluation" / "last.json")["attack"]["restarts"] == 2
     assert main(["eval", str(folder)]) == 3
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_the_weights_of_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("method=standard", "name=first", "train.optimizer.lr=0.02") == 0
+    first = only_run(folder)
+    weights = first / "checkpoints" / "last.pt"
+    assert train("method=standard", "name=second", f"weights={weights}", "train.epochs=1", "train.optimizer.lr=0") == 0
+    second = next(path for path in (folder / "runs").iterdir() if "second" in path.name)
+    before, after = (checkpoint.read(path / "checkpoints" / "last.pt")["model"] for path in (first, second))
+    assert all(torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+    assert train("method=standard", "name=third", "weights=nowhere.pt") == 3
+    assert train("method=standard", "name=third", f"weights={weights}", "model.width=8") == 3
+    assert "has" in capsys.readouterr().err and not list((folder / "runs").glob("*third*"))

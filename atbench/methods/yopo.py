@@ -55,7 +55,7 @@ class Yopo(Method):
             raise ConfigError(
                 "method.first_layer_grad", first_layer_grad, "there is no such choice", f"use one of {known}"
             )
-        if not isinstance(model, Network):
+        if not isinstance(model, Network) or model.depth < 2:
             raise ConfigError(
                 "method", "yopo", "needs one network that can be split after its first stage", "use another model"
             )
