@@ -21,13 +21,16 @@ endif
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-faults lint clean
+.PHONY: help train mnist test test-slow test-faults lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="seed=1 ..." to change it)
 	$(PYTHON) -m atbench train method=trades $(ARGS)
+
+mnist: $(READY) ## train PGD-AT on real MNIST and attack it (the figures of the README; images from data/ or the network)
+	$(PYTHON) -m atbench train experiment=mnist_pgd_at $(ARGS)
 
 test: $(READY_DEV) ## run the tests that every change must pass
 	$(PYTHON) -m pytest -n 2 $(ARGS)

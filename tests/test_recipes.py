@@ -15,7 +15,7 @@ from tests.test_config import resolved
 
 CONF = catalog.conf_dir()
 RECIPES = catalog.options("recipe", [CONF])
-PAPERS = catalog.options("experiment", [CONF])
+PAPERS = [name for name in catalog.options("experiment", [CONF]) if name.startswith("paper/")]
 
 
 def optimizer(cfg: DictConfig) -> torch.optim.Optimizer:
