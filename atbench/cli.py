@@ -71,9 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _jobs.__init__()  # type: ignore[misc]
     with _restored():
-        # The threads of a small network wait for each other all the time: where there is other work on the machine,
-        # threads that spin while they wait halve the speed. Read when torch is loaded, hence here.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return _dispatch(words)
         except SystemExit as leave:  # argparse and Hydra end --help this way
