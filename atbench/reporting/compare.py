@@ -28,6 +28,9 @@ _INCIDENTAL = ("seed", "name", "runs", "resume", "device", "threads", "logger", 
 _INCIDENTAL_TRAIN = ("train.minutes", "train.checkpoint")
 # A difference in these between two methods is one that the reader of a comparison has to know.
 _PROTOCOL = ("train.", "eval.", "evaluation.", "attack.eps", "attack.norm", "dataset.")
+# But optimizers of a method's further networks are its algorithm, and a pool is told of where there is one.
+_ALGORITHM = "train.groups."
+_POOL = "train.pool."
 
 
 @dataclass(frozen=True)
@@ -230,9 +233,11 @@ def _tell_apart(rows: Sequence[Row]) -> None:
         namesakes = [other for other in rows if _names(other) == _names(row)]
         rivals = [other for other in rows if other.dataset == row.dataset and other.counted]
         for key in sorted({key for other in (*namesakes, *rivals) for key in other.flat}):
-            protocol = key.startswith(_PROTOCOL) and row.counted
-            if _varies(namesakes, key) or (protocol and _varies(rivals, key)):
-                row.differs[key] = row.flat.get(key)
+            value = row.flat.get(key)
+            protocol = row.counted and key.startswith(_PROTOCOL) and not key.startswith(_ALGORITHM)
+            told = protocol and (bool(value) or not key.startswith(_POOL))
+            if _varies(namesakes, key) or (told and _varies(rivals, key)):
+                row.differs[key] = value
 
 
 def _varies(rows: Sequence[Row], key: str) -> bool:
