@@ -66,6 +66,16 @@ class ExampleDraws:
     def __init__(self, seed: int, *place: int | str, index: Tensor) -> None:
         self.seed, self.place, self.index, self.calls = seed, place, index, 0
 
+    def at(self, *place: int | str) -> ExampleDraws:
+        """The same examples' numbers at a place within this one (a restart, a target): a stream of its own."""
+        return ExampleDraws(self.seed, *self.place, *place, index=self.index)
+
+    def take(self, rows: Tensor) -> ExampleDraws:
+        """The numbers that the examples `rows` (a mask or positions) would get next, and only they."""
+        taken = ExampleDraws(self.seed, *self.place, index=self.index[rows.cpu()])
+        taken.calls = self.calls
+        return taken
+
     def _rows(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         out = torch.empty_like(like)
         chunks = torch.div(self.index, self.CHUNK, rounding_mode="floor")

@@ -1,7 +1,19 @@
 """The inner maximisation: balls, objectives, and the search that joins them."""
 
+from atbench.attacks.attack import Attack, Searched, Target, wrong
 from atbench.attacks.ball import BALLS, L1, L2, Ball, Linf, ball
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective, cross_entropy, kl_from, margin, soft_margin
+from atbench.attacks.objectives import (
+    LABEL_OBJECTIVES,
+    Objective,
+    carlini,
+    cross_entropy,
+    dlr,
+    dlr_towards,
+    kl_from,
+    margin,
+    soft_margin,
+    towards,
+)
 from atbench.attacks.search import GradientAttack, State
 
 __all__ = [
@@ -9,14 +21,22 @@ __all__ = [
     "L1",
     "L2",
     "LABEL_OBJECTIVES",
+    "Attack",
     "Ball",
     "GradientAttack",
     "Linf",
     "Objective",
+    "Searched",
     "State",
+    "Target",
     "ball",
+    "carlini",
     "cross_entropy",
+    "dlr",
+    "dlr_towards",
     "kl_from",
     "margin",
     "soft_margin",
+    "towards",
+    "wrong",
 ]

@@ -49,10 +49,43 @@ def soft_margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1) - true
 
 
+def carlini(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
+    """min(max_{k≠y} z_k − z_y, κ): the margin as Madry, TRADES and most papers' "CW-k" clamp it.
+
+    κ = 50 (MadryLab/cifar10_challenge, pgd_attack.py): beyond it there is nothing to gain.
+    """
+    return margin(logits, y).clamp(max=kappa)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: (max_{k≠y} z_k − z_y) / (z_(1) − z_(3)), z sorted descending; K ≥ 3.
+
+    Invariant under z → a·z + b with a > 0 (Croce & Hein 2020, arXiv 2003.01690, eq. 6).
+    """
+    ordered = logits.topk(3, dim=1).values
+    return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """z_t − z_y: the margin to one class t (MultiTargeted, Gowal et al. 2019, arXiv 1910.09338)."""
+    return (logits.gather(1, t[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def dlr_towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), z sorted descending; K ≥ 4 (Croce & Hein 2020, eq. 7)."""
+    ordered = logits.topk(4, dim=1).values
+    return towards(logits, y, t) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
+
+
 def kl_from(logits: Tensor, p: Tensor) -> Tensor:
     """KL(p ‖ softmax(z)) = Σ_k p_k (log p_k − log softmax(z)_k) per example; `p` (B, K) probabilities."""
     return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="none").sum(dim=1)
 
 
 #: Objectives of (logits, labels) that a configuration can name.
-LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin}
+LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "cw": carlini,
+    "dlr": dlr,
+}
