@@ -16,6 +16,7 @@ from atbench.data.further import further
 from atbench.errors import AtbenchError, ConfigError, DataError
 from atbench.evaluation import Threat
 from atbench.methods import Method
+from atbench.mistakes import hint
 from atbench.models import Ensemble, Network
 from atbench.models.interop import load_published
 from atbench.rng import derive
@@ -149,17 +150,28 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
 
 
 def make_threat(
-    cfg: DictConfig, steps: int, restarts: int = 1, objective: str = "ce", step_size: float | None = None
+    cfg: DictConfig,
+    steps: int,
+    restarts: int = 1,
+    objective: str = "ce",
+    step_size: float | None = None,
+    norm: str | None = None,
+    eps: float | None = None,
 ) -> Threat:
-    """The attack of validation and evaluation: the trained norm and ε, a uniform start, the data set's ratio of step
-    size to ε.
+    """The attack of validation and evaluation: the trained norm and ε unless others are named, a uniform start, the
+    data set's ratio of step size to ε.
 
-    The method's own start, step count and step size do not weaken it.
+    The method's own start, step count and step size do not weaken it. A norm that was not trained for has the data
+    set's ε.
     """
-    norm, eps = cfg.attack.norm, float(cfg.attack.eps)
+    norm = norm or cfg.attack.norm
+    if norm not in cfg.dataset.threat:
+        raise ConfigError("eval.norm", norm, "the data set has no radius for it", hint(norm, cfg.dataset.threat))
     usual = cfg.dataset.threat[norm]
+    if eps is None:
+        eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
     size = usual.step_size / usual.eps * eps if step_size is None else step_size
-    return Threat(norm, eps, float(size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
+    return Threat(norm, float(eps), float(size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
 
 
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:

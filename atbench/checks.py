@@ -42,6 +42,8 @@ RANGES: Mapping[str, Test] = MappingProxyType(
         "train.checkpoint.steps": _COUNT,
         "train.minutes": _POSITIVE,
         "eval.steps": _ANY_COUNT,
+        "eval.eps": _NOT_NEGATIVE,
+        "eval.audit": _ANY_COUNT,
         "eval.restarts": _COUNT,
         "eval.eps_grid": _NOT_NEGATIVE,
         "eval.eps_steps": _COUNT,

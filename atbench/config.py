@@ -35,7 +35,7 @@ __all__ = [
 Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
 _FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 # Run-level keys where a/b is a path.
-_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "weights", "device", "target"})
+_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "weights", "device", "target", "verify"})
 _ARGV = "ATBENCH_ARGV"
 
 
@@ -102,6 +102,37 @@ class Training:
 
 
 @dataclass
+class Evaluation:
+    """The section `eval`; a preset fills it, the command line wins.
+
+    norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
+    sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
+    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii. `audit`:
+    on how many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
+    the first so many test images.
+    """
+
+    about: Any = None
+    norm: Optional[str] = None
+    eps: Optional[Number] = None
+    steps: list[int] = field(default_factory=list)
+    restarts: int = 1
+    objective: str = "ce"
+    step_size: Optional[Number] = None
+    eps_grid: list[Any] = field(default_factory=list)
+    eps_steps: int = 20
+    attacks: dict[str, Any] = field(default_factory=dict)
+    survivors: bool = False
+    norms: list[str] = field(default_factory=list)
+    corruptions: list[int] = field(default_factory=list)
+    audit: int = 0
+    examples: bool = True
+    batch_size: int = 512
+    limit: Optional[int] = None
+    checkpoints: list[str] = field(default_factory=lambda: ["best", "last"])
+
+
+@dataclass
 class TrainConfig:
     """All that `atbench train` reads; the groups are nodes of their own files."""
 
@@ -120,17 +151,21 @@ class TrainConfig:
     recipe: Any = None
     train: Training = field(default_factory=Training)
     plus: dict[str, Any] = field(default_factory=dict)
-    eval: Any = MISSING
+    eval: Evaluation = field(default_factory=Evaluation)
     logger: Any = MISSING
     experiment: Any = None
 
 
 @dataclass
 class EvalConfig:
-    """All that `atbench eval` reads; data set, its folder and model come from the run unless they are named."""
+    """All that `atbench eval` reads; data set, its folder and model come from the run unless they are named.
 
-    target: str = MISSING
-    which: list[str] = field(default_factory=list)
+    target: a run or a checkpoint of one. attack: one more attack besides those of `eval`. verify: a run whose records
+    are to be computed again from the images that they kept.
+    """
+
+    target: Optional[str] = None
+    verify: Optional[str] = None
     seed: int = 0
     device: str = "auto"
     threads: Optional[int] = None
@@ -138,7 +173,8 @@ class EvalConfig:
     data_dir: Optional[str] = None
     dataset: Any = None
     model: Any = None
-    eval: Any = MISSING
+    attack: Any = None
+    eval: Evaluation = field(default_factory=Evaluation)
 
 
 def register() -> None:

@@ -48,13 +48,12 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     return cfg
 
 
-def target_of(asked: DictConfig) -> tuple[Path, list[str], dict[str, Any]]:
-    """What `atbench eval` was pointed at: a run folder with the names of its checkpoints, and the configuration they
-    belong to.
+def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
+    """What a path names: a run folder with those checkpoints `which` of it, or one checkpoint; and the configuration
+    that they belong to.
     """
-    path = Path(asked.target)
+    path = Path(target)
     if path.suffix != ".pt":
-        names = [str(name) for name in asked.which]
-        return path, names, read_config(path)
+        return path, which, read_config(path)
     saved: dict[str, Any] = checkpoint.read(path)["config"]
     return path.parent.parent, [path.stem], plain(OmegaConf.create(saved))

@@ -10,28 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from atbench import assemble, config, sweep
+from atbench import assemble, config, examine, sweep
 from atbench.data import Source
 from atbench.environment import environment, facts
 from atbench.errors import AtbenchError, NumericalError
-from atbench.evaluation import Plan, Victim, weights_sha256
-from atbench.evaluation import evaluate as evaluate_network
-from atbench.evaluation import save as save_record
+from atbench.examine import evaluate
 from atbench.folder import fresh, now, owned, set_status, write_json, write_text
 from atbench.methods import Stage
 from atbench.reporting import report
-from atbench.reporting.terminal import Progress, echo, summary
+from atbench.reporting.terminal import Progress, echo, notices, summary
 from atbench.reporting.tracker import Tracker, truncate
-from atbench.resume import changed, target_of
+from atbench.resume import changed
 from atbench.signals import Flag, watched
-from atbench.training import Trainer, World, checkpoint, world
+from atbench.training import Trainer, World, checkpoint, threads, world
 
 METRICS = "metrics.jsonl"
+__all__ = ["Run", "evaluate", "train"]
 
 
 def train(composed: DictConfig) -> float:
@@ -49,21 +47,6 @@ def train(composed: DictConfig) -> float:
             records = run.evaluate(cfg.eval.checkpoints)
             run.finish(trainer, records)
         return float(trainer.best["score"])
-
-
-def evaluate(composed: DictConfig) -> float:
-    """`atbench eval`: attacks checkpoints of a run again; returns the last one's accuracy under the most steps."""
-    asked = config.resolve(composed)
-    folder, names, saved = target_of(asked)
-    cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
-    cfg.update({key: asked[key] for key in ("dataset", "model", "data_dir") if asked[key] is not None})
-    with threads(asked.threads), world(cfg.device) as here:
-        run = Run(cfg, assemble.shared_source(cfg, here), here, Flag(), folder)
-        records = run.evaluate(names)
-        if here.main:
-            report.write(folder)
-            summary(records, folder, [f"atbench report {folder}"], Console())
-        return float(records[-1]["steps"][-1]["accuracy"])
 
 
 @dataclass
@@ -94,8 +77,7 @@ class Run:
         if self.world.main:
             console = Console(stderr=True)
             echo(facts(self.cfg, about, resumed), console)
-            for warning in warnings:
-                console.print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+            notices(warnings, console)
         return about
 
     def open(self, about: dict[str, Any]) -> Path:
@@ -185,7 +167,7 @@ class Run:
             return None
         state, warning = checkpoint.latest(path, self.world.device)
         if warning and self.world.main:
-            Console(stderr=True).print(f"warning: {warning}", style="yellow", soft_wrap=True, markup=False)
+            notices([warning], Console(stderr=True))
         return state
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
@@ -216,39 +198,8 @@ class Run:
     # Evaluation.
 
     def evaluate(self, names: list[str]) -> list[dict[str, Any]]:
-        """Measure checkpoints on the test split: the only place that reads it."""
-        test = self.source.test().to(self.world.device)
-        plan = self._plan()
-        records, measured = [], {}
-        for name in names:
-            state = checkpoint.read(self.folder / "checkpoints" / f"{name}.pt", self.world.device)
-            network = assemble.make_model(self.cfg, self.source).to(self.world.device)
-            network.load_state_dict(state["model"])
-            weights = weights_sha256(network)
-            # The last epoch is often the best one: the same weights under the same attack are measured once.
-            if weights not in measured:
-                victim = Victim(network, self.cfg.eval.batch_size, self.world.rank, self.world.size, self.world.sum)
-                measured[weights] = evaluate_network(victim, test, plan)
-            figures, outcomes = measured[weights]
-            record = {
-                "schema": 1,
-                "checkpoint": name,
-                "epoch": state["epoch"],
-                "split": "test",
-                **figures,
-                "weights_sha256": weights,
-                "data_sha256": test.sha256(),
-                "versions": {"torch": torch.__version__},
-            }
-            if self.world.main:
-                save_record(self.folder / "evaluation", name, record, outcomes)
-            records.append(record)
-        return records
-
-    def _plan(self) -> Plan:
-        chosen = self.cfg.eval
-        threat = assemble.make_threat(self.cfg, max(chosen.steps), chosen.restarts, chosen.objective, chosen.step_size)
-        return Plan(threat, list(chosen.steps), list(chosen.eps_grid), chosen.eps_steps, chosen.limit)
+        """Measure checkpoints on the test split."""
+        return examine.checkpoints(self.cfg, self.source, self.world, self.folder, names)
 
     def finish(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
         """Report, mirror, and the last words on the terminal."""
@@ -259,7 +210,7 @@ class Run:
         if self.tracker:
             self.tracker.summary(records)
         others = sweep.current() or f"{self.folder} OTHER_RUN"
-        commands = [f"atbench eval {self.folder} eval.restarts=5", f"atbench report {others}"]
+        commands = [f"atbench eval {self.folder} eval=auto", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 
     def done(self, trainer: Trainer) -> None:
@@ -267,17 +218,3 @@ class Run:
         clock = trainer.method.clock
         ending = {"epoch": clock.epoch, "epochs": clock.epochs, "train_seconds": round(trainer.seconds, 2)}
         set_status(self.folder, state="done", exit_code=0, ended=now(), **ending)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """A block with so many CPU threads; None leaves torch's own choice."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

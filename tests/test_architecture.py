@@ -20,6 +20,8 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"run", "doctor"},
+    {"examine"},
+    {"verify"},
     {"assemble", "resume", "environment", "signals"},
     {"training"},
     {"evaluation", "reporting"},

@@ -198,7 +198,7 @@ def test_only_the_first_rank_speaks_of_a_bad_config(
     ("words", "target"),
     [
         (["runs/a b,c"], "runs/a b,c"),
-        (["which=[best]", "it's (1)"], "it's (1)"),
+        (["eval.checkpoints=[best]", "it's (1)"], "it's (1)"),
         (["--config-dir", ".", "runs/x"], "runs/x"),
         (["target=runs/x"], "runs/x"),
         (["back\\'slash\\"], "back\\'slash\\"),
@@ -210,8 +210,8 @@ def test_eval_takes_the_run_first(words: list[str], target: str, stub: Stub) -> 
 
 
 def test_eval_looks_at_the_checkpoints_of_its_protocol(stub: Stub) -> None:
-    assert main(["eval", "x"]) == main(["eval", "x", "which=[best]"]) == 0
-    assert [list(cfg.which) for cfg in stub.configs] == [["best", "last"], ["best"]]
+    assert main(["eval", "x"]) == main(["eval", "x", "eval.checkpoints=[best]"]) == 0
+    assert [list(cfg.eval.checkpoints) for cfg in stub.configs] == [["best", "last"], ["best"]]
 
 
 def test_help_and_cfg_answer_without_running(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:

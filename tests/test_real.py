@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atbench import assemble, config
-from atbench.evaluation import Victim, robust
+from atbench.evaluation import Victim, broken_at, robust
 from atbench.training import World
 from tests.contract import Log, compose_train
 
@@ -59,6 +59,6 @@ def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path
     few = test.take(torch.arange(256))
     victim = Victim(assemble.make_model(cfg, source), 128)
     clean = victim.correct(few)
-    broken = victim.broken_at(few, assemble.make_threat(cfg, 3), clean)
+    broken = broken_at(victim, few, assemble.make_threat(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
     assert robust(broken, 3).sum() <= clean.sum()

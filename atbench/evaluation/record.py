@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,91 +14,220 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atbench.data import Images
+from atbench.evaluation import statistics
+from atbench.evaluation.audit import verdict
 from atbench.evaluation.interval import figure
-from atbench.evaluation.sweep import Threat, Victim, robust
+from atbench.evaluation.measure import Evaluation
+from atbench.evaluation.suite import UNKNOWN, Found
+from atbench.evaluation.sweep import NEVER, Threat
 from atbench.folder import write_bytes, write_json
 
 SHOWN = 8
+KINDS = ("json", "npz", "examples.npz")
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to evaluate: the main threat, the steps reported of its trajectory, and the ε grid (multiples of its ε)."""
-
-    threat: Threat
-    steps: Sequence[int]
-    eps_grid: Sequence[float]
-    eps_steps: int
-    limit: int | None = None
-
-
-def evaluate(victim: Victim, images: Images, plan: Plan) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Run the plan. Returns a record's figures and the arrays of its npz (docs/architecture.md, "The run folder")."""
-    began = time.monotonic()
-    if plan.limit is not None:
-        images = images.take(torch.arange(min(plan.limit, len(images)), device=images.x.device))
-    clean = victim.correct(images)
-    broken = victim.broken_at(images, plan.threat, clean)
-    grid = _grid(victim, images, plan, clean)
-    shown, pictures = _pictures(victim, images, plan.threat, clean)
-    n = len(images)
-    figures = {
+def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The record: accuracies, costs, statistics, the audit's verdict (docs/architecture.md, "The run folder")."""
+    n, plan = len(found.images), found.plan
+    label = found.images.y.cpu().numpy()
+    names = [*(["pgd"] if found.surface else []), *found.found]
+    levels = [level.found for surface in _surfaces(found) for level in surface.levels.values()]
+    everything = [*levels, *found.found.values()]
+    adversarial = adversarial_logits(found)
+    names_of_classes = classes or tuple(str(k) for k in range(found.logits.shape[1]))
+    return {
         "n": n,
-        "attack": {"name": "pgd", **{key: value for key, value in asdict(plan.threat).items() if key != "steps"}},
-        "clean": figure(int(clean.sum()), n),
-        "steps": [{"k": k, **figure(int(robust(broken, k).sum()), n)} for k in plan.steps],
-        "eps": [{"eps": eps, "k": plan.eps_steps, **figure(int(mask.sum()), n)} for eps, mask in grid],
+        "threat": {"norm": plan.threat.norm, "eps": plan.threat.eps},
+        "plan": _plan(found),
+        "clean": mean(found.clean),
+        "robust": {**mean(found.robust), "attacks": names, "eight_bit": _eight_bit(found)},
         "bound": "upper",
-        "seconds": round(time.monotonic() - began, 2),
-        "forward_passes": int(victim.reduce(torch.tensor(victim.passes, device=victim.device))),
-        "warnings": warnings(plan.threat),
+        "attack": {"name": "pgd", **{k: v for k, v in asdict(plan.threat).items() if k != "steps"}},
+        "steps": _steps(found),
+        "eps": _eps(found),
+        "attacks": list(_attacks(found)),
+        "norms": {
+            name: {"eps": s.threat.eps, "k": s.threat.steps, **mean(s.main.first == UNKNOWN)}
+            for name, s in found.norms.items()
+        },
+        "classes": statistics.per_class(label, found.robust.numpy(), names_of_classes),
+        "calibration": {
+            "clean": statistics.calibration(found.logits, label),
+            "adversarial": statistics.calibration(adversarial, label) if adversarial is not None else None,
+        },
+        "audit": {**verdict(found.checks), "checks": [asdict(check) for check in found.checks]},
+        "seconds": round(sum(each.outcome.seconds for each in everything), 2),
+        "forward_passes": n + sum(each.outcome.forwards for each in everything),
+        "gradient_passes": sum(each.outcome.gradients for each in everything),
+        "warnings": warnings(plan.threat) if found.surface else [],
     }
-    arrays = {
-        "label": images.y.cpu().numpy(),
-        "clean": clean.numpy(),
-        "broken_at": broken.numpy(),
-        "eps_grid": np.array([eps for eps, _ in grid]),
+
+
+def _plan(found: Evaluation) -> dict[str, Any]:
+    """What `verify` has to know to read the kept images."""
+    plan = found.plan
+    return {
+        "threat": asdict(plan.threat),
+        "steps": list(plan.steps),
+        "eps_grid": list(plan.eps_grid),
+        "eps_steps": plan.eps_steps,
+        "survivors": plan.survivors,
+        "multiples": list(found.surface.levels) if found.surface else [],
+        "norms": {name: asdict(threat) for name, threat in plan.norms.items()},
+    }
+
+
+def mean(mask: Tensor) -> dict[str, float]:
+    """The accuracy that a mask is, with its interval."""
+    return figure(int(mask.sum()), len(mask))
+
+
+def _surfaces(found: Evaluation) -> list[Any]:
+    return [*([found.surface] if found.surface else []), *found.norms.values()]
+
+
+def _steps(found: Evaluation) -> list[dict[str, Any]]:
+    if found.surface is None:
+        return []
+    first = found.surface.main.first
+    return [{"k": k, **mean(first > k)} for k in found.plan.steps]
+
+
+def _eps(found: Evaluation) -> list[dict[str, Any]]:
+    k = found.plan.eps_steps
+    return [{"eps": multiple * found.plan.threat.eps, "k": k, **mean(mask)} for multiple, mask in eps_masks(found)]
+
+
+def eps_masks(found: Evaluation) -> list[tuple[float, Tensor]]:
+    """(multiple of ε, who is right after `eps_steps` steps), ascending."""
+    if found.surface is None:
+        return []
+    levels, k = found.surface.levels, found.plan.eps_steps
+    return [(m, levels[m].first > k if m else found.clean) for m in sorted(found.plan.eps_grid)]
+
+
+def _attacks(found: Evaluation) -> Iterator[dict[str, Any]]:
+    left = found.clean & (found.surface.main.first == UNKNOWN) if found.surface else found.clean.clone()
+    for name, each in found.found.items():
+        outcome = each.outcome
+        left = left & ~outcome.broken
+        alone = torch.equal(outcome.tried, found.clean)
+        entry = {
+            "name": name,
+            "knowledge": outcome.knowledge,
+            "settings": dict(each.settings),
+            "tried": int(outcome.tried.sum()),
+            "broken": int(outcome.broken.sum()),
+            "broken_eight_bit": int(each.eight.sum()),
+            "alone": mean(found.clean & ~outcome.broken) if alone else None,
+            "after": mean(left),
+            "seconds": outcome.seconds,
+            "forwards": outcome.forwards,
+            "gradients": outcome.gradients,
+        }
+        if each.minimal:
+            far = each.distance[outcome.tried.numpy()]
+            entry["distance"] = statistics.median_distance(far, np.isfinite(far))
+        yield entry
+
+
+def _eight_bit(found: Evaluation) -> dict[str, float]:
+    """The worst case when adversarial images must be 8-bit ones."""
+    left = found.clean.clone()
+    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
+    for each in [*main, *found.found.values()]:
+        left[torch.from_numpy(each.rows[each.eight])] = False
+    return mean(left)
+
+
+def adversarial_logits(found: Evaluation) -> Array | None:
+    """(n, K): each example's logits at its adversarial image, or at the best try of the last attack on it; the clean
+    ones where it was wrong without. None before any attack.
+    """
+    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
+    attacks = [*main, *found.found.values()]
+    if not attacks:
+        return None
+    logits, settled = found.logits.copy(), np.zeros(len(found.logits), bool)
+    for each in attacks:
+        tried, broken = each.outcome.tried.numpy(), each.outcome.broken.numpy()
+        take = tried & ~settled
+        logits[take] = each.logits[take]
+        settled |= broken
+    return logits
+
+
+def arrays(found: Evaluation) -> dict[str, Array]:
+    """The outcome of every example, for the npz beside the record."""
+    grid = eps_masks(found)
+    n, eps = len(found.images), found.plan.threat.eps
+    out = {
+        "label": found.images.y.cpu().numpy(),
+        "clean": found.clean.numpy(),
+        "robust": found.robust.numpy(),
+        "logits_clean": found.logits,
+        "eps_grid": np.array([multiple * eps for multiple, _ in grid]),
         "eps_robust": np.stack([mask.numpy() for _, mask in grid]) if grid else np.zeros((0, n), bool),
-        "shown_index": shown.numpy(),
-        **pictures,
     }
-    return figures, arrays
+    if (adversarial := adversarial_logits(found)) is not None:
+        out["logits_adversarial"] = adversarial
+        names = [str(k) for k in range(adversarial.shape[1])]
+        out["confusion"] = np.array(statistics.confusion(out["label"], adversarial.argmax(axis=1), names)["counts"])
+    if found.surface:
+        out["broken_at"] = step_codes(found.surface.main.first)
+        out["surface_eps"] = np.array([multiple * eps for multiple in found.surface.levels])
+        out["surface"] = np.stack([step_codes(level.first) for level in found.surface.levels.values()])
+    for name, surface in found.norms.items():
+        out[f"broken_at_{name}"] = step_codes(surface.main.first)
+    for name, each in found.found.items():
+        out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
+    return {**out, **_pictures(found)}
 
 
-def _grid(victim: Victim, images: Images, plan: Plan, clean: Tensor) -> list[tuple[float, Tensor]]:
-    """Robust masks for ascending ε. What is broken within ε is broken within every larger ε: only survivors go on."""
-    alive, out = clean, []
-    for multiple in sorted(plan.eps_grid):
-        eps = multiple * plan.threat.eps
-        if multiple > 0:
-            size = multiple * plan.threat.step_size
-            threat = replace(plan.threat, eps=eps, step_size=size, steps=plan.eps_steps)
-            alive = victim.broken_at(images, threat, alive) == -1
-        out.append((eps, alive))
+def step_codes(first: Tensor) -> Array:
+    """int16: the first broken step, 0 where wrong without attack, NEVER where nothing broke it."""
+    return torch.where(first == UNKNOWN, NEVER, first).to(torch.int16).numpy()
+
+
+def examples(found: Evaluation) -> dict[str, Array]:
+    """All adversarial images, float32, with the attack and, for PGD, the radius and the step that each belongs to."""
+    out: dict[str, Array] = {}
+    for name, surface in (("pgd", found.surface), *((f"pgd_{n}", s) for n, s in found.norms.items())):
+        for position, level in enumerate(surface.levels.values() if surface else ()):
+            out |= _images(f"{name}.{position}", level.found)
+            out[f"{name}.{position}.step"] = level.first.numpy()[level.found.rows].astype(np.int16)
+    for name, each in found.found.items():
+        out |= _images(name, each)
     return out
 
 
-def _pictures(victim: Victim, images: Images, threat: Threat, clean: Tensor) -> tuple[Tensor, dict[str, Array]]:
-    """The first right example of each class, up to SHOWN of them, with what the attack makes of it."""
-    labels = images.y.cpu()
-    rows = [(clean & (labels == label)).nonzero().flatten()[:1] for label in labels.unique()]
-    shown = torch.cat(rows)[:SHOWN] if rows else torch.zeros(0, dtype=torch.long)
-    few = images.take(shown.to(images.x.device))
-    if not len(few):
-        empty = np.zeros((0, *images.x.shape[1:]), np.float32)
-        none = np.zeros(0, np.int64)
-        return shown, {"shown_x": empty, "shown_adv": empty, "shown_clean": none, "shown_broken": none}
-    x_adv = victim.adversarial(few, threat)
-    x, _ = victim.load(few, torch.arange(len(few)))
-    with victim.ready(), torch.no_grad():
-        before, after = victim.network(x).argmax(dim=1), victim.network(x_adv).argmax(dim=1)
-    return shown, {
-        "shown_x": x.float().cpu().numpy(),
-        "shown_adv": x_adv.float().cpu().numpy(),
-        "shown_clean": before.cpu().numpy(),
-        "shown_broken": after.cpu().numpy(),
+def _images(name: str, found: Found) -> dict[str, Array]:
+    return {f"{name}.rows": found.rows, f"{name}.x_adv": found.x_adv, f"{name}.eight": found.eight}
+
+
+def _pictures(found: Evaluation) -> dict[str, Array]:
+    """Of each class the first example that was broken, up to SHOWN of them, clean and adversarial."""
+    label = found.images.y.cpu().numpy()
+    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
+    image: dict[int, Array] = {}
+    for each in reversed([*main, *found.found.values()]):
+        image |= {int(row): x_adv for row, x_adv in zip(each.rows, each.x_adv, strict=True)}
+    rows: dict[int, int] = {}
+    for row in sorted(image):
+        rows.setdefault(int(label[row]), row)
+    shown = np.array([rows[k] for k in sorted(rows)][:SHOWN], np.int64)
+    adversarial = adversarial_logits(found)
+    after = adversarial[shown].argmax(axis=1) if adversarial is not None else shown
+    index = torch.from_numpy(shown).to(found.images.x.device)
+    return {
+        "shown_index": shown,
+        "shown_x": found.images.floats(index).cpu().numpy(),
+        "shown_adv": np.stack([image[int(row)] for row in shown])
+        if len(shown)
+        else np.zeros((0, *found.images.x.shape[1:]), np.float32),
+        "shown_clean": found.logits[shown].argmax(axis=1),
+        "shown_broken": after,
     }
 
 
@@ -124,18 +252,28 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save(folder: Path, name: str, record: dict[str, Any], arrays: dict[str, Array]) -> None:
+def save(folder: Path, name: str, record: dict[str, Any], arrays: dict[str, Array], images: dict[str, Array]) -> None:
     """Write `<name>.npz`, then `<name>.json`: a record never stands without its outcomes.
 
     An earlier record of the same checkpoint is moved to `earlier/`, with a number: evaluations are not lost.
+    `images`: the adversarial ones, into `<name>.examples.npz`; none are kept where it is empty.
     """
     if (folder / f"{name}.json").exists():
         earlier = folder / "earlier"
         earlier.mkdir(exist_ok=True)
         number = len(list(earlier.glob(f"{name}-*.json"))) + 1
-        for kind in ("json", "npz"):
-            (folder / f"{name}.{kind}").replace(earlier / f"{name}-{number}.{kind}")
+        for kind in KINDS:
+            if (path := folder / f"{name}.{kind}").exists():
+                path.replace(earlier / f"{name}-{number}.{kind}")
+    write_bytes(folder / f"{name}.npz", _packed(arrays))
+    if images:
+        write_bytes(folder / f"{name}.examples.npz", _packed(images))
+    kept = f"{name}.examples.npz" if images else None
+    write_json(folder / f"{name}.json", {**record, "outcomes": f"{name}.npz", "examples": kept})
+    (folder / f"{name}.partial.json").unlink(missing_ok=True)
+
+
+def _packed(arrays: dict[str, Array]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_bytes(folder / f"{name}.npz", buffer.getvalue())
-    write_json(folder / f"{name}.json", {**record, "outcomes": f"{name}.npz"})
+    return buffer.getvalue()

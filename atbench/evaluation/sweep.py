@@ -1,34 +1,34 @@
-"""PGD-1 … PGD-k on one trajectory, and the same trajectory's answer for other ε.
+"""PGD-1 … PGD-k on one trajectory, for every ε of a grid: one pass that reuses what already broke.
 
 The iterates of PGD-k with a fixed step size begin with those of PGD-j for every j < k, so one search of the largest k
-answers all of them. An example counts as broken at k if any iterate up to the k-th was misclassified, in any restart:
-what is reported is monotone in k, in the restarts and in ε, and never above the papers' last-iterate PGD-k of the same
-trajectory.
+answers all of them. An example counts as broken at k if any iterate up to k was misclassified, in any restart. What is
+an adversarial example at ε₁ is one at every ε₂ > ε₁, so that a larger ball is searched only for what it could still
+break, or break earlier. What is reported is monotone in k, in the restarts and in ε, and never above the papers'
+last-iterate PGD-k of the same trajectory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atbench.attacks import LABEL_OBJECTIVES, GradientAttack, Objective, State
 from atbench.data import Images
-from atbench.errors import ConfigError, NumericalError
-from atbench.models import bn_mode, untouched
+from atbench.errors import ConfigError
+from atbench.evaluation.victim import Victim
 from atbench.rng import ExampleDraws
 
-Sum = Callable[[Tensor], Tensor]
+#: In `broken_at`: this example was never misclassified.
+NEVER = -1
 
 
 @dataclass(frozen=True)
 class Threat:
-    """An evaluation attack: what it maximises, how far and how often it goes.
+    """An evaluation's PGD: what it maximises, how far and how often it goes.
 
-    objective: `ce` or `margin`; the other names are those of GradientAttack. `seed` fixes the random starts.
+    objective: a name in LABEL_OBJECTIVES; the other names are those of GradientAttack. `seed` fixes the random starts.
     """
 
     norm: str
@@ -50,106 +50,72 @@ class Threat:
             )
 
 
-class Victim:
-    """A network under evaluation: eval mode and frozen inside `ready`, everything restored afterwards; counts its
-    passes.
+@dataclass(frozen=True)
+class Trajectory:
+    """What a search found for some examples.
+
+    first: int64 (B,): the first step at which each was misclassified, `threat.steps + 1` where none was.
+    x_adv: (B, C, H, W): the image of that step, else the last one.
     """
 
-    def __init__(
-        self, network: nn.Module, batch_size: int, rank: int = 0, world: int = 1, reduce: Sum = lambda t: t
-    ) -> None:
-        self.network, self.batch_size = network, batch_size
-        self.rank, self.world, self.reduce = rank, world, reduce
-        weight = next(network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
-        self.passes = 0
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """A block in which the network is in eval mode and frozen."""
-        with untouched(self.network), bn_mode(self.network, "eval"):
-            yield
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
-        self.passes += len(x)
-        logits: Tensor = self.network(x)
-        if not bool(torch.isfinite(logits).all()):
-            row = int((~torch.isfinite(logits).all(dim=1)).nonzero()[0])
-            raise NumericalError(
-                "logits", "NaN or infinite", f"first in row {row} of a batch", "check the weights and the images"
-            )
-        return logits
-
-    def batches(self, rows: Tensor) -> Iterator[Tensor]:
-        """This process's part of the examples `rows`, in batches."""
-        return iter(rows[self.rank :: self.world].split(self.batch_size))
-
-    def load(self, images: Images, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The examples `rows` as floats in [0, 1], with their labels, where the network is."""
-        rows = rows.to(images.x.device)
-        return images.floats(rows, self.dtype).to(self.device), images.y[rows].to(self.device)
-
-    def correct(self, images: Images) -> Tensor:
-        """(n,) booleans, on the CPU: which clean images are classified right."""
-        right = torch.zeros(len(images), dtype=torch.long, device=self.device)
-        with self.ready(), torch.no_grad():
-            for rows in self.batches(torch.arange(len(images))):
-                x, y = self.load(images, rows)
-                right[rows.to(self.device)] = (self.logits(x).argmax(dim=1) == y).long()
-        return self.reduce(right).bool().cpu()
-
-    def broken_at(self, images: Images, threat: Threat, alive: Tensor) -> Tensor:
-        """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, −1 if
-        never.
-
-        The start counts as step 1: PGD-1 is broken by its own random start too.
-        """
-        attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
-        never = threat.steps + 1
-        first = torch.where(alive, never, 0).to(self.device)
-        found = torch.zeros_like(first)
-        with self.ready():
-            for rows in self.batches(alive.nonzero().flatten()):
-                found[rows.to(self.device)] = never - self._search(images, rows, threat, attack, never)
-        first = first - self.reduce(found)
-        return torch.where(first == never, -1, first).to(torch.int16).cpu()
-
-    def _search(self, images: Images, rows: Tensor, threat: Threat, attack: GradientAttack, never: int) -> Tensor:
-        """First broken step of a batch over all restarts, `never` where none."""
-        x, y = self.load(images, rows)
-        first = torch.full((len(rows),), never, device=self.device)
-        objective = Objective(self.logits, LABEL_OBJECTIVES[threat.objective], y)
-
-        def stop(state: State) -> Tensor:
-            wrong = state.outputs.argmax(dim=1) != y[state.rows]
-            step = max(state.step, 1)
-            first[state.rows] = torch.where(wrong, first[state.rows].clamp(max=step), first[state.rows])
-            # A later restart goes on only as far as it could still break an example earlier.
-            return wrong | (state.step >= first[state.rows] - 1)
-
-        for restart in range(threat.restarts):
-            rng = ExampleDraws(threat.seed, "restart", restart, index=rows)
-            attack(objective, x, stop=stop, rng=rng)
-        return first
-
-    def adversarial(self, images: Images, threat: Threat) -> Tensor:
-        """x_adv (n, C, H, W) for a few examples: the first misclassified iterate, else the last. For pictures."""
-        attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
-        rows = torch.arange(len(images))
-        x, y = self.load(images, rows)
-        objective = Objective(self.logits, LABEL_OBJECTIVES[threat.objective], y)
-        with self.ready():
-            return attack(
-                objective,
-                x,
-                stop=lambda state: state.outputs.argmax(dim=1) != y[state.rows],
-                rng=ExampleDraws(threat.seed, "restart", 0, index=rows),
-            )
+    first: Tensor
+    x_adv: Tensor
 
 
-def robust(broken_at: Tensor, k: int) -> Tensor:
+def search(
+    victim: Victim, x: Tensor, y: Tensor, rows: Tensor, threat: Threat, before: Tensor | None = None
+) -> Trajectory:
+    """PGD over all restarts on one batch; `rows` are its places in the data set, for the random starts.
+
+    `before` (B,) are first broken steps that are known already: only an earlier one is searched for. The start counts
+    as step 1: PGD-1 is broken by its own random start too. Call it inside `victim.ready()`.
+    """
+    attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
+    never = threat.steps + 1
+    first = torch.full((len(x),), never, device=x.device)
+    if before is not None:
+        first = torch.minimum(first, before.to(x.device))
+    found = x.clone()
+    broken = torch.zeros_like(first, dtype=torch.bool)
+    objective = Objective(victim.logits, LABEL_OBJECTIVES[threat.objective], y)
+
+    def stop(state: State) -> Tensor:
+        wrong = state.outputs.argmax(dim=1) != y[state.rows]
+        step = max(state.step, 1)
+        earlier = wrong & (step < first[state.rows])
+        rows = state.rows[earlier]
+        # TRADES-like starts may lie outside the ball: what is kept may not.
+        here = state.x_adv[earlier]
+        found[rows] = here if state.step else attack.ball.project(x[rows], here, threat.eps)
+        first[rows], broken[rows] = step, True
+        # A later restart goes on only as far as it could still break an example earlier.
+        return wrong | (state.step >= first[state.rows] - 1)
+
+    for restart in range(threat.restarts):
+        rng = ExampleDraws(threat.seed, "restart", restart, index=rows)
+        last = attack(objective, x, stop=stop, rng=rng)
+        found = torch.where(broken.view(-1, *[1] * (x.ndim - 1)), found, last)
+    return Trajectory(first, found)
+
+
+def broken_at(victim: Victim, images: Images, threat: Threat, alive: Tensor) -> Tensor:
+    """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, NEVER if none.
+
+    `alive` (n,) booleans. Shared by the victim's processes.
+    """
+    never = threat.steps + 1
+    first = torch.where(alive, never, 0).to(victim.device)
+    found = torch.zeros_like(first)
+    with victim.ready():
+        for rows in victim.batches(alive.nonzero().flatten()):
+            x, y = victim.load(images, rows)
+            found[rows.to(victim.device)] = never - search(victim, x, y, rows, threat).first
+    first = first - victim.reduce(found)
+    return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
+
+
+def robust(broken: Tensor, k: int) -> Tensor:
     """(n,) booleans: which examples PGD-k leaves right, from the first broken steps of a trajectory of at least k
     steps.
     """
-    return (broken_at == -1) | (broken_at > k)
+    return (broken == NEVER) | (broken > k)

@@ -8,7 +8,7 @@ device.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -155,32 +155,80 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
 
 
+def notices(warnings: Iterable[str], console: Console) -> None:
+    """Warnings, each on its line."""
+    for warning in warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
+
+
+def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
+    """An attack of an evaluation is done: what it broke, and what is left, on one line."""
+    attacks = record["attacks"]
+    last = attacks[-1] if attacks else None
+    what = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
+    cost = f"  {last['seconds']:.0f} s" if last else ""
+    line = f"{name}  {what}  worst case so far {_cell(record['robust'])}{cost}"
+    console.print(Text(line), soft_wrap=True, highlight=False)
+
+
 def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console) -> None:
-    """The end of a run: accuracies with interval and n, their limits, where everything is, what to type next."""
+    """The end of a run: accuracies with interval and n, the audit's verdict, where everything is, what to type next."""
     strongest = max((step["k"] for record in records for step in record["steps"]), default=0)
     shown = sorted({20, strongest} & {step["k"] for record in records for step in record["steps"]})
-    table = Table(
-        "checkpoint", "epoch", "clean", *(f"PGD-{k}" for k in shown), "n", box=None, header_style="dim", pad_edge=False
-    )
+    attacks = list(dict.fromkeys(each["name"] for record in records for each in record["attacks"]))
+    heads = ["checkpoint", "epoch", "clean", *(f"PGD-{k}" for k in shown), *attacks]
+    table = Table(*heads, *(["worst case"] if attacks else []), "n", box=None, header_style="dim", pad_edge=False)
     for record in records:
         steps = {step["k"]: step for step in record["steps"]}
+        each = {entry["name"]: entry["alone"] or entry["after"] for entry in record["attacks"]}
         table.add_row(
             record["checkpoint"],
             str(record["epoch"]),
             _cell(record["clean"]),
             *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
+            *(_cell(each[name]) if name in each else NOTHING for name in attacks),
+            *([_cell(record["robust"])] if attacks else []),
             str(record["n"]),
         )
     show(table, console)
-    if any(record["bound"] == "upper" for record in records):
-        console.print(Text("upper bound: PGD only; brackets: 95 % interval", style="dim"), soft_wrap=True)
-    for warning in dict.fromkeys(warning for record in records for warning in record.get("warnings", ())):
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    for line in dict.fromkeys(foot(record) for record in records):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    for record in records:
+        tell_verdict(record, console)
+    notices(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
     console.print(Text.assemble(("folder  ", "dim"), str(folder)), soft_wrap=True, highlight=False)
     for number, command in enumerate(commands):
         console.print(
             Text.assemble(("        " if number else "next    ", "dim"), command), soft_wrap=True, highlight=False
         )
+
+
+def foot(record: Mapping[str, Any]) -> str:
+    """What the robust figures of a record are."""
+    tried = record["robust"]["attacks"]
+    basis = "PGD only" if tried == ["pgd"] else f"worst case per example of {', '.join(tried)}"
+    return f"{record['bound']} bound: {basis}; brackets: 95 % interval"
+
+
+def tell_verdict(record: Mapping[str, Any], console: Console) -> None:
+    """The audit's verdict, and every check that raised a flag, on a line each."""
+    audit = record["audit"]
+    if not audit["checks"]:
+        return
+    style = "green" if audit["trusted"] else "bold red"
+    console.print(Text(f"audit   {record['checkpoint']}: {audit['sentence']}", style=style), soft_wrap=True)
+    for check in audit["checks"]:
+        if check["verdict"] == "flag":
+            console.print(Text(f"        {check['name']}: {check['sentence']}", style="red"), soft_wrap=True)
+
+
+def verification(numbers: Sequence[tuple[str, Any]], console: Console) -> None:
+    """Every number of the records beside what the kept images say."""
+    table = Table("checkpoint", "number", "record", "again", "", box=None, header_style="dim", pad_edge=False)
+    for name, number in numbers:
+        agrees = "agrees" if number.agrees else "DIFFERS"
+        table.add_row(name, number.name, f"{100 * number.claimed:.2f} %", f"{100 * number.again:.2f} %", agrees)
+    show(table, console)
 
 
 def show(table: Table, console: Console) -> None:

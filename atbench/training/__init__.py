@@ -3,7 +3,7 @@
 from atbench.training import checkpoint
 from atbench.training.averaging import Average, Ema, Swa
 from atbench.training.awp import WeightPerturbation
-from atbench.training.distributed import World, world
+from atbench.training.distributed import World, threads, world
 from atbench.training.optim import Group, make_group
 from atbench.training.trainer import Recipe, Trainer, Watcher
 
@@ -19,5 +19,6 @@ __all__ = [
     "World",
     "checkpoint",
     "make_group",
+    "threads",
     "world",
 ]

@@ -109,3 +109,17 @@ def world(name: str) -> Iterator[World]:
         yield World(device, rank, size)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """A block with so many CPU threads; None leaves torch's own choice."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

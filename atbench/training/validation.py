@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atbench.data import TrainData
-from atbench.evaluation import Threat, Victim, robust
+from atbench.evaluation import Threat, Victim, broken_at, robust
 from atbench.training.distributed import World
 
 
@@ -32,8 +32,8 @@ class Validation:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
         victim, steps = self._victim(network), self.threat.steps
         clean = victim.correct(self.held)
-        held = robust(victim.broken_at(self.held, self.threat, clean), steps)
-        fitted = robust(victim.broken_at(self.fitted, self.threat, victim.correct(self.fitted)), steps)
+        held = robust(broken_at(victim, self.held, self.threat, clean), steps)
+        fitted = robust(broken_at(victim, self.fitted, self.threat, victim.correct(self.fitted)), steps)
         score, fit = float(held.double().mean()), float(fitted.double().mean())
         return {
             "val": {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)},
@@ -46,5 +46,5 @@ class Validation:
         threat, victim = replace(self.threat, **changes), self._victim(network)
         right = victim.correct(self.held)
         if threat.steps:
-            right = robust(victim.broken_at(self.held, threat, right), threat.steps)
+            right = robust(broken_at(victim, self.held, threat, right), threat.steps)
         return float(right.double().mean())

@@ -292,4 +292,4 @@ class TestRealImages:
         (here / "few").rename(here / "moved")
         assert main(["eval", str(run), *look, "eval.limit=50"]) == 3
         assert "few/MNIST/raw" in capsys.readouterr().err
-        assert main(["eval", str(run), *look, "eval.limit=50", "which=[last]", "data_dir=moved"]) == 0
+        assert main(["eval", str(run), *look, "eval.limit=50", "eval.checkpoints=[last]", "data_dir=moved"]) == 0

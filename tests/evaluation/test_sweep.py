@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import Plan, Threat, Victim, evaluate, robust, wilson
+from atbench.evaluation import Plan, Threat, Victim, broken_at, evaluate, robust, wilson
 
 SIDE = 5
 
@@ -57,7 +57,7 @@ def test_breaks_exactly_what_the_closed_form_says(norm: str, p: float, eps: floa
     given = images(network)
     threat = Threat(norm, eps, eps / 4, 40, objective="margin", restarts=3)
     victim = Victim(network, 16)
-    survived = robust(victim.broken_at(given, threat, victim.correct(given)), 40)
+    survived = robust(broken_at(victim, given, threat, victim.correct(given)), 40)
     margin = margins(network, given, eps, p)
     sure = margin.abs() > 1e-3
     assert torch.equal(survived[sure], margin[sure] > 0)
@@ -68,9 +68,9 @@ def test_prefixes_are_the_shorter_attacks() -> None:
     network = Flat()
     given, threat = images(network), Threat("linf", 0.02, 0.004, 12)
     victim = Victim(network, 32)
-    whole = victim.broken_at(given, threat, victim.correct(given))
+    whole = broken_at(victim, given, threat, victim.correct(given))
     for k in (1, 3, 7):
-        short = victim.broken_at(given, replace(threat, steps=k), victim.correct(given))
+        short = broken_at(victim, given, replace(threat, steps=k), victim.correct(given))
         assert torch.equal(robust(short, k), robust(whole, k))
 
 
@@ -79,8 +79,8 @@ def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
     given, threat = images(network), Threat("linf", 0.02, 0.003, 8)
     victim = Victim(network, 32)
     alive = victim.correct(given)
-    both = victim.broken_at(given, replace(threat, restarts=2), alive)
-    first = victim.broken_at(given, threat, alive)
+    both = broken_at(victim, given, replace(threat, restarts=2), alive)
+    first = broken_at(victim, given, threat, alive)
     for k in range(1, 9):
         assert (robust(both, k) <= robust(first, k)).all()
     assert (robust(both, 8).sum() < robust(first, 8).sum()) or (both != first).any()
@@ -90,15 +90,15 @@ def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
 def test_outcomes_do_not_depend_on_the_batch_size(size: int) -> None:
     network = Flat()
     given, threat = images(network), Threat("linf", 0.02, 0.004, 6, restarts=2)
-    expected = Victim(network, 64).broken_at(given, threat, Victim(network, 64).correct(given))
+    expected = broken_at(Victim(network, 64), given, threat, Victim(network, 64).correct(given))
     victim = Victim(network, size)
-    assert torch.equal(victim.broken_at(given, threat, victim.correct(given)), expected)
+    assert torch.equal(broken_at(victim, given, threat, victim.correct(given)), expected)
 
 
 def test_processes_share_the_work() -> None:
     network = Flat()
     given, threat = images(network), Threat("linf", 0.02, 0.004, 6)
-    expected = Victim(network, 16).broken_at(given, threat, Victim(network, 16).correct(given))
+    expected = broken_at(Victim(network, 16), given, threat, Victim(network, 16).correct(given))
     parts: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def test_processes_share_the_work() -> None:
 
     alive = Victim(network, 16).correct(given)
     for rank in range(3):
-        Victim(network, 16, rank, 3, keep).broken_at(given, threat, alive)
+        broken_at(Victim(network, 16, rank, 3, keep), given, threat, alive)
     found = (7 - torch.stack(parts).sum(dim=0)) * alive
     assert torch.equal(torch.where(found == 7, -1, found).to(torch.int16), expected)
 
@@ -135,7 +135,7 @@ def test_the_network_is_left_as_it_was() -> None:
     expected = torch.rand(3)
     torch.manual_seed(5)
     victim = Victim(network, 32)
-    victim.broken_at(given, Threat("linf", 0.02, 0.005, 3), victim.correct(given))
+    broken_at(victim, given, Threat("linf", 0.02, 0.005, 3), victim.correct(given))
     assert torch.equal(torch.rand(3), expected), "the global random state"
     assert network.training and network.norm.training and network.dropout.training
     assert not network.linear.weight.requires_grad and network.linear.bias.requires_grad

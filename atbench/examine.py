@@ -1,0 +1,203 @@
+"""Evaluation as part of a run: which checkpoints, under which plan, and where what was found is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from atbench import assemble, config
+from atbench.attacks import Attack, GradientAttack, Searched
+from atbench.config import build, welcome
+from atbench.data import Images, Source
+from atbench.errors import ConfigError, DataError
+from atbench.evaluation import Evaluation, Ledger, Plan, Victim, record, weights_sha256
+from atbench.evaluation import evaluate as evaluate_network
+from atbench.evaluation.verify import verify
+from atbench.folder import read_json, write_json
+from atbench.reporting import report
+from atbench.reporting.terminal import finished, notices, summary, verification
+from atbench.resume import target_of
+from atbench.training import World, checkpoint, threads, world
+
+SCHEMA = 2
+PARTS = Path("evaluation") / "parts"
+
+
+def evaluate(composed: DictConfig) -> float:
+    """`atbench eval`: attacks checkpoints of a run; returns the last one's worst-case accuracy."""
+    target = composed.verify or composed.target
+    if target is None:
+        raise ConfigError("eval", "nothing", "there is no run to attack", "write `atbench eval RUN`")
+    folder, names, saved = target_of(str(target), [str(name) for name in composed.eval.checkpoints])
+    cfg = _asked(composed, saved)
+    warnings = config.check(cfg)
+    with threads(cfg.threads), world(cfg.device) as here:
+        source = assemble.shared_source(cfg, here)
+        if composed.verify:
+            return verified(cfg, source, here, folder)
+        if here.main:
+            notices(warnings, Console(stderr=True))
+        records = checkpoints(cfg, source, here, folder, names)
+        if here.main:
+            report.write(folder)
+            summary(records, folder, [f"atbench eval verify={folder}", f"atbench report {folder}"], Console())
+        return float(records[-1]["robust"]["accuracy"])
+
+
+def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
+    """The configuration of the run, with what `atbench eval` was told in place of what it had."""
+    if composed.dataset is None:
+        composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
+    asked = config.resolve(composed)
+    cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
+    cfg.update({key: asked[key] for key in ("dataset", "model", "data_dir") if asked[key] is not None})
+    cfg.threads = asked.threads
+    if asked.attack is not None:
+        cfg.eval.attacks = {**cfg.eval.attacks, asked.attack.about.name: asked.attack}
+    return cfg
+
+
+def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Measure checkpoints of a run on the test split: the only place that reads it."""
+    test = source.test().to(world.device)
+    found: list[dict[str, Any]] = []
+    measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
+    for name in names:
+        network, epoch = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
+        # The last epoch is often the best one: the same weights under the same attack are measured once.
+        weights = weights_sha256(network)
+        if weights not in measured:
+            measured[weights] = examine(cfg, source, world, folder, name, network, test)
+        evaluation, content = measured[weights]
+        content = {**content, "checkpoint": name, "epoch": epoch}
+        keep(folder, name, content, evaluation, world)
+        found.append(content)
+    if world.main:
+        Ledger(folder / PARTS, {}).forget()
+    return found
+
+
+def examine(
+    cfg: DictConfig, source: Source, world: World, folder: Path, name: str, network: nn.Module, test: Images
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Run the configured evaluation on one network. What is interrupted goes on from the parts in the folder."""
+    plan = make_plan(cfg, source, world, test)
+    about = {
+        "schema": SCHEMA,
+        "checkpoint": name,
+        "split": "test",
+        "weights_sha256": weights_sha256(network),
+        "data_sha256": test.sha256(),
+        "versions": {"torch": torch.__version__},
+    }
+    facts = {**about, "seed": cfg.seed, "dtype": str(next(network.parameters()).dtype)}
+    ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
+    victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
+    console = Console(stderr=True)
+
+    def told(so_far: Evaluation) -> None:
+        if world.main:
+            content = {**about, "complete": False, **record.figures(so_far, source.classes)}
+            write_json(folder / "evaluation" / f"{name}.partial.json", content)
+            finished(name, content, console)
+
+    evaluation = evaluate_network(victim, test, plan, ledger, told)
+    return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
+
+
+def keep(folder: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World) -> None:
+    """Write the record, its outcomes and its adversarial images."""
+    if world.main:
+        images = record.examples(evaluation) if evaluation.plan.examples else {}
+        record.save(folder / "evaluation", name, content, record.arrays(evaluation), images)
+    world.barrier()
+
+
+def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
+    """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
+    chosen = cfg.eval
+    threat = assemble.make_threat(
+        cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
+        chosen.norm, chosen.eps,
+    )  # fmt: skip
+    norms = {norm: assemble.make_threat(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
+
+    def other(path: str) -> nn.Module:
+        return opened(path, source, world.device)
+
+    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
+    attacks = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
+    return Plan(
+        threat=threat,
+        steps=list(chosen.steps),
+        eps_grid=list(chosen.eps_grid),
+        eps_steps=chosen.eps_steps,
+        limit=chosen.limit,
+        attacks=attacks,
+        survivors=chosen.survivors,
+        audit=chosen.audit,
+        norms={norm: its for norm, its in norms.items() if norm != threat.norm},
+        examples=chosen.examples,
+    )
+
+
+def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
+    """An attack in the threat of the evaluation, and the settings that it was made from.
+
+    A search of the training side (`attack=pgd`) keeps its ratio of step size to ε.
+    """
+    settings = {key: value for key, value in config.plain(node).items() if key not in ("about", "norm", "eps")}
+    if "step_size" in settings and node.get("eps"):
+        settings["step_size"] = settings["step_size"] / node.eps * offered["eps"]
+    made = build(settings, path, **welcome(settings, path, offered))
+    return (Searched(made) if isinstance(made, GradientAttack) else made), settings
+
+
+def opened(target: str, source: Source, device: torch.device) -> nn.Module:
+    """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
+    folder, (name,), saved = target_of(target, ["best"])
+    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
+    return network.eval().requires_grad_(False)
+
+
+def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int]:
+    """The network in a checkpoint, and the epoch that it is of."""
+    state = checkpoint.read(path, device)
+    network = assemble.make_model(cfg, source).to(device)
+    network.load_state_dict(state["model"])
+    return network, int(state["epoch"])
+
+
+def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
+    """`atbench eval verify=RUN`: every number of its records from its images. Raises DataError where one differs."""
+    test, numbers = source.test().to(world.device), []
+    for path in sorted((folder / "evaluation").glob("*.npz")):
+        name = path.stem
+        if name.endswith(".examples"):
+            continue
+        content = read_json(folder / "evaluation" / f"{name}.json")
+        if not content.get("examples"):
+            why = "it kept no adversarial images"
+            raise DataError("verify", path, why, "evaluate it again with eval.examples=true")
+        network, _ = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
+        for key, value in (("weights_sha256", weights_sha256(network)), ("data_sha256", test.sha256())):
+            if content[key] != value:
+                why = f"{key} is {value[:12]}, the record has {content[key][:12]}"
+                raise DataError("verify", path, why, "restore the checkpoint and the data")
+        victim = Victim(network, cfg.eval.batch_size)
+        with np.load(path, allow_pickle=False) as outcomes, np.load(path.with_name(content["examples"])) as kept:
+            numbers += [(name, number) for number in verify(victim, test, content, dict(outcomes), dict(kept))]
+    if world.main:
+        verification(numbers, Console())
+    wrong = [f"{name} {number.name}" for name, number in numbers if not number.agrees]
+    if wrong or not numbers:
+        what = f"{len(wrong)} of {len(numbers)} numbers cannot be made again ({', '.join(wrong[:3])})"
+        raise DataError("verify", folder, what, "evaluate it again")
+    return 1.0
