@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.evaluation import Plan, Threat, Victim, broken_at, evaluate, robust, wilson
+from atbench.evaluation.record import arrays, figures
 
 SIDE = 5
 
@@ -117,7 +118,8 @@ def test_a_record_is_monotone_and_exact_at_zero_and_one() -> None:
     given = images(network)
     threat = Threat("linf", 0.02, 0.005, 10)
     plan = Plan(threat, steps=[1, 2, 5, 10], eps_grid=[0, 0.5, 1, 2, 50], eps_steps=10)
-    record, outcomes = evaluate(Victim(network, 32), given, plan)
+    found = evaluate(Victim(network, 32), given, plan)
+    record, outcomes = figures(found), arrays(found)
     by_k = [record["clean"]["accuracy"], *(step["accuracy"] for step in record["steps"])]
     by_eps = [entry["accuracy"] for entry in record["eps"]]
     assert by_k == sorted(by_k, reverse=True) and by_eps == sorted(by_eps, reverse=True)

@@ -1,0 +1,113 @@
+"""Measurements that survive a kill, a change of batch size and a change of the number of processes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atbench.evaluation import Ledger, Victim
+
+ROWS = torch.tensor([9, 2, 7, 4, 0, 5, 8])
+
+
+class Stopped(Exception):
+    pass
+
+
+def victim(batch_size: int = 2, **sharing: object) -> Victim:
+    return Victim(nn.Linear(1, 1), batch_size, **sharing)  # type: ignore[arg-type]
+
+
+class Work:
+    """Squares of the rows; remembers what it was asked for, and stops after so many batches."""
+
+    def __init__(self, batches: int = 100) -> None:
+        self.asked: list[int] = []
+        self.left = batches
+
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        if self.left == 0:
+            raise Stopped
+        self.left -= 1
+        self.asked += rows.tolist()
+        return {"square": rows**2, "wide": rows[:, None].float().expand(-1, 3)}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    monkeypatch.setattr(Ledger, "SECONDS", -1.0)  # every batch is written
+    return Ledger(tmp_path / "parts", {"weights": "abc"})
+
+
+@pytest.mark.parametrize("folder", [None, "parts"])
+def test_results_come_in_the_order_asked_for(folder: str | None, tmp_path: Path) -> None:
+    found = Ledger(tmp_path / folder if folder else None, {}).measure(victim(), "a", {}, ROWS, Work())
+    assert found["square"].tolist() == (ROWS**2).tolist()
+    assert found["wide"].shape == (7, 3) and (found["seconds"] >= 0).all()
+
+
+def test_what_was_interrupted_goes_on_with_the_rest(ledger: Ledger) -> None:
+    with pytest.raises(Stopped):
+        ledger.measure(victim(), "a", {"steps": 3}, ROWS, Work(batches=2))
+    again = Work()
+    found = ledger.measure(victim(batch_size=3), "a", {"steps": 3}, ROWS, again)
+    assert again.asked == ROWS[4:].tolist()
+    assert found["square"].tolist() == (ROWS**2).tolist()
+    more = Work()
+    wider = ledger.measure(victim(), "a", {"steps": 3}, torch.arange(10), more)
+    assert sorted(more.asked) == [1, 3, 6] and wider["square"].tolist() == [i**2 for i in range(10)]
+
+
+def test_other_weights_settings_or_names_share_nothing(ledger: Ledger) -> None:
+    ledger.measure(victim(), "a", {"steps": 3}, ROWS, Work())
+    assert ledger.folder is not None
+    for other, name, settings in (
+        (ledger, "b", {"steps": 3}),
+        (ledger, "a", {"steps": 4}),
+        (Ledger(ledger.folder, {"weights": "abd"}), "a", {"steps": 3}),
+    ):
+        work = Work()
+        other.measure(victim(), name, settings, ROWS, work)
+        assert len(work.asked) == len(ROWS)
+
+
+def test_a_part_that_was_cut_off_is_measured_again(ledger: Ledger) -> None:
+    ledger.measure(victim(), "a", {}, ROWS, Work())
+    assert ledger.folder is not None
+    part = sorted(ledger.folder.rglob("*.npz"))[0]
+    part.write_bytes(part.read_bytes()[:-40])
+    work = Work()
+    found = ledger.measure(victim(), "a", {}, ROWS, work)
+    assert len(work.asked) == 2 and found["square"].tolist() == (ROWS**2).tolist()
+
+
+def test_nothing_to_measure(ledger: Ledger) -> None:
+    assert ledger.measure(victim(), "a", {}, ROWS[:0], Work(batches=0)) == {}
+
+
+def test_processes_share_the_work_and_all_see_everything(ledger: Ledger) -> None:
+    meet = threading.Barrier(3)
+
+    def reduce(tensor: Tensor) -> Tensor:
+        meet.wait(timeout=30)
+        return tensor
+
+    works = [Work() for _ in range(3)]
+    found: dict[int, dict[str, np.ndarray]] = {}
+
+    def process(rank: int) -> None:
+        mine = victim(rank=rank, world=3, reduce=reduce)
+        found[rank] = ledger.measure(mine, "a", {}, ROWS, works[rank])
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert sorted(row for work in works for row in work.asked) == sorted(ROWS.tolist())
+    assert all(found[rank]["square"].tolist() == (ROWS**2).tolist() for rank in range(3))

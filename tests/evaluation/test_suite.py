@@ -1,0 +1,188 @@
+"""Attacks as the evaluation judges them, the surface over k and ε, and records that can be computed again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from atbench.attacks import Attack, GradientAttack, Searched, Target, ball
+from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, evaluate, record
+from atbench.evaluation.suite import UNKNOWN, Suite, eight_bit, legal
+from atbench.evaluation.sweep import broken_at
+from atbench.evaluation.verify import verify
+from atbench.rng import ExampleDraws
+from tests.evaluation.test_sweep import Flat, images
+
+THREAT = Threat("linf", 0.02, 0.004, 8)
+
+
+class Scripted(Attack):
+    """Answers with what a function makes of the images."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor], Tensor], eps: float = 0.02) -> None:
+        super().__init__("linf", eps, 1)
+        self.answer = answer
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        return self.answer(x, y)
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        raise NotImplementedError
+
+
+def suite(network: Flat) -> Suite:
+    given, victim = images(network), Victim(network, 32)
+    return Suite(victim, given, victim.correct(given), Ledger(None, {}), 0)
+
+
+def pgd(steps: int = 20, eps: float = 0.02) -> Searched:
+    return Searched(GradientAttack("linf", eps, steps, eps / 4, "uniform", keep="first"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x, y: (x + 0.3).clamp(0, 1),
+        lambda x, y: torch.full_like(x, torch.nan),
+        lambda x, y: x,
+        lambda x, y: x - 2.0,
+    ],
+    ids=["outside the ball", "no numbers", "nothing done", "outside the box"],
+)
+def test_an_attack_is_not_believed(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    judge = suite(Flat())
+    found = judge.attack("liar", Scripted(answer), {}, judge.clean)
+    assert not found.outcome.broken.any() and torch.equal(found.outcome.tried, judge.clean)
+    assert len(found.rows) == len(found.x_adv) == 0
+
+
+def test_what_is_legal_and_wrong_counts_and_is_kept() -> None:
+    network = Flat()
+    judge = suite(network)
+    found = judge.attack("pgd", pgd(), {}, judge.clean)
+    broken = found.outcome.broken
+    assert 0 < int(broken.sum()) < int(judge.clean.sum()) and not (broken & ~judge.clean).any()
+    assert found.rows.tolist() == broken.nonzero().flatten().tolist()
+    x = judge.images.floats(broken.nonzero().flatten(), torch.float64)
+    x_adv = torch.from_numpy(found.x_adv).double()
+    assert legal(x, x_adv, "linf", 0.02).all()
+    assert (network.eval()(x_adv).argmax(dim=1) != judge.images.y[broken]).all()
+    rounded = eight_bit(x, x_adv)
+    assert np.array_equal(found.eight, (network(rounded).argmax(dim=1) != judge.images.y[broken]).numpy())
+    assert found.outcome.gradients > 0 and found.outcome.forwards > found.outcome.gradients
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_eight_bits_lie_on_the_grid_and_no_farther(norm: str) -> None:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20, 3, 4, 4), generator=source) / 255
+    x_adv = (x + 0.1 * torch.randn(x.shape, generator=source)).clamp(0, 1)
+    rounded = eight_bit(x, x_adv)
+    torch.testing.assert_close(rounded * 255, (rounded * 255).round(), atol=1e-4, rtol=0)
+    assert (ball(norm).norm(rounded - x) <= ball(norm).norm(x_adv - x) + 1e-5).all()
+    assert (rounded - x_adv).abs().max() <= 1 / 255 + 1e-6
+    whole = (x + 8 / 255).clamp(0, 1)
+    assert torch.allclose(eight_bit(x, whole), whole, atol=1e-6), "a step of 8/255 stays one"
+
+
+def test_the_surface_is_what_separate_searches_find() -> None:
+    """Broken at (ε, k): within k steps at ε, or at any smaller ε of the grid."""
+    network = Flat()
+    judge = suite(network)
+    multiples = [0.25, 0.5, 1.0, 1.5]
+    surface = judge.surface(THREAT, multiples, 5)
+    expected = torch.full((len(judge.images),), UNKNOWN)
+    for multiple in multiples:
+        steps = 8 if multiple == 1 else 5
+        own = replace(THREAT, eps=multiple * 0.02, step_size=multiple * 0.004, steps=steps)
+        alone = broken_at(judge.victim, judge.images, own, judge.clean).long()
+        expected = torch.minimum(expected, torch.where(alone == -1, UNKNOWN, alone))
+        assert torch.equal(surface.levels[multiple].first, expected)
+    firsts = torch.stack([level.first for level in surface.levels.values()])
+    assert (firsts[1:] <= firsts[:-1]).all() and (firsts[-1] < firsts[0]).any()
+
+
+def whole(network: Flat, **changes: Any) -> tuple[Victim, Evaluation]:
+    victim = Victim(network, 32)
+    attacks = {"pgd_20": (pgd(), {"steps": 20}), "pgd_40": (pgd(40), {"steps": 40})}
+    plan = Plan(THREAT, [1, 8], [0, 0.5, 1, 2], 5, attacks=attacks, norms={"l2": Threat("l2", 0.06, 0.02, 5)})
+    return victim, evaluate(victim, images(network), replace(plan, **changes))
+
+
+@pytest.mark.parametrize("survivors", [True, False])
+def test_the_headline_is_the_worst_case_of_all_attacks(survivors: bool) -> None:
+    _, found = whole(Flat(), survivors=survivors)
+    figures, arrays = record.figures(found), record.arrays(found)
+    broken = arrays["broken_at"] > 0
+    for name in ("pgd_20", "pgd_40"):
+        broken |= arrays[f"broken_{name}"]
+    assert np.array_equal(arrays["robust"], arrays["clean"] & ~broken)
+    assert figures["robust"]["accuracy"] == arrays["robust"].mean()
+    assert figures["robust"]["attacks"] == ["pgd", "pgd_20", "pgd_40"]
+    last = figures["attacks"][-1]
+    assert last["after"]["accuracy"] == figures["robust"]["accuracy"]
+    assert (last["alone"] is None) == survivors
+    assert (
+        last["tried"] == (arrays["clean"] & (arrays["broken_at"] < 1) & ~arrays["broken_pgd_20"]).sum() or not survivors
+    )
+    assert figures["robust"]["eight_bit"]["accuracy"] >= figures["robust"]["accuracy"]
+
+
+def verdicts(
+    network: Flat, victim: Victim, found: Evaluation, spoil: Callable[..., None] = lambda *_: None
+) -> list[str]:
+    figures, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
+    figures, kept = copy.deepcopy(figures), copy.deepcopy(kept)
+    spoil(figures, kept)
+    return [number.name for number in verify(victim, found.images, figures, arrays, kept) if not number.agrees]
+
+
+def test_every_number_can_be_made_again_from_the_kept_images() -> None:
+    network = Flat()
+    victim, found = whole(network)
+    before = victim.gradients
+    assert verdicts(network, victim, found) == []
+    assert victim.gradients == before, "nothing is searched"
+
+
+def test_a_number_that_the_images_do_not_bear_out_is_found() -> None:
+    network = Flat()
+    victim, found = whole(network)
+
+    def claim(figures: dict[str, Any], kept: dict[str, Any]) -> None:
+        figures["attacks"][0]["alone"]["accuracy"] -= 1 / 90
+
+    def illegal(figures: dict[str, Any], kept: dict[str, Any]) -> None:
+        kept["pgd_40.x_adv"] = np.clip(kept["pgd_40.x_adv"] + 0.1, 0, 1)
+
+    def harmless(figures: dict[str, Any], kept: dict[str, Any]) -> None:
+        kept["pgd.1.x_adv"] = found.images.floats(torch.from_numpy(kept["pgd.1.rows"])).numpy()
+
+    assert verdicts(network, victim, found, claim) == ["pgd_20"]
+    assert "pgd_40" in verdicts(network, victim, found, illegal)
+    assert "PGD-8" in verdicts(network, victim, found, harmless)
+
+
+def test_figures_are_told_while_the_evaluation_runs() -> None:
+    network = Flat()
+    told: list[list[str]] = []
+    attacks = {"a": (pgd(), {}), "b": (pgd(), {})}
+    plan = Plan(THREAT, [8], [], 5, attacks=attacks)
+    evaluate(
+        Victim(network, 32), images(network), plan, told=lambda e: told.append(record.figures(e)["robust"]["attacks"])
+    )
+    assert told == [["pgd"], ["pgd", "a"], ["pgd", "a", "b"]]
+
+
+def test_without_a_sweep_only_the_attacks_count() -> None:
+    _, found = whole(Flat(), steps=[], eps_grid=[], norms={})
+    figures = record.figures(found)
+    assert figures["steps"] == figures["eps"] == [] and figures["robust"]["attacks"] == ["pgd_20", "pgd_40"]
+    assert "broken_at" not in record.arrays(found)
