@@ -30,7 +30,7 @@ def shot_noise(x: Tensor, rng: ExampleDraws, photons: float) -> Tensor:
     # One ladder for all levels, level v between v and v + 1, is sorted: a single search answers every pixel.
     ladder = (torch.arange(256, device=x.device)[:, None] + cumulative).flatten()
     place = torch.searchsorted(ladder, level + unit(rng, x, *x.shape[1:]), right=True) - level * (most + 1)
-    return place.clamp(max=most) / photons
+    return place.clamp(max=most).to(x.dtype) / photons
 
 
 def impulse_noise(x: Tensor, rng: ExampleDraws, share: float) -> Tensor:
