@@ -3,9 +3,9 @@
 They are our own generation, from the definitions, for images of any size: figures are comparable between runs of
 atbench, not with accuracies or mCE on the published CIFAR-10-C. Random numbers, libraries, borders, rounding and the
 frost differ. The numbers of each severity are those that CIFAR-10-C was made with (hendrycks/robustness,
-ImageNet-C/create_c/make_cifar_c.py); its authors chose them by eye for 32×32 colour pictures. `glass_blur`,
-`procedural_frost` and `elastic_transform` change several numbers at once: a higher severity need not move an image
-further. Severities 3 and 4 of `motion_blur` differ in the tail of a Gaussian only.
+ImageNet-C/create_c/make_cifar_c.py), which is for 32×32 colour pictures. `glass_blur`, `procedural_frost` and
+`elastic_transform` change several numbers at once: a higher severity need not move an image further. Severities 3 and 4
+of `motion_blur` differ in the tail of a Gaussian only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ CORRUPTIONS: dict[str, Corruption] = {
     "defocus_blur": Corruption(blur.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
     "glass_blur": Corruption(blur.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
     "motion_blur": Corruption(blur.motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    "zoom_blur": Corruption(blur.zoom_blur, ((5,), (10,), (15,), (20,), (25,))),
+    # Up to 1.06, 1.11, 1.15, 1.2 and 1.25: np.arange(1, 1.06, 0.01) and (1, 1.11, 0.01) contain their ends.
+    "zoom_blur": Corruption(blur.zoom_blur, ((6,), (11,), (15,), (20,), (25,))),
     "snow": Corruption(
         weather.snow,
         (
