@@ -33,7 +33,8 @@ class Plan:
     attacks: further attacks in the same ball, by name, each with the settings that it was made from. `survivors`: each
         runs on what the ones before left right, as AutoAttack does; otherwise on all that is right without attack.
     audit: on how many examples the evaluation itself is examined; 0: not.
-    norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried. examples: whether adversarial images are kept.
+    norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
+    examples: whether adversarial images are kept.
     """
 
     threat: Threat
