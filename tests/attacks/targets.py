@@ -99,5 +99,9 @@ def kind(name: str) -> type:
 #: The attacks that only an evaluation can run, by name.
 NAMES = sorted(name for name in catalog.options("attack", [catalog.conf_dir()]) if issubclass(kind(name), Attack))
 CASES = [(name, norm) for name in NAMES for norm in kind(name).norms]
-#: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find.
-GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient"]
+#: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find,
+#: and a single step goes from its random start towards a mixture of the classes.
+GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient" and node(name).get("steps") != 1]
+#: Cross-entropy climbs towards a mixture of the classes. An L1 step spends itself on one pixel, and the mixture's best
+#: pixel need not serve the nearest class, however small the steps are.
+NEAREST = [(name, norm) for name, norm in GRADIENT if norm != "l1" or node(name).get("objective") != "ce"]
