@@ -114,8 +114,8 @@ class _Pull:
         scale = 1.0
         for cycle in range(self.cycles):
             scale = max(scale / 2, FLOOR)
-            rows, x_adv = self._leg(rows, x_adv, self.relaxed, scale, relaxed=True)
-            rows, x_adv = self._leg(rows, x_adv, self.strict, scale)
+            rows, x_adv = self._leg(rows, x_adv, self.relaxed, scale, self.eps * (1 + scale), outside=self.relaxed)
+            rows, x_adv = self._leg(rows, x_adv, self.strict, scale, self.eps, outside=1)
             if self.strict:
                 hopeful = self.behind[rows] <= scale
                 rows, x_adv = rows[hopeful], x_adv[hopeful]
@@ -123,23 +123,22 @@ class _Pull:
                 return
             noise = self.rng.at("cycle", cycle).take(rows).uniform(x_adv) * (scale * self.eps)
             inner = self.ball.project(self.x[rows], x_adv, self.eps * (1 - scale))
-            rows, x_adv = self._leg(rows, (inner + noise).clamp_(0, 1), self.rest, scale)
+            rows, x_adv = self._leg(rows, (inner + noise).clamp_(0, 1), self.rest, scale, self.eps, outside=0)
             if len(rows) == 0:
                 return
         self.survivors.judge(rows, x_adv)
 
     def _leg(
-        self, rows: Tensor, x_adv: Tensor, steps: int, scale: float, relaxed: bool = False
+        self, rows: Tensor, x_adv: Tensor, steps: int, scale: float, radius: float, outside: int
     ) -> tuple[Tensor, Tensor]:
-        """Some steps on z_t − z_y; without those that it broke."""
+        """Some steps on z_t − z_y, of which the first `outside` may begin outside ε; without those that it broke."""
         if steps == 0 or len(rows) == 0:
             return rows, x_adv
 
         def stop(state: State) -> Tensor:
-            return self._look(rows[state.rows], state, inside=state.step > 0 and not relaxed)
+            return self._look(rows[state.rows], state, state.step < outside)
 
         objective = Objective(self.survivors.target.logits, towards, self.survivors.y[rows], self.t[rows])
-        radius = self.eps * (1 + scale) if relaxed else self.eps
         x_adv = self.search(
             objective,
             self.x[rows],
@@ -151,11 +150,11 @@ class _Pull:
         )
         return self.survivors.thin(rows, x_adv)
 
-    def _look(self, rows: Tensor, state: State, inside: bool) -> Tensor:
-        """Judge a point, or where it is not known to lie in the ball its projection, by the margin to any class."""
+    def _look(self, rows: Tensor, state: State, outside: bool) -> Tensor:
+        """Judge a point of the ball by its margin to t, and one outside by its projection's margin to any class."""
         x_adv, logits, gap = state.x_adv, state.outputs, -state.value
         self.behind[rows] = gap
-        if not inside:
+        if outside:
             x_adv = self.ball.project(self.x[rows], x_adv, self.eps)
             with torch.no_grad():
                 logits = self.survivors.target.logits(x_adv)
