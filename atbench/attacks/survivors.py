@@ -1,8 +1,4 @@
-"""Restarts and targets: one try after another, each on the examples that none before it broke.
-
-A robust accuracy is the worst case over the tries, example by example, never their mean (Carlini et al. 2019, arXiv
-1902.06705, sec. 5.2). So an example that is broken costs nothing more.
-"""
+"""What attacks made of several searches share: who is still unbroken, and the best try of each example so far."""
 
 from __future__ import annotations
 
@@ -12,56 +8,93 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atbench.attacks.objectives import Objective
+from atbench.attacks.attack import Target
+from atbench.attacks.objectives import Objective, margin
 from atbench.attacks.search import GradientAttack, State
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What one try came to: images (b, C, H, W), the objective there (b,), and which are misclassified (b,)."""
+class Leg:
+    """A part of a search with one objective and one step size. `objective` is asked for the examples at `rows`."""
 
-    x_adv: Tensor
-    value: Tensor
-    broken: Tensor
+    objective: Callable[[Tensor], Objective]
+    steps: int
+    step_size: float
 
 
-def over_survivors(x: Tensor, tries: Iterable[Callable[[Tensor], Attempt]]) -> Tensor:
-    """One image for each x: that of the try that broke it, else of the try that got the highest value.
+def always(objective: Objective) -> Callable[[Tensor], Objective]:
+    """For a first leg, which has the very examples that the objective was made for."""
+    return lambda rows: objective
 
-    Each try is handed the positions (b,) of the examples that are still right, and answers for them in that order.
+
+class Survivors:
+    """The examples of a batch over any number of searches in one ball.
+
+    x_adv: (B, C, H, W), the first misclassified image seen of an example, else the one of the largest margin.
+    broken: (B,) booleans.
+
+    `rows` are positions in the batch throughout.
     """
-    result = x.clone()
-    best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-    alive = torch.arange(len(x), device=x.device)
-    for attempt in tries:
-        if len(alive) == 0:
-            break
-        got = attempt(alive)
-        better = got.broken | (got.value > best[alive])
-        result[alive[better]] = got.x_adv[better]
-        best[alive] = torch.maximum(best[alive], got.value)
-        alive = alive[~got.broken]
-    return result
 
+    #: As in the search itself: re-packing at every hit costs more than it saves.
+    REPACK = 0.25
 
-def climb(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, begin: Tensor) -> Attempt:
-    """One ascent from `begin`, judged by the outputs that the objective returns.
+    def __init__(self, target: Target, x: Tensor, y: Tensor) -> None:
+        self.target, self.x, self.y = target, x, y
+        self.x_adv = x.clone()
+        self.gap = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
-    With `keep="first"` every point of the path is judged on the way, and the first misclassified one is the answer.
-    With `keep="last"` the final point alone is, which takes a forward pass of its own.
-    """
-    value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    def rows(self) -> Tensor:
+        """Those that nothing has broken yet."""
+        return (~self.broken).nonzero().squeeze(1)
 
-    def judge(state: State) -> Tensor:
-        found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
-        value[state.rows] = state.value.to(x.dtype)
-        broken[state.rows] |= found
-        return found
+    def see(self, rows: Tensor, x_adv: Tensor, logits: Tensor) -> Tensor:
+        """Take note of images of the ball and their logits; says which of the rows are broken by now."""
+        y, gap = self.y[rows], margin(logits, self.y[rows]).to(self.gap.dtype)
+        found = logits.argmax(dim=1) != y
+        better = ~self.broken[rows] & (found | (gap > self.gap[rows]))
+        wide = better.view(-1, *[1] * (x_adv.ndim - 1))
+        self.x_adv[rows] = torch.where(wide, x_adv, self.x_adv[rows])
+        self.gap[rows] = torch.where(better, gap, self.gap[rows])
+        self.broken[rows] = self.broken[rows] | found
+        return self.broken[rows]
 
-    if search.keep == "first":
-        return Attempt(search(objective, x, start=begin, stop=judge), value, broken)
-    x_adv = search(objective, x, start=begin)
-    with torch.no_grad():
-        reached, outputs = objective(x_adv, None, search.steps)
-    return Attempt(x_adv, reached.to(x.dtype), outputs.argmax(dim=1) != y)
+    def judge(self, rows: Tensor, x_adv: Tensor) -> Tensor:
+        """Look at images without a gradient, and return their logits: searches do not look at their last point."""
+        with torch.no_grad():
+            logits = self.target.logits(x_adv)
+        self.see(rows, x_adv, logits)
+        return logits
+
+    def thin(self, rows: Tensor, x_adv: Tensor, share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Both without what is broken, once that is more than a share of them."""
+        alive = ~self.broken[rows]
+        if int(alive.sum()) >= (1 - share) * len(rows):
+            return rows, x_adv
+        return rows[alive], x_adv[alive]
+
+    def walk(self, search: GradientAttack, legs: Iterable[Leg], rows: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """One search after the other from where the last one ended, `start` first; the last point is looked at too.
+
+        `search` keeps its last point. Returns the rows that are still unbroken and the logits of their last points.
+        """
+        x_adv = start
+        for leg in legs:
+            if leg.steps == 0:
+                continue
+            x_adv = self._leg(search, leg, rows, x_adv)
+            rows, x_adv = self.thin(rows, x_adv, self.REPACK)
+            if len(rows) == 0:
+                return rows, x_adv.new_zeros(0)
+        logits = self.judge(rows, x_adv)
+        alive = ~self.broken[rows]
+        return rows[alive], logits[alive]
+
+    def _leg(self, search: GradientAttack, leg: Leg, rows: Tensor, start: Tensor) -> Tensor:
+        def stop(state: State) -> Tensor:
+            return self.see(rows[state.rows], state.x_adv, state.outputs)
+
+        return search(
+            leg.objective(rows), self.x[rows], start=start, step_size=leg.step_size, steps=leg.steps, stop=stop
+        )

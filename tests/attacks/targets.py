@@ -17,7 +17,9 @@ from atbench.rng import ExampleDraws
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 #: Small budgets, under the names that attacks give theirs: the contract is about what holds for any budget.
-SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 4, "searches": 5}
+SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 4, "searches": 5, "cycles": 2}
+#: Options without which an attack refuses to be built.
+REQUIRED = {"transfer": {"run": "other"}}
 
 
 class Linear(nn.Module):
@@ -80,8 +82,8 @@ def make(name: str, norm: str, eps: float, small: bool = True, **changes: Any) -
     """The attack `name` at this norm and radius, with a small budget, given what an evaluation would give it."""
     content = node(name)
     if small:
-        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL}
-    content |= changes
+        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL and value is not None}
+    content |= REQUIRED.get(name, {}) | changes
     x, y = images(Linear())
     offered = {
         "norm": norm,
