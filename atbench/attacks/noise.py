@@ -10,8 +10,8 @@ from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import margin
-from atbench.attacks.search import GradientAttack
 from atbench.attacks.restarts import Attempt, over_survivors
+from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective
-from atbench.attacks.search import GradientAttack
 from atbench.attacks.restarts import Attempt, climb, over_survivors
+from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
