@@ -73,7 +73,7 @@ class _DiverseObjective(Objective):
         value, outputs = super().__call__(transform(x_adv, numbers, self.attack.probability, self.attack.rate), rows)
         if self.attack.ascent.keep == "first":
             with torch.no_grad():
-                outputs = self.network(x_adv)
+                outputs = self.network(x_adv.detach())
         return value, outputs
 
 
