@@ -80,7 +80,7 @@ def make(name: str, norm: str, eps: float, small: bool = True, **changes: Any) -
     """The attack `name` at this norm and radius, with a small budget, given what an evaluation would give it."""
     content = node(name)
     if small:
-        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL}
+        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL and value}
     content |= changes
     x, y = images(Linear())
     offered = {
