@@ -82,13 +82,8 @@ def make(name: str, norm: str, eps: float, small: bool = True, **changes: Any) -
     """The attack `name` at this norm and radius, with a small budget, given what an evaluation would give it."""
     content = node(name)
     if small:
-<<<<<<< HEAD
-        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL and value is not None}
-    content |= REQUIRED.get(name, {}) | changes
-=======
         content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL and value}
-    content |= changes
->>>>>>> c
+    content |= REQUIRED.get(name, {}) | changes
     x, y = images(Linear())
     offered = {
         "norm": norm,
