@@ -17,7 +17,7 @@ from atbench.rng import ExampleDraws
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 #: Small budgets, under the names that attacks give theirs: the contract is about what holds for any budget.
-SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 4, "searches": 5, "cycles": 2}
+SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 2, "searches": 5, "cycles": 2}
 #: Options without which an attack refuses to be built.
 REQUIRED = {"transfer": {"run": "other"}}
 
