@@ -32,7 +32,7 @@ class DeepFool(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     minimal: ClassVar[bool] = True
 
-    #: Added to every distance (LTS4/DeepFool, foolbox): what the box clips is missing from each step, so that steps would
+    #: Added to every distance (LTS4/DeepFool, foolbox): what the box clips is missing from each step, and steps would
     #: become ever smaller short of the boundary.
     NUDGE = 1e-4
 
