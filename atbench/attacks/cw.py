@@ -27,9 +27,9 @@ class CarliniL2(Attack):
         lr: Adam's learning rate, in the units of v.
         first_c: the value that the search begins with.
 
-    An example whose objective has not fallen by a ten-thousandth over a tenth of the steps is done with this c
-    ("abort early" of carlini/nn_robust_attacks, l2_attack.py, there for the batch as a whole; here for each example, so
-    that its answer does not depend on the others).
+    An example whose objective has not fallen by a ten-thousandth over a tenth of the steps (25 at least) is done with
+    this c: "abort early" of carlini/nn_robust_attacks, l2_attack.py, there for the batch as a whole, here for each
+    example, so that its answer does not depend on the others.
 
     Returns the nearest misclassified image of the whole search, `x` where none was found.
     """
@@ -40,6 +40,8 @@ class CarliniL2(Attack):
     #: Black and white pixels have no finite v: images are drawn this much towards grey first (l2_attack.py).
     INSIDE = 0.999999
     CHECKS, PROGRESS = 10, 0.9999
+    #: Steps between two checks at least: Adam's first steps move every pixel alike and raise the objective.
+    LEAST = 25
     BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015, the defaults
 
     def __init__(
@@ -71,7 +73,7 @@ class CarliniL2(Attack):
         v = torch.atanh((2 * x - 1) * self.INSIDE)
         first, second = torch.zeros_like(v), torch.zeros_like(v)
         before, live = torch.full_like(c, torch.inf), torch.ones_like(found)
-        every = max(1, self.steps // self.CHECKS)
+        every = max(self.LEAST, self.steps // self.CHECKS)
         for step in range(1, self.steps + 1):
             v = v.detach().requires_grad_()
             value, x_adv, wrong = self._value(target, v, x, y[rows], c[rows])

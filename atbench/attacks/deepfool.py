@@ -17,7 +17,7 @@ class DeepFool(Attack):
 
     With f_t = z_t − z_y, w_t = ∇f_t at x^i and t the class of least |f_t| / ‖w_t‖_q:
 
-        L2:  r^i = |f_t| / ‖w_t‖₂² · w_t        L∞:  r^i = |f_t| / ‖w_t‖₁ · sign(w_t)
+        L2:  r^i = (|f_t| / ‖w_t‖₂ + 1e-4) · w_t / ‖w_t‖₂        L∞:  r^i = (|f_t| / ‖w_t‖₁ + 1e-4) · sign(w_t)
         x^{i+1} = clip( x + (1 + overshoot) · Σ_{j ≤ i} r^j )
 
     Args:
@@ -26,11 +26,15 @@ class DeepFool(Attack):
         targets: the classes considered: those with the highest logits at `x`, at most K − 1.
 
     Returns the first misclassified image, `x` where the label never changed. Nothing draws it back to the boundary:
-    distances are a few per cent above those of FAB, at a tenth of the cost.
+    on 8x8 digits its median distances were 3 to 18 % above those of FAB-T, after a handful of steps instead of 900.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     minimal: ClassVar[bool] = True
+
+    #: Added to every distance (LTS4/DeepFool, foolbox): what the box clips is missing from each step, and steps would
+    #: become ever smaller short of the boundary.
+    NUDGE = 1e-4
 
     def __init__(self, norm: str, eps: float, steps: int = 50, overshoot: float = 0.02, targets: int = 9) -> None:
         super().__init__(norm, eps, steps)
@@ -62,6 +66,6 @@ class DeepFool(Attack):
         return nearest.image
 
     def _least(self, gap: Tensor, w: Tensor) -> Tensor:
-        """r: the least change in the norm that raises a linear function of slope `w` by |gap|."""
-        size = wide(gap.abs() / (dual_norm(w, self.ball.p) + TINY), w)
+        """r: the least change in the norm that raises a linear function of slope `w` by |gap|, and a little more."""
+        size = wide(gap.abs() / (dual_norm(w, self.ball.p) + TINY) + self.NUDGE, w)
         return size * (w.sign() if self.norm == "linf" else w / wide(w.flatten(1).norm(dim=1) + TINY, w))

@@ -29,7 +29,7 @@ class FAB(Attack):
 
     The paper linearises at b^i, which takes a forward pass beside the one that judges x^i. Nearly every iterate is
     misclassified, so that is half again the cost. Here π is linearised at x^i, which lies nearer to the boundary than
-    b^i does: the distances found are the same to 1 % and the pass is saved.
+    b^i does: the median distances found are the same to 1 % in every norm, and the pass is saved.
 
     Args:
         steps: iterations of a run; each costs one forward and K − 1 backward passes.
