@@ -46,8 +46,9 @@ _FILES = {
 
 def document(run: RunFolder) -> Document:
     """The report of a run that has at least one evaluation."""
-    blocks = [*_headline(run), Heading("What ran"), Facts(_what_ran(run)), Heading("How the checkpoint was chosen")]
-    blocks += [*_selection(run), Heading("Accuracy"), *_accuracies(run), *_figures(run)]
+    blocks = [*_headline(run), Heading("What ran"), Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
+    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
+    blocks += [Heading("Accuracy"), *_accuracies(run), *_figures(run)]
     blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -70,8 +71,9 @@ def threat(run: RunFolder) -> str:
 def _headline(run: RunFolder) -> Iterator[Block]:
     for evaluation in run.evaluations.values():
         robust = evaluation.steps[evaluation.strongest]
+        epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
         yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint} (epoch {evaluation.epoch}): clean {_full(evaluation.clean)}, "
+            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {_full(evaluation.clean)}, "
             f"PGD-{evaluation.strongest} {_full(robust)} on {evaluation.n} examples of the {evaluation.split} split."
         )
     if any(evaluation.bound == "upper" for evaluation in run.evaluations.values()):
@@ -108,6 +110,18 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
         ("label smoothing", number(train["label_smoothing"]) if train.get("label_smoothing") else None),
         ("state", run.standing),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
+    ]
+    return tuple((name, value) for name, value in facts if value)
+
+
+def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
+    facts = [
+        ("network", _joined(run.name("model"), options(run.config.get("model") or {}))),
+        ("parameters", _thousands(run.environment.get("parameters"))),
+        ("weights", str(run.config.get("checkpoint") or "its own")),
+        ("data", _joined(run.name("dataset"), run.about("dataset", "line"))),
+        ("threat", threat(run)),
+        ("state", run.standing),
     ]
     return tuple((name, value) for name, value in facts if value)
 

@@ -38,7 +38,7 @@ class Evaluation:
     path: Path
     record: Mapping[str, Any]
     checkpoint: str
-    epoch: int
+    epoch: int | None
     split: str
     n: int
     clean: Accuracy
@@ -110,8 +110,17 @@ class RunFolder:
         value = lookup(self.config, f"{group}.about.{key}")
         return None if value is None else str(value)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the network was trained here; one that was only evaluated has no method and no epochs."""
+        return "method" in self.config
+
     def name(self, group: str) -> str:
-        """The option chosen in a config group; a node without `about.name` goes by its class."""
+        """The option chosen in a config group; a node without `about.name` goes by its class. In place of a method, a
+        network that was not trained here has its own name.
+        """
+        if group == "method" and not self.trained:
+            return str(self.config.get("name") or "unnamed")
         return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
 
     @property
@@ -192,12 +201,14 @@ def read(path: Path) -> RunFolder:
         status=_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),
         rows=_rows(path / "metrics.jsonl"),
-        evaluations={
-            name: read_evaluation(path / "evaluation" / f"{name}.json")
-            for name in CHECKPOINTS
-            if (path / "evaluation" / f"{name}.json").is_file()
-        },
+        evaluations={name: read_evaluation(path / "evaluation" / f"{name}.json") for name in _recorded(path)},
     )
+
+
+def _recorded(path: Path) -> list[str]:
+    """The checkpoints that have a record: of a run those that it selects, elsewhere whatever was evaluated."""
+    found = sorted(p.stem for p in (path / "evaluation").glob("*.json") if not p.stem.endswith(".partial"))
+    return [name for name in CHECKPOINTS if name in found] or found
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -208,7 +219,7 @@ def read_evaluation(path: Path) -> Evaluation:
             path=path,
             record=record,
             checkpoint=str(record["checkpoint"]),
-            epoch=int(record["epoch"]),
+            epoch=None if record["epoch"] is None else int(record["epoch"]),
             split=str(record["split"]),
             n=int(record["n"]),
             clean=_accuracy(record["clean"]),
