@@ -186,6 +186,15 @@ def test_what_a_weak_white_box_missed_is_no_masking(knowledge: str) -> None:
     assert int(strong.broken.sum()) > 20 and found.verdict == "pass" and found.value == 0
 
 
+def test_an_attack_on_survivors_counts_for_all_that_were_attacked() -> None:
+    """Square broke 3 of the survivors: that is 3 of all examples that gradients tried, and not of the survivors."""
+    searches, stand = survivors()
+    white = outcome("apgd_ce", "gradient", lambda rows: searches.alive & ~stand)
+    square = outcome("square", "queries", lambda rows: stand & (stand.cumsum(0) <= 3), tried=stand)
+    found = run(Linear(), apgd_ce=white, square=square)["queries"]
+    assert found.verdict == "flag" and found.value == pytest.approx(3 / int(white.tried.sum()))
+
+
 def test_recorded_attacks_are_compared_where_they_tried_everything() -> None:
     _, stand = survivors()
     some = outcome("pgd-20", "gradient", lambda rows: rows < 0)
