@@ -47,13 +47,25 @@ def audit(
     before = fingerprints(victim.network)
     outputs, slope = look(victim, images, rows), slopes(victim, images, rows)
     checks = [*signs.of_outputs(outputs), signs.gradients(slope)]
-    if slope is None or threat.eps == 0 or threat.steps == 0:
-        why = "The outputs carry no gradient" if slope is None else "The threat has no radius or no steps"
-        checks += [not_run(name, f"{why}: there are no gradient attacks to compare.") for name in comparisons.NAMES]
+    if why := _incomparable(victim, checks, slope is not None, threat):
+        checks += [not_run(name, f"{why}: attacks cannot be compared.") for name in comparisons.NAMES]
     else:
         alive = torch.zeros_like(clean).index_fill_(0, rows, True)
         checks += comparisons.Comparisons(Searches(victim, images, threat, alive), outputs, clean, outcomes).checks()
     return [*checks, signs.state(outputs, before, fingerprints(victim.network))]
+
+
+def _incomparable(victim: Victim, checks: Sequence[Check], differentiable: bool, threat: Threat) -> str:
+    """Why comparisons would say nothing; empty if they do. The same on all processes, which search together."""
+    if threat.eps == 0 or threat.steps == 0:
+        return "The threat has no radius or no steps"
+    if not differentiable:
+        return "The outputs carry no gradient"
+    # What is no function of the image is a lottery: the attack with more passes draws more tickets.
+    lottery = any(check.verdict == "flag" for check in checks if check.name in ("randomness", "batch"))
+    if bool(victim.reduce(torch.tensor(int(lottery), device=victim.device))):
+        return "An image does not have one answer"
+    return ""
 
 
 def verdict(checks: Sequence[Check]) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
+from atbench.evaluation.interval import Z
+
 
 @dataclass(frozen=True)
 class Check:
-    """One question put to an evaluation: a `value`, above whose `threshold` a flag is raised.
+    """One question put to an evaluation: a `value`, above whose `threshold` a flag is raised, unless the check knows an
+    honest reason for it.
 
     verdict: `pass`, `flag` or `not run`. sentence: what was measured, and what it means if that is a flag.
     """
@@ -21,12 +24,13 @@ class Check:
 
 
 def tolerance(share: float, n: int) -> float:
-    """What `share` of n ≥ 1,000 examples becomes for fewer: share·√(1000/n), and never less than one example.
+    """What a share that is the limit for 1,000 examples and more becomes for n: the limit plus 1.96 times what the
+    standard error √(p(1 − p)/n) of that share is above its own at 1,000, and never less than one example.
 
-    A share measured on n examples has a standard error of √(p(1 − p)/n): the factor keeps the allowance the same
-    number of standard errors that it is at 1,000. 0.5 points become 1.1 at n = 200, and 1.6 at n = 100.
+    0.5 points become 0.9 at n = 200 and 1.4 at n = 100; 5 points become 6.7 and 7.9.
     """
-    return max(share * max(1.0, sqrt(1000 / n)), 1 / n)
+    wider = max(0.0, 1 / sqrt(n) - 1 / sqrt(1000))
+    return max(share + Z * sqrt(share * (1 - share)) * wider, 1 / n)
 
 
 def judge(name: str, value: float, threshold: float, found: str, meaning: str, also: bool = True) -> Check:

@@ -61,8 +61,8 @@ class Comparisons:
         return Outcome(name, "gradient", self.searches.alive, broken)
 
     def pgd(self) -> Outcome:
-        own = self.recorded("pgd-20", "pgd-100", "pgd-50")
-        return own or self.own(f"pgd-{STEPS}", self.searches.pgd(STEPS, "ce"))
+        recorded = self.recorded("pgd-20", "pgd-50", "pgd-100")
+        return recorded or self.own(f"pgd-{STEPS}", self.searches.pgd(STEPS, "ce"))
 
     def fgsm(self) -> Outcome:
         return self.recorded("fgsm") or self.own("fgsm", self.searches.fgsm(1))
@@ -86,7 +86,7 @@ class Comparisons:
             f"PGD-{RANGE_STEPS} in half the range of pixels leaves {percent(left)} right (chance: {percent(chance)})"
         )
         meaning = "every image can be made grey there, so the attack fails, and fails within eps as well"
-        return judge("half range", left, chance + tolerance(0.02, self.n), found, meaning)
+        return judge("half range", left, tolerance(min(1.0, chance + 0.02), self.n), found, meaning)
 
     def whole_range(self) -> Check:
         """Within the whole range (ε = 1 in L∞) every image is allowed, of other classes too: nothing remains right."""
@@ -115,9 +115,9 @@ class Comparisons:
 
     def restarts(self) -> Check:
         """Ten starts break at most ten points more than all attacks so far (ours: with 20 steps of ε/4, honest robust
-        networks on 8×8 digits lose 4 to 5 points).
+        networks on 8×8 digits lose up to 9 points at the radius of their training).
         """
-        more = self.searches.restarts(RESTARTS - 1) & ~self.union()[1]
+        more = self.searches.restarts(RESTARTS - 1, self.searches.threat.objective) & ~self.union()[1]
         value = float(more.sum()) / self.n
         found = f"{RESTARTS} starts of PGD-{STEPS} break {points(value)} that neither one nor any recorded attack does"
         meaning = "the loss has many local maxima; report the worst of many restarts, or use other attacks"
@@ -130,27 +130,34 @@ class Comparisons:
         return judge("iteration", value, tolerance(TAU, self.n), found, meaning)
 
     def overfitting(self) -> Check:
-        """FGSM leaves at most 20 points more than PGD does, unless it gains on PGD by its length.
+        """FGSM leaves at most 20 points more than PGD does, unless FGSM itself breaks more the longer it is. L∞ alone:
+        a single step of the other norms loses most of its length at the box.
 
-        Twenty points alone would accuse honest networks: where robustness ends, they curve, and one long step misses
-        (on digits, a network trained by PGD for 0.2 keeps 51 % under FGSM of 0.3, and 8 % under PGD). But there FGSM
-        breaks more the longer it is. Catastrophic overfitting is robustness to FGSM at its full length, and not to
-        shorter steps (Kim et al. 2021, AAAI): from ε/2 to ε it gains less than half of what PGD is ahead.
+        Twenty points alone would accuse honest networks: where robustness ends they curve, and one long step misses (on
+        digits, a network trained by PGD for 0.2 keeps 51 % under FGSM of 0.3, and 8 % under PGD). Catastrophic
+        overfitting is robustness to FGSM at its full length and not to shorter steps (Kim et al. 2021, AAAI): from ε/2
+        to ε, FGSM gains less than half of what PGD is ahead.
         """
+        if self.searches.threat.norm != "linf":
+            return not_run("overfitting", "Overfitting to FGSM is looked for in linf alone.")
         value, found = self._more(self.fgsm(), self.pgd())
         gain = self.left(self.searches.fgsm(0.5)) - self.left(self.searches.fgsm(1))
-        found += f", and half its length would leave {points(gain)} more"
+        found += f", and half the length of fgsm would leave {points(gain)} more"
         meaning = "the network is robust to FGSM at this length and not to shorter steps: catastrophic overfitting"
-        return judge("overfitting", value, max(0.2, tolerance(TAU, self.n)), found, meaning, also=gain < value / 2)
+        return judge("overfitting", value, tolerance(0.2, self.n), found, meaning, also=gain < value / 2)
 
     def margin(self) -> Check:
-        """PGD on the margin leaves at most 5 points less than on cross-entropy."""
-        recorded = self.recorded("cw_linf")
-        value, found = self._more(
-            self.pgd(), recorded or self.own(f"margin-{STEPS}", self.searches.pgd(STEPS, "margin"))
-        )
-        meaning = "cross-entropy is masked (scale or saturation of the logits), and margin or DLR must be reported"
-        return judge("margin", value, max(0.05, tolerance(TAU, self.n)), found, meaning)
+        """PGD on the margin leaves at most 5 points less than PGD on cross-entropy, which is given ten starts.
+
+        With one start each, networks of small logits differ by luck: honest ones of TRADES on digits by 4 to 11 points
+        (n = 430), and by -2 to 5 against ten starts. Where the scale of the logits masks, more starts do not help.
+        """
+        ce = self.searches.pgd(STEPS, "ce") | self.searches.restarts(RESTARTS - 1, "ce")
+        several = self.own(f"pgd-{STEPS} on cross-entropy from {RESTARTS} starts", ce)
+        margin = self.own(f"pgd-{STEPS} on the margin from one", self.searches.pgd(STEPS, "margin"))
+        value, found = self._more(several, self.recorded("cw_linf") or margin)
+        meaning = "cross-entropy is blind to what the margin sees (scale of the logits), and its figure is too high"
+        return judge("margin", value, tolerance(0.05, self.n), found, meaning)
 
     def radius(self) -> Check:
         """Independent PGD-20 at 0, ε/4, ε/2, ε, 2ε, 4ε: no larger radius leaves τ more than a smaller one."""
@@ -167,8 +174,8 @@ class Comparisons:
         """Uniform noise breaks at most τ of the examples, beyond what gradients break."""
         tried, broken = self.union("noise")
         own = self.searches.noise()
-        found = f"Uniform noise ({DRAWS} draws, and what was recorded)"
-        return self._unmatched("noise", TAU, tried | self.searches.alive, broken | own, found)
+        who = f"uniform noise ({DRAWS} draws, and what was recorded)"
+        return self._unmatched("noise", TAU, tried | self.searches.alive, broken | own, who)
 
     def black_box(self, knowledge: str, share: float) -> Check:
         """Attacks without gradients of this network break at most `share` beyond what gradients break."""
@@ -179,24 +186,26 @@ class Comparisons:
                 knowledge, f"No attack by {knowledge} was run: run {todo} to see whether it beats gradients."
             )
         names = ", ".join(name for name, outcome in self.outcomes.items() if outcome.knowledge == knowledge)
-        return self._unmatched(knowledge, share, tried, broken, names[0].upper() + names[1:])
+        return self._unmatched(knowledge, share, tried, broken, names)
 
     def _more(self, one: Outcome, other: Outcome) -> tuple[float, str]:
         """How much more `one` leaves right than `other`, of the examples that both tried, and that as words."""
         both = one.tried & other.tried & self.clean
         n = int(both.sum())
         left = [float((both & ~outcome.broken).sum()) / n for outcome in (one, other)]
-        words = f"{one.name} leaves {percent(left[0])} and {other.name} {percent(left[1])} of {n} images right"
-        return left[0] - left[1], words[0].upper() + words[1:]
+        words = f"Of {n} images {one.name} leaves {percent(left[0])} right and {other.name} {percent(left[1])}"
+        return left[0] - left[1], words
 
     def _unmatched(self, name: str, share: float, tried: Tensor, broken: Tensor, who: str) -> Check:
         """What attacks without gradients break and those with gradients do not, even when they try: PGD-100 on the
         margin from five starts takes up the examples in question, so that a weak white box is not called masking.
 
-        A share of the examples that both kinds tried, the audit's own searches included.
+        A share of the examples that both kinds tried, the audit's own searches included. An attack on survivors alone
+        has met those that are broken already: they count as tried.
         """
         white, found = self.union("gradient", "features")
-        both = tried & (white | self.searches.alive)
+        met = tried if bool((tried & found).any()) else tried | found
+        both = met & (white | self.searches.alive)
         beaten = both & broken & ~found & ~self.searches.broken
         some = beaten & (beaten.cumsum(0) <= self.n)
         n = int(both.sum())
@@ -205,5 +214,5 @@ class Comparisons:
             stand = some & ~self.searches.determined(some)
             value *= float(stand.sum()) / float(some.sum())
         count = int((both & broken).sum())
-        sentence = f"{who} breaks {count} of {n} images, and {points(value)} that gradients do not break"
+        sentence = f"Of {n} images {who} breaks {count}, and {points(value)} that gradients do not break"
         return judge(name, value, threshold, sentence, "gradients are masked where others find a way")

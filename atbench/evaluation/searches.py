@@ -46,7 +46,13 @@ class Searches:
 
     def attack(self, threat: Threat, alive: Tensor) -> Tensor:
         """(N,) first broken steps of the examples `alive`, which may be more than those of the audit."""
+<<<<<<< HEAD
         found = broken_at(self.victim, self.images, threat, alive)
+=======
+        if not alive.any():
+            return torch.zeros(len(alive), dtype=torch.int16)
+        found = self.victim.broken_at(self.images, threat, alive)
+>>>>>>> g
         if threat.eps <= self.threat.eps:
             self.broken = self.broken | (found > 0)
         return found
@@ -60,11 +66,13 @@ class Searches:
         length = max(2 * self.steps, STEPS) if own else STEPS
         return self.broken_by(self.search(objective=objective, steps=length), k)
 
-    def restarts(self, count: int) -> Tensor:
+    def restarts(self, count: int, objective: str) -> Tensor:
         """Broken by PGD-20 from `count` further starts, and not from the first."""
-        left = self.alive & ~self.pgd(STEPS, self.threat.objective)
-        threat = replace(self.threat, steps=STEPS, restarts=count, seed=self.threat.seed + 1)
-        return self.attack(threat, left) > 0
+        seed = self.threat.seed + 1
+        threat = replace(self.threat, steps=STEPS, restarts=count, seed=seed, objective=objective)
+        if threat not in self._done:
+            self._done[threat] = self.attack(threat, self.alive & ~self.pgd(STEPS, objective))
+        return self._done[threat] > 0
 
     def fgsm(self, multiple: float) -> Tensor:
         """Broken by x + ε·sign ∇CE (the other norms' steepest step), or wrong without it, at a multiple of ε."""

@@ -7,7 +7,7 @@ from math import isnan
 
 from torch import Tensor
 
-from atbench.evaluation.check import Check, judge, not_run, percent
+from atbench.evaluation.check import Check, judge, not_run, percent, tolerance
 from atbench.evaluation.probes import Outputs
 
 
@@ -56,7 +56,7 @@ def softmax(outputs: Outputs) -> Check:
 
 def logit_scale(outputs: Outputs) -> Check:
     """The share of examples whose softmax saturates altogether, so that every wrong class's probability underflows and
-    the cross-entropy's gradient is exactly zero whatever the network; at most 1 %, or one example.
+    the cross-entropy's gradient is exactly zero whatever the network; at most 1 %.
     """
     gaps, n = outputs.gaps, len(outputs.labels)
     value = float((gaps > outputs.saturation).double().mean())
@@ -64,12 +64,12 @@ def logit_scale(outputs: Outputs) -> Check:
     lead = f"The right logit leads by {typical:.3g} in the median and {largest:.3g} at most"
     found = f"{lead}, and by more than {outputs.saturation:.3g} on {percent(value)} of {n} images"
     meaning = "softmax has no gradient at such a scale of the logits; attack with the margin, or divide them"
-    return judge("logit scale", value, max(0.01, 1 / n), found, meaning)
+    return judge("logit scale", value, tolerance(0.01, n), found, meaning)
 
 
 def gradients(slope: Tensor | None) -> Check:
-    """The share of examples without any cross-entropy gradient at the image; at most 1 % (Carlini et al. 2019), or one
-    example. Small gradients do not count: those of a confident honest network are, and the steepest step has no scale.
+    """The share of examples without any cross-entropy gradient at the image; at most 1 % (Carlini et al. 2019).
+    Small gradients do not count: those of confident honest networks are small, and the steepest step has no scale.
     """
     if slope is None:
         sentence = "The outputs carry no gradient to the image: every gradient attack is blind to this network."
@@ -78,7 +78,7 @@ def gradients(slope: Tensor | None) -> Check:
     mean = float(slope.double().mean())
     found = f"{percent(value)} of {len(slope)} images have a gradient of exactly zero (mean |gradient| {mean:.2g})"
     meaning = "gradient attacks stand still there, because the network rounds, thresholds or saturates"
-    return judge("zero gradients", value, max(0.01, 1 / len(slope)), found, meaning)
+    return judge("zero gradients", value, tolerance(0.01, len(slope)), found, meaning)
 
 
 def state(outputs: Outputs, before: dict[str, str], after: dict[str, str]) -> Check:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
 from atbench.data import Images
@@ -16,28 +17,38 @@ from atbench.rng import Draws, generator
 
 SOURCE = digits()
 EPS, STEP = 0.2, 0.05
-BATCH = 64
+BATCH, RATE = 64, 0.1
 
 
-def small(width: int = 8) -> nn.Module:
-    return CNN((1, 8, 8), 10, SOURCE.mean, SOURCE.std, width=width)
+class Dense(nn.Module):
+    """A network without convolutions, in a fifth of their time."""
 
+    def __init__(self, hidden: int = 2, width: int = 256, norm: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten())
+        for layer in range(hidden):
+            self.layers.append(nn.Linear(width if layer else 64, width))
+            self.layers.extend([nn.BatchNorm1d(width)] if norm else [])
+            self.layers.append(nn.ReLU())
+        self.layers.append(nn.Linear(width, 10))
 
-def dense(width: int = 256, depth: int = 2) -> nn.Module:
-    hidden = [layer for _ in range(depth) for layer in (nn.LazyLinear(width), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.LazyLinear(10))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers((x - SOURCE.mean[0]) / SOURCE.std[0])
 
 
 def train(
-    make: Callable[[], nn.Module], epochs: int, rate: float = 0.1, attack: GradientAttack | None = None, beta: float = 0
+    make: Callable[[], nn.Module],
+    epochs: int,
+    attack: GradientAttack | None = None,
+    beta: float = 0.0,
+    decay: float = 5e-4,
 ) -> nn.Module:
     """SGD with a one-cycle rate on clean images, on those of an attack (Madry), or by TRADES with a weight `beta`."""
     torch.manual_seed(0)
     network, images = make(), SOURCE.train
-    network(images.floats(slice(2)))
     per_epoch = len(images) // BATCH
-    optimizer = torch.optim.SGD(network.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * per_epoch)
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, nesterov=True, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * per_epoch)
     order = generator("cpu", 0, "order")
     for _ in range(epochs):
         for rows in torch.randperm(len(images), generator=order)[: per_epoch * BATCH].split(BATCH):
@@ -68,27 +79,32 @@ def perturb(
 
 
 def standard() -> nn.Module:
-    return train(small, epochs=8)
+    return train(lambda: Dense(norm=True), epochs=8)
+
+
+def narrow() -> nn.Module:
+    """A standard-trained convolutional network of width 4."""
+    return train(lambda: CNN((1, 8, 8), 10, SOURCE.mean, SOURCE.std, width=4), epochs=8)
 
 
 def pgd_trained() -> nn.Module:
-    return train(small, epochs=12, attack=GradientAttack("linf", EPS, 5, STEP))
+    return train(Dense, epochs=15, attack=GradientAttack("linf", EPS, 5, STEP))
 
 
 def trades() -> nn.Module:
-    return train(dense, epochs=12, attack=GradientAttack("linf", EPS, 5, STEP, start="gaussian"), beta=6)
+    return train(Dense, epochs=15, attack=GradientAttack("linf", EPS, 5, STEP, start="gaussian"), beta=6)
 
 
 def l2_trained() -> nn.Module:
-    return train(dense, epochs=12, attack=GradientAttack("l2", 1.0, 5, 0.25))
+    return train(Dense, epochs=10, attack=GradientAttack("l2", 1.0, 5, 0.25))
 
 
 def overfitted() -> nn.Module:
-    """Trained on FGSM of 0.3 without a random start: catastrophic overfitting."""
-    return train(lambda: dense(depth=3), epochs=40, attack=GradientAttack("linf", 0.3, 1, 0.3, start="zero"))
+    """Trained on FGSM of 0.3 from the image itself: it keeps 76 % under FGSM of 0.2, and 29 % under PGD."""
+    return train(lambda: Dense(3), epochs=40, attack=GradientAttack("linf", 0.3, 1, 0.3, start="zero"), decay=0)
 
 
-def test_images(n: int) -> Images:
+def images(n: int) -> Images:
     return SOURCE.test().take(torch.arange(n))
 
 
@@ -144,7 +160,7 @@ class BatchStatistics(Broken):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         for norm in network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, _BatchNorm):
                 norm.forward = lambda h, norm=norm: F.batch_norm(h, None, None, norm.weight, norm.bias, training=True)
 
 
@@ -154,7 +170,7 @@ class RunningStatistics(Broken):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         for norm in network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, _BatchNorm):
                 norm.forward = lambda h, norm=norm: F.batch_norm(
                     h, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True
                 )
