@@ -45,9 +45,7 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         "8-bit: still misclassified when every pixel is one of 256 levels. Brackets: 95 % interval."
     )
     yield _attacks(evaluations)
-    for evaluation in evaluations:
-        if evaluation.steps:
-            yield from _sweep(evaluation)
+    yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)
@@ -111,17 +109,22 @@ def attack_words(evaluation: Evaluation) -> str:
     return f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
 
 
-def _sweep(evaluation: Evaluation) -> Iterator[Block]:
-    yield Heading(f"PGD over steps k and radius ε, {norm(evaluation.threat[0])}: {evaluation.checkpoint}", part=True)
-    cells = _surface(evaluation)
-    radii = sorted({eps for _, eps in cells})
-    steps = sorted({k for k, _ in cells})
-    rows = [(Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii)) for k in steps]
-    yield Paragraph(
-        "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, was "
-        f"misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
-    )
-    yield Table(("k", *(f"ε = {radius(eps)}" for eps in radii)), tuple(rows))
+def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """A table k × ε of each sweep."""
+    if evaluations:
+        yield Heading("PGD over steps k and radius ε", part=True)
+        yield Paragraph(
+            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, was "
+            f"misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+        )
+    for evaluation in evaluations:
+        cells = _surface(evaluation)
+        radii = sorted({eps for _, eps in cells})
+        rows = [
+            (Cell(evaluation.checkpoint), Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii))
+            for k in sorted({k for k, _ in cells})
+        ]
+        yield Table(("checkpoint", "k", *(f"ε = {radius(eps)}" for eps in radii)), tuple(rows))
 
 
 def _surface(evaluation: Evaluation) -> dict[tuple[int, float], Accuracy]:
@@ -186,7 +189,7 @@ def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         rows += [(Cell(evaluation.checkpoint), *_class_row(evaluation, entry)) for entry in shown]
     if rows:
         yield Heading("Classes", part=True)
-        yield Paragraph(" ".join(lines))
+        yield Paragraph(" ".join([*lines, "Its interval makes no allowance for having been picked as the worst."]))
         yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
 
 
@@ -213,7 +216,8 @@ def _calibration(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Heading("Confidence", part=True)
         yield Paragraph(
             "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
-            "each example's misclassified image, or the best try of the last attack on it."
+            "each example's misclassified image, or the best try of the last attack on it; the clean image of those "
+            "that are wrong without an attack."
         )
         columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
         yield Table(columns, tuple(rows))

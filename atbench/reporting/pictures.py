@@ -86,7 +86,8 @@ def reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing
         _diagram(axes, number, len(diagrams), f"{label}, ECE {100 * diagram['ece']:.1f} points", diagram["bins"])
     axes[0].set(xlim=(0, 101), ylim=(-2, 102), xlabel="confidence, %", ylabel="accuracy, %")
     axes[1].set(xlim=(0, 101), xlabel="confidence, %", ylabel="share of the examples, %")
-    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes[1].set_axisbelow(True)
+    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
     return vector(figure, name)
 
 

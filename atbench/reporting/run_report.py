@@ -10,6 +10,7 @@ from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.document import Block, Code, Document, Facts, Figure, Heading, Notice, Paragraph
 from atbench.reporting.evaluation_report import accuracies, distinct, figures, full
+from atbench.reporting.measures import attacks
 from atbench.reporting.records import Evaluation, bound
 from atbench.reporting.runs import RunFolder, is_run, lookup, read
 from atbench.reporting.wording import NO_PROOF, both_forms, duration, norm, number, options, percent, points, size
@@ -73,11 +74,13 @@ def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
         epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
         yield Paragraph(
             f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, robust "
-            f"{full(evaluation.robust)} under {evaluation.basis}, {_ball(evaluation)}, on {evaluation.n} examples of "
+            f"{full(evaluation.robust)} under {evaluation.basis} ({_ball(evaluation)}), on {evaluation.n} examples of "
             f"the {evaluation.split} split. With 8-bit adversarial images: {full(evaluation.eight_bit)}."
         )
     for words in dict.fromkeys(bound(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
+    if len({attacks(evaluation) for evaluation in evaluations}) > 1:
+        yield Notice("The checkpoints were not attacked alike: their worst cases do not compare.")
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.standing}")
     for partial in sorted((run.path / "evaluation").glob("*.partial.json")):
