@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atbench.errors import DataError
+from atbench.reporting.records import Evaluation, read_evaluation
 
 CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD
 class Accuracy:
     """A share of n examples and its 95 % interval."""
 
@@ -94,6 +92,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+=======
+>>>>>>> r
 class RunFolder:
     """What a run folder holds, as it was on the disk when it was read."""
 
@@ -207,6 +207,7 @@ def read(path: Path) -> RunFolder:
 
 def _recorded(path: Path) -> list[str]:
     """The checkpoints that have a record: of a run those that it selects, elsewhere whatever was evaluated."""
+<<<<<<< HEAD
     found = sorted(p.stem for p in (path / "evaluation").glob("*.json") if not p.stem.endswith(".partial"))
     return [name for name in CHECKPOINTS if name in found] or found
 
@@ -232,6 +233,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def _accuracy(entry: Mapping[str, Any]) -> Accuracy:
     return Accuracy(float(entry["accuracy"]), float(entry["low"]), float(entry["high"]))
+=======
+    found = sorted(file.stem for file in (path / "evaluation").glob("*.json") if not file.stem.endswith(".partial"))
+    return [name for name in CHECKPOINTS if name in found] or found
+>>>>>>> r
 
 
 def _json(path: Path) -> dict[str, Any]:
