@@ -46,13 +46,7 @@ class Searches:
 
     def attack(self, threat: Threat, alive: Tensor) -> Tensor:
         """(N,) first broken steps of the examples `alive`, which may be more than those of the audit."""
-<<<<<<< HEAD
         found = broken_at(self.victim, self.images, threat, alive)
-=======
-        if not alive.any():
-            return torch.zeros(len(alive), dtype=torch.int16)
-        found = self.victim.broken_at(self.images, threat, alive)
->>>>>>> g
         if threat.eps <= self.threat.eps:
             self.broken = self.broken | (found > 0)
         return found

@@ -114,8 +114,8 @@ def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
     if evaluations:
         yield Heading("PGD over steps k and radius ε", part=True)
         yield Paragraph(
-            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, was "
-            f"misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, "
+            f"was misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
         )
     for evaluation in evaluations:
         cells = _surface(evaluation)

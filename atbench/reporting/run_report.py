@@ -44,17 +44,12 @@ _FOLDERS = {
 
 def document(run: RunFolder) -> Document:
     """The report of a run that has at least one evaluation."""
-<<<<<<< HEAD
-    blocks = [*_headline(run), Heading("What ran"), Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
-    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
-    blocks += [Heading("Accuracy"), *_accuracies(run), *_figures(run)]
-=======
     evaluations = distinct(list(run.evaluations.values()))
-    blocks = [*_headline(run, evaluations), Heading("What ran"), Facts(_what_ran(run))]
-    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)]
+    blocks = [*_headline(run, evaluations), Heading("What ran")]
+    blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
+    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
     blocks += [Heading("Accuracy"), *accuracies(evaluations), Heading("Audit"), *audit_report.blocks(evaluations)]
     blocks += [Heading("Figures"), *figures(evaluations), *_training(run)]
->>>>>>> r
     blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -74,15 +69,6 @@ def threat(run: RunFolder) -> str:
     return f"{norm(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
 
 
-<<<<<<< HEAD
-def _headline(run: RunFolder) -> Iterator[Block]:
-    for evaluation in run.evaluations.values():
-        robust = evaluation.steps[evaluation.strongest]
-        epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
-        yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {_full(evaluation.clean)}, "
-            f"PGD-{evaluation.strongest} {_full(robust)} on {evaluation.n} examples of the {evaluation.split} split."
-=======
 def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
     yield from audit_report.banner(evaluations)
     for evaluation in evaluations:
@@ -91,7 +77,6 @@ def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
             f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, robust "
             f"{full(evaluation.robust)} under {evaluation.basis} ({_ball(evaluation)}), on {evaluation.n} examples of "
             f"the {evaluation.split} split. With 8-bit adversarial images: {full(evaluation.eight_bit)}."
->>>>>>> r
         )
     for words in dict.fromkeys(bound(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
