@@ -88,8 +88,7 @@ class Momentum(Pace):
 
 def checkpoints(steps: int) -> dict[int, int]:
     """Each checkpoint's step number, and how many steps lie between it and the one before."""
-    shares = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    interval, shrink, least = shares
+    interval, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     found, step = {}, interval
     while step <= steps:
         found[step] = interval

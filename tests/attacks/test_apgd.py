@@ -180,6 +180,22 @@ def test_who_is_broken_by_the_start_costs_one_pass() -> None:
     assert aim.passes < 10 * len(x)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_answer_is_the_first_misclassified_point_or_the_best(
+    norm: str, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x, y = trained
+    monkeypatch.setattr(ascent, "REPACK", 2.0)
+    recorder = Recorder(network)
+    x_adv = APGD(norm, EPS[norm], 20)(Aim(recorder), x, y, draws(len(x)))
+    points = torch.stack(recorder.points)
+    wrong = torch.stack([network(point).argmax(dim=1) != y for point in points])
+    value = torch.stack([cross_entropy(network(point), y) for point in points])
+    chosen = torch.where(wrong.any(dim=0), wrong.int().argmax(dim=0), value.argmax(dim=0))
+    assert wrong.any(dim=0).any() and not wrong.any(dim=0).all()
+    torch.testing.assert_close(x_adv, points[chosen, torch.arange(len(x))], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("norm", list(EPS))
 def test_dropping_broken_examples_changes_nothing(norm: str, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Re-packed at every step, by the default, never: each example's first misclassified point, and fewer passes."""

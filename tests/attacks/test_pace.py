@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -62,3 +63,16 @@ def test_checkpoints_of_the_paper() -> None:
     assert list(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert list(checkpoints(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
     assert checkpoints(1) == {1: 1} and checkpoints(0) == {}
+
+
+@pytest.mark.parametrize(("above", "fourth"), [(0.0, 0.59375), (1.0, 0.6875)])
+def test_the_first_step_rises_if_its_value_is_positive(above: float, fourth: float) -> None:
+    """−(x − 0.51)² + above in 0.5 ± 0.25 from 0.25: 0.75, 0.5, both higher than the point before; then 0.625, lower.
+
+    The checkpoint after step 2 wants two rises. Below 0 it counts one and halves η, so that step 4, after the next
+    checkpoint has halved it too, goes from 0.5 to u = 0.625 instead of 0.75.
+    """
+    x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
+    points = seen(lambda z: above - ((z - 0.51) ** 2).flatten(), x, x - 0.25, Momentum(ball("linf"), 0.25, 10, 0.75))
+    by_hand = torch.tensor([0.25, 0.75, 0.5, 0.625, fourth], dtype=F64)
+    torch.testing.assert_close(points[:5, 0], by_hand, rtol=0, atol=1e-15)
