@@ -21,11 +21,11 @@ def place(u: Tensor, room: int) -> Tensor:
     return ((u + 1) * ((room + 1) / 2)).long().clamp_(0, room)
 
 
-def pyramid(side: int, power: int) -> Tensor:
-    """(side, side): two pyramids side by side, one up and one down, not normalised.
+def pyramid(side: int, power: int, p: float) -> Tensor:
+    """(side, side): two pyramids of equal p-norm side by side, one up and one down, together of p-norm 1.
 
     Each is Σ_{k=d}^{n} 1/(k+1)^power at Chebyshev distance d from its middle, n = ⌊side/2⌋ (eq. 3 of the paper for
-    power 2; AutoAttack's L1 version takes 4).
+    power 2; AutoAttack's L1 version takes 4). Equal norms are the authors' code's.
     """
     n, half = side // 2, side // 2
     heights = (1 / torch.arange(1, n + 2, dtype=torch.float64) ** power).flip(0).cumsum(0).flip(0)
@@ -33,9 +33,11 @@ def pyramid(side: int, power: int) -> Tensor:
     def rectangle(rows: int) -> Tensor:
         down = (torch.arange(rows) - rows // 2).abs()
         across = (torch.arange(side) - side // 2).abs()
-        return heights[torch.maximum(down[:, None], across[None, :])]
+        found = heights[torch.maximum(down[:, None], across[None, :])]
+        return found / found.norm(p=p)
 
-    return torch.cat([rectangle(half), -rectangle(side - half)])
+    both = torch.cat([rectangle(half), -rectangle(side - half)])
+    return both / both.norm(p=p)
 
 
 class Windows(ABC):
@@ -148,9 +150,8 @@ class PyramidWindows(Windows):
     def eta(self, u: Tensor, side: int) -> Tensor:
         """(B, 1 + C numbers) → (B, C, side²): the pyramids of p-norm 1, lying or standing, with a sign per channel."""
         if side not in self._shapes:
-            shape = pyramid(side, self.power)
-            shape = torch.stack([shape, shape.T]).flatten(1)
-            self._shapes[side] = (shape / shape.norm(p=self.p, dim=1, keepdim=True)).to(self.x)
+            shape = pyramid(side, self.power, self.p)
+            self._shapes[side] = torch.stack([shape, shape.T]).flatten(1).to(self.x)
         return self._shapes[side][(u[:, 0] > 0).long()][:, None] * u[:, 1:, None].sign()
 
     def tiled(self, u: Tensor) -> Tensor:
