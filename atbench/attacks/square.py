@@ -28,7 +28,7 @@ class Square(Attack):
     """
 
     knowledge: ClassVar[str] = "queries"
-    HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # arXiv 1912.00049, sec. 4
+    HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # fra31/auto-attack, square.py
     #: Queries whose random numbers are drawn at once: (B, BLOCK, 2 to 8) of them are in memory.
     BLOCK = 250
 
