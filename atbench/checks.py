@@ -68,7 +68,8 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
     Imports what the configuration names, hence torch; builds nothing and touches no disk. Whether a device that has a
     possible name is there is for the run to find out. Raises ConfigError.
     """
-    _radius(cfg)  # first: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
+    _trainable(cfg)
+    _radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
     for path, node in _targets(cfg, ""):
         checked(node, path)
     for key, test in RANGES.items():
@@ -82,6 +83,17 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
     _device(str(_at(cfg, "device")))
     return list(_doubts(cfg))
+
+
+def _trainable(cfg: Mapping[str, Any]) -> None:
+    """A method hands its objective to a search; an attack of the evaluation, which takes its threat from there, has no
+    norm of its own.
+    """
+    attack = _at(cfg, "attack")
+    if _at(cfg, "method") is not None and isinstance(attack, Mapping) and "norm" not in attack:
+        why = "it attacks trained networks and maximises no objective of a method's"
+        fix = "train with attack=pgd, then write `atbench eval RUN attack=...`"
+        raise ConfigError("attack", _at(cfg, "attack.about.name"), why, fix)
 
 
 def _radius(cfg: Mapping[str, Any]) -> None:

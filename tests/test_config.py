@@ -74,8 +74,8 @@ class TestResolve:
             _ = cfg.sede
 
     def test_what_is_missing_is_named(self) -> None:
-        with pytest.raises(ConfigError, match="target"):
-            config.resolve(composed(verb="eval"))
+        with pytest.raises(ConfigError, match=r"attack\.eps"):
+            resolved("attack.eps=???")
 
     def test_an_interpolation_into_nothing_names_the_near_miss(self) -> None:
         with pytest.raises(ConfigError, match=r"attack\.eps.*dataset\.threat\.lnf.*did you mean 'linf'"):

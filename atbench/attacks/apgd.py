@@ -29,7 +29,8 @@ class APGD(Attack):
     Args:
         norm, eps: the threat.
         steps: N of each restart; one forward and one backward each.
-        restarts: runs from fresh starts, each for those that the ones before left unbroken.
+        restarts: runs from fresh starts, each for those that the ones before left unbroken. None is what AutoAttack's
+            `standard` has for cross-entropy: 1, and 5 for L1.
         objective: `ce`, `dlr` (three classes at least), or another of LABEL_OBJECTIVES.
         rho: ρ, the share of steps that must raise the objective (L∞, L2).
         draws: passes whose mean stands for one (expectation over transformation, for networks that answer at random).
@@ -45,7 +46,7 @@ class APGD(Attack):
         norm: str,
         eps: float,
         steps: int = 100,
-        restarts: int = 1,
+        restarts: int | None = None,
         objective: str = "ce",
         rho: float = 0.75,
         draws: int = 1,
@@ -56,7 +57,8 @@ class APGD(Attack):
             raise ConfigError("attack.objective", objective, "there is no such objective", f"use one of {known}")
         self.value: Callable[..., Tensor] = LABEL_OBJECTIVES[objective]
         self.least = 3 if objective == "dlr" else 2
-        self.restarts, self.rho, self.draws = restarts, rho, draws
+        self.restarts = restarts or (5 if norm == "l1" and objective == "ce" else 1)
+        self.rho, self.draws = rho, draws
 
     @torch.no_grad()
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
@@ -117,7 +119,8 @@ class TargetedAPGD(APGD):
 
     (arXiv 2003.01690, sec. 4 and eq. 7). Which classes is decided by the logits at x.
 
-    Args: those of `APGD` but the objective, and `targets`: how many classes, K − 1 at most.
+    Args: those of `APGD` but the objective, and `targets`: how many classes, K − 1 at most. None is what AutoAttack
+    has: 9, and 5 for L1. `restarts` are per target.
 
     Raises ConfigError for a network of fewer than four classes.
     """
@@ -128,12 +131,12 @@ class TargetedAPGD(APGD):
         eps: float,
         steps: int = 100,
         restarts: int = 1,
-        targets: int = 9,
+        targets: int | None = None,
         rho: float = 0.75,
         draws: int = 1,
     ) -> None:
         super().__init__(norm, eps, steps, restarts, rho=rho, draws=draws)
-        self.value, self.least, self.targets = dlr_towards, 4, targets
+        self.value, self.least, self.targets = dlr_towards, 4, targets or (5 if norm == "l1" else 9)
 
     def tries(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Try]:
         logits = self.checked(target)(x).scatter(1, y[:, None], -torch.inf)
