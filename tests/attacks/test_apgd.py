@@ -99,7 +99,7 @@ def theirs(network: nn.Module, kind: str, norm: str, **options: Any) -> Any:
 def ours(kind: str, norm: str, **options: Any) -> APGD:
     if kind == "targeted":
         return TargetedAPGD(norm, EPS[norm], targets=3, **options)
-    return APGD(norm, EPS[norm], objective=kind, **options)
+    return APGD(norm, EPS[norm], objective=kind, **{"restarts": 1, **options})
 
 
 class Recorder(nn.Module):
@@ -187,7 +187,7 @@ def test_the_answer_is_the_first_misclassified_point_or_the_best(
     network, x, y = trained
     monkeypatch.setattr(ascent, "REPACK", 2.0)
     recorder = Recorder(network)
-    x_adv = APGD(norm, EPS[norm], 20)(Aim(recorder), x, y, draws(len(x)))
+    x_adv = APGD(norm, EPS[norm], 20, restarts=1)(Aim(recorder), x, y, draws(len(x)))
     points = torch.stack(recorder.points)
     wrong = torch.stack([network(point).argmax(dim=1) != y for point in points])
     value = torch.stack([cross_entropy(network(point), y) for point in points])
@@ -204,7 +204,7 @@ def test_dropping_broken_examples_changes_nothing(norm: str, trained: Any, monke
     for share in (0.0, 0.25, 2.0):
         monkeypatch.setattr(ascent, "REPACK", share)
         aim = Aim(network)
-        answers.append(APGD(norm, EPS[norm], 20)(aim, x, y, draws(len(x))))
+        answers.append(APGD(norm, EPS[norm], 20, restarts=1)(aim, x, y, draws(len(x))))
         passes.append(aim.passes)
     torch.testing.assert_close(answers[0], answers[2], rtol=0, atol=1e-9)
     torch.testing.assert_close(answers[1], answers[2], rtol=0, atol=1e-9)
@@ -279,3 +279,10 @@ def test_too_few_classes_are_refused(attack: APGD, classes: int) -> None:
 def test_an_unknown_objective_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"attack\.objective: clr"):
         APGD("linf", 0.1, objective="clr")
+
+
+@pytest.mark.parametrize(("norm", "restarts", "targets"), [("linf", 1, 9), ("l2", 1, 9), ("l1", 5, 5)])
+def test_what_is_not_given_is_what_autoattack_has(norm: str, restarts: int, targets: int) -> None:
+    """fra31/auto-attack, autoattack.py, version standard."""
+    assert APGD(norm, 1.0).restarts == restarts and APGD(norm, 1.0, objective="dlr").restarts == 1
+    assert TargetedAPGD(norm, 1.0).targets == targets and TargetedAPGD(norm, 1.0).restarts == 1
