@@ -22,7 +22,7 @@ from atbench.cli import main
 from atbench.config import trust
 from atbench.data.digits import digits
 from atbench.evaluation import weights_sha256
-from atbench.reporting import card, leaderboard
+from atbench.reporting import card, leaderboard, report
 from atbench.resume import read_config
 
 LIMITS = ("eval=smoke", "eval.limit=40", "eval.steps=[1,3]", "eval.eps_steps=2", "threads=1")
@@ -56,8 +56,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path, before = tmp_path_factory.mktemp("made"), Path.cwd()
     os.chdir(path)
     (path / "export_theirs.py").write_text(CODE)
-    assert main(["train", *RUN, "runs=trained", *LIMITS]) == 0
-    assert main(["eval", *NET, *LIMITS, "runs=foreign"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda folder: None)  # its pictures take the most time
+        assert main(["train", *RUN, "runs=trained", *LIMITS]) == 0
+        assert main(["eval", *NET, *LIMITS, "runs=foreign"]) == 0
     os.chdir(before)
     yield path
     sys.modules.pop("export_theirs", None)
@@ -99,6 +101,7 @@ def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
     exec(how["python"], built)
     x = digits().test().floats(slice(20))
     assert torch.equal(built["network"](x), network(x)) and built["logits"].shape == (1, 10)
+    monkeypatch.setattr(report, "write", lambda folder: None)
     assert main([*shlex.split(how["command"])[1:], *LIMITS, "runs=again"]) == 0
     (again,) = Path("again").iterdir()
     record = read(again / "evaluation" / "model.json")
