@@ -107,7 +107,8 @@ class Evaluation:
 
     norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
     sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
-    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii. `audit`:
+    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
+    `corruptions`: severities of all corruptions. `audit`:
     on how many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
     the first so many test images.
     """

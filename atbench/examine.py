@@ -182,6 +182,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         attacks=attacks,
         survivors=chosen.survivors,
         audit=chosen.audit,
+        corruptions=list(chosen.corruptions),
         norms={norm: its for norm, its in norms.items() if norm != threat.norm},
         examples=chosen.examples,
     )

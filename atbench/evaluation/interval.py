@@ -7,9 +7,9 @@ from math import sqrt
 Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
+def wilson(right: float, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927): unlike p ± 1.96·σ it stays inside [0, 1] and is not empty at 0
-    or n.
+    or n. `right` is a count, or the sum of n scores between 0 and 1.
     """
     p = right / n
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)

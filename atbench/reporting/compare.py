@@ -15,10 +15,11 @@ from typing import Any
 
 from atbench.errors import DataError
 from atbench.reporting import runs as run_folders
-from atbench.reporting.runs import CHECKPOINTS, Accuracy, Evaluation, RunFolder
+from atbench.reporting.measures import Measure, Measures, attacks, measures
+from atbench.reporting.records import Accuracy, Evaluation
+from atbench.reporting.runs import CHECKPOINTS, RunFolder
 from atbench.reporting.wording import flatten, number
 
-HEADLINE_STEPS = 20
 # Robust accuracy of the last epoch below this share of the best checkpoint's: a collapse (catastrophic overfitting),
 # not noise.
 COLLAPSE = 0.5
@@ -87,18 +88,18 @@ class Row:
         values = [of(evaluation) for evaluation in self.evaluations(checkpoint)]
         return Spread(tuple(v.value for v in values if v is not None)) if values and None not in values else None
 
-    def strongest(self, checkpoint: str) -> Spread | None:
-        return self.figure(checkpoint, lambda evaluation: evaluation.steps[self.most_steps or evaluation.strongest])
+    def robust(self, checkpoint: str) -> Spread | None:
+        """The worst case over all attacks that this row ran, whatever the others ran."""
+        return self.figure(checkpoint, lambda evaluation: evaluation.robust)
 
     @property
     def most_steps(self) -> int | None:
         """The largest k of the sweep; one for all runs of a row, because the sweep is part of what makes a row."""
         return next((e.strongest for run in self.counted for e in run.evaluations.values()), None)
 
-    @property
-    def drop(self) -> Spread | None:
-        """Best minus last, seed by seed, at the strongest k: robust overfitting (Rice et al. 2020)."""
-        best, last = self.strongest("best"), self.strongest("last")
+    def drop(self, headline: Measure | None) -> Spread | None:
+        """Best minus last, seed by seed: robust overfitting (Rice et al. 2020)."""
+        best, last = (self.figure(name, headline.of) if headline else None for name in CHECKPOINTS)
         return Spread(tuple(b - a for b, a in zip(best.values, last.values, strict=True))) if best and last else None
 
     @property
@@ -108,9 +109,10 @@ class Row:
 
     @property
     def collapsed(self) -> list[tuple[int | None, float, float]]:
-        """Seed, robust accuracy of best and of last, for every seed whose last epoch lost more than half of it."""
-        best, last = self.strongest("best"), self.strongest("last")
-        if best is None or last is None:
+        """Seed, worst case of best and of last, for every seed whose last epoch lost more than half of it."""
+        best, last = self.robust("best"), self.robust("last")
+        ways = {attacks(evaluation) for name in CHECKPOINTS for evaluation in self.evaluations(name)}
+        if best is None or last is None or len(ways) > 1:
             return []
         pairs = zip(self.seeds, best.values, last.values, strict=True)
         return [(seed, top, end) for seed, top, end in pairs if end < COLLAPSE * top]
@@ -120,6 +122,16 @@ class Row:
 class Comparison:
     rows: tuple[Row, ...]
     unreadable: tuple[tuple[Path, str], ...]
+
+    @property
+    def counted(self) -> list[Evaluation]:
+        """Every evaluation behind a mean."""
+        return [e for row in self.rows for run in row.counted for e in run.evaluations.values()]
+
+    @property
+    def measures(self) -> Measures:
+        """The columns of robust accuracies."""
+        return measures(self.counted)
 
     @property
     def runs(self) -> list[tuple[Row, RunFolder, str]]:
@@ -178,11 +190,11 @@ def _settings(run: RunFolder) -> dict[str, object]:
         for key, value in flatten(kept).items()
         if "about" not in key.split(".") and not key.startswith(_INCIDENTAL_TRAIN) and key.rpartition(".")[2] != "seed"
     }
-    for evaluation in run.evaluations.values():
-        # All checkpoints of a run go through one evaluation; the settings are those of the record, not of the plan.
-        given = {key: value for key, value in evaluation.attack.items() if key != "seed"}
-        given |= {"split": evaluation.split, "n": evaluation.n, "steps": sorted(evaluation.steps)}
-        flat.update({f"evaluation.{key}": value for key, value in given.items()})
+    # The settings are those of the records, not of the plan; checkpoints may have been evaluated differently since.
+    given = {name: evaluation.settings for name, evaluation in run.evaluations.items()}
+    for name, settings in given.items():
+        alike = all(settings == other for other in given.values())
+        flat.update({f"evaluation.{key}" if alike else f"evaluation.{name}.{key}": v for key, v in settings.items()})
     return flat
 
 
@@ -236,46 +248,16 @@ def _tell_apart(rows: Sequence[Row]) -> None:
             value = row.flat.get(key)
             protocol = row.counted and key.startswith(_PROTOCOL) and not key.startswith(_ALGORITHM)
             told = protocol and (bool(value) or not key.startswith(_POOL))
+            if ".attacks." in key and key not in row.flat:
+                continue
             if _varies(namesakes, key) or (told and _varies(rivals, key)):
                 row.differs[key] = value
 
 
 def _varies(rows: Sequence[Row], key: str) -> bool:
-    """Whether a setting has more than one value; of evaluation settings only where there was an evaluation."""
+    """Whether a setting has more than one value; of evaluation settings only where there was an evaluation, and of an
+    attack's only where it ran: the list of attacks says where it did not.
+    """
     asked = [row for row in rows if row.counted or not key.startswith("evaluation.")]
+    asked = [row for row in asked if ".attacks." not in key or key in row.flat]
     return len({repr(row.flat.get(key)) for row in asked}) > 1
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison for a program: accuracies in [0, 1], every value behind every mean."""
-    return {
-        "schema": 1,
-        "rows": [_row_json(row) for row in comparison.rows],
-        "unreadable": [{"folder": str(path), "why": why} for path, why in comparison.unreadable],
-    }
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    def spread(value: Spread | None) -> dict[str, Any] | None:
-        return None if value is None else value.as_json()
-
-    bounds = sorted({e.bound for run in row.counted for e in run.evaluations.values()})
-    return {
-        "method": row.method, "dataset": row.dataset, "model": row.model, "plus": list(row.plus),
-        "norm": row.norm, "eps": row.eps, "differs": row.differs, "seeds": row.seeds,
-        "most_steps": row.most_steps, "bound": bounds,
-        **{
-            name: {
-                "clean": spread(row.figure(name, lambda e: e.clean)),
-                "pgd20": spread(row.figure(name, lambda e: e.steps.get(HEADLINE_STEPS))),
-                "pgd_max": spread(row.strongest(name)),
-            }
-            for name in CHECKPOINTS
-        },
-        "drop": spread(row.drop), "train_seconds": spread(row.train_seconds),
-        "collapsed": [{"seed": seed, "best": best, "last": last} for seed, best, last in row.collapsed],
-        "runs": [str(run.path) for run in row.counted],
-        "left_out": [
-            {"run": str(run.path), "seed": run.seed, "state": run.state, "why": why} for run, why in row.left_out
-        ],
-    }  # fmt: skip

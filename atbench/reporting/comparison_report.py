@@ -8,30 +8,48 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from atbench.reporting import plots
-from atbench.reporting.compare import HEADLINE_STEPS, Comparison, Row, Spread
+from atbench.reporting.agreement import disagreements
+from atbench.reporting.audit_report import flagged
+from atbench.reporting.compare import Comparison, Row, Spread
 from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.evaluation_report import eps_curve, steps_curve
+from atbench.reporting.measures import Measure, attacks
 from atbench.reporting.plots import Curve
-from atbench.reporting.run_report import eps_curve, steps_curve, threat
-from atbench.reporting.runs import CHECKPOINTS, Accuracy, Evaluation, RunFolder
-from atbench.reporting.wording import NOTHING, UPPER_BOUND, duration, interval, mean_and_spread, norm, number, points
+from atbench.reporting.records import Accuracy, Evaluation, bound
+from atbench.reporting.run_report import threat
+from atbench.reporting.runs import CHECKPOINTS, RunFolder
+from atbench.reporting.wording import (
+    NO_PROOF,
+    NOTHING,
+    duration,
+    interval,
+    mean_and_spread,
+    norm,
+    number,
+    points,
+    radius,
+)
 
 _MOST_CURVES = 10  # more lines in one figure cannot be told apart
 
 HOW_TO_READ = (
     "Accuracies in percent. Runs that differ in nothing but the seed are one row: mean ± sample standard deviation "
-    "over seeds; with one seed, its 95 % interval in brackets. Drop: best − last at the strongest attack, in points "
-    "(robust overfitting)."
+    "over seeds; with one seed, its 95 % interval in brackets. A column is one attack, the same in every row. "
+    "Drop: best − last, in points (robust overfitting), under"
 )
 
 
 def document(comparison: Comparison, title: str) -> Document:
     """The whole comparison: the table of rows, figures, every run, and what the numbers do not say."""
     counted = [row for row in comparison.rows if row.counted]
-    blocks: list[Block] = [Paragraph(HOW_TO_READ), *(Notice(text) for text in notices(comparison))]
+    blocks: list[Block] = [
+        Paragraph(f"{HOW_TO_READ} {_headline(comparison)}."),
+        *(Notice(text) for text in notices(comparison)),
+    ]
     columns, rows = rows_table(comparison)
     blocks.append(Table(columns, rows))
     if counted:
-        blocks += [Heading("Curves"), *_figures(counted)]
+        blocks += [Heading("Curves"), *_figures(counted, comparison.measures.headline)]
     blocks += [Heading("Every run"), _every_run(comparison)]
     blocks += [Heading("Methods"), _methods(comparison)]
     return Document(title, tuple(blocks))
@@ -39,18 +57,26 @@ def document(comparison: Comparison, title: str) -> Document:
 
 def notices(comparison: Comparison) -> Iterator[str]:
     """What must stand beside the table."""
-    if any(e.bound == "upper" for _, run, _ in comparison.runs for e in run.evaluations.values()):
-        yield UPPER_BOUND[0].upper() + UPPER_BOUND[1:]
+    bounds = dict.fromkeys(bound(e.record) for e in comparison.counted if e.bound == "upper")
+    for words in bounds:
+        yield f"{words[0].upper()}{words[1:]}. {NO_PROOF}"
+    if len({attacks(e) for e in comparison.counted}) > 1:
+        yield (
+            "Not all rows were attacked alike, and worst cases over different attacks do not compare: those stand in "
+            "the runs' own reports, here every column is one PGD."
+        )
     for row in comparison.rows:
         for seed, best, last in row.collapsed:
             yield (
-                f"Collapse: {row.label} on {row.dataset}, seed {seed}: PGD-{row.most_steps} {100 * best:.1f} % "
+                f"Collapse: {row.label} on {row.dataset}, seed {seed}: {_under(row)} {100 * best:.1f} % "
                 f"at the best checkpoint, {100 * last:.1f} % at the last. Its mean hides this; see the run by itself."
             )
         for run, why in row.left_out:
             yield f"Not in a mean: {row.label} on {row.dataset}, seed {run.seed} ({run.path.name}): {why}"
         for run in row.counted:
-            problems = [p for e in run.evaluations.values() for p in (*e.warnings, *e.disagreements())]
+            found = run.evaluations.values()
+            problems = [f"audit flag, {text}" for e in found for text in flagged(e)]
+            problems += [text for e in found for text in (*e.warnings, *disagreements(e))]
             yield from (f"{run.path.name}: {problem}" for problem in dict.fromkeys(problems))
     yield from (f"Unreadable: {why}" for _, why in comparison.unreadable)
 
@@ -64,50 +90,40 @@ def terminal_table(comparison: Comparison) -> RichTable:
     return table
 
 
+def _headline(comparison: Comparison) -> str:
+    """What rows are ranked by."""
+    return comparison.measures.words or "nothing, for the rows have no attack in common"
+
+
+def _under(row: Row) -> str:
+    return next(e.basis for run in row.counted for e in run.evaluations.values())
+
+
 def rows_table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Column heads and rows. PGD-20 and the strongest attack are one column where they are the same for all."""
-    most, strongest = _strongest(comparison)
-    headline = most != {HEADLINE_STEPS}
+    """Column heads and rows."""
+    found = comparison.measures
     differs = any(row.differs for row in comparison.rows)
     columns = ["method", *(["settings"] if differs else []), "plus", "dataset", "model", "threat"]
     for name in CHECKPOINTS:
-        columns += [f"{name}: clean", *([f"{name}: PGD-{HEADLINE_STEPS}"] if headline else []), f"{name}: {strongest}"]
+        columns += [f"{name}: clean", *(f"{name}: {measure.title}" for measure in found.columns)]
     columns += ["drop", "training", "seeds"]
-    rows = tuple(tuple(_row(row, headline, differs, len(most) > 1)) for row in comparison.rows)
-    return tuple(columns), rows
+    return tuple(columns), tuple(tuple(_row(row, found.columns, found.headline, differs)) for row in comparison.rows)
 
 
-def _strongest(comparison: Comparison) -> tuple[set[int | None], str]:
-    """The largest k of the rows, and what to call their strongest attack: by its k where all have the same."""
-    most = {row.most_steps for row in comparison.rows if row.counted}
-    return most, f"PGD-{next(iter(most))}" if len(most) == 1 else "PGD-max"
-
-
-def _row(row: Row, headline: bool, differs: bool, name_k: bool) -> Iterator[Cell]:
+def _row(row: Row, measures: Sequence[Measure], headline: Measure | None, differs: bool) -> Iterator[Cell]:
     yield Cell(row.method)
     if differs:
         yield Cell(", ".join(f"{key}={number(value)}" for key, value in row.differs.items()))
     yield from (Cell(" + ".join(row.plus) or NOTHING), Cell(row.dataset), Cell(row.model))
     eps = row.eps if isinstance(row.eps, (int, float)) else None
-    yield Cell(f"{norm(row.norm)} {_short_eps(row.eps)}", eps)
+    yield Cell(f"{norm(row.norm)} {radius(row.eps)}", eps)
     for name in CHECKPOINTS:
         yield _figure_cell(row, name, lambda e: e.clean)
-        if headline:
-            yield _figure_cell(row, name, lambda e: e.steps.get(HEADLINE_STEPS))
-        cell = _figure_cell(row, name, lambda e: e.steps[e.strongest])
-        yield Cell(f"{cell.text} (k={row.most_steps})", cell.value) if name_k and row.counted else cell
-    yield _drop_cell(row.drop)
+        yield from (_figure_cell(row, name, measure.of) for measure in measures)
+    yield _drop_cell(row.drop(headline))
     seconds = row.train_seconds
     yield Cell(duration(seconds.mean) if seconds else NOTHING, seconds.mean if seconds else None)
     yield Cell(_seeds(row), len(row.counted))
-
-
-def _short_eps(eps: object) -> str:
-    """Levels of 255 where they are whole, else the number; both forms stand in the runs' own reports."""
-    if not isinstance(eps, (int, float)):
-        return NOTHING
-    levels = round(255 * eps)
-    return f"{levels}/255" if abs(255 * eps - levels) < 1e-4 and levels <= 32 else f"{eps:.4g}"
 
 
 def _figure_cell(row: Row, checkpoint: str, of: Callable[[Evaluation], Accuracy | None]) -> Cell:
@@ -116,9 +132,7 @@ def _figure_cell(row: Row, checkpoint: str, of: Callable[[Evaluation], Accuracy 
         return Cell(NOTHING)
     if spread.std is not None:
         return Cell(mean_and_spread(spread.mean, spread.std), spread.mean)
-    only = of(row.evaluations(checkpoint)[0])
-    assert only is not None  # `figure` is None where any is missing
-    return Cell(f"{100 * only.value:.1f} {interval(only.low, only.high)}", only.value)
+    return _accuracy_cell(of(row.evaluations(checkpoint)[0]))
 
 
 def _drop_cell(drop: Spread | None) -> Cell:
@@ -134,9 +148,9 @@ def _seeds(row: Row) -> str:
     return str(counted) if counted == len(tried) else f"{counted} of {len(tried)}"
 
 
-def _figures(rows: Sequence[Row]) -> Iterator[Block]:
+def _figures(rows: Sequence[Row], headline: Measure | None) -> Iterator[Block]:
     """The curves of the rows; where there are too many, of those with the highest robust accuracy, and it says so."""
-    ranked = sorted(rows, key=lambda row: -_robust(row))
+    ranked = sorted(rows, key=lambda row: -_rank(row, headline))
     shown = ranked[:_MOST_CURVES]
     which = f" The {len(shown)} of {len(rows)} rows with the highest robust accuracy." if len(shown) < len(rows) else ""
     several = any(len(row.counted) > 1 for row in shown)
@@ -154,9 +168,9 @@ def _figures(rows: Sequence[Row]) -> Iterator[Block]:
         yield Figure("training", plots.training({k: v for k, v in groups.items() if v}), f"Training. {band}")
 
 
-def _robust(row: Row) -> float:
-    best = row.strongest("best") or row.strongest("last")
-    return best.mean if best else 0.0
+def _rank(row: Row, headline: Measure | None) -> float:
+    found = [row.figure(name, headline.of) for name in CHECKPOINTS] if headline else []
+    return next((spread.mean for spread in found if spread), 0.0)
 
 
 def _name(row: Row) -> str:
@@ -179,40 +193,25 @@ def _curve(row: Row, of: Callable[[Evaluation], Curve]) -> Curve | None:
 
 
 def _every_run(comparison: Comparison) -> Table:
-    most, strongest = _strongest(comparison)
-    figures = (f"{name}: {what}" for name in CHECKPOINTS for what in ("clean", strongest))
-    columns = ("run", "method", "seed", "in the mean", *figures)
-    rows = []
+    found = comparison.measures
+    measures = (Measure("clean", lambda e: e.clean), *([found.headline] if found.headline else found.columns))
+    figures = [(name, measure) for name in CHECKPOINTS for measure in measures]
+    columns = ("run", "method", "seed", "in the mean", *(f"{name}: {measure.title}" for name, measure in figures))
+    rows: list[tuple[Cell, ...]] = []
     for row, run, why in comparison.runs:
-        cells = [
-            Cell(run.path.name),
-            Cell(row.label),
-            Cell(str(run.seed), run.seed),
-            Cell(f"no: {why}" if why else "yes"),
-        ]
-        for name in CHECKPOINTS:
-            found = run.evaluations.get(name)
-            # A run that did not end well has no figure beside those that did: argmax of NaN is a class, too.
-            cells += (
-                _accuracy_cells(found, len(most) > 1)
-                if found and run.state == "done"
-                else [Cell(NOTHING), Cell(NOTHING)]
-            )
+        cells = [Cell(run.path.name), Cell(row.label), Cell(str(run.seed), run.seed)]
+        cells.append(Cell(f"no: {why}" if why else "yes"))
+        # A run that did not end well has no figure beside those that did: argmax of NaN is a class, too.
+        shown = run.evaluations if run.state == "done" else {}
+        cells += [_accuracy_cell(measure.of(shown[name]) if name in shown else None) for name, measure in figures]
         rows.append(tuple(cells))
     for path, why in comparison.unreadable:
-        rows.append(
-            (Cell(path.name), Cell(NOTHING), Cell(NOTHING), Cell(f"no: {why}"), *(Cell(NOTHING) for _ in range(4)))
-        )
+        rows.append((Cell(path.name), *[Cell(NOTHING)] * 2, Cell(f"no: {why}"), *[Cell(NOTHING)] * len(figures)))
     return Table(columns, tuple(rows))
 
 
-def _accuracy_cells(evaluation: Evaluation, name_k: bool) -> list[Cell]:
-    robust = evaluation.steps[evaluation.strongest]
-    k = f" (k={evaluation.strongest})" if name_k else ""
-    return [
-        Cell(f"{100 * found.value:.1f} {interval(found.low, found.high)}{note}", found.value)
-        for found, note in ((evaluation.clean, ""), (robust, k))
-    ]
+def _accuracy_cell(found: Accuracy | None) -> Cell:
+    return Cell(f"{100 * found.value:.1f} {interval(found.low, found.high)}", found.value) if found else Cell(NOTHING)
 
 
 def _methods(comparison: Comparison) -> Table:

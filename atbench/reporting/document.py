@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atbench.reporting.plots import Drawing
+from atbench.reporting.drawing import Drawing
 
 
 @dataclass(frozen=True)
 class Heading:
+    """A section, or with `part` a part of one."""
+
     text: str
+    part: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,13 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the reader must not overlook: a warning, the words "upper bound"."""
+    """Something the reader must not overlook: a warning, the words "upper bound".
+
+    grave: it puts the figures themselves in doubt.
+    """
 
     text: str
+    grave: bool = False
 
 
 @dataclass(frozen=True)

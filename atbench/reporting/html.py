@@ -12,14 +12,15 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1e23; --quiet: #626a73; --line: #dde1e6; --paper: #fff; --soft: #f5f6f8;
-        --notice: #fff6df; --edge: #d99a00; }
+        --notice: #fff6df; --edge: #d99a00; --alarm: #fdeceb; --red: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --quiet: #98a1ac; --line: #353b44; --paper: #15181d; --soft: #1e2329;
-          --notice: #2d2615; --edge: #d99a00; } }
+          --notice: #2d2615; --edge: #d99a00; --alarm: #391a18; --red: #e4645c; } }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 80rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.55rem; line-height: 1.25; margin: 0 0 1rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: .95rem; margin: 1.5rem 0 .4rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -32,6 +33,7 @@ table.facts th { color: var(--quiet); font-weight: 400; white-space: nowrap; pad
 table.facts { width: 100%; } table.facts td { width: 100%; overflow-wrap: anywhere; }
 pre { background: var(--soft); padding: .75rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .9rem; }
 .notice { background: var(--notice); border-left: 3px solid var(--edge); padding: .55rem .9rem; margin: .7rem 0; }
+.notice.grave { background: var(--alarm); border-left-color: var(--red); font-weight: 600; }
 figure { margin: 1.2rem 0; max-width: 62rem; } figure svg { width: 100%; height: auto; } figure img { max-width: 100%; }
 figure img { background: #fff; border-radius: 6px; }
 figcaption { color: var(--quiet); font-size: .9rem; }
@@ -71,12 +73,13 @@ def render(document: Document) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
+        case Heading(text, part):
+            tag = "h3" if part else "h2"
+            return f"<{tag}>{escape(text)}</{tag}>"
         case Paragraph(text):
             return f"<p>{escape(text)}</p>"
-        case Notice(text):
-            return f'<p class="notice">{escape(text)}</p>'
+        case Notice(text, grave):
+            return f'<p class="notice{" grave" if grave else ""}">{escape(text)}</p>'
         case Code(text):
             return f"<pre>{escape(text)}</pre>"
         case Facts(rows):

@@ -30,12 +30,12 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
 
 def _block(block: Block) -> str:
     match block:
-        case Heading(text):
-            return f"## {_plain(text)}"
+        case Heading(text, part):
+            return f"{'###' if part else '##'} {_plain(text)}"
         case Paragraph(text):
             return _plain(text)
-        case Notice(text):
-            return f"> **Note:** {_plain(text)}"
+        case Notice(text, grave):
+            return f"> **{'Warning' if grave else 'Note'}:** {_plain(text)}"
         case Facts(rows):
             return _table(["", ""], [[f"**{_plain(name)}**", _plain(value)] for name, value in rows])
         case Table(columns, rows):

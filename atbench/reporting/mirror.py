@@ -12,13 +12,14 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from atbench.errors import ConfigError
+from atbench.reporting.records import basis
 from atbench.reporting.wording import flatten
 
 MODES = ("online", "offline", "disabled")
@@ -43,26 +44,18 @@ class Mirror:
         self._guarded(lambda: self._run.log(values, step=row["step"]))
 
     def summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
-        """Accuracies as summary values, the sweeps over k and ε as one table, the pictures."""
+        """Accuracies and the audit's verdict as summary values, all attacks as one table, the pictures."""
         self._guarded(lambda: _within(_FINISH, lambda: self._summary(records, pictures)))
 
     def _summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
         import wandb  # in sys.modules already: this mirror is open
 
-        rows = [
-            [
-                *(record["checkpoint"], entry.get("eps", record["attack"]["eps"]), entry["k"], record["n"]),
-                *(entry["accuracy"], entry["low"], entry["high"]),
-            ]
-            for record in records
-            for entry in (*record["steps"], *record["eps"])
-        ]
         for record in records:
-            self._run.summary[f"{record['checkpoint']}/clean"] = record["clean"]["accuracy"]
-            for entry in record["steps"]:
-                self._run.summary[f"{record['checkpoint']}/pgd-{entry['k']}"] = entry["accuracy"]
+            for name, value in _values(record):
+                self._run.summary[f"{record['checkpoint']}/{name}"] = value
+        rows = [[record["checkpoint"], *row] for record in records for row in _rows(record)]
         media: dict[str, Any] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures}
-        columns: list[str | int] = ["checkpoint", "eps", "k", "n", "accuracy", "low", "high"]
+        columns: list[str | int] = ["checkpoint", "attack", "eps", "k", "n", "accuracy", "low", "high"]
         self._run.log({**media, "evaluation": wandb.Table(columns=columns, data=rows)})
 
     def close(self, exit_code: int) -> None:
@@ -78,6 +71,36 @@ class Mirror:
         except Exception as fault:  # whatever it is: a mirror is not worth a run
             _broken = True
             _say(f"warning: W&B failed and is off from here on ({_short(fault)}); metrics.jsonl has everything")
+
+
+def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Summary values of a record. An attack's own accuracy where it ran on all; `after` it where it ran on the rest."""
+    yield from (("clean", record["clean"]["accuracy"]), ("robust", record["robust"]["accuracy"]))
+    yield "robust_8bit", record["robust"]["eight_bit"]["accuracy"]
+    yield "robust_is", basis(record)
+    yield from ((f"pgd-{entry['k']}", entry["accuracy"]) for entry in record["steps"])
+    for attack in record["attacks"]:
+        kind = "alone" if attack["alone"] else "after"
+        yield f"{kind}/{attack['name']}", attack[kind]["accuracy"]
+    yield from ((f"norm/{norm}", entry["accuracy"]) for norm, entry in record["norms"].items())
+    if record["audit"]["checks"]:
+        yield "audit/trusted", record["audit"]["trusted"]
+        yield "audit/flags", ", ".join(record["audit"]["flags"]) or "none"
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Attack, ε, k, n, accuracy and interval, one row for each robust accuracy of a record."""
+
+    def row(attack: str, eps: float, k: int | None, entry: Mapping[str, Any]) -> list[Any]:
+        return [attack, eps, k, record["n"], *(entry[key] for key in ("accuracy", "low", "high"))]
+
+    eps = record["threat"]["eps"]
+    for entry in (*record["steps"], *record["eps"]):
+        yield row("pgd", entry.get("eps", eps), entry["k"], entry)
+    for attack in record["attacks"]:
+        yield row(f"after {attack['name']}", eps, None, attack["after"])
+    for norm, entry in record["norms"].items():
+        yield row(f"pgd {norm}", entry["eps"], entry["k"], entry)
 
 
 def open_mirror(

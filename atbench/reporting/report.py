@@ -13,8 +13,8 @@ from rich.text import Text
 from atbench.errors import DataError
 from atbench.folder import write_bytes, write_text
 from atbench.reporting import comparison_report, html, markdown, run_report
-from atbench.reporting.compare import as_json as comparison_json
 from atbench.reporting.compare import compare
+from atbench.reporting.comparison_json import as_json as comparison_json
 from atbench.reporting.document import Document
 from atbench.reporting.runs import RunFolder, expand, read
 from atbench.reporting.terminal import show, summary

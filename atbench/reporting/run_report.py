@@ -6,22 +6,14 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from atbench.reporting import plots
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
-from atbench.reporting.plots import Curve
-from atbench.reporting.runs import Accuracy, Evaluation, RunFolder, is_run, lookup, read
-from atbench.reporting.wording import (
-    UPPER_BOUND,
-    both_forms,
-    duration,
-    interval,
-    norm,
-    number,
-    options,
-    percent,
-    points,
-    size,
-)
+from atbench.reporting import audit_report, plots
+from atbench.reporting.agreement import disagreements
+from atbench.reporting.document import Block, Code, Document, Facts, Figure, Heading, Notice, Paragraph
+from atbench.reporting.evaluation_report import accuracies, distinct, figures, full
+from atbench.reporting.measures import attacks
+from atbench.reporting.records import Evaluation, bound
+from atbench.reporting.runs import RunFolder, is_run, lookup, read
+from atbench.reporting.wording import NO_PROOF, both_forms, duration, norm, number, options, percent, points, size
 
 # What each file of a run folder is, in the order in which a reader would open them.
 _FILES = {
@@ -34,10 +26,16 @@ _FILES = {
     "metrics.jsonl": "one row an epoch",
     "checkpoints/best.pt": "the checkpoint of the best epoch; torch.load(weights_only=True) opens it",
     "checkpoints/last.pt": "the checkpoint of the last epoch, to resume from",
-    "evaluation/best.json": "the evaluation of the best checkpoint",
-    "evaluation/best.npz": "its outcome for every example",
-    "evaluation/last.json": "the evaluation of the last checkpoint",
-    "evaluation/last.npz": "its outcome for every example",
+}
+_RECORDS = {
+    "json": "the evaluation of the checkpoint",
+    "npz": "its outcome for every example",
+    "examples.npz": "its adversarial images, which `atbench eval verify=` judges again",
+    "partial.json": "figures of an evaluation that has not ended",
+}
+_FOLDERS = {
+    "evaluation/parts": "what an evaluation that has not ended has measured so far",
+    "evaluation/earlier": "evaluations that later ones replaced",
     "pictures": "the figures of this report",
     "stages": "runs that the method asked for first",
     "wandb": "the W&B mirror",
@@ -46,9 +44,12 @@ _FILES = {
 
 def document(run: RunFolder) -> Document:
     """The report of a run that has at least one evaluation."""
-    blocks = [*_headline(run), Heading("What ran"), Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
+    evaluations = distinct(list(run.evaluations.values()))
+    blocks = [*_headline(run, evaluations), Heading("What ran")]
+    blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
     blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
-    blocks += [Heading("Accuracy"), *_accuracies(run), *_figures(run)]
+    blocks += [Heading("Accuracy"), *accuracies(evaluations), Heading("Audit"), *audit_report.blocks(evaluations)]
+    blocks += [Heading("Figures"), *figures(evaluations), *_training(run)]
     blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -68,24 +69,32 @@ def threat(run: RunFolder) -> str:
     return f"{norm(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
 
 
-def _headline(run: RunFolder) -> Iterator[Block]:
-    for evaluation in run.evaluations.values():
-        robust = evaluation.steps[evaluation.strongest]
+def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
+    yield from audit_report.banner(evaluations)
+    for evaluation in evaluations:
         epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
         yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {_full(evaluation.clean)}, "
-            f"PGD-{evaluation.strongest} {_full(robust)} on {evaluation.n} examples of the {evaluation.split} split."
+            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, robust "
+            f"{full(evaluation.robust)} under {evaluation.basis} ({_ball(evaluation)}), on {evaluation.n} examples of "
+            f"the {evaluation.split} split. With 8-bit adversarial images: {full(evaluation.eight_bit)}."
         )
-    if any(evaluation.bound == "upper" for evaluation in run.evaluations.values()):
-        yield Notice(UPPER_BOUND[0].upper() + UPPER_BOUND[1:])
+    for words in dict.fromkeys(bound(e.record) for e in evaluations if e.bound == "upper"):
+        yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
+    if len({attacks(evaluation) for evaluation in evaluations}) > 1:
+        yield Notice("The checkpoints were not attacked alike: their worst cases do not compare.")
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.standing}")
-    warnings = [w for e in run.evaluations.values() for w in (*e.warnings, *e.disagreements())]
-    yield from (Notice(f"Warning: {warning}") for warning in dict.fromkeys(warnings))
+    for partial in sorted((run.path / "evaluation").glob("*.partial.json")):
+        yield Notice(
+            f"An evaluation has not ended (evaluation/{partial.name}); `atbench eval` goes on where it stopped"
+        )
+    yield from (Notice(text, grave=True) for e in evaluations for text in disagreements(e))
+    yield from (Notice(f"Warning: {text}") for text in dict.fromkeys(text for e in evaluations for text in e.warnings))
 
 
-def _full(accuracy: Accuracy) -> str:
-    return f"{percent(accuracy.value)} {interval(accuracy.low, accuracy.high)}"
+def _ball(evaluation: Evaluation) -> str:
+    name, eps = evaluation.threat
+    return f"{norm(name)}, ε = {both_forms(eps)}"
 
 
 def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
@@ -164,76 +173,10 @@ def _selection(run: RunFolder) -> Iterator[Block]:
     yield Facts(tuple(facts))
 
 
-def attack_words(evaluation: Evaluation) -> str:
-    """The attack behind an evaluation's robust accuracies."""
-    a = evaluation.attack
-    restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
-    return (
-        f"{str(a['name']).upper()}, {norm(a['norm'])}, ε = {both_forms(a['eps'])}, step {both_forms(a['step_size'])}, "
-        f"{a['start']} start, {restarts}, objective {a['objective']}, seed {a['seed']}"
-    )
-
-
-def _accuracies(run: RunFolder) -> Iterator[Block]:
-    words = {attack_words(evaluation) for evaluation in run.evaluations.values()}
-    for evaluation in run.evaluations.values():
-        if len(words) > 1:
-            yield Paragraph(f"{evaluation.checkpoint}: {attack_words(evaluation)}.")
-    if len(words) == 1:
-        yield Paragraph(f"The attack: {words.pop()}. Brackets: 95 % interval.")
-    rows = [row for evaluation in run.evaluations.values() for row in _accuracy_rows(evaluation)]
-    yield Table(("checkpoint", "attack", "ε", "k", "accuracy", "95 % interval", "n", "bound"), tuple(rows))
-
-
-def _accuracy_rows(evaluation: Evaluation) -> Iterator[tuple[Cell, ...]]:
-    eps, name = float(evaluation.attack["eps"]), str(evaluation.attack["name"]).upper()
-    yield _accuracy_row(evaluation, "none", 0.0, 0, evaluation.clean, "")
-    for k, found in evaluation.steps.items():
-        yield _accuracy_row(evaluation, f"{name}-{k}", eps, k, found, evaluation.bound)
-    for radius, k, found in evaluation.eps:
-        yield _accuracy_row(evaluation, f"{name}-{k}, ε varied", radius, k, found, evaluation.bound)
-
-
-def _accuracy_row(
-    evaluation: Evaluation, attack: str, eps: float, k: int, accuracy: Accuracy, bound: str
-) -> tuple[Cell, ...]:
-    return (
-        Cell(evaluation.checkpoint), Cell(attack), Cell(both_forms(eps) if eps else "0", eps), Cell(str(k), k),
-        Cell(percent(accuracy.value), accuracy.value), Cell(interval(accuracy.low, accuracy.high), accuracy.low),
-        Cell(str(evaluation.n), evaluation.n), Cell(bound),
-    )  # fmt: skip
-
-
-def _figures(run: RunFolder) -> Iterator[Block]:
-    evaluations = list(run.evaluations.values())
-    band = "Bands: 95 % interval."
-    yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in evaluations]), f"Accuracy against k. {band}")
-    if any(e.eps for e in evaluations):
-        curves = [eps_curve(e) for e in evaluations if e.eps]
-        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {band}")
+def _training(run: RunFolder) -> Iterator[Block]:
     if run.rows:
         caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
         yield Figure("training", plots.training({run.name("method"): [run.rows]}), caption)
-    arrays = evaluations[0].outcomes
-    if arrays is not None and len(arrays.get("shown_index", ())):
-        caption = f"Checkpoint {evaluations[0].checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(evaluations[0].checkpoint, plots.grid(arrays), caption)
-
-
-def steps_curve(evaluation: Evaluation) -> Curve:
-    """Accuracy over k, the clean accuracy at k = 0."""
-    found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))}
-    return _curve(evaluation.checkpoint, list(found), list(found.values()))
-
-
-def eps_curve(evaluation: Evaluation) -> Curve:
-    """Accuracy over ε."""
-    return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
-
-
-def _curve(label: str, x: list[float] | list[int], found: list[Accuracy]) -> Curve:
-    values = tuple(a.value for a in found), tuple(a.low for a in found), tuple(a.high for a in found)
-    return Curve(label, tuple(float(value) for value in x), *values)
 
 
 def _made_with(run: RunFolder) -> tuple[tuple[str, str], ...]:
@@ -246,8 +189,9 @@ def _made_with(run: RunFolder) -> tuple[tuple[str, str], ...]:
         facts.append((f"weights ({name}), SHA-256", str(evaluation.record.get("weights_sha256"))))
         facts.append((f"test data ({name}), SHA-256", str(evaluation.record.get("data_sha256"))))
         facts.append((f"evaluated ({name}) with", options(evaluation.record.get("versions") or {})))
-        passes, seconds = evaluation.record.get("forward_passes"), evaluation.record.get("seconds")
-        facts.append((f"cost of evaluation ({name})", f"{_thousands(passes)} forward passes, {duration(seconds)}"))
+        passes, gradients = (_thousands(evaluation.record[key]) for key in ("forward_passes", "gradient_passes"))
+        cost = f"{passes} images forward, {gradients} of them for a gradient, {duration(evaluation.record['seconds'])}"
+        facts.append((f"cost of evaluation ({name})", f"{cost}; seed {evaluation.attack['seed']}"))
     return tuple(facts)
 
 
@@ -261,11 +205,13 @@ def _stages(run: RunFolder) -> Iterator[Block]:
 
 def _files(folder: Path) -> tuple[tuple[str, str], ...]:
     """What is there, and the two reports, which are being written."""
+    records = sorted(path.stem for path in (folder / "evaluation").glob("*.npz") if "." not in path.stem)
+    known = _FILES | {f"evaluation/{name}.{kind}": what for name in records for kind, what in _RECORDS.items()}
     facts = []
-    for name, what in _FILES.items():
-        path = folder / name
-        if path.is_file() and not name.startswith("report."):
-            facts.append((name, f"{what} ({size(path.stat().st_size)})"))
-        elif path.is_dir() or name.startswith("report.") or name == "pictures":
-            facts.append((f"{name}/" if "." not in name else name, what))
+    for name, what in known.items():
+        if name.startswith("report."):
+            facts.append((name, what))
+        elif (folder / name).is_file():
+            facts.append((name, f"{what} ({size((folder / name).stat().st_size)})"))
+    facts += [(f"{name}/", what) for name, what in _FOLDERS.items() if (folder / name).is_dir() or name == "pictures"]
     return tuple(facts)

@@ -3,94 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atbench.errors import DataError
+from atbench.reporting.records import Evaluation, read_evaluation
 
 CHECKPOINTS = ("best", "last")
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of n examples and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One record of `evaluation/`: a checkpoint's accuracies on a split, with and without attack."""
-
-    path: Path
-    record: Mapping[str, Any]
-    checkpoint: str
-    epoch: int | None
-    split: str
-    n: int
-    clean: Accuracy
-    steps: Mapping[int, Accuracy]
-    eps: tuple[tuple[float, int, Accuracy], ...]
-
-    @property
-    def strongest(self) -> int:
-        """The largest number of PGD steps that was tried."""
-        return max(self.steps)
-
-    @property
-    def attack(self) -> Mapping[str, Any]:
-        return dict(self.record["attack"])
-
-    @property
-    def bound(self) -> str:
-        return str(self.record["bound"])
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return tuple(self.record.get("warnings", ()))
-
-    @cached_property
-    def outcomes(self) -> dict[str, np.ndarray] | None:
-        """The per-example arrays beside the record; None where the file is gone."""
-        path = self.path.with_name(self.record["outcomes"])
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
-            raise DataError("outcomes", path, f"cannot be read ({fault})", "evaluate the checkpoint again") from fault
-
-    def disagreements(self) -> tuple[str, ...]:
-        """Where the record is not the mean of the masks beside it. Empty for every honest record."""
-        arrays = self.outcomes
-        if arrays is None:
-            return (f"{self.record['outcomes']} is missing: the accuracies cannot be checked example by example",)
-        broken = arrays["broken_at"]
-        pairs = [("clean", self.clean.value, arrays["clean"])]
-        pairs += [(f"PGD-{k}", found.value, (broken < 0) | (broken > k)) for k, found in self.steps.items()]
-        pairs += [
-            (f"ε = {eps:.4g}", found.value, mask)
-            for (eps, _, found), mask in zip(self.eps, arrays["eps_robust"], strict=True)
-        ]
-        return tuple(
-            f"{name}: the record says {value:.6f}, the mask in {self.record['outcomes']} has the mean {mask.mean():.6f}"
-            for name, value, mask in pairs
-            if not math.isclose(value, float(mask.mean()), abs_tol=1e-6)
-        )
 
 
 @dataclass(frozen=True)
@@ -207,31 +133,8 @@ def read(path: Path) -> RunFolder:
 
 def _recorded(path: Path) -> list[str]:
     """The checkpoints that have a record: of a run those that it selects, elsewhere whatever was evaluated."""
-    found = sorted(p.stem for p in (path / "evaluation").glob("*.json") if not p.stem.endswith(".partial"))
+    found = sorted(file.stem for file in (path / "evaluation").glob("*.json") if not file.stem.endswith(".partial"))
     return [name for name in CHECKPOINTS if name in found] or found
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """One evaluation record; a missing key is refused by its name."""
-    record = _json(path)
-    try:
-        return Evaluation(
-            path=path,
-            record=record,
-            checkpoint=str(record["checkpoint"]),
-            epoch=None if record["epoch"] is None else int(record["epoch"]),
-            split=str(record["split"]),
-            n=int(record["n"]),
-            clean=_accuracy(record["clean"]),
-            steps={int(entry["k"]): _accuracy(entry) for entry in record["steps"]},
-            eps=tuple((float(entry["eps"]), int(entry["k"]), _accuracy(entry)) for entry in record["eps"]),
-        )
-    except (KeyError, TypeError, ValueError) as fault:
-        raise DataError("evaluation", path, f"not an evaluation record ({fault!r})", "evaluate again") from fault
-
-
-def _accuracy(entry: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(float(entry["accuracy"]), float(entry["low"]), float(entry["high"]))
 
 
 def _json(path: Path) -> dict[str, Any]:

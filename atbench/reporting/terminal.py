@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from atbench.reporting.records import bound
 from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
@@ -205,9 +206,7 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
 
 def foot(record: Mapping[str, Any]) -> str:
     """What the robust figures of a record are."""
-    tried = record["robust"]["attacks"]
-    basis = "PGD only" if tried == ["pgd"] else f"worst case per example of {', '.join(tried)}"
-    return f"{record['bound']} bound: {basis}; brackets: 95 % interval"
+    return f"{bound(record)}; brackets: 95 % interval"
 
 
 def tell_verdict(record: Mapping[str, Any], console: Console) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 NOTHING = "—"
-UPPER_BOUND = (
-    "upper bound: PGD only. A stronger attack can only lower these robust accuracies; they are no proof of robustness."
-)
+NO_PROOF = "A stronger attack can only lower these robust accuracies; they are no proof of robustness."
 
 
 def percent(value: float | None) -> str:
@@ -48,6 +46,14 @@ def both_forms(value: object) -> str:
     if abs(levels - whole) < 1e-4 and len(f"{value:.10g}") > 6:
         return f"{whole}/255 ({value:.4g})"
     return f"{value:.4g} ({levels:.4g}/255)"
+
+
+def radius(value: object) -> str:
+    """A radius in little room: levels of 255 where they are whole and few, else the number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return NOTHING
+    levels = round(255 * value)
+    return f"{levels}/255" if levels and abs(255 * value - levels) < 1e-4 and levels <= 32 else f"{value:.4g}"
 
 
 def norm(name: object) -> str:

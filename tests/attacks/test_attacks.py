@@ -7,7 +7,7 @@ import torch
 
 from atbench.attacks import ball
 from atbench.errors import ConfigError
-from tests.attacks.targets import CASES, GRADIENT, NAMES, Aim, Linear, distance, draws, images, kind, make
+from tests.attacks.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
 
 #: The median distance to another class, and an ε that covers every image of the box.
 MIDDLE = {norm: float(distance(Linear(), *images(Linear()), norm).median()) for norm in ("linf", "l2", "l1")}
@@ -54,7 +54,7 @@ def test_nothing_is_broken_that_the_closed_form_says_holds(name: str, norm: str)
     assert (far[broken] <= ball(norm).norm(x_adv - x)[broken] * (1 + 1e-9)).all()
 
 
-@pytest.mark.parametrize(("name", "norm"), GRADIENT)
+@pytest.mark.parametrize(("name", "norm"), NEAREST)
 def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> None:
     """On a linear network the gradient points at the nearest image of another class."""
     network = Linear()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
-N = 60
-STEPS = (1, 5, 20, 50)
+from tests.reporting.outcomes import STEPS, Made, write
+
 MakeRun = Callable[..., Path]
 
 
@@ -25,8 +23,8 @@ def run_maker() -> MakeRun:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run(name, seed=0, robust=0.6, ...)`: a run folder under tmp_path whose records are the means of its
-    masks."""
+    """`make_run(name, seed=0, robust=0.6, ...)`: a run folder under tmp_path. `evaluated`: more of `Made`, for both
+    checkpoints; `last`: for the last one alone."""
 
     def make(name: str = "run", **given: Any) -> Path:
         return _make(tmp_path / name, **given)
@@ -48,7 +46,8 @@ def _make(
     plus: dict[str, Any] | None = None,
     eps: float = 0.2,
     started: str = "2026-01-01T00:00:00",
-    warnings: tuple[str, ...] = (),
+    evaluated: dict[str, Any] | None = None,
+    last: dict[str, Any] | None = None,
 ) -> Path:
     (folder / "evaluation").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
@@ -71,7 +70,8 @@ def _make(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(_epoch(e, robust)) + "\n" for e in (1, 2, 3)))
     for name in checkpoints:
         share = robust if name == "best" or last_robust is None else last_robust
-        _evaluate(folder / "evaluation", name, share, seed, eps, warnings)
+        more = {"robust": share, "seed": seed, "eps": eps, **(evaluated or {}), **((name == "last" and last) or {})}
+        write(folder / "evaluation", name, 2 if name == "best" else 3, Made(**more))
     return folder
 
 
@@ -117,42 +117,3 @@ def _epoch(epoch: int, robust: float) -> dict[str, Any]:
         "val": {"clean": 0.9 + 0.01 * epoch, "pgd": robust - 0.1 + 0.03 * epoch, "n": 150},
         "fit": {"pgd": robust + 0.04 * epoch, "n": 150}, "gap": 0.1 + 0.01 * epoch, "best": epoch < 3,
     }  # fmt: skip
-
-
-def figure(mask: np.ndarray) -> dict[str, float]:
-    """Accuracy with its Wilson interval, as records hold it."""
-    p, n, z = float(mask.mean()), mask.size, 1.96
-    centre, half = (p + z * z / (2 * n)), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((centre + way * half) / (1 + z * z / n) for way in (-1, 1))
-    return {"accuracy": p, "low": max(0.0, low), "high": min(1.0, high)}
-
-
-def _evaluate(folder: Path, name: str, share: float, seed: int, eps: float, warnings: tuple[str, ...]) -> None:
-    rng = np.random.default_rng(seed + 10)
-    survivors = round(share * N)
-    broken = np.full(N, -1, np.int16)
-    broken[survivors:] = rng.choice([1, 3, 7, 15, 30], N - survivors)
-    broken[-2:] = 0
-    grid = np.array([0.0, 0.5 * eps, eps, 2 * eps])
-    eps_robust = np.stack([broken != 0, broken < 0, np.arange(N) < survivors // 2, np.zeros(N, bool)])
-    shown_x = rng.random((8, 1, 8, 8)).astype(np.float32)
-    arrays = {
-        "label": np.arange(N) % 10, "clean": broken != 0, "broken_at": broken, "eps_grid": grid,
-        "eps_robust": eps_robust,
-        "shown_index": np.arange(8), "shown_x": shown_x,
-        "shown_adv": np.clip(shown_x + eps * rng.choice([-1, 1], shown_x.shape), 0, 1).astype(np.float32),
-        "shown_clean": np.arange(8), "shown_broken": np.array([0, 1, 2, 5, 4, 5, 8, 7]),
-    }  # fmt: skip
-    np.savez(folder / f"{name}.npz", **arrays)
-    record = {
-        "schema": 1, "checkpoint": name, "epoch": 2 if name == "best" else 3, "split": "test", "n": N,
-        "weights_sha256": "a" * 64, "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"},
-        "attack": {"name": "pgd", "norm": "linf", "eps": eps, "step_size": 0.05, "start": "uniform", "restarts": 1,
-                   "objective": "ce", "seed": 0},
-        "clean": figure(arrays["clean"]),
-        "steps": [{"k": k, **figure((broken < 0) | (broken > k))} for k in STEPS],
-        "eps": [{"eps": float(e), "k": 20, **figure(mask)} for e, mask in zip(grid, eps_robust, strict=True)],
-        "bound": "upper", "seconds": 3.2, "forward_passes": 90000, "outcomes": f"{name}.npz",
-        "warnings": list(warnings),
-    }  # fmt: skip
-    (folder / f"{name}.json").write_text(json.dumps(record))

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from atbench.reporting import plots
+from atbench.reporting import pictures, plots
+from atbench.reporting.drawing import canvas
 from atbench.reporting.plots import Curve
 
 
@@ -46,7 +47,7 @@ def test_names_in_two_figures_of_a_page_do_not_meet() -> None:
 
 
 def test_seeds_are_drawn_as_mean_and_sample_deviation() -> None:
-    _, axes = plots._figure(1, 1, (4, 3))
+    _, axes = canvas(1, 1, (4, 3))
     runs = [history(0.0), history(0.1), history(0.3)]
     plots._over_epochs(axes[0], runs, "val.pgd", 100.0, "k", "-", "x")
     drawn = lines(axes[0])
@@ -58,13 +59,13 @@ def test_seeds_are_drawn_as_mean_and_sample_deviation() -> None:
 
 
 def test_a_mean_covers_only_epochs_that_all_seeds_have() -> None:
-    _, axes = plots._figure(1, 1, (4, 3))
+    _, axes = canvas(1, 1, (4, 3))
     plots._over_epochs(axes[0], [history(0.0, 4), history(0.1, 2)], "gap", 1.0, "k", "-", None)
     assert len(lines(axes[0])[-1]) == 2
 
 
 def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
-    _, axes = plots._figure(1, 1, (4, 3))
+    _, axes = canvas(1, 1, (4, 3))
     plots._over_epochs(axes[0], [history(0.0)], "val.pgd", 1.0, "k", "-", None)
     band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((0.2189, 0.3958), abs=1e-3)  # Wilson, 30 of 100
@@ -85,5 +86,5 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
             "shown_broken": np.arange(3),
         }
         for change in (0.0, 0.1):
-            drawing = plots.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
+            drawing = pictures.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
             assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")

@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = run_maker(tmp_path_factory.mktemp("report") / "run", warnings=("steps cannot reach the edge",))
+    run = run_maker(tmp_path_factory.mktemp("report") / "run", evaluated={"warnings": ("steps cannot reach the edge",)})
     report.write(run)
     return run
 
@@ -74,7 +74,7 @@ def test_both_reports_say_what_the_numbers_rest_on(written: Path) -> None:
     for file in ("report.md", "report.html"):
         text = (written / file).read_text().replace("\\", "").replace("&#x27;", "'")
         for words in (
-            "Upper bound: PGD only", "steps cannot reach the edge", "Zhang et al. 2019", "12,345",
+            "Upper bound: PGD-50 only", "steps cannot reach the edge", "Zhang et al. 2019", "12,345",
             "L∞, ε = 0.2 (51/255)",
             "KL(f(x) ‖ f(x'))", "a" * 64, "b" * 64, "d" * 64, "2.15.0", "atbench train method=trades seed=0",
             "uniform start",

@@ -57,7 +57,7 @@ def test_echo_keeps_folders_whole() -> None:
 
 
 def test_summary_shows_the_record(make_run) -> None:
-    run = make_run(warnings=("small",))
+    run = make_run(evaluated={"warnings": ("small",)})
     records = [json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in ("best", "last")]
     console = Console(file=io.StringIO(), width=40)
     summary(records, run, ["atbench report x", "atbench eval y"], console)
@@ -69,5 +69,5 @@ def test_summary_shows_the_record(make_run) -> None:
             words = f"{100 * entry['accuracy']:.1f} % [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
             assert words in line
         assert line.split()[1] == str(record["epoch"]) and line.split()[-1] == "60"
-    assert "upper bound: PGD only" in out and "warning: small" in out and str(Path(run)) in out
+    assert "upper bound: PGD-50 only" in out and "warning: small" in out and str(Path(run)) in out
     assert "next    atbench report x\n        atbench eval y\n" in out

@@ -1,0 +1,102 @@
+"""Whether a record says what its masks say: every accuracy again, from the per-example outcomes beside it.
+
+Nothing is run for this. What the kept adversarial images say is `atbench eval verify=RUN`'s to find out.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from atbench.reporting.records import Array, Evaluation
+
+NEVER = -1  # in a mask of first broken steps: nothing broke this example
+
+Claim = tuple[str, float, Array]
+
+
+def disagreements(evaluation: Evaluation) -> tuple[str, ...]:
+    """Where the record is not the mean of the masks beside it. Empty for every honest record."""
+    file, arrays = evaluation.record["outcomes"], evaluation.outcomes
+    if arrays is None:
+        return (f"{file} is missing: the accuracies cannot be checked example by example",)
+    found = []
+    try:
+        for name, value, mask in _claims(evaluation, arrays):
+            if mask.shape != (evaluation.n,) and not name.startswith("class "):
+                found.append(f"{name}: the record speaks of {evaluation.n} examples, {file} has {mask.size}")
+            elif not math.isclose(value, float(mask.mean()), abs_tol=1e-6):
+                found.append(f"{name}: the record says {value:.6f}, the mask in {file} has the mean {mask.mean():.6f}")
+        for attack in evaluation.attacks:
+            tried, broken = arrays[f"tried_{attack.name}"], arrays[f"broken_{attack.name}"]
+            if (broken & ~tried).any() or (tried & ~arrays["clean"]).any():
+                found.append(f"{attack.name}: {file} has examples as broken that it did not run on, or that were wrong")
+    except (KeyError, ValueError, IndexError) as fault:
+        found.append(f"{file} does not fit the record ({fault!r}): not every accuracy can be checked")
+    return tuple(found)
+
+
+def standing(codes: Array, k: int | None = None) -> Array:
+    """Booleans: what first broken steps (0: wrong without an attack) leave right after k steps; after all for None."""
+    never: Array = codes == NEVER
+    return never if k is None else never | (codes > k)
+
+
+def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """(what, the record's value, the mask that it is the mean of)."""
+    yield "clean", evaluation.clean.value, arrays["clean"]
+    yield "worst case", evaluation.robust.value, arrays["robust"]
+    left = arrays["clean"]
+    if evaluation.steps:
+        yield from _sweep(evaluation, arrays)
+        left = left & standing(arrays["broken_at"])
+    for attack in evaluation.attacks:
+        tried, broken = arrays[f"tried_{attack.name}"], arrays[f"broken_{attack.name}"]
+        yield f"examples that {attack.name} ran on", attack.tried / evaluation.n, tried
+        yield f"examples that {attack.name} broke", attack.broken / evaluation.n, broken
+        if attack.alone is not None:
+            yield attack.name, attack.alone.value, arrays["clean"] & ~broken
+        left = left & ~broken
+        yield f"after {attack.name}", attack.after.value, left
+    yield f"worst case over {', '.join(evaluation.record['robust']['attacks'])}", evaluation.robust.value, left
+    yield from _eight_bit(evaluation, arrays)
+    for norm, (_, _, found) in evaluation.norms.items():
+        yield norm, found.value, standing(arrays[f"broken_at_{norm}"])
+    for position, row in enumerate(evaluation.record["classes"]["classes"]):
+        if row["n"]:
+            yield f"class {row['class']}", row["accuracy"], arrays["robust"][arrays["label"] == position]
+    for name, found in evaluation.record["calibration"].items():
+        if found is not None:
+            right = arrays[f"logits_{name}"].argmax(axis=1) == arrays["label"]
+            yield f"accuracy of the {name} calibration", found["accuracy"], right
+
+
+def _sweep(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+    for k, found in evaluation.steps.items():
+        yield f"PGD-{k}", found.value, standing(arrays["broken_at"], k)
+    for (eps, _, found), mask in zip(evaluation.eps, arrays["eps_robust"], strict=True):
+        yield f"ε = {eps:.4g}", found.value, mask
+    surface = dict(zip(arrays["surface_eps"].tolist(), arrays["surface"], strict=True))
+    for eps, k, found in evaluation.eps:
+        if eps:
+            yield f"ε = {eps:.4g}, k = {k}", found.value, standing(surface[eps], k)
+
+
+def _eight_bit(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """The worst case of 8-bit images, where the adversarial images were kept."""
+    path = evaluation.path.with_name(evaluation.record.get("examples") or "-")
+    if not path.is_file():
+        return
+    plan = evaluation.record["plan"]
+    names = [f"pgd.{at}" for at, multiple in enumerate(plan["multiples"]) if multiple <= 1]
+    left = arrays["clean"].copy()
+    try:
+        with np.load(path, allow_pickle=False) as kept:  # reads the members asked for, not the images
+            for name in (*names, *(attack.name for attack in evaluation.attacks)):
+                left[kept[f"{name}.rows"][kept[f"{name}.eight"]]] = False
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        left = np.zeros(0, bool)  # of no example: reported as such
+    yield "worst case, 8-bit images", evaluation.eight_bit.value, left

@@ -1,0 +1,49 @@
+"""The audit of an evaluation as blocks of a report: whether its figures can be believed, and what says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from atbench.reporting.document import Block, Cell, Notice, Paragraph, Table
+from atbench.reporting.records import Evaluation
+from atbench.reporting.wording import NOTHING
+
+_ORDER = ("flag", "not run", "pass")
+
+
+def banner(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
+    """What must stand above all figures if an audit does not trust them."""
+    for evaluation in evaluations:
+        if not evaluation.audit["trusted"]:
+            flags = ", ".join(evaluation.audit["flags"])
+            text = f"Not to be cited as it stands. Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}"
+            yield Notice(f"{text} Flags: {flags}." if flags else text, grave=True)
+
+
+def flagged(evaluation: Evaluation) -> Iterator[str]:
+    """One line for every check that raised a flag."""
+    for check in evaluation.audit["checks"]:
+        if check["verdict"] == "flag":
+            yield f"{check['name']}: {check['sentence']}"
+
+
+def blocks(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """Verdicts and checks, flags first."""
+    audited = [evaluation for evaluation in evaluations if evaluation.audit["checks"]]
+    if not audited:
+        yield Paragraph("None: nothing has examined whether these attacks worked. `eval.audit=250` examines it.")
+        return
+    rows: list[tuple[Cell, ...]] = []
+    for evaluation in audited:
+        yield Paragraph(f"Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}")
+        checks = sorted(evaluation.audit["checks"], key=lambda check: _ORDER.index(check["verdict"]))
+        rows += [(Cell(evaluation.checkpoint), *_row(check)) for check in checks]
+    yield Table(("checkpoint", "check", "verdict", "value", "threshold", "what was found"), tuple(rows))
+
+
+def _row(check: Mapping[str, Any]) -> Iterator[Cell]:
+    yield from (Cell(check["name"]), Cell(check["verdict"], _ORDER.index(check["verdict"])))
+    for key in ("value", "threshold"):
+        yield Cell(NOTHING) if check[key] is None else Cell(f"{check[key]:.4g}", float(check[key]))
+    yield Cell(check["sentence"])

@@ -1,0 +1,290 @@
+"""What was measured, as blocks of a report: the attacks, PGD over k and ε, other norms, classes, confidence, distances.
+
+Every table has its checkpoint in the first column or in its title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from atbench.reporting import pictures, plots
+from atbench.reporting.agreement import standing
+from atbench.reporting.document import Block, Cell, Figure, Heading, Paragraph, Table
+from atbench.reporting.plots import Curve
+from atbench.reporting.records import Accuracy, Attacked, Evaluation, tried
+from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
+
+_MOST_ROWS = 20  # of a table over classes: more are not read
+_BAND = "Bands: 95 % interval."
+
+
+def distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, those of the same weights with the same figures as one with both names: the last epoch is often
+    the best one.
+    """
+    found: list[tuple[dict[str, Any], Evaluation]] = []
+    for evaluation in evaluations:
+        names = ("checkpoint", "outcomes", "examples")
+        content = {key: value for key, value in evaluation.record.items() if key not in names}
+        for place, (known, first) in enumerate(found):
+            if known == content:
+                found[place] = known, replace(first, checkpoint=f"{first.checkpoint} = {evaluation.checkpoint}")
+                break
+        else:
+            found.append((content, evaluation))
+    return [evaluation for _, evaluation in found]
+
+
+def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """Everything under the heading "Accuracy"."""
+    yield Heading("Attacks", part=True)
+    yield Paragraph(
+        "Alone: right under this attack by itself. After: right under it and under every attack above it. Broke as "
+        "8-bit: still misclassified when every pixel is one of 256 levels. Brackets: 95 % interval."
+    )
+    yield _attacks(evaluations)
+    yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
+    yield from _norms(evaluations)
+    yield from _classes(evaluations)
+    yield from _calibration(evaluations)
+    yield from _distances(evaluations)
+
+
+def full(accuracy: Accuracy) -> str:
+    """`61.0 % [56.4, 65.4]`."""
+    return f"{percent(accuracy.value)} {interval(accuracy.low, accuracy.high)}"
+
+
+def _cell(accuracy: Accuracy | None) -> Cell:
+    return Cell(NOTHING) if accuracy is None else Cell(full(accuracy), accuracy.value)
+
+
+def _count(value: int | None) -> Cell:
+    return Cell(NOTHING) if value is None else Cell(f"{value:,}", value)
+
+
+def _attacks(evaluations: Sequence[Evaluation]) -> Table:
+    columns = ("checkpoint", "attack", "knowledge", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
+               "gradients", "time", "settings")  # fmt: skip
+    rows: list[tuple[Cell, ...]] = []
+    for evaluation in evaluations:
+        name, nothing = Cell(evaluation.checkpoint), [Cell(NOTHING)] * 4
+        every = _count(evaluation.n)
+        rows.append((name, Cell("none"), Cell(""), every, *nothing[:2], *[_cell(evaluation.clean)] * 2, *nothing))
+        rows += [(name, *_sweep_row(evaluation))] if evaluation.steps else []
+        rows += [(name, *_attack_row(attack)) for attack in evaluation.attacks]
+    return Table(columns, tuple(rows))
+
+
+def _attack_row(attack: Attacked) -> Iterator[Cell]:
+    yield from (Cell(attack.name), Cell(attack.knowledge))
+    yield from (_count(attack.tried), _count(attack.broken), _count(attack.broken_eight_bit))
+    yield from (_cell(attack.alone), _cell(attack.after), _count(attack.forwards), _count(attack.gradients))
+    yield from (Cell(duration(attack.seconds), attack.seconds), Cell(attack.words))
+
+
+def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
+    """PGD with all of its steps. The record has its cost only together with that of its other radii and norms."""
+    record, only = evaluation.record, not evaluation.attacks
+    right = round(evaluation.clean.value * evaluation.n)
+    strongest = evaluation.steps[max(evaluation.steps)]
+    rounded = right - round(evaluation.eight_bit.value * evaluation.n) if only else None
+    yield from (Cell(tried(record)[0]), Cell("gradient"), _count(right))
+    yield from (_count(right - round(strongest.value * evaluation.n)), _count(rounded))
+    yield from (_cell(strongest), _cell(strongest))
+    spent = [sum(getattr(attack, key) for attack in evaluation.attacks) for key in ("forwards", "gradients", "seconds")]
+    yield _count(record["forward_passes"] - evaluation.n - spent[0])
+    yield _count(record["gradient_passes"] - spent[1])
+    seconds = record["seconds"] - spent[2]
+    yield Cell(duration(max(seconds, 0.0)), seconds)
+    yield Cell(f"{attack_words(evaluation)}; cost of all radii{' and norms' if evaluation.norms else ''}")
+
+
+def attack_words(evaluation: Evaluation) -> str:
+    """The PGD behind an evaluation's sweep."""
+    a = evaluation.attack
+    restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
+    return f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
+
+
+def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """A table k × ε of each sweep."""
+    if evaluations:
+        yield Heading("PGD over steps k and radius ε", part=True)
+        yield Paragraph(
+            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, "
+            f"was misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+        )
+    for evaluation in evaluations:
+        cells = _surface(evaluation)
+        radii = sorted({eps for _, eps in cells})
+        rows = [
+            (Cell(evaluation.checkpoint), Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii))
+            for k in sorted({k for k, _ in cells})
+        ]
+        yield Table(("checkpoint", "k", *(f"ε = {radius(eps)}" for eps in radii)), tuple(rows))
+
+
+def _surface(evaluation: Evaluation) -> dict[tuple[int, float], Accuracy]:
+    """Accuracy by (k, ε): the record's, and what its masks say between."""
+    main, plan = evaluation.threat[1], evaluation.record["plan"]
+    found = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
+    found |= {(k, eps): accuracy for eps, k, accuracy in evaluation.eps if eps}
+    arrays = evaluation.outcomes or {}
+    for eps, codes in zip(arrays.get("surface_eps", ()), arrays.get("surface", ()), strict=True):
+        for k in evaluation.steps:
+            if k <= plan["eps_steps"]:
+                found.setdefault((k, float(eps)), Accuracy.of(standing(codes, k)))
+    return found
+
+
+def _norms(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    rows: list[tuple[Cell, ...]] = []
+    for evaluation in evaluations:
+        if not evaluation.norms:
+            continue
+        name, (main, eps) = Cell(evaluation.checkpoint), evaluation.threat
+        rows.append((name, Cell(_ball(main, eps)), Cell(evaluation.basis), _cell(evaluation.robust)))
+        for other, (radius_of_it, k, found) in evaluation.norms.items():
+            rows.append((name, Cell(_ball(other, radius_of_it)), Cell(f"PGD-{k}"), _cell(found)))
+        rows.append((name, Cell("all of these at once"), Cell("union"), _cell(_union(evaluation))))
+    if rows:
+        yield Heading("Other norms", part=True)
+        yield Paragraph("Union: right under every one of the threats, example by example.")
+        yield Table(("checkpoint", "threat", "attack", "accuracy"), tuple(rows))
+
+
+def _ball(name: str, eps: float) -> str:
+    return f"{norm(name)}, ε = {both_forms(eps) if name == 'linf' else number(eps)}"
+
+
+def _union(evaluation: Evaluation) -> Accuracy | None:
+    """Right under the main threat and in every other norm; None where the masks are gone."""
+    arrays = evaluation.outcomes or {}
+    names = [f"broken_at_{name}" for name in evaluation.norms]
+    if not {"robust", *names} <= set(arrays):
+        return None
+    left = arrays["robust"]
+    for name in names:
+        left = left & standing(arrays[name])
+    return Accuracy.of(left)
+
+
+def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """Accuracy class by class; of many classes the worst."""
+    rows: list[tuple[Cell, ...]] = []
+    lines = []
+    for evaluation in evaluations:
+        found = evaluation.record["classes"]
+        seen = [entry for entry in found["classes"] if entry["n"]]
+        if found["worst"] is None:
+            continue
+        worst = found["worst"]["class"]
+        figure = full(Accuracy(*(found["worst"][key] for key in ("accuracy", "low", "high"))))
+        more = f" The {_MOST_ROWS} worst of {len(seen)} classes are listed." if len(seen) > _MOST_ROWS else ""
+        lines.append(f"{evaluation.checkpoint}: the worst class under attack is {worst}, {figure}.{more}")
+        shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
+        rows += [(Cell(evaluation.checkpoint), *_class_row(evaluation, entry)) for entry in shown]
+    if rows:
+        yield Heading("Classes", part=True)
+        yield Paragraph(" ".join([*lines, "Its interval makes no allowance for having been picked as the worst."]))
+        yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
+
+
+def _class_row(evaluation: Evaluation, entry: dict[str, Any]) -> Iterator[Cell]:
+    names = [each["class"] for each in evaluation.record["classes"]["classes"]]
+    arrays = evaluation.outcomes or {}
+    clean = None
+    if {"clean", "label"} <= set(arrays):
+        clean = Accuracy.of(arrays["clean"][arrays["label"] == names.index(entry["class"])])
+    yield from (Cell(str(entry["class"])), _count(entry["n"]), _cell(clean))
+    yield _cell(Accuracy(entry["accuracy"], entry["low"], entry["high"]))
+
+
+def _calibration(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    rows = []
+    for evaluation in evaluations:
+        for what, found in evaluation.record["calibration"].items():
+            if found is not None:
+                values = [100 * found["confidence"], 100 * found["accuracy"], 100 * found["ece"]]
+                cells = [Cell(f"{value:.1f}", value) for value in values]
+                cells += [Cell(f"{found[key]:.3f}", found[key]) for key in ("nll", "brier")]
+                rows.append((Cell(evaluation.checkpoint), Cell(f"{what} images"), *cells))
+    if rows:
+        yield Heading("Confidence", part=True)
+        yield Paragraph(
+            "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
+            "each example's misclassified image, or the best try of the last attack on it; the clean image of those "
+            "that are wrong without an attack."
+        )
+        columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
+        yield Table(columns, tuple(rows))
+
+
+def _distances(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    rows = []
+    for evaluation in evaluations:
+        for attack in evaluation.attacks:
+            if (far := attack.distance) is not None:
+                quartiles = [_distance(far, key) for key in ("lower_quartile", "median", "upper_quartile")]
+                unbroken = Cell(percent(far["unbroken"]["accuracy"]), far["unbroken"]["accuracy"])
+                of = norm(attack.settings.get("norm", evaluation.threat[0]))
+                rows.append(
+                    (Cell(evaluation.checkpoint), Cell(attack.name), Cell(of), _count(far["n"]), *quartiles, unbroken)
+                )
+    if rows:
+        yield Heading("Distance to the nearest misclassified image found", part=True)
+        yield Paragraph("Upper bounds of the true distances. An example that was never misclassified counts as ∞.")
+        columns = ("checkpoint", "attack", "norm", "n", "lower quartile", "median", "upper quartile", "never broken")
+        yield Table(columns, tuple(rows))
+
+
+def _distance(far: Mapping[str, Any], key: str) -> Cell:
+    value = far[key]
+    return Cell("∞" if key in far["infinite"] else NOTHING) if value is None else Cell(f"{value:.4g}", value)
+
+
+def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """The figures that one or two checkpoints have in common, then those of each."""
+    swept = [evaluation for evaluation in evaluations if evaluation.steps]
+    if swept:
+        yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
+    if any(e.eps for e in swept):
+        curves = [eps_curve(e) for e in swept if e.eps]
+        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
+    for evaluation in evaluations:
+        yield from _outcomes(evaluation)
+
+
+def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
+    """Confidence and confusions of one checkpoint, and some of its images."""
+    name, arrays = evaluation.path.stem, evaluation.outcomes or {}
+    diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
+    if diagrams:
+        caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
+        yield Figure(f"reliability-{name}", pictures.reliability(diagrams, f"reliability-{name}"), caption)
+    classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
+    if "confusion" in arrays and len(classes) <= pictures.MOST_CLASSES:
+        caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
+        yield Figure(f"confusion-{name}", pictures.confusion(arrays["confusion"], classes), caption)
+    if len(arrays.get("shown_index", ())):
+        caption = f"Checkpoint {evaluation.checkpoint}: clean, adversarial, and their difference around grey."
+        yield Figure(name, pictures.grid(arrays), caption)
+
+
+def steps_curve(evaluation: Evaluation) -> Curve:
+    """Accuracy over k, the clean accuracy at k = 0; of no points where there is no sweep."""
+    found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
+    return _curve(evaluation.checkpoint, list(found), list(found.values()))
+
+
+def eps_curve(evaluation: Evaluation) -> Curve:
+    """Accuracy over ε."""
+    return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
+
+
+def _curve(label: str, x: list[float] | list[int], found: list[Accuracy]) -> Curve:
+    values = tuple(a.value for a in found), tuple(a.low for a in found), tuple(a.high for a in found)
+    return Curve(label, tuple(float(value) for value in x), *values)

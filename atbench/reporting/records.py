@@ -1,0 +1,255 @@
+"""An evaluation record read into typed values, and what its robust accuracies are to be called."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atbench.errors import DataError
+from atbench.reporting.wording import options
+
+SCHEMA = 2
+AUTOATTACK = "AutoAttack (standard)"
+# The four attacks of version `standard` and the least that each spends (Croce & Hein 2020, fra31/auto-attack).
+_STANDARD = {
+    "apgd_ce": {"steps": 100},
+    "apgd_t": {"steps": 100, "targets": 9},
+    "fab_t": {"steps": 100, "targets": 9},
+    "square": {"steps": 5000},
+}
+_L1_TARGETS = 5  # of apgd_t, as above
+_Z95 = 1.959963984540054
+
+Array = NDArray[Any]
+
+
+def wilson(share: Array, n: Array) -> tuple[Array, Array]:
+    """95 % Wilson score interval of a share of n."""
+    centre = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
+    half = _Z95 / (1 + _Z95**2 / n) * np.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
+    return centre - half, centre + half
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of n examples and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, mask: Array) -> Accuracy:
+        """The share of a mask (n,) of booleans."""
+        low, high = wilson(mask.mean(), np.asarray(mask.size))
+        return cls(float(mask.mean()), max(0.0, float(low)), min(1.0, float(high)))
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One further attack of a record.
+
+    tried, broken: examples that it ran on, and those of them that it broke. alone: what is right under it by itself,
+    None where it ran on what others had left. after: what is right under it and all before it. distance: of an attack
+    that looks for the nearest misclassified image, the quartiles of how far it is.
+    """
+
+    name: str
+    knowledge: str
+    settings: Mapping[str, Any]
+    tried: int
+    broken: int
+    broken_eight_bit: int
+    alone: Accuracy | None
+    after: Accuracy
+    seconds: float
+    forwards: int
+    gradients: int
+    distance: Mapping[str, Any] | None
+
+    @property
+    def words(self) -> str:
+        """Its options on one line; norm and ε are those of the evaluation."""
+        return options({key: value for key, value in self.settings.items() if key not in ("norm", "eps")})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One record of `evaluation/`: a checkpoint's accuracies on a split, with and without attack.
+
+    epoch: None of a network that was not trained here. steps, eps: PGD over k and over the radius (ε, k, accuracy);
+    empty where no such sweep ran. robust: right without and under every attack; eight_bit: the same where adversarial
+    images must be 8-bit ones. norms: PGD in other norms, (ε, k, accuracy) by name.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+    checkpoint: str
+    epoch: int | None
+    split: str
+    n: int
+    clean: Accuracy
+    robust: Accuracy
+    eight_bit: Accuracy
+    steps: Mapping[int, Accuracy]
+    eps: tuple[tuple[float, int, Accuracy], ...]
+    attacks: tuple[Attacked, ...]
+    norms: Mapping[str, tuple[float, int, Accuracy]]
+
+    @property
+    def strongest(self) -> int | None:
+        """The largest number of PGD steps in the sweep; None without one."""
+        return max(self.steps, default=None)
+
+    @property
+    def attack(self) -> Mapping[str, Any]:
+        """The sweep's PGD."""
+        return dict(self.record["attack"])
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """Norm and ε of the main attacks."""
+        return str(self.record["threat"]["norm"]), float(self.record["threat"]["eps"])
+
+    @property
+    def basis(self) -> str:
+        """What `robust` is the worst case of, on one line."""
+        return basis(self.record)
+
+    @property
+    def bound(self) -> str:
+        return str(self.record["bound"])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self.record.get("warnings", ()))
+
+    @property
+    def audit(self) -> Mapping[str, Any]:
+        """`trusted`, `flags`, `sentence` and the `checks`, none where the evaluation was not audited."""
+        return dict(self.record["audit"])
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that the figures depend on besides the network, the data and the seed, flat."""
+        norm, eps = self.threat
+        found: dict[str, object] = {"split": self.split, "n": self.n, "norm": norm, "eps": eps}
+        if self.steps:
+            found |= {key: value for key, value in self.attack.items() if key not in ("seed", "norm", "eps", "name")}
+            found["steps"] = sorted(self.steps)
+        found["attacks"] = ", ".join(attack.name for attack in self.attacks) or None
+        return found | {f"attacks.{attack.name}": attack.words for attack in self.attacks}
+
+    @cached_property
+    def outcomes(self) -> dict[str, Array] | None:
+        """The per-example arrays beside the record; None where the file is gone."""
+        path = self.path.with_name(self.record["outcomes"])
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+            raise DataError("outcomes", path, f"cannot be read ({fault})", "evaluate the checkpoint again") from fault
+
+
+def tried(record: Mapping[str, Any]) -> list[str]:
+    """The attacks behind the worst case, as a reader knows them: `PGD-100`, `AutoAttack (standard)`, `spsa`."""
+    names = [str(attack["name"]) for attack in record["attacks"]]
+    if autoattack(record):
+        first = min(names.index(name) for name in _STANDARD)
+        names = [AUTOATTACK if at == first else name for at, name in enumerate(names)]
+        names = [name for name in names if name not in _STANDARD]
+    if not record["steps"]:
+        return names
+    threat = record["plan"]["threat"]
+    restarts = f" with {threat['restarts']} restarts" if threat["restarts"] > 1 else ""
+    return [f"PGD-{threat['steps']}{restarts}", *names]
+
+
+def basis(record: Mapping[str, Any]) -> str:
+    """`PGD-100`, or `the worst case per example of PGD-100, spsa`."""
+    names = tried(record)
+    if len(names) < 2:
+        return "".join(names) or "no attack"
+    return f"the worst case per example of {', '.join(names)}"
+
+
+def bound(record: Mapping[str, Any]) -> str:
+    """What kind of figure the worst case is: `upper bound: PGD-100 only`."""
+    alone = len(record["robust"]["attacks"]) == 1
+    return f"{record['bound']} bound: {basis(record)}{' only' if alone else ''}"
+
+
+def autoattack(record: Mapping[str, Any]) -> bool:
+    """Whether the record holds AutoAttack, version standard: its four attacks, each on what the ones before left, with
+    no less effort than the authors' (fewer targets where there are fewer classes).
+    """
+    found = {attack["name"]: attack["settings"] for attack in record["attacks"]}
+    if not record["plan"]["survivors"] or not set(_STANDARD) <= set(found):
+        return False
+    for name, least in _STANDARD.items():
+        given = found[name]
+        if not str(given.get("_target_", "")).startswith("atbench.attacks."):
+            return False  # somebody's own attack under a known name
+        for key, value in least.items():
+            enough = _L1_TARGETS if (name, key, given.get("norm")) == ("apgd_t", "targets", "l1") else value
+            if (given.get(key) or 0) < enough:
+                return False
+    return True
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """One evaluation record. Refuses one of another schema, and a missing key by its name."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise DataError("file", path, f"not JSON ({fault})", "restore it from a copy, or evaluate again") from fault
+    known = record.get("schema") if isinstance(record, dict) else None
+    if known is not None and known != SCHEMA:
+        again = f"run `atbench eval {path.parent.parent}` again"
+        raise DataError("evaluation", path, f"a record of schema {known}, this version reads {SCHEMA}", again)
+    try:
+        return Evaluation(
+            path=path,
+            record=record,
+            checkpoint=str(record["checkpoint"]),
+            epoch=None if record["epoch"] is None else int(record["epoch"]),
+            split=str(record["split"]),
+            n=int(record["n"]),
+            clean=_accuracy(record["clean"]),
+            robust=_accuracy(record["robust"]),
+            eight_bit=_accuracy(record["robust"]["eight_bit"]),
+            steps={int(entry["k"]): _accuracy(entry) for entry in record["steps"]},
+            eps=tuple((float(entry["eps"]), int(entry["k"]), _accuracy(entry)) for entry in record["eps"]),
+            attacks=tuple(_attacked(entry) for entry in record["attacks"]),
+            norms={
+                name: (float(entry["eps"]), int(entry["k"]), _accuracy(entry))
+                for name, entry in record["norms"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise DataError("evaluation", path, f"not an evaluation record ({fault!r})", "evaluate again") from fault
+
+
+def _attacked(entry: Mapping[str, Any]) -> Attacked:
+    alone, after = entry["alone"], entry["after"]
+    return Attacked(
+        **{key: entry[key] for key in ("name", "knowledge", "settings", "tried", "broken", "broken_eight_bit")},
+        **{key: entry[key] for key in ("seconds", "forwards", "gradients")},
+        alone=None if alone is None else _accuracy(alone),
+        after=_accuracy(after),
+        distance=entry.get("distance"),
+    )
+
+
+def _accuracy(entry: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(float(entry["accuracy"]), float(entry["low"]), float(entry["high"]))

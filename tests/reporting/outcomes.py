@@ -1,0 +1,128 @@
+"""Evaluations made up example by example and written by the program's own code: no network, no search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atbench.attacks import Attack, GradientAttack, Searched
+from atbench.data import Images
+from atbench.evaluation import Evaluation, Outcome, Plan, Threat, record
+from atbench.evaluation.suite import UNKNOWN, Found, Level, Surface
+
+N, CLASSES = 60, 10
+STEPS = (1, 5, 20, 50)
+LABEL = np.arange(N) % CLASSES
+# AutoAttack's four at the authors' effort, and how many examples each breaks of those that are left.
+STANDARD: dict[str, dict[str, Any]] = {
+    "apgd_ce": {"_target_": "atbench.attacks.apgd.APGD", "objective": "ce", "steps": 100, "breaks": 3},
+    "apgd_t": {"_target_": "atbench.attacks.apgd.TargetedAPGD", "steps": 100, "targets": 9, "breaks": 2},
+    "fab_t": {"_target_": "atbench.attacks.fab.FAB", "steps": 100, "targets": 9, "breaks": 1, "minimal": True},
+    "square": {"_target_": "atbench.attacks.square.Square", "steps": 5000, "breaks": 0},
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a made-up evaluation is to say. `robust`: the share that PGD leaves right; `attacks`: name to settings."""
+
+    robust: float = 0.6
+    seed: int = 0
+    eps: float = 0.2
+    steps: tuple[int, ...] = STEPS
+    restarts: int = 1
+    attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    survivors: bool = False
+    norms: tuple[str, ...] = ()
+    audit: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def write(folder: Path, name: str, epoch: int, made: Made) -> None:
+    """The record, its outcomes and its images, as `atbench eval` leaves them."""
+    evaluation = _evaluation(made)
+    content = {
+        "schema": 2, "checkpoint": name, "epoch": epoch, "split": "test", "weights_sha256": "a" * 64,
+        "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **record.figures(evaluation),
+    }  # fmt: skip
+    content["warnings"] = list(made.warnings)
+    content["audit"] = made.audit or {"trusted": True, "flags": [], "sentence": "", "checks": []}
+    record.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation))
+
+
+def _evaluation(made: Made) -> Evaluation:
+    rng = np.random.default_rng(made.seed + 10)
+    images = Images(torch.from_numpy(rng.integers(0, 256, (N, 1, 8, 8), np.uint8)), torch.from_numpy(LABEL))
+    clean = torch.arange(N) < N - 2
+    threat = Threat("linf", made.eps, 0.05, max(made.steps, default=20), restarts=made.restarts, seed=made.seed)
+    attacks = {name: (_attack(made.eps), settings) for name, settings in made.attacks.items()}
+    norms = {norm: Threat(norm, 1.0, 0.1, 20) for norm in made.norms}
+    grid = [0.0, 0.5, 1.0, 2.0] if made.steps else []
+    plan = Plan(threat, made.steps, grid, 20, attacks=attacks, survivors=made.survivors, norms=norms)
+    whole = Evaluation(plan, images, clean, _logits(rng, ~clean))
+    if made.steps:
+        whole.surface = _surface(rng, images, clean, threat, round(made.robust * N))
+    for name, settings in made.attacks.items():
+        tried = whole.robust if made.survivors else clean
+        whole.found[name] = _found(rng, images, name, tried, _broken(whole.robust, tried, settings), settings, made.eps)
+    for at, (norm, other) in enumerate(norms.items()):
+        first = torch.where(clean, torch.where(torch.arange(N) % (at + 3) == 0, 2, UNKNOWN), 0)
+        level = Level(_found(rng, images, "pgd", clean, clean & (first == 2), {}, 1.0), first)
+        whole.norms[norm] = Surface(other, {1.0: level}, 20)
+    return whole
+
+
+def _attack(eps: float) -> Attack:
+    return Searched(GradientAttack("linf", eps, 1, eps))
+
+
+def _broken(left: Tensor, tried: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Of what is left the first `breaks`; and of what was broken before, every second where the attack ran on it."""
+    rows = left.nonzero().flatten()[: settings["breaks"]]
+    broken = tried & ~left & (torch.arange(N) % 2 == 0)
+    broken[rows] = True
+    return broken
+
+
+def _logits(rng: np.random.Generator, wrong: Tensor) -> np.ndarray:
+    logits = rng.normal(size=(N, CLASSES)).astype(np.float32)
+    logits[np.arange(N), (LABEL + wrong.numpy()) % CLASSES] = 6
+    return logits
+
+
+def _found(
+    rng: np.random.Generator, images: Images, name: str, tried: Tensor, broken: Tensor, settings: Mapping[str, Any],
+    eps: float,
+) -> Found:  # fmt: skip
+    rows = broken.nonzero().flatten()
+    x = images.floats(rows).numpy()
+    x_adv = np.clip(x + eps * rng.choice([-1, 1], x.shape), 0, 1).astype(np.float32)
+    logits = np.where(tried.numpy()[:, None], _logits(rng, broken), np.nan)
+    far = np.where(tried, np.where(broken, 0.5 * eps + 0.001 * np.arange(N), np.inf), np.nan)
+    knowledge = "queries" if name == "square" else "gradient"
+    outcome = Outcome(name, knowledge, tried, broken, 1.5, 1000, 900)
+    told = {key: value for key, value in settings.items() if key not in ("breaks", "minimal")}
+    facts = {"norm": "linf", "eps": eps, **told}
+    eight = np.arange(len(rows)) % 3 > 0
+    return Found(outcome, rows.numpy(), x_adv, eight, logits, far, facts, settings.get("minimal", False))
+
+
+def _surface(rng: np.random.Generator, images: Images, clean: Tensor, threat: Threat, right: int) -> Surface:
+    """PGD at half, once and twice ε: what a radius breaks, a larger one breaks no later."""
+    place = torch.arange(N)
+    main = torch.where(place < right, UNKNOWN, torch.from_numpy(rng.choice([1, 3, 7, 15, 30], N)))
+    small = torch.where(place % 2 == 0, main, UNKNOWN)
+    large = torch.where(place < right // 2, UNKNOWN, main.clamp(max=4))
+    levels, before = {}, torch.where(clean, UNKNOWN, 0)
+    for multiple, first in ((0.5, small), (1.0, main), (2.0, large)):
+        first = torch.where(clean, first, 0)
+        fresh = (first < before) & clean
+        levels[multiple] = Level(_found(rng, images, "pgd", before > 1, fresh, {}, multiple * threat.eps), first)
+        before = first
+    return Surface(threat, levels, 20)
