@@ -142,7 +142,7 @@ class L1(Ball):
 
     def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
         """The steepest step within the box (Croce & Hein 2021, Prop. 2.2): pixels in the order of their |gradient|,
-        each as far as the box and its share of the step let it, until the length is spent.
+        each as far as the box and its share of the step let it, until the length is spent or no pixel is left.
 
         A step that did not know the box would go on to spend itself on pixels that are black or white already.
         """

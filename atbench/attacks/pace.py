@@ -88,8 +88,7 @@ class Momentum(Pace):
 
 def checkpoints(steps: int) -> dict[int, int]:
     """Each checkpoint's step number, and how many steps lie between it and the one before."""
-    shares = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    interval, shrink, least = shares
+    interval, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     found, step = {}, interval
     while step <= steps:
         found[step] = interval
@@ -117,6 +116,9 @@ class Sparse(Pace):
     LEAST = 0.1  # η / ε
     FEWER = 0.95
     INTERVAL = 0.04
+    # What is nearer to x than this is rounding. The authors' code counts it as a pixel moved, so that in L1 it steps on
+    # more pixels than its formula says.
+    MOVED = 1e-6
     memory: _Sparsity
 
     def begin(self, climb: Climb) -> None:
@@ -124,7 +126,7 @@ class Sparse(Pace):
         self.memory = self._sparsity(climb)
 
     def _sparsity(self, climb: Climb) -> _Sparsity:
-        moved = (climb.best != climb.x).flatten(1).sum(dim=1).to(climb.x.dtype)
+        moved = ((climb.best - climb.x).abs() > self.MOVED).flatten(1).sum(dim=1).to(climb.x.dtype)
         return _Sparsity(moved / climb.x[0].numel() / self.SHRINK, moved)
 
     def ahead(self, climb: Climb, step: int) -> Tensor:

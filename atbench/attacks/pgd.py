@@ -180,7 +180,8 @@ def label_objective(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 def check(norm: str, start: str, keep: str, **counts: int) -> None:
     """Refuse (ConfigError) what no attack of this family can do."""
     if keep not in JUDGED:
-        raise ConfigError("attack.keep", keep, "an evaluation judges the last point or the first wrong one", "use last")
+        why = "an evaluation judges the last point, or every one until the first wrong one"
+        raise ConfigError("attack.keep", keep, why, f"use {' or '.join(JUDGED)}")
     if start == "corner" and norm != "linf":
         raise ConfigError("attack.start", start, f"a vertex of the L∞ ball is no start for {norm}", "use uniform")
     for name, value in counts.items():

@@ -52,11 +52,16 @@ def climb(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, be
     """
     value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    labels = y
 
     def judge(state: State) -> Tensor:
-        found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
-        value[state.rows] = state.value.to(x.dtype)
+        nonlocal labels
+        if len(labels) != len(state.rows):  # examples were dropped, and rows never come back
+            labels = y[state.rows]
+        found: Tensor = state.outputs.argmax(dim=1) != labels
         broken[state.rows] |= found
+        if state.step == search.steps:
+            value[state.rows] = state.value.to(x.dtype)
         return found
 
     if search.keep == "first":

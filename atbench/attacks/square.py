@@ -28,7 +28,7 @@ class Square(Attack):
     """
 
     knowledge: ClassVar[str] = "queries"
-    HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # arXiv 1912.00049, sec. 4
+    HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # fra31/auto-attack, square.py
     #: Queries whose random numbers are drawn at once: (B, BLOCK, 2 to 8) of them are in memory.
     BLOCK = 250
 
@@ -84,8 +84,8 @@ class _Run:
                 if len(value) == 0:
                     break
             if query % self.attack.BLOCK == 0:
-                length = min(self.attack.BLOCK, self.attack.steps - 1 - query)
-                numbers = self.rng.uniform(value.new_empty(len(value), length, windows.numbers + channels))
+                # A whole block each time: the queries of a small budget are the first ones of a larger.
+                numbers = self.rng.uniform(value.new_empty(len(value), self.attack.BLOCK, windows.numbers + channels))
             windows.propose(numbers[:, query % self.attack.BLOCK], windows.side(self.attack.share(query)))
             tried = margin(self.target.logits(windows.image), self.y)
             keep = (tried > value) & ~done
