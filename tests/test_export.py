@@ -171,7 +171,8 @@ def record_of(norm: str = "linf", trusted: bool = True, **changes: dict[str, int
     said = "all is well" if trusted else "do not cite"
     return {
         "threat": {"norm": norm, "eps": 8 / 255}, "plan": {"survivors": True},
-        "n": 100, "split": "test", "bound": "upper", "epoch": 3, "checkpoint": "best", "clean": figure(0.8), "attacks": attacks, "steps": [], "norms": {},
+        "n": 100, "split": "test", "bound": "upper", "epoch": 3, "checkpoint": "best",
+        "clean": figure(0.8), "attacks": attacks, "steps": [], "norms": {},
         "robust": {**figure(0.46), "attacks": list(effort), "eight_bit": figure(0.47)},
         "weights_sha256": "w", "data_sha256": "d",
         "audit": {"trusted": trusted, "flags": [], "sentence": said, "checks": [check]},
