@@ -25,6 +25,7 @@ from atbench.folder import accounted, now, read_json, set_status, write_json, wr
 from atbench.reporting import report
 from atbench.reporting.terminal import echo, finished, notices, summary, verification
 from atbench.resume import is_foreign, target_of
+from atbench.signals import leaving
 from atbench.training import World, checkpoint, threads, world
 
 SCHEMA = 2
@@ -72,7 +73,7 @@ def anybodys(cfg: DictConfig, folder: Path | None) -> float:
             notices(warnings, Console(stderr=True))
             folder = folder or foreign.open_folder(cfg, network, source, here.device, here.size)
         folder = Path(here.share_object(folder))
-        with accounted(folder) if here.main else nullcontext():
+        with accounted(folder) if here.main else nullcontext(), leaving(folder):
             if here.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))

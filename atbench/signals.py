@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM: the handler only sets a flag; training saves and leaves at the next step. A second Ctrl-C leaves
-at once.
+"""Ctrl-C and SIGTERM. In training the handler only sets a flag: it saves and leaves at the next step, and a second
+Ctrl-C leaves at once. An evaluation, which writes down what it has found as it goes, leaves at once.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
+
+from atbench.errors import Interrupted
 
 
 class Flag:
@@ -36,9 +39,27 @@ def watched() -> Iterator[Flag]:
             raise KeyboardInterrupt
         flag.code = 128 + number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(note):
         yield flag
+
+
+@contextmanager
+def leaving(folder: Path) -> Iterator[None]:
+    """A block that the signals end at once, by an Interrupted that says how the evaluation in `folder` goes on."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        why = f"stopped by {signal.Signals(number).name}"
+        raise Interrupted(128 + number, "eval", folder, why, f"go on with `atbench eval {folder}`")
+
+    with _handled(leave) if threading.current_thread() is threading.main_thread() else nullcontext():
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -21,6 +22,7 @@ from atbench.cli import main
 from atbench.data.digits import digits
 from atbench.evaluation import ledger
 from atbench.models import CNN
+from atbench.reporting import report
 
 CODE = """
 import torch
@@ -47,7 +49,10 @@ def trained():
 def empty():
     return nn.Flatten()
 """
-LIMITS = ("eval=smoke", "eval.limit=40", "eval.steps=[1,3]", "eval.eps_steps=2", "threads=1")
+LIMITS = (
+    "eval=standard", "eval.limit=40", "eval.steps=[1,3]", "eval.eps_grid=[0,1]", "eval.eps_steps=2", "eval.audit=0",
+    "threads=1",
+)  # fmt: skip
 MINE = ("model._target_=foreign_mine.make_model", "dataset=digits")
 
 
@@ -109,6 +114,12 @@ def theirs(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sys.modules.pop("foreign_mine", None)
 
 
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reports, whose pictures take the most time."""
+    monkeypatch.setattr(report, "write", lambda folder: None)
+
+
 def test_a_folder_that_explains_itself(theirs: Path) -> None:
     folder = only(theirs)
     assert folder.name.endswith("-eval-digits-x") and not (folder / "lock").exists()
@@ -120,7 +131,7 @@ def test_a_folder_that_explains_itself(theirs: Path) -> None:
     for name in ("report.html", "pictures/x.png", "evaluation/x.npz", "evaluation/x.examples.npz"):
         assert (folder / name).is_file(), name
     report = (folder / "report.md").read_text()
-    assert "foreign\\_mine.make\\_model" in report and "checkpoint was chosen" not in report and "None" not in report
+    assert "foreign\\_mine.make\\_model" in report and "checkpoint was chosen" not in report and "(epoch" not in report
     assert not (folder / "evaluation" / "parts").exists()
 
 
@@ -167,7 +178,10 @@ def test_the_folder_again_is_the_same_evaluation(theirs: Path, capsys: pytest.Ca
     assert "dataset: given with a folder" in capsys.readouterr().err
 
 
-def test_what_was_interrupted_goes_on(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_what_was_interrupted_goes_on(
+    theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     undisturbed = read(only(theirs) / "evaluation" / "x.json")
     shutil.rmtree(theirs / "runs")
     written, measured = ledger._Table.write, ledger._measured
@@ -180,13 +194,14 @@ def test_what_was_interrupted_goes_on(theirs: Path, monkeypatch: pytest.MonkeyPa
     def stopped(table: Any, *place: Any) -> None:
         written(table, *place)
         if len(batches) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(ledger, "_measured", counted)
     monkeypatch.setattr(ledger.Ledger, "SECONDS", 0.0)
     monkeypatch.setattr(ledger._Table, "write", stopped)
-    assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 130
+    assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 143
     folder = only(theirs)
+    assert "stopped by SIGTERM; go on with `atbench eval runs/" in capsys.readouterr().err
     assert read(folder / "status.json")["state"] == "interrupted" and not (folder / "lock").exists()
     monkeypatch.setattr(ledger._Table, "write", written)
     assert main(["eval", str(folder)]) == 0
@@ -198,6 +213,7 @@ def test_what_was_interrupted_goes_on(theirs: Path, monkeypatch: pytest.MonkeyPa
         assert again[key] == undisturbed[key], key
 
 
+@pytest.mark.usefixtures("unreported")
 def test_options_names_and_modules(theirs: Path) -> None:
     shutil.rmtree(theirs / "runs")
     torch.save(mlp(width=3).state_dict(), "narrow.pt")
@@ -215,6 +231,7 @@ def test_options_names_and_modules(theirs: Path) -> None:
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
 
 
+@pytest.mark.usefixtures("unreported")
 def test_networks_of_ours_and_networks_with_weights_of_their_own(theirs: Path) -> None:
     shutil.rmtree(theirs / "runs")
     source = digits()

@@ -76,5 +76,6 @@ def verdict(checks: Sequence[Check]) -> dict[str, Any]:
     skipped = [check.name for check in checks if check.verdict == "not run"]
     run = len(checks) - len(skipped)
     sentence = f"{len(flags)} of {run} checks flag: {', '.join(flags)}." if flags else f"None of {run} checks flags."
+    sentence = sentence if run else "No check was run."
     sentence += f" Not run: {', '.join(skipped)}." if skipped else ""
     return {"trusted": run > 0 and not flags, "flags": flags, "sentence": sentence}

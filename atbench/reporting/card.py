@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
+from atbench.reporting.leaderboard import audited
 from atbench.reporting.runs import lookup
 from atbench.reporting.terminal import foot
 from atbench.reporting.wording import both_forms, interval, norm, options, percent
@@ -28,7 +29,7 @@ def document(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[
 
 def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
     audit = record["audit"]
-    if not audit["checks"]:
+    if not audited(record):
         yield Notice("The evaluation was not audited: nothing speaks for or against its figures.")
     else:
         yield (Paragraph if audit["trusted"] else Notice)(f"Audit: {audit['sentence']}")

@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atbench.reporting.records import STANDARD, autoattack, bound
 from atbench.reporting.runs import lookup
-
-#: AutoAttack's version `standard` (Croce & Hein 2020, fra31/auto-attack): what each of its four has at least.
-STANDARD: Mapping[str, Mapping[str, int]] = {
-    "apgd_ce": {"steps": 100},
-    "apgd_t": {"steps": 100, "targets": 9},
-    "fab_t": {"steps": 100, "targets": 9},
-    "square": {"steps": 5000},
-}
-#: Where its L1 version differs.
-STANDARD_L1: Mapping[str, Mapping[str, int]] = {
-    **STANDARD,
-    "apgd_ce": {"steps": 100, "restarts": 5},
-    "apgd_t": {"steps": 100, "targets": 5},
-    "fab_t": {"steps": 100, "targets": 5},
-}
 
 
 def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -30,7 +16,6 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
     whatever ran before them, null where they did not run in full. `unreliable` is the audit's verdict, null where there
     was no audit.
     """
-    audit = record["audit"]
     return {
         "link": None,
         "name": name,
@@ -43,35 +28,33 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
         "eps": radius(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
         "reported": _percent(record["robust"]),
-        "autoattack_acc": _percent(found) if (found := autoattack(record)) else None,
+        "autoattack_acc": _percent(found) if (found := after_autoattack(record)) else None,
         "footnote": footnote(record),
-        "unreliable": not audit["trusted"] if audit["checks"] else None,
+        "unreliable": not record["audit"]["trusted"] if audited(record) else None,
     }
 
 
-def autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The accuracy after AutoAttack's four, in the record; None unless all four ran with at least its effort."""
-    wanted = STANDARD_L1 if record["threat"]["norm"] == "l1" else STANDARD
-    ran = [attack for attack in record["attacks"] if _enough(attack, wanted.get(attack["name"]))]
-    if {attack["name"] for attack in ran} != wanted.keys():
+def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
+    if not autoattack(record):
         return None
-    after: Mapping[str, Any] = ran[-1]["after"]
-    return after
+    last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
+    return last
 
 
-def _enough(attack: Mapping[str, Any], least: Mapping[str, int] | None) -> bool:
-    return least is not None and all(attack["settings"].get(key, 0) >= count for key, count in least.items())
+def audited(record: Mapping[str, Any]) -> bool:
+    """Whether any check of the evaluation itself was run."""
+    return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
 
 def footnote(record: Mapping[str, Any]) -> str:
     """What the figures rest on: threat, images, attacks, audit."""
-    threat, audit, attacks = record["threat"], record["audit"], ", ".join(record["robust"]["attacks"])
     robust = record["robust"]
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
     parts = [
-        f"{threat['norm']}, {record['n']} images of the {record['split']} split",
-        f"reported: worst case of {attacks}, {record['bound']} bound, 95 % interval {bounds}",
-        f"audit: {audit['sentence']}" if audit["checks"] else "the evaluation was not audited",
+        f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split",
+        f"reported: {bound(record)}, 95 % interval {bounds}",
+        f"audit: {record['audit']['sentence']}" if audited(record) else "the evaluation was not audited",
     ]
     return "; ".join(parts)
 

@@ -19,7 +19,7 @@ from atbench.reporting.wording import options
 SCHEMA = 2
 AUTOATTACK = "AutoAttack (standard)"
 # The four attacks of version `standard` and the least that each spends (Croce & Hein 2020, fra31/auto-attack).
-_STANDARD = {
+STANDARD = {
     "apgd_ce": {"steps": 100},
     "apgd_t": {"steps": 100, "targets": 9},
     "fab_t": {"steps": 100, "targets": 9},
@@ -165,9 +165,9 @@ def tried(record: Mapping[str, Any]) -> list[str]:
     """The attacks behind the worst case, as a reader knows them: `PGD-100`, `AutoAttack (standard)`, `spsa`."""
     names = [str(attack["name"]) for attack in record["attacks"]]
     if autoattack(record):
-        first = min(names.index(name) for name in _STANDARD)
+        first = min(names.index(name) for name in STANDARD)
         names = [AUTOATTACK if at == first else name for at, name in enumerate(names)]
-        names = [name for name in names if name not in _STANDARD]
+        names = [name for name in names if name not in STANDARD]
     if not record["steps"]:
         return names
     threat = record["plan"]["threat"]
@@ -194,9 +194,9 @@ def autoattack(record: Mapping[str, Any]) -> bool:
     no less effort than the authors' (fewer targets where there are fewer classes).
     """
     found = {attack["name"]: attack["settings"] for attack in record["attacks"]}
-    if not record["plan"]["survivors"] or not set(_STANDARD) <= set(found):
+    if not record["plan"]["survivors"] or not set(STANDARD) <= set(found):
         return False
-    for name, least in _STANDARD.items():
+    for name, least in STANDARD.items():
         given = found[name]
         if not str(given.get("_target_", "")).startswith("atbench.attacks."):
             return False  # somebody's own attack under a known name
