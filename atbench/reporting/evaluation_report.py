@@ -114,8 +114,8 @@ def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
     if evaluations:
         yield Heading("PGD over steps k and radius ε", part=True)
         yield Paragraph(
-            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, was "
-            f"misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+            "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, "
+            f"was misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
         )
     for evaluation in evaluations:
         cells = _surface(evaluation)
@@ -247,7 +247,7 @@ def _distance(far: Mapping[str, Any], key: str) -> Cell:
 
 
 def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """The figures that one or two checkpoints have in common, then those of each."""
+    """Curves of all checkpoints, confidence and confusions of each, and images of the first: they look alike."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     if swept:
         yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
@@ -256,10 +256,14 @@ def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
     for evaluation in evaluations:
         yield from _outcomes(evaluation)
+    first = evaluations[0]
+    if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
+        caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
+        yield Figure(first.path.stem, pictures.grid(first.outcomes), caption)
 
 
 def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
-    """Confidence and confusions of one checkpoint, and some of its images."""
+    """Confidence and confusions of one checkpoint."""
     name, arrays = evaluation.path.stem, evaluation.outcomes or {}
     diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
     if diagrams:
@@ -269,9 +273,6 @@ def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
     if "confusion" in arrays and len(classes) <= pictures.MOST_CLASSES:
         caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
         yield Figure(f"confusion-{name}", pictures.confusion(arrays["confusion"], classes), caption)
-    if len(arrays.get("shown_index", ())):
-        caption = f"Checkpoint {evaluation.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(name, pictures.grid(arrays), caption)
 
 
 def steps_curve(evaluation: Evaluation) -> Curve:
