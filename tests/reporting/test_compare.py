@@ -15,6 +15,8 @@ from atbench.reporting.comparison_report import rows_table
 from atbench.reporting.runs import expand
 from tests.reporting.outcomes import STANDARD
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def as_json(capsys, *runs: Path) -> dict:
     assert report.main(list(runs), None, True) == 0
@@ -112,6 +114,12 @@ def cells(row: str, *runs: Path) -> dict[str, str]:
     return next(dict(zip(columns, (c.text for c in found), strict=True)) for found in rows if found[0].text == row)
 
 
+def settings(*runs: Path) -> str:
+    """What the table says of the settings of all rows."""
+    columns, rows = rows_table(compare(runs))
+    return "; ".join(row[columns.index("settings")].text for row in rows)
+
+
 def test_the_worst_case_of_the_same_attacks_is_a_column(make_run, capsys, tmp_path: Path) -> None:
     attacks = {"steps": (), "attacks": STANDARD, "survivors": True}
     a = make_run("a", seed=0, evaluated={**attacks, "steps": (20, 50)}, last_robust=0.5)
@@ -172,6 +180,9 @@ def test_checkpoints_under_different_attacks_are_not_held_against_each_other(mak
     (row,) = as_json(capsys, run)["rows"]
     assert row["collapsed"] == [] and row["drop"]["mean"] == pytest.approx(0.5), "PGD-50 is what both have"
     report.main([run], None, False)
+    other = make_run("other")
+    assert "evaluation.attacks=None (best), apgd_ce, apgd_t, fab_t, square (last)" in settings(run, other)
+    assert "split" not in settings(run, other)
     assert "The checkpoints were not attacked alike" in (run / "report.md").read_text()
 
 

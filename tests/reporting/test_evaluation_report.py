@@ -19,6 +19,7 @@ from atbench.reporting.run_report import document
 from atbench.reporting.runs import read
 from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 EVERYTHING = Made(attacks=STANDARD, survivors=True, norms=("l2", "l1"))
 CHECK = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
 AUDIT = {

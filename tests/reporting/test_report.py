@@ -94,6 +94,7 @@ def test_writing_again_changes_nothing(written: Path) -> None:
     assert not list(written.rglob(".*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> None:
     run = make_run()
     path = run / "evaluation" / "best.json"
@@ -113,6 +114,7 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     assert "cannot be checked example by example" in (run / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_half_written_last_row_is_no_row(make_run) -> None:
     run = make_run()
     with (run / "metrics.jsonl").open("a") as file:
@@ -139,6 +141,7 @@ def test_refusals_name_the_file_and_the_reason(make_run, spoil, words: str) -> N
     assert str(run) in str(refusal.value)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_run_prints_its_figures(make_run, capsys) -> None:
     run = make_run()
     assert report.main([run], None, False) == 0
