@@ -12,7 +12,7 @@ import pytest
 
 from atbench.reporting import report
 from atbench.reporting.audit_report import banner, blocks
-from atbench.reporting.document import Block, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Facts, Notice, Paragraph, Table
 from atbench.reporting.evaluation_report import accuracies, distinct
 from atbench.reporting.records import Evaluation, read_evaluation
 from atbench.reporting.run_report import document
@@ -74,7 +74,10 @@ def test_every_attack_has_its_row(evaluation: Evaluation) -> None:
         shown = [row[key] for key in ("run on", "broke", "broke as 8-bit", "forwards", "gradients")]
         assert shown == [f"{count:,}" for count in counts]
         assert (row["alone"], row["after"]) == ("—", words(entry["after"]))
-    assert [row["broke"] for row in rows] == ["3", "2", "1", "0"] and "targets=9" in rows[1]["settings"]
+    assert [row["broke"] for row in rows] == ["3", "2", "1", "0"]
+    (settings,) = [block for block in accuracies([evaluation]) if isinstance(block, Facts)]
+    assert dict(settings.rows)["apgd_t"] == "steps=100, targets=9"
+    assert "step 0.05 (12.75/255), uniform start, 1 restart, objective ce" in dict(settings.rows)["PGD-50"]
     assert rows[-1]["after"] == words(evaluation.record["robust"])
 
 
