@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
+from atbench.build import locate
 from atbench.config import build, welcome
 from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
 from atbench.data.further import further
-from atbench.errors import AtbenchError, ConfigError, DataError
+from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
 from atbench.methods import Method
 from atbench.mistakes import hint
-from atbench.models import Ensemble, Network
-from atbench.models.interop import load_published
+from atbench.models import Ensemble, Network, weights
 from atbench.rng import derive
 from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
 from atbench.training.trainer import Interrupt
@@ -91,8 +91,7 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
 
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
-    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
-    given = welcome(cfg.model, "model", offered)
+    given = facts_for(cfg.model, source)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     for member in members:
@@ -101,18 +100,24 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
+def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
+    """What the target of `model` is given of the data set. What is no Network gets only what it names and the
+    configuration does not set: its keywords may mean something else, and be handed on to what does not take them.
+    """
+    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    target = locate(str(node["_target_"]), "model._target_")
+    given = welcome(node, "model", offered)
+    if isinstance(target, type) and issubclass(target, Network):
+        return given
+    named = inspect.signature(target).parameters.keys() - node.keys()
+    return {name: value for name, value in given.items() if name in named}
+
+
 def start_from(model: nn.Module, path: Path) -> None:
     """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
     if not isinstance(model, Network):
         raise ConfigError("weights", path, "only a single network with stages can start from a file", "leave it out")
-    if not path.is_file():
-        raise DataError("weights", path, "there is no such file", "correct the path")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as fault:
-        why = f"cannot be opened as tensors alone ({str(fault).splitlines()[0]})"
-        raise DataError("weights", path, why, "save its state_dict() with torch.save") from fault
-    load_published(model, state)
+    weights.load(model, weights.read(path, "weights"))
 
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:

@@ -85,12 +85,13 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _radius(cfg: Mapping[str, Any]) -> None:
-    norm, eps = _at(cfg, "attack.norm"), _at(cfg, "attack.eps")
-    if norm == "linf" and isinstance(eps, (int, float)) and eps > 1:
-        fix = f"did you mean attack.eps={eps:g}/255?" if eps <= 255 else "write it as a fraction, for example 8/255"
-        raise ConfigError(
-            "attack.eps", f"{eps:g}", "pixels lie in [0, 1], so an L∞ ball above 1 holds every image", fix
-        )
+    for part in ("eval", "attack"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        if norm == "linf" and isinstance(eps, (int, float)) and eps > 1:
+            close = f"did you mean {part}.eps={eps:g}/255?"
+            fix = close if eps <= 255 else "write it as a fraction, for example 8/255"
+            why = "pixels lie in [0, 1], so an L∞ ball above 1 holds every image"
+            raise ConfigError(f"{part}.eps", f"{eps:g}", why, fix)
 
 
 def _in_range(key: str, value: Any, test: Test) -> None:

@@ -1,4 +1,4 @@
-"""The command line: five verbs, what becomes of a mistake, and the exit code. Hydra and torch wait to be needed.
+"""The command line: six verbs, what becomes of a mistake, and the exit code. Hydra and torch wait to be needed.
 
 `train` and `eval` are Hydra applications, so overrides, `-m` sweeps, `--cfg job`, `--config-dir` and shell completion
 are Hydra's; the other verbs are plain argparse. Every expected failure ends in one line on stderr:
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atbench import __version__, catalog
-from atbench.commandline import Line, parse, target_first
+from atbench.commandline import Line, open_model, parse, target_first
 from atbench.errors import AtbenchError, ConfigError, Interrupted
 from atbench.mistakes import hint, is_composition, refusal
 
@@ -30,14 +30,16 @@ atbench: adversarial training, one formula at a time
   atbench train -m key=a,b [...]        every combination       atbench train -m method=pgd_at,trades seed=0,1,2
   atbench train resume=RUN              go on with a run
   atbench eval RUN [key=value ...]      attack a trained model  atbench eval runs/NAME eval.restarts=5
+  atbench eval model=NAME checkpoint=FILE dataset=NAME          attack anybody's network; or model._target_=mine.Net
   atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
+  atbench export RUN                    weights, card, entry    atbench export runs/NAME --out mine
   atbench list [KIND]                   what to choose from     atbench list methods --survey
   atbench doctor                        what this machine has and lacks
 
 `atbench VERB --help` says more; `atbench train --cfg job` shows a configuration without running it.
 Tab completion: eval "$(atbench train -sc install=bash)"     Full tracebacks: HYDRA_FULL_ERROR=1
 """
-VERBS = ("train", "eval", "report", "list", "doctor")
+VERBS = ("train", "eval", "report", "export", "list", "doctor")
 _ENTRY = {"train": "train", "eval": "evaluate"}  # verb -> function of atbench.run
 _TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the workers of a launcher
 _COMPLETION = ("-sc", "--shell-completion")
@@ -101,7 +103,7 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError("atbench", verb, "there is no such verb", hint(verb, VERBS))
     if verb in _ENTRY:
         return _hydra(verb, rest, words)
-    return {"report": _report, "list": _list, "doctor": _doctor}[verb](rest)
+    return {"report": _report, "export": _export, "list": _list, "doctor": _doctor}[verb](rest)
 
 
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
@@ -109,6 +111,7 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     line = parse(rest)
     if verb == "eval" and "--shell-completion" not in line.options:
         target_first(line)
+        open_model(line)
     if line.config_dir is not None and not line.config_dir.is_dir():
         raise ConfigError("--config-dir", line.config_dir, "there is no such folder", "correct the path")
     if "--multirun" in line.options and "RANK" in os.environ:
@@ -243,6 +246,15 @@ def _report(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
     given = parser.parse_intermixed_args(words)
     return int(importlib.import_module("atbench.reporting.report").main(given.runs, given.out, given.json))
+
+
+def _export(words: list[str]) -> int:
+    parser = _Parser("atbench export", description="Write an evaluated network for others to use.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default) or last")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
+    given = parser.parse_intermixed_args(words)
+    return int(importlib.import_module("atbench.export").main(given.run, given.checkpoint, given.out))
 
 
 def _list(words: list[str]) -> int:

@@ -82,6 +82,11 @@ def target_first(line: Line) -> None:
             return
 
 
+def open_model(line: Line) -> None:
+    """`eval model.key=value`: any key of any network, which Hydra takes for the keys of a chosen option alone."""
+    line.overrides = [f"++{word}" if word.startswith("model.") else word for word in line.overrides]
+
+
 def quoted(text: str) -> str:
     """`text` as one string of Hydra's override grammar, whatever characters a path may have."""
     if text and all(character.isalnum() or character in "/-_.+" for character in text):

@@ -35,7 +35,7 @@ __all__ = [
 Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
 _FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 # Run-level keys where a/b is a path.
-_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "weights", "device", "target", "verify"})
+_TEXTS = frozenset({"name", "runs", "data_dir", "resume", "weights", "checkpoint", "device", "target", "verify"})
 _ARGV = "ATBENCH_ARGV"
 
 
@@ -107,7 +107,8 @@ class Evaluation:
 
     norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
     sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
-    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii. `audit`:
+    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
+    `corruptions`: severities of all corruptions. `audit`:
     on how many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
     the first so many test images.
     """
@@ -160,12 +161,15 @@ class TrainConfig:
 class EvalConfig:
     """All that `atbench eval` reads; data set, its folder and model come from the run unless they are named.
 
-    target: a run or a checkpoint of one. attack: one more attack besides those of `eval`. verify: a run whose records
-    are to be computed again from the images that they kept.
+    target: a run or a checkpoint of one; without it `model`, the weights in the file `checkpoint`, and `dataset` are
+    attacked. name: of the folder that this makes. attack: one more attack besides those of `eval`. verify: a run whose
+    records are to be computed again from the images that they kept.
     """
 
     target: Optional[str] = None
     verify: Optional[str] = None
+    checkpoint: Optional[str] = None
+    name: Optional[str] = None
     seed: int = 0
     device: str = "auto"
     threads: Optional[int] = None

@@ -32,7 +32,7 @@ def environment(cfg: DictConfig, source: Source, about: dict[str, Any]) -> dict[
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,
         "parameters": about["parameters"],
-        "splits": {key: about[key] for key in ("train", "validation", "pool")},
+        "splits": {key: about[key] for key in ("train", "validation", "pool") if key in about} or None,
         "data_sha256": source.train.sha256(),
         "git": _commit(),
     }

@@ -50,3 +50,10 @@ class Interrupted(AtbenchError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.exit_code, self.key, self.value, self.why, self.fix)
+
+
+def exit_code(error: BaseException) -> int:
+    """What a program that ends with `error` returns."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, AtbenchError) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from atbench import assemble, config
+from atbench import assemble, config, foreign
 from atbench.attacks import Attack, GradientAttack, Searched
 from atbench.config import build, welcome
 from atbench.data import Images, Source
@@ -20,10 +21,10 @@ from atbench.errors import ConfigError, DataError
 from atbench.evaluation import Evaluation, Ledger, Plan, Victim, record, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
 from atbench.evaluation.verify import verify
-from atbench.folder import read_json, write_json
+from atbench.folder import accounted, now, read_json, set_status, write_json, write_text
 from atbench.reporting import report
-from atbench.reporting.terminal import finished, notices, summary, verification
-from atbench.resume import target_of
+from atbench.reporting.terminal import echo, finished, notices, summary, verification
+from atbench.resume import is_foreign, target_of
 from atbench.training import World, checkpoint, threads, world
 
 SCHEMA = 2
@@ -31,12 +32,17 @@ PARTS = Path("evaluation") / "parts"
 
 
 def evaluate(composed: DictConfig) -> float:
-    """`atbench eval`: attacks checkpoints of a run; returns the last one's worst-case accuracy."""
+    """`atbench eval`: attacks checkpoints of a run, or anybody's network; returns the last worst-case accuracy."""
     target = composed.verify or composed.target
     if target is None:
-        raise ConfigError("eval", "nothing", "there is no run to attack", "write `atbench eval RUN`")
+        return anybodys(foreign.asked(composed), None)
     folder, names, saved = target_of(str(target), [str(name) for name in composed.eval.checkpoints])
-    cfg = _asked(composed, saved)
+    if is_foreign(saved):
+        cfg = foreign.again(composed, saved, config.as_typed())
+        if not composed.verify:
+            return anybodys(cfg, folder)
+    else:
+        cfg = _asked(composed, saved)
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
         source = assemble.shared_source(cfg, here)
@@ -51,8 +57,40 @@ def evaluate(composed: DictConfig) -> float:
         return float(records[-1]["robust"]["accuracy"])
 
 
+def anybodys(cfg: DictConfig, folder: Path | None) -> float:
+    """Attack a network that no run of ours trained, in a new folder or on in the one of an earlier evaluation."""
+    warnings = config.check(cfg)
+    with threads(cfg.threads), world(cfg.device) as here:
+        source = assemble.shared_source(cfg, here)
+        # All before a folder exists: what cannot be attacked is refused and leaves nothing.
+        network, test = foreign.network(cfg, source, here.device), source.test()
+        foreign.probe(cfg, network, source, test.floats(slice(1)))
+        make_plan(cfg, source, here, test)
+        cfg.weights_sha256 = weights_sha256(network)
+        if here.main:
+            echo(foreign.facts(cfg, network, source, min(cfg.eval.limit or len(test), len(test))), Console(stderr=True))
+            notices(warnings, Console(stderr=True))
+            folder = folder or foreign.open_folder(cfg, network, source, here.device, here.size)
+        folder = Path(here.share_object(folder))
+        with accounted(folder) if here.main else nullcontext():
+            if here.main:
+                write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+            records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))
+            if here.main:
+                set_status(folder, state="done", exit_code=0, ended=now())
+                report.write(folder)
+                commands = [f"atbench eval verify={folder}", f"atbench export {folder}"]
+                summary(records, folder, commands, Console())
+        return float(records[-1]["robust"]["accuracy"])
+
+
 def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     """The configuration of the run, with what `atbench eval` was told in place of what it had."""
+    if composed.checkpoint is not None:
+        why = "a run has checkpoints of its own"
+        raise ConfigError("checkpoint", composed.checkpoint, why, "leave the run out, or name RUN/checkpoints/NAME.pt")
+    if composed.model is not None:
+        foreign.refuse_nameless(composed.model)
     if composed.dataset is None:
         composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
     asked = config.resolve(composed)
@@ -143,6 +181,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         attacks=attacks,
         survivors=chosen.survivors,
         audit=chosen.audit,
+        corruptions=list(chosen.corruptions),
         norms={norm: its for norm, its in norms.items() if norm != threat.norm},
         examples=chosen.examples,
     )
@@ -167,8 +206,10 @@ def opened(target: str, source: Source, device: torch.device) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int]:
-    """The network in a checkpoint, and the epoch that it is of."""
+def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
+    """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
+    if is_foreign(cfg):
+        return foreign.network(cfg, source, device), None
     state = checkpoint.read(path, device)
     network = assemble.make_model(cfg, source).to(device)
     network.load_state_dict(state["model"])

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atbench.errors import EnvironmentFault
+from atbench.errors import EnvironmentFault, NumericalError, exit_code
 
 
 def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
@@ -108,6 +108,22 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def accounted(folder: Path) -> Iterator[None]:
+    """Hold the folder while the work in it runs, and write into its status how the work ended, if it did not end
+    well; that it did is for the caller to say.
+    """
+    with owned(folder):
+        set_status(folder, state="running", started=now(), exit_code=None, message="", ended=None)
+        try:
+            yield
+        except BaseException as error:
+            code = exit_code(error)
+            state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
+            set_status(folder, state=state, exit_code=code, message=str(error) or type(error).__name__, ended=now())
+            raise
 
 
 def _birth(pid: int) -> str:

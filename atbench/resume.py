@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,18 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     return cfg
 
 
+def is_foreign(config: Mapping[str, Any]) -> bool:
+    """Whether a folder's configuration is that of a network which no run of ours trained."""
+    return "checkpoint" in config
+
+
 def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
     """What a path names: a run folder with those checkpoints `which` of it, or one checkpoint; and the configuration
-    that they belong to.
+    that they belong to. The folder of a foreign network has the one that its configuration names.
     """
     path = Path(target)
     if path.suffix != ".pt":
-        return path, which, read_config(path)
+        config = read_config(path)
+        return path, config["eval"]["checkpoints"] if is_foreign(config) else which, config
     saved: dict[str, Any] = checkpoint.read(path)["config"]
     return path.parent.parent, [path.stem], plain(OmegaConf.create(saved))

@@ -17,9 +17,9 @@ from torch import nn
 from atbench import assemble, config, examine, sweep
 from atbench.data import Source
 from atbench.environment import environment, facts
-from atbench.errors import AtbenchError, NumericalError
+from atbench.errors import exit_code
 from atbench.examine import evaluate
-from atbench.folder import fresh, now, owned, set_status, write_json, write_text
+from atbench.folder import accounted, fresh, now, set_status, write_json, write_text
 from atbench.methods import Stage
 from atbench.reporting import report
 from atbench.reporting.terminal import Progress, echo, notices, summary
@@ -99,25 +99,15 @@ class Run:
         if not self.world.main:
             yield
             return
-        with owned(folder):
-            set_status(folder, state="running", started=now(), exit_code=None, message="", ended=None)
-            try:
+        try:
+            with accounted(folder):
                 yield
-            except BaseException as error:
-                code = (
-                    error.exit_code
-                    if isinstance(error, AtbenchError)
-                    else 130
-                    if isinstance(error, KeyboardInterrupt)
-                    else 1
-                )
-                state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
-                set_status(folder, state=state, exit_code=code, message=str(error) or type(error).__name__, ended=now())
-                if self.tracker:
-                    self.tracker.close(code)
-                raise
+        except BaseException as error:
             if self.tracker:
-                self.tracker.close(0)
+                self.tracker.close(exit_code(error))
+            raise
+        if self.tracker:
+            self.tracker.close(0)
 
     # Training.
 

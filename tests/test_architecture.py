@@ -19,9 +19,9 @@ PACKAGE = REPOSITORY / "atbench"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "doctor"},
+    {"run", "doctor", "export"},
     {"examine"},
-    {"verify"},
+    {"foreign"},
     {"assemble", "resume", "environment", "signals"},
     {"training"},
     {"evaluation", "reporting"},

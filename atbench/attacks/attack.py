@@ -7,6 +7,7 @@ wants one misclassified image near each x, by whatever means. It is not believed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import ClassVar, Protocol
 
 import torch
@@ -72,11 +73,17 @@ class Attack(ABC):
 
 
 class Searched(Attack):
-    """A `GradientAttack` of the training side as an attack: its own start, steps and step size, on cross-entropy."""
+    """A `GradientAttack` of the training side as an attack: its own start, steps and step size, on cross-entropy.
+
+    A search that keeps its best point answers with its first misclassified one instead: the objective may be higher
+    where the prediction is right.
+    """
 
     def __init__(self, attack: GradientAttack, objective: str = "ce") -> None:
         super().__init__(attack.norm, attack.eps, attack.steps)
-        self.attack, self.value = attack, LABEL_OBJECTIVES[objective]
+        self.attack, self.value = copy(attack), LABEL_OBJECTIVES[objective]
+        if attack.keep == "best":
+            self.attack.keep = "first"
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         def wrong(state: State) -> Tensor:

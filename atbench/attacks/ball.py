@@ -7,6 +7,7 @@ box. `eps` is a number or one value per example; images are (B, C, H, W) in [0, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class Ball(ABC):
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
         """A point with ‖x_adv − x‖_p ≤ ε and pixels in [0, 1]; `x_adv` itself where it already is one. New tensor."""
 
+    def projector(self, x: Tensor, eps: Radius) -> Callable[[Tensor], Tensor]:
+        """`project` around one x and ε, for a loop: what depends on them alone is computed once."""
+        return lambda x_adv: self.project(x, x_adv, eps)
+
     @abstractmethod
     def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
         """The nearest perturbation with ‖δ‖_p ≤ ε, whatever the pixels: for methods that keep a δ and no image."""
@@ -48,6 +53,10 @@ class Ball(ABC):
         """The direction d with ‖d‖_p = 1 that raises the linearised objective ⟨grad, d⟩ most (or a sparse stand-in for
         L1).
         """
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+        """`x_adv` a step of `length` (a number, or one per example) along the steepest direction. New tensor."""
+        return self.steepest(grad).mul_(length).add_(x_adv)
 
     @abstractmethod
     def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
@@ -64,8 +73,12 @@ class Linf(Ball):
     p = float("inf")
 
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        return self.projector(x, eps)(x_adv)
+
+    def projector(self, x: Tensor, eps: Radius) -> Callable[[Tensor], Tensor]:
         eps = per_example(eps, x)
-        return torch.clamp(x_adv, (x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
+        low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
+        return lambda x_adv: torch.clamp(x_adv, low, high)
 
     def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
         eps = per_example(eps, delta)
@@ -126,6 +139,21 @@ class L1(Ball):
         k = max(1, round(self.sparsity * flat.shape[1]))
         rows = flat.abs().topk(k, dim=1).indices
         return torch.zeros_like(flat).scatter_(1, rows, flat.gather(1, rows).sign() / k).view_as(grad)
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+        """The steepest step within the box (Croce & Hein 2021, Prop. 2.2): pixels in the order of their |gradient|,
+        each as far as the box and its share of the step let it, until the length is spent or no pixel is left.
+
+        A step that did not know the box would go on to spend itself on pixels that are black or white already.
+        """
+        flat, point = grad.flatten(1), x_adv.flatten(1)
+        k = max(1, round(self.sparsity * flat.shape[1]))
+        length = length.flatten(1) if length.ndim else length
+        room = torch.where(flat > 0, 1 - point, point).clamp_min(0) * (flat != 0)
+        order = flat.abs().argsort(dim=1, descending=True)
+        most = torch.minimum(room, length / k).gather(1, order)
+        move = torch.minimum(most, (length - (most.cumsum(dim=1) - most)).clamp_min(0))
+        return (point + flat.sign() * torch.zeros_like(flat).scatter_(1, order, move)).view_as(x_adv)
 
     def sample(self, x: Tensor, eps: Radius, rng: Random) -> Tensor:
         """Uniform in the ball: Laplace noise e normalised to ε·u^(1/d)·e/‖e‖₁."""

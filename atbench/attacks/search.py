@@ -116,8 +116,7 @@ class GradientAttack:
         if steps == 0 and self.keep == "last":
             return self.ball.project(x.detach(), begin, eps)
         lengths = per_example(self.step_size if step_size is None else step_size, x)
-        search = _Search(self, objective, x, eps, lengths, steps, stop)
-        return search.run(begin)
+        return _Search(self, objective, x, eps, lengths, steps, stop).run(begin)
 
     def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
         """The starting point; needs `rng` unless it is `zero`."""
@@ -132,7 +131,9 @@ class GradientAttack:
 
 
 class _Search:
-    """One run of the loop over one batch."""
+    """One run of the loop over one batch. All that is kept per example is cut to the examples that are still searched;
+    `result` and `best` alone hold the whole batch.
+    """
 
     #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than
     #: it saves.
@@ -149,34 +150,33 @@ class _Search:
         stop: Stop | None,
     ) -> None:
         self.attack, self.objective, self.x, self.steps, self.stop = attack, objective, x.detach(), steps, stop
-        self.eps = per_example(eps, x).expand(len(x), *[1] * (x.ndim - 1))
-        self.lengths = lengths.expand(len(x), *[1] * (x.ndim - 1)).clone()
+        self.eps = per_example(eps, x)
+        self.lengths = lengths.expand(len(x), *[1] * (x.ndim - 1)).clone() if attack.backtrack else lengths
+        self.project = attack.ball.projector(self.x, self.eps)
         self.velocity = torch.zeros_like(self.x) if attack.momentum else None
-        self.whole = True  # no example has been dropped: rows need no picking
-        self.result = self.x.clone()
+        self.whole = True  # no example has been dropped
         self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.hits = 0  # how many are done: known here, so that asking needs no word from the device
+        self.result = self.x.clone()
         self.best: Tensor | None = None
 
     def run(self, begin: Tensor) -> Tensor:
+        if len(self.x) == 0:
+            return self.result
         final = self.attack.keep != "last"
         rows = torch.arange(len(self.x), device=self.x.device)
         state = self._look(State(0, rows, begin, begin, None, None), gradient=self.steps > 0)
         for step in range(1, self.steps + 1):
-            state = self._repack(self._keep(state))
+            state = self._settle(state)
             if len(state.rows) == 0:
                 return self.result
             moved = self._move(state, step)
             if step == self.steps and not final:
                 # The last point of the papers' PGD is not looked at: a stopped example stays where it stopped.
-                self.result[state.rows] = self._unless_done(state, moved)
-                return self.result
+                return self._finish(moved)
             new = self._look(moved, gradient=step < self.steps)
             state = self._accept(state, new) if self.attack.backtrack else new
-        self._keep(state)
-        return self.result
-
-    def _pick(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        return tensor if self.whole else tensor[rows]
+        return self._finish(self._settle(state))
 
     def _look(self, point: State, gradient: bool) -> State:
         """Evaluate the objective at a point, with its gradient to the input and to nothing else."""
@@ -190,22 +190,18 @@ class _Search:
 
     def _move(self, state: State, step: int) -> State:
         assert state.grad is not None
-        rows, grad, kind = state.rows, state.grad, self.attack.ball
+        grad = state.grad
         if self.velocity is not None:
             scale = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-12).view(-1, *[1] * (grad.ndim - 1))
-            grad = self.attack.momentum * self._pick(self.velocity, rows) + grad / scale
-            self.velocity[rows] = grad
-        ahead = state.x_adv + self._pick(self.lengths, rows) * kind.steepest(grad)
-        ahead = kind.project(self._pick(self.x, rows), ahead, self._pick(self.eps, rows))
-        return replace(state, step=step, x_adv=ahead)
+            grad = self.velocity = self.attack.momentum * self.velocity + grad / scale
+        ahead = self.attack.ball.ascend(state.x_adv, grad, self.lengths)
+        return replace(state, step=step, x_adv=self.project(ahead))
 
     def _accept(self, old: State, new: State) -> State:
         """Keep the old point where the objective fell, and shorten the step there."""
         fell = new.value < old.value
         wide = fell.view(-1, *[1] * (new.x_adv.ndim - 1))
-        self.lengths[new.rows] = torch.where(
-            wide, self._pick(self.lengths, new.rows) / self.attack.backtrack, self._pick(self.lengths, new.rows)
-        )
+        self.lengths = torch.where(wide, self.lengths / self.attack.backtrack, self.lengths)
         grad = None if new.grad is None or old.grad is None else torch.where(wide, old.grad, new.grad)
         outputs = new.outputs
         if isinstance(outputs, Tensor):
@@ -213,38 +209,54 @@ class _Search:
         x_adv = torch.where(wide, old.x_adv, new.x_adv)
         return State(new.step, new.rows, x_adv, torch.where(fell, old.value, new.value), outputs, grad)
 
-    def _unless_done(self, state: State, moved: State) -> Tensor:
-        if self.stop is None:
-            return moved.x_adv
-        done = self.done[state.rows].view(-1, *[1] * (moved.x_adv.ndim - 1))
-        return torch.where(done, self.result[state.rows], moved.x_adv)
+    def _legal(self, state: State) -> Tensor:
+        """A start may lie outside ball or box (TRADES does not clip its noise), what is returned may not."""
+        return self.project(state.x_adv) if state.step == 0 or self.attack.backtrack else state.x_adv
 
-    def _keep(self, state: State) -> State:
-        """Write down what this point contributes to the result, and who is done."""
-        if self.stop is None and self.attack.keep == "last":
-            return state
-        rows, live = state.rows, ~self.done[state.rows]
-        # A start may lie outside ball or box (TRADES does not clip its noise), what is returned may not.
-        x_adv = state.x_adv if state.step else self.attack.ball.project(self.x, state.x_adv, self.eps)
+    def _settle(self, state: State) -> State:
+        """Write down what this point contributes to the result and who is done; drop those once they are many."""
         if self.attack.keep == "best":
-            better = live if self.best is None else live & (state.value > self.best[rows])
-            if self.best is None:
-                self.best = torch.full((len(self.x),), -torch.inf, dtype=state.value.dtype, device=self.x.device)
-            self.best[rows[better]] = state.value[better]
-            self.result[rows[better]] = x_adv[better]
+            self._record(state)
+        if self.stop is None:
+            return state
+        new = self.stop(state) & ~self.done
+        hits = int(new.sum())
+        if hits == 0:
+            return state
+        if self.attack.keep != "best":
+            self.result[state.rows[new]] = self._legal(state)[new]
+        self.done = self.done | new
+        self.hits += hits
+        live = len(self.done) - self.hits
+        return state if live > 0 and live > (1 - self.REPACK) * len(self.done) else self._repack(state)
+
+    def _record(self, state: State) -> None:
+        """The best point so far of every example that is not done."""
+        if self.best is None:
+            self.best = torch.full((len(self.result),), -torch.inf, dtype=state.value.dtype, device=self.x.device)
+            better = ~self.done  # the first point counts even where its value is -inf
         else:
-            self.result[rows[live]] = x_adv[live]
-        if self.stop is not None:
-            self.done[rows] |= self.stop(state)
-        return state
+            better = ~self.done & (state.value > self.best[state.rows])
+        rows = state.rows[better]
+        self.best[rows] = state.value[better]
+        self.result[rows] = self._legal(state)[better]
 
     def _repack(self, state: State) -> State:
-        """Drop finished examples from the computation once a fair share is done."""
-        if self.stop is None:
-            return state
-        live = ~self.done[state.rows]
-        count = int(live.sum())
-        if count > (1 - self.REPACK) * len(live) and count > 0:
-            return state
-        self.whole = False
+        """Drop finished examples from the computation."""
+        live = ~self.done
+        self.x = self.x[live]
+        self.eps, self.lengths = (part[live] if part.ndim else part for part in (self.eps, self.lengths))
+        self.project = self.attack.ball.projector(self.x, self.eps)
+        self.velocity = None if self.velocity is None else self.velocity[live]
+        self.done, self.hits, self.whole = self.done[live], 0, False
         return state.take(live)
+
+    def _finish(self, state: State) -> Tensor:
+        """The result, with the examples that are not done where they are."""
+        if self.attack.keep == "best":
+            return self.result
+        x_adv = self._legal(state)
+        if self.whole and not self.hits:
+            return x_adv
+        self.result[state.rows[~self.done]] = x_adv[~self.done]
+        return self.result

@@ -13,7 +13,7 @@ from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.interval import figure, wilson
-from atbench.evaluation.sweep import Victim
+from atbench.evaluation.victim import Victim
 
 
 def corrupted(

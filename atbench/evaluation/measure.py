@@ -12,7 +12,9 @@ from torch import Tensor
 
 from atbench.attacks import Attack
 from atbench.data import Images
+from atbench.data.corruptions import CORRUPTIONS
 from atbench.evaluation.audit import Check, audit
+from atbench.evaluation.corrupted import corrupted
 from atbench.evaluation.ledger import Ledger
 from atbench.evaluation.outcome import Outcome
 from atbench.evaluation.suite import UNKNOWN, Found, Suite, Surface
@@ -31,7 +33,8 @@ class Plan:
     attacks: further attacks in the same ball, by name, each with the settings that it was made from. `survivors`: each
         runs on what the ones before left right, as AutoAttack does; otherwise on all that is right without attack.
     audit: on how many examples the evaluation itself is examined; 0: not.
-    norms: threats of other norms, by name. examples: whether adversarial images are kept.
+    norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
+    examples: whether adversarial images are kept.
     """
 
     threat: Threat
@@ -43,6 +46,7 @@ class Plan:
     survivors: bool = False
     audit: int = 0
     norms: Mapping[str, Threat] = field(default_factory=dict)
+    corruptions: Sequence[int] = ()
     examples: bool = True
 
 
@@ -51,7 +55,7 @@ class Evaluation:
     """Everything that was found, as it grows.
 
     logits: (n, K) without an attack. surface: PGD over k and ε; found: the further attacks by name; norms: PGD in other
-    norms; checks: the audit's.
+    norms; corrupted: figures and masks of `corrupted`; checks: the audit's.
     """
 
     plan: Plan
@@ -61,6 +65,7 @@ class Evaluation:
     surface: Surface | None = None
     found: dict[str, Found] = field(default_factory=dict)
     norms: dict[str, Surface] = field(default_factory=dict)
+    corrupted: tuple[dict[str, Any], Array] | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -107,6 +112,8 @@ def evaluate(
         told(so_far)
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
+    if plan.corruptions:
+        so_far.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.audit:
         so_far.checks = audit(victim, images, clean, plan.threat, so_far.outcomes(), plan.audit)
     return so_far

@@ -1,4 +1,4 @@
-"""What an attack did to each example, as the evaluation judged it."""
+"""What one attack of an evaluation did, example by example."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one attack on the n examples of an evaluation.
+    """One attack over one split.
 
-    tried, broken: booleans (n,), on the CPU; `broken` only where `tried`. An example that was wrong without an attack
-        is in neither.
-    knowledge: that of the attack (`Attack.knowledge`). `forwards`, `gradients`: images that were passed through the
-        network, and those of them that a gradient was asked for.
+    name: `pgd-20`, `fgsm`, `cw_linf`, `square`, ...
+    knowledge: `gradient`, `features`, `queries`, `transfer` or `noise`, as `Attack.knowledge`.
+    tried, broken: (n,) booleans on the CPU; `broken` is a subset of `tried`. An attack on survivors tried only those.
+    seconds, forwards, gradients: what it cost; passes are counted in single images.
     """
 
     name: str

@@ -51,6 +51,8 @@ def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
             name: {"eps": s.threat.eps, "k": s.threat.steps, **mean(s.main.first == UNKNOWN)}
             for name, s in found.norms.items()
         },
+        "union": _union(found) if found.norms else None,
+        "corruptions": found.corrupted[0] if found.corrupted else None,
         "classes": statistics.per_class(label, found.robust.numpy(), names_of_classes),
         "calibration": {
             "clean": statistics.calibration(found.logits, label),
@@ -81,6 +83,12 @@ def _plan(found: Evaluation) -> dict[str, Any]:
 def mean(mask: Tensor) -> dict[str, float]:
     """The accuracy that a mask is, with its interval."""
     return figure(int(mask.sum()), len(mask))
+
+
+def _union(found: Evaluation) -> dict[str, Any]:
+    """Right under the main threat's attacks and under PGD in every other norm."""
+    masks = {name: (surface.main.first == UNKNOWN).numpy() for name, surface in found.norms.items()}
+    return statistics.union({found.plan.threat.norm: found.robust.numpy(), **masks})
 
 
 def _surfaces(found: Evaluation) -> list[Any]:
@@ -180,6 +188,8 @@ def arrays(found: Evaluation) -> dict[str, Array]:
         out["surface"] = np.stack([step_codes(level.first) for level in found.surface.levels.values()])
     for name, surface in found.norms.items():
         out[f"broken_at_{name}"] = step_codes(surface.main.first)
+    if found.corrupted:
+        out["corrupted"] = found.corrupted[1]
     for name, each in found.found.items():
         out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
     return {**out, **_pictures(found)}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from atbench.errors import DataError
 from atbench.models.library import TorchVision
@@ -182,32 +182,62 @@ def load_published(network: Network, state: Mapping[str, Any]) -> None:
     found = translate(network, theirs)
     for key in ("mean", "std"):
         found[key] = found[key].reshape(own[key].shape) if key in found else own[key]
-    # Checkpoints of before torch 0.4.1 lack the counters, which change nothing in a network's function.
-    found |= {key: own[key] for key in own if key.endswith("num_batches_tracked") and key not in found}
+    put(network, found | counters(own, found))
+
+
+def load_named(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load `state`, a state dict or a checkpoint that holds one, into any module under the module's own names, or
+    raise DataError.
+
+    A wrapper's prefix is taken off where the module's names have none: of the ways to read the names, the one that
+    agrees with most of the module's counts.
+    """
+    own = module.state_dict()
+    readings = [unnested(state)]
+    while (prefix := common(readings[-1])) is not None:
+        readings.append({key.removeprefix(prefix): value for key, value in readings[-1].items()})
+    found = max(readings, key=lambda reading: len(reading.keys() & own.keys()))
+    put(module, found | counters(own, found))
+
+
+def put(module: nn.Module, found: Mapping[str, Tensor]) -> None:
+    """Load tensors that have the module's names: all of them, nothing else, each of its shape. Raises DataError."""
+    own, name = module.state_dict(), type(module).__name__
     missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     if missing or extra:
         why = "; ".join(
             f"{what}: {shown(keys)}" for what, keys in (("missing", missing), ("unexpected", extra)) if keys
         )
-        raise DataError("weights", type(network).__name__, why, "build the network that they were made for")
+        raise DataError("weights", name, why, "build the network that they were made for")
     for key, value in found.items():
         if value.shape != own[key].shape:
             why = f"{key} is {tuple(value.shape)} where the network has {tuple(own[key].shape)}"
-            raise DataError("weights", type(network).__name__, why, "build the network that they were made for")
-    network.load_state_dict(found)
+            raise DataError("weights", name, why, "build the network that they were made for")
+    module.load_state_dict(found)
+
+
+def counters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BatchNorm's counters, which checkpoints of before torch 0.4.1 lack, and which change nothing in a function."""
+    return {key: own[key] for key in own if key.endswith("num_batches_tracked") and key not in found}
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, without its nesting and without the prefixes of wrappers."""
-    while not all(isinstance(value, Tensor) for value in state.values()):
-        nest = next((key for key in NESTS if isinstance(state.get(key), Mapping)), None)
-        if nest is None:
-            raise DataError("weights", shown(sorted(state)), "hold no state dict", f"put one under {', '.join(NESTS)}")
-        state = state[nest]
-    tensors = dict(state)
+    tensors = unnested(state)
     while (prefix := common(tensors)) is not None:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def unnested(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, as they are called there."""
+    while not all(isinstance(value, Tensor) for value in state.values()):
+        nest = next((key for key in NESTS if isinstance(state.get(key), Mapping)), None)
+        if nest is None:
+            keys = shown(sorted(str(key) for key in state))
+            raise DataError("weights", keys, "hold no state dict", f"put one under {', '.join(NESTS)}")
+        state = state[nest]
+    return dict(state)
 
 
 def common(tensors: Mapping[str, Tensor]) -> str | None:

@@ -57,6 +57,7 @@ class Code:
     """Lines to copy and run."""
 
     text: str
+    language: str = "sh"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def _block(block: Block) -> str:
             return _table(["", ""], [[f"**{_plain(name)}**", _plain(value)] for name, value in rows])
         case Table(columns, rows):
             return _table([_plain(c) for c in columns], [[_plain(cell.text) for cell in row] for row in rows])
-        case Code(text):
-            return f"```sh\n{text}\n```"
+        case Code(text, language):
+            return f"```{language}\n{text}\n```"
         case Figure(name, _, caption):
             return f"![{_plain(caption)}](pictures/{name}.png)\n\n*{_plain(caption)}*"

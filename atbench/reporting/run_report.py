@@ -46,8 +46,9 @@ _FOLDERS = {
 def document(run: RunFolder) -> Document:
     """The report of a run that has at least one evaluation."""
     evaluations = distinct(list(run.evaluations.values()))
-    blocks = [*_headline(run, evaluations), Heading("What ran"), Facts(_what_ran(run))]
-    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)]
+    blocks = [*_headline(run, evaluations), Heading("What ran")]
+    blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
+    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
     blocks += [Heading("Accuracy"), *accuracies(evaluations), Heading("Audit"), *audit_report.blocks(evaluations)]
     blocks += [Heading("Figures"), *figures(evaluations), *_training(run)]
     blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
@@ -119,6 +120,18 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
         ("label smoothing", number(train["label_smoothing"]) if train.get("label_smoothing") else None),
         ("state", run.standing),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
+    ]
+    return tuple((name, value) for name, value in facts if value)
+
+
+def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
+    facts = [
+        ("network", _joined(run.name("model"), options(run.config.get("model") or {}))),
+        ("parameters", _thousands(run.environment.get("parameters"))),
+        ("weights", str(run.config.get("checkpoint") or "its own")),
+        ("data", _joined(run.name("dataset"), run.about("dataset", "line"))),
+        ("threat", threat(run)),
+        ("state", run.standing),
     ]
     return tuple((name, value) for name, value in facts if value)
 

@@ -36,8 +36,17 @@ class RunFolder:
         value = lookup(self.config, f"{group}.about.{key}")
         return None if value is None else str(value)
 
+    @property
+    def trained(self) -> bool:
+        """Whether the network was trained here; one that was only evaluated has no method and no epochs."""
+        return "method" in self.config
+
     def name(self, group: str) -> str:
-        """The option chosen in a config group; a node without `about.name` goes by its class."""
+        """The option chosen in a config group; a node without `about.name` goes by its class. In place of a method, a
+        network that was not trained here has its own name.
+        """
+        if group == "method" and not self.trained:
+            return str(self.config.get("name") or "unnamed")
         return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
 
     @property

@@ -184,7 +184,7 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
         each = {entry["name"]: entry["alone"] or entry["after"] for entry in record["attacks"]}
         table.add_row(
             record["checkpoint"],
-            str(record["epoch"]),
+            NOTHING if record["epoch"] is None else str(record["epoch"]),
             _cell(record["clean"]),
             *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
             *(_cell(each[name]) if name in each else NOTHING for name in attacks),

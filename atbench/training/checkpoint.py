@@ -53,7 +53,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise DataError("checkpoint", path, "there is no such file", "check the path")
     data = path.read_bytes()
     if not whole(data):
-        raise DataError("checkpoint", path, "is damaged: its checksum does not match", "use another checkpoint")
+        fix = "use another checkpoint; of another program: model._target_=... checkpoint=FILE dataset=NAME"
+        raise DataError("checkpoint", path, "is damaged: its checksum does not match", fix)
     content: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     return content
 

@@ -17,7 +17,9 @@ from atbench.rng import ExampleDraws
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 #: Small budgets, under the names that attacks give theirs: the contract is about what holds for any budget.
-SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 4, "searches": 5}
+SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 2, "searches": 5, "cycles": 2}
+#: Options without which an attack refuses to be built.
+REQUIRED = {"transfer": {"run": "other"}}
 
 
 class Linear(nn.Module):
@@ -80,8 +82,8 @@ def make(name: str, norm: str, eps: float, small: bool = True, **changes: Any) -
     """The attack `name` at this norm and radius, with a small budget, given what an evaluation would give it."""
     content = node(name)
     if small:
-        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL}
-    content |= changes
+        content |= {key: min(value, SMALL[key]) for key, value in content.items() if key in SMALL and value}
+    content |= REQUIRED.get(name, {}) | changes
     x, y = images(Linear())
     offered = {
         "norm": norm,
@@ -99,5 +101,9 @@ def kind(name: str) -> type:
 #: The attacks that only an evaluation can run, by name.
 NAMES = sorted(name for name in catalog.options("attack", [catalog.conf_dir()]) if issubclass(kind(name), Attack))
 CASES = [(name, norm) for name in NAMES for norm in kind(name).norms]
-#: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find.
-GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient"]
+#: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find,
+#: and a single step goes from its random start towards a mixture of the classes.
+GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient" and node(name).get("steps") != 1]
+#: Cross-entropy climbs towards a mixture of the classes. An L1 step spends itself on one pixel, and the mixture's best
+#: pixel need not serve the nearest class, however small the steps are.
+NEAREST = [(name, norm) for name, norm in GRADIENT if norm != "l1" or node(name).get("objective") != "ce"]

