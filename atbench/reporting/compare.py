@@ -192,9 +192,11 @@ def _settings(run: RunFolder) -> dict[str, object]:
     }
     # The settings are those of the records, not of the plan; checkpoints may have been evaluated differently since.
     given = {name: evaluation.settings for name, evaluation in run.evaluations.items()}
-    for name, settings in given.items():
-        alike = all(settings == other for other in given.values())
-        flat.update({f"evaluation.{key}" if alike else f"evaluation.{name}.{key}": v for key, v in settings.items()})
+    for key in dict.fromkeys(key for settings in given.values() for key in settings):
+        values = {name: settings.get(key) for name, settings in given.items()}
+        first, *others = values.values()
+        apart = ", ".join(f"{number(value)} ({name})" for name, value in values.items())
+        flat[f"evaluation.{key}"] = first if all(value == first for value in others) else apart
     return flat
 
 

@@ -12,7 +12,7 @@ from atbench.reporting.agreement import disagreements
 from atbench.reporting.audit_report import flagged
 from atbench.reporting.compare import Comparison, Row, Spread
 from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
-from atbench.reporting.evaluation_report import eps_curve, steps_curve
+from atbench.reporting.evaluation_figures import eps_curve, steps_curve
 from atbench.reporting.measures import Measure, attacks
 from atbench.reporting.plots import Curve
 from atbench.reporting.records import Accuracy, Evaluation, bound

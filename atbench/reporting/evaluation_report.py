@@ -9,15 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from atbench.reporting import pictures, plots
 from atbench.reporting.agreement import standing
-from atbench.reporting.document import Block, Cell, Figure, Heading, Paragraph, Table
-from atbench.reporting.plots import Curve
+from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
 from atbench.reporting.records import Accuracy, Attacked, Evaluation, tried
 from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
-_BAND = "Bands: 95 % interval."
 
 
 def distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -45,6 +42,8 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         "8-bit: still misclassified when every pixel is one of 256 levels. Brackets: 95 % interval."
     )
     yield _attacks(evaluations)
+    if settings := _settings(evaluations):
+        yield Facts(settings)
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
     yield from _classes(evaluations)
@@ -67,10 +66,10 @@ def _count(value: int | None) -> Cell:
 
 def _attacks(evaluations: Sequence[Evaluation]) -> Table:
     columns = ("checkpoint", "attack", "knowledge", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
-               "gradients", "time", "settings")  # fmt: skip
+               "gradients", "time")  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for evaluation in evaluations:
-        name, nothing = Cell(evaluation.checkpoint), [Cell(NOTHING)] * 4
+        name, nothing = Cell(evaluation.checkpoint), [Cell(NOTHING)] * 3
         every = _count(evaluation.n)
         rows.append((name, Cell("none"), Cell(""), every, *nothing[:2], *[_cell(evaluation.clean)] * 2, *nothing))
         rows += [(name, *_sweep_row(evaluation))] if evaluation.steps else []
@@ -78,11 +77,31 @@ def _attacks(evaluations: Sequence[Evaluation]) -> Table:
     return Table(columns, tuple(rows))
 
 
+def _settings(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, str], ...]:
+    """How each attack was set; once where all checkpoints were attacked alike."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for evaluation in evaluations:
+        own = [(tried(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
+        for pair in own + [(attack.name, attack.words or "none") for attack in evaluation.attacks]:
+            found.setdefault(pair, []).append(evaluation.checkpoint)
+    names = [name for name, _ in found]
+    return tuple(
+        (f"{name} ({', '.join(of)})" if names.count(name) > 1 else name, words) for (name, words), of in found.items()
+    )
+
+
+def _sweep_words(evaluation: Evaluation) -> str:
+    a = evaluation.attack
+    restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
+    words = f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
+    return f"{words}; its cost is that of all radii{' and of the other norms' if evaluation.norms else ''}"
+
+
 def _attack_row(attack: Attacked) -> Iterator[Cell]:
     yield from (Cell(attack.name), Cell(attack.knowledge))
     yield from (_count(attack.tried), _count(attack.broken), _count(attack.broken_eight_bit))
     yield from (_cell(attack.alone), _cell(attack.after), _count(attack.forwards), _count(attack.gradients))
-    yield from (Cell(duration(attack.seconds), attack.seconds), Cell(attack.words))
+    yield Cell(duration(attack.seconds), attack.seconds)
 
 
 def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
@@ -99,14 +118,6 @@ def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
     yield _count(record["gradient_passes"] - spent[1])
     seconds = record["seconds"] - spent[2]
     yield Cell(duration(max(seconds, 0.0)), seconds)
-    yield Cell(f"{attack_words(evaluation)}; cost of all radii{' and norms' if evaluation.norms else ''}")
-
-
-def attack_words(evaluation: Evaluation) -> str:
-    """The PGD behind an evaluation's sweep."""
-    a = evaluation.attack
-    restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
-    return f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
 
 
 def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
@@ -244,47 +255,3 @@ def _distances(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
 def _distance(far: Mapping[str, Any], key: str) -> Cell:
     value = far[key]
     return Cell("∞" if key in far["infinite"] else NOTHING) if value is None else Cell(f"{value:.4g}", value)
-
-
-def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """The figures that one or two checkpoints have in common, then those of each."""
-    swept = [evaluation for evaluation in evaluations if evaluation.steps]
-    if swept:
-        yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
-    if any(e.eps for e in swept):
-        curves = [eps_curve(e) for e in swept if e.eps]
-        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
-    for evaluation in evaluations:
-        yield from _outcomes(evaluation)
-
-
-def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
-    """Confidence and confusions of one checkpoint, and some of its images."""
-    name, arrays = evaluation.path.stem, evaluation.outcomes or {}
-    diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
-    if diagrams:
-        caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
-        yield Figure(f"reliability-{name}", pictures.reliability(diagrams, f"reliability-{name}"), caption)
-    classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
-    if "confusion" in arrays and len(classes) <= pictures.MOST_CLASSES:
-        caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
-        yield Figure(f"confusion-{name}", pictures.confusion(arrays["confusion"], classes), caption)
-    if len(arrays.get("shown_index", ())):
-        caption = f"Checkpoint {evaluation.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(name, pictures.grid(arrays), caption)
-
-
-def steps_curve(evaluation: Evaluation) -> Curve:
-    """Accuracy over k, the clean accuracy at k = 0; of no points where there is no sweep."""
-    found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
-    return _curve(evaluation.checkpoint, list(found), list(found.values()))
-
-
-def eps_curve(evaluation: Evaluation) -> Curve:
-    """Accuracy over ε."""
-    return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
-
-
-def _curve(label: str, x: list[float] | list[int], found: list[Accuracy]) -> Curve:
-    values = tuple(a.value for a in found), tuple(a.low for a in found), tuple(a.high for a in found)
-    return Curve(label, tuple(float(value) for value in x), *values)

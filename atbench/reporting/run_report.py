@@ -9,7 +9,8 @@ from pathlib import Path
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.document import Block, Code, Document, Facts, Figure, Heading, Notice, Paragraph
-from atbench.reporting.evaluation_report import accuracies, distinct, figures, full
+from atbench.reporting.evaluation_figures import figures
+from atbench.reporting.evaluation_report import accuracies, distinct, full
 from atbench.reporting.measures import attacks
 from atbench.reporting.records import Evaluation, bound
 from atbench.reporting.runs import RunFolder, is_run, lookup, read

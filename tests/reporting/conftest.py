@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from atbench.reporting import pictures, plots
+from atbench.reporting.drawing import Drawing
 from tests.reporting.outcomes import STEPS, Made, write
 
 MakeRun = Callable[..., Path]
@@ -19,6 +21,14 @@ MakeRun = Callable[..., Path]
 def run_maker() -> MakeRun:
     """`run_maker(folder, ...)`: as make_run, in a folder of the caller's."""
     return _make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made up but not rendered, which is most of a report's time."""
+    for module in (plots, pictures):
+        monkeypatch.setattr(module, "vector", lambda figure, name: Drawing("<svg/>", b"\x89PNG"))
+    monkeypatch.setattr(pictures, "raster", lambda figure: Drawing(None, b"\x89PNG"))
 
 
 @pytest.fixture

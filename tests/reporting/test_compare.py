@@ -11,7 +11,11 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import report
 from atbench.reporting.compare import compare
+from atbench.reporting.comparison_report import rows_table
 from atbench.reporting.runs import expand
+from tests.reporting.outcomes import STANDARD
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def as_json(capsys, *runs: Path) -> dict:
@@ -96,6 +100,100 @@ def test_unequal_threats_are_shown(make_run, tmp_path: Path) -> None:
         ("trades", 0.1),
         ("pgd_at", 0.2),
     }
+
+
+def heads(*runs: Path) -> list[str]:
+    """The columns of robust accuracies of a comparison, of the best checkpoint."""
+    columns, rows = rows_table(compare(runs))
+    assert all(len(row) == len(columns) for row in rows)
+    return [column.removeprefix("best: ") for column in columns if column.startswith("best: ")][1:]
+
+
+def cells(row: str, *runs: Path) -> dict[str, str]:
+    columns, rows = rows_table(compare(runs))
+    return next(dict(zip(columns, (c.text for c in found), strict=True)) for found in rows if found[0].text == row)
+
+
+def settings(*runs: Path) -> str:
+    """What the table says of the settings of all rows."""
+    columns, rows = rows_table(compare(runs))
+    return "; ".join(row[columns.index("settings")].text for row in rows)
+
+
+def test_the_worst_case_of_the_same_attacks_is_a_column(make_run, capsys, tmp_path: Path) -> None:
+    attacks = {"steps": (), "attacks": STANDARD, "survivors": True}
+    a = make_run("a", seed=0, evaluated={**attacks, "steps": (20, 50)}, last_robust=0.5)
+    b = make_run("b", seed=0, method="pgd_at", evaluated={**attacks, "steps": (20, 50)})
+    assert heads(a, b) == ["PGD-20", "PGD-50", "worst case"]
+    assert cells("trades", a, b)["best: worst case"].startswith("50.0 [")  # 36 of 60, and 3 + 2 + 1 broken
+    assert cells("trades", a, b)["drop"] == "+10.0"
+    found = as_json(capsys, a, b)
+    assert found["headline"] == "the worst case per example of PGD-50, AutoAttack (standard)"
+    assert found["rows"][1]["best"]["robust"]["mean"] == 0.5 and found["rows"][1]["drop"]["mean"] == pytest.approx(0.1)
+    c, d = (make_run(name, method=name, evaluated=attacks) for name in "cd")
+    assert heads(c, d) == ["AutoAttack (standard)"]
+    report.main([c, d], tmp_path / "out", False)
+    out = capsys.readouterr().out
+    assert "Upper bound: AutoAttack (standard). A stronger" in out and "not attacked alike" not in out.lower()
+
+
+def test_figures_of_different_attacks_are_never_in_one_column(make_run, capsys) -> None:
+    a = make_run("a")
+    b = make_run("b", method="pgd_at", evaluated={"attacks": {"square": {"steps": 100, "breaks": 9}}})
+    c = make_run("c", method="mart", evaluated={"attacks": {"square": {"steps": 900, "breaks": 9}}})
+    assert heads(a, b) == heads(b, c) == ["PGD-20", "PGD-50"]
+    assert cells("pgd_at", a, b)["best: PGD-50"].startswith("60.0 [") and cells("pgd_at", a, b)["drop"] == "+0.0"
+    assert "evaluation.attacks=square" in cells("pgd_at", a, b)["settings"]
+    assert "evaluation.attacks.square=steps=100" in cells("pgd_at", b, c)["settings"]
+    assert "square" not in cells("trades", a, b)["settings"]
+    assert as_json(capsys, a, b)["rows"][0]["best"]["robust"]["mean"] == pytest.approx(
+        0.45
+    )  # its own, with its attacks
+    report.main([a, b], a.parent / "out", False)
+    assert "Not all rows were attacked alike" in capsys.readouterr().out
+
+
+def test_ways_of_running_pgd_have_columns_of_their_own(make_run) -> None:
+    a, b = make_run("a"), make_run("b", method="pgd_at", evaluated={"restarts": 10, "steps": (20, 100)})
+    assert heads(a, b) == [
+        "PGD-20 (restarts=1)",
+        "PGD-20 (restarts=10)",
+        "PGD-50 (restarts=1)",
+        "PGD-100 (restarts=10)",
+    ]
+    found = cells("pgd_at", a, b)
+    assert found["best: PGD-20 (restarts=1)"] == "—" and found["best: PGD-100 (restarts=10)"].startswith("60.0 [")
+    assert found["drop"] == "—", "no attack is common to both"
+    shorter = make_run("c", method="mart", evaluated={"steps": (10, 20)})
+    assert heads(a, shorter) == ["PGD-20", "PGD-50"]
+    assert cells("mart", a, shorter)["best: PGD-50"] == "—"
+
+
+def test_runs_under_different_attacks_are_not_averaged(make_run, capsys, tmp_path: Path) -> None:
+    make_run("s0", seed=0)
+    make_run("s1", seed=1, evaluated={"attacks": STANDARD})
+    assert [row["seeds"] for row in as_json(capsys, tmp_path)["rows"]] == [[0], [1]]
+
+
+def test_checkpoints_under_different_attacks_are_not_held_against_each_other(make_run, capsys) -> None:
+    run = make_run(last_robust=0.1, last={"attacks": STANDARD})
+    (row,) = as_json(capsys, run)["rows"]
+    assert row["collapsed"] == [] and row["drop"]["mean"] == pytest.approx(0.5), "PGD-50 is what both have"
+    report.main([run], None, False)
+    other = make_run("other")
+    assert "evaluation.attacks=None (best), apgd_ce, apgd_t, fab_t, square (last)" in settings(run, other)
+    assert "split" not in settings(run, other)
+    assert "The checkpoints were not attacked alike" in (run / "report.md").read_text()
+
+
+def test_flags_of_an_audit_stand_beside_the_table(make_run, capsys) -> None:
+    check = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
+    audit = {"trusted": False, "flags": ["gradients"], "sentence": "1 flag.", "checks": [check]}
+    a, b = make_run("a", evaluated={"audit": audit}), make_run("b", method="pgd_at")
+    report.main([a, b], a.parent / "out", False)
+    assert capsys.readouterr().out.count("a: audit flag, gradients: 40 % have none.") == 1
+    assert "a: audit flag, gradients: 40 % have none." in (a.parent / "out" / "report.html").read_text()
+    assert [row["flags"] for row in as_json(capsys, a, b)["rows"]] == [[], ["gradients"]]
 
 
 def test_a_seed_that_ran_twice_counts_once(make_run, capsys, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from atbench.reporting import pictures, plots
 from atbench.reporting.drawing import canvas
@@ -88,3 +89,36 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
         for change in (0.0, 0.1):
             drawing = pictures.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
             assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")
+
+
+def test_confusions_are_counted_and_coloured_by_class() -> None:
+    counts = np.array([[30, 10, 0], [1, 0, 0], [0, 0, 0]])
+    assert pictures.confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "raster", drawn.append)
+        pictures.confusion(counts, ["cat", "dog", "empty"])
+    (axis,) = drawn[0].axes
+    written = {text.get_position(): text.get_text() for text in axis.texts}
+    assert written == {(0, 0): "30", (1, 0): "10", (0, 1): "1"}, "column, row; nothing where there is nothing"
+    assert np.allclose(axis.images[0].get_array(), np.array([[0.75, 0.25, 0], [1, 0, 0], [0, 0, 0]]))
+
+
+def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
+    bins = [
+        {"from": 0.0, "to": 0.5, "confidence": 0.4, "accuracy": 0.25, "low": 0.1, "high": 0.5, "n": 30},
+        {"from": 0.5, "to": 1.0, "confidence": None, "accuracy": None, "low": None, "high": None, "n": 0},
+    ]
+    full = [bins[0], {**bins[1], "confidence": 0.9, "accuracy": 0.8, "low": 0.7, "high": 0.9, "n": 10}]
+    diagrams = {"clean": {"ece": 0.1, "bins": full}, "adversarial": {"ece": 0.15, "bins": bins}}
+    assert "ECE 15.0 points" in (pictures.reliability(diagrams, "r").svg or "")
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "vector", lambda figure, name: drawn.append(figure))
+        pictures.reliability(diagrams, "r")
+    left, right = drawn[0].axes
+    points = [container[0].get_xydata() for container in left.containers]
+    assert points[0] == pytest.approx(np.array([[40, 25], [90, 80]])) and points[1] == pytest.approx(
+        np.array([[40, 25]])
+    )
+    assert [[bar.get_height() for bar in bars] for bars in right.containers] == [[75, 25], [100]]

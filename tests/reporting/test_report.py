@@ -53,23 +53,6 @@ def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_every_accuracy_of_the_record_is_in_both_reports(written: Path) -> None:
-    page = (written / "report.html").read_text()
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.split("\n") if line.startswith("<tr><td")]
-    lines = (written / "report.md").read_text().replace("\\", "").split("\n")
-    for name in ("best", "last"):
-        record = json.loads((written / "evaluation" / f"{name}.json").read_text())
-        entries = [("none", 0.0, 0, record["clean"])]
-        entries += [(f"PGD-{e['k']}", record["attack"]["eps"], e["k"], e) for e in record["steps"]]
-        entries += [(f"PGD-{e['k']}, ε varied", e["eps"], e["k"], e) for e in record["eps"]]
-        for attack, eps, k, entry in entries:
-            accuracy = f"{100 * entry['accuracy']:.1f} %"
-            interval = f"[{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
-            found = [r for r in rows if r[:2] == [name, attack] and r[3] == str(k) and (r[2] == "0") == (eps == 0)]
-            assert [accuracy, interval, str(record["n"])] in [r[4:7] for r in found]
-            assert any(f"| {name} | {attack} |" in x and f"| {accuracy} | {interval} | 60 |" in x for x in lines)
-
-
 def test_both_reports_say_what_the_numbers_rest_on(written: Path) -> None:
     for file in ("report.md", "report.html"):
         text = (written / file).read_text().replace("\\", "").replace("&#x27;", "'")
@@ -111,6 +94,7 @@ def test_writing_again_changes_nothing(written: Path) -> None:
     assert not list(written.rglob(".*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> None:
     run = make_run()
     path = run / "evaluation" / "best.json"
@@ -118,7 +102,7 @@ def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> N
     record["steps"][-1]["accuracy"] += 0.05
     path.write_text(json.dumps(record))
     report.write(run)
-    assert "PGD-50: the record says 0.65" in (run / "report.md").read_text()
+    assert "**Warning:** PGD-50: the record says 0.65" in (run / "report.md").read_text()
 
 
 def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
@@ -130,6 +114,7 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     assert "cannot be checked example by example" in (run / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_half_written_last_row_is_no_row(make_run) -> None:
     run = make_run()
     with (run / "metrics.jsonl").open("a") as file:
@@ -143,6 +128,7 @@ def test_a_half_written_last_row_is_no_row(make_run) -> None:
         (lambda run: (run / "status.json").unlink(), "no run"),
         (lambda run: [p.unlink() for p in run.glob("evaluation/*")], "no evaluation yet"),
         (lambda run: (run / "evaluation" / "best.json").write_text("{}"), "not an evaluation record"),
+        (lambda run: (run / "evaluation" / "best.json").write_text('{"schema": 1}'), "schema 1.* run `atbench eval"),
         (lambda run: (run / "evaluation" / "best.npz").write_bytes(b"PK"), "cannot be read"),
         (lambda run: (run / "config.yaml").write_text("a: [1"), "not YAML"),
     ],
@@ -155,6 +141,7 @@ def test_refusals_name_the_file_and_the_reason(make_run, spoil, words: str) -> N
     assert str(run) in str(refusal.value)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_run_prints_its_figures(make_run, capsys) -> None:
     run = make_run()
     assert report.main([run], None, False) == 0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import Tracker, mirror, truncate
+from tests.reporting.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
 
@@ -65,6 +66,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Run, **changes: Any) -> dic
             settings=types.SimpleNamespace(base_url="http://localhost:1")
         ),
         teardown=lambda: None,
+        Table=lambda **keywords: keywords,
         Settings=lambda **keywords: keywords,
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
@@ -143,6 +145,27 @@ def test_a_failing_mirror_warns_once_and_harms_nothing(tmp_path: Path, monkeypat
     assert len(warnings) == 1 and "ConnectionResetError: service died" in warnings[0]
     Tracker(tmp_path, WANDB, {}, "n", None).close()  # off for the process: says nothing, starts nothing
     assert capsys.readouterr().err == ""
+
+
+def test_the_summary_has_worst_case_attacks_and_flags(tmp_path: Path, monkeypatch, make_run) -> None:
+    run = Run()
+    fake_wandb(monkeypatch, run, logged_in=True)
+    check = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
+    audit = {"trusted": False, "flags": ["gradients"], "sentence": "1 flag.", "checks": [check]}
+    evaluated = {"attacks": STANDARD, "survivors": True, "norms": ("l2",), "audit": audit}
+    record = json.loads((make_run(evaluated=evaluated) / "evaluation" / "best.json").read_text())
+    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    tracker.summary([record])
+    tracker.close()
+    assert run.summary["best/robust"] == record["robust"]["accuracy"] == 0.5
+    assert run.summary["best/robust_is"] == "the worst case per example of PGD-50, AutoAttack (standard)"
+    assert run.summary["best/after/square"] == 0.5 and "best/alone/square" not in run.summary
+    assert run.summary["best/norm/l2"] == record["norms"]["l2"]["accuracy"]
+    assert (run.summary["best/audit/trusted"], run.summary["best/audit/flags"]) == (False, "gradients")
+    (_, logged), columns = run.logged[-1], 8
+    rows = logged["evaluation"]["data"]
+    assert len(rows) == 4 + 4 + 4 + 1 and all(len(row) == columns for row in rows)
+    assert ["best", "after apgd_ce", 0.2, None, 60, *record["attacks"][0]["after"].values()] in rows
 
 
 def test_a_start_that_fails_in_every_mode_harms_nothing(tmp_path: Path, monkeypatch, capsys) -> None:

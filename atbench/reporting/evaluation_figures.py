@@ -1,0 +1,57 @@
+"""What was measured, as figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from atbench.reporting import pictures, plots
+from atbench.reporting.document import Block, Figure
+from atbench.reporting.plots import Curve
+from atbench.reporting.records import Accuracy, Evaluation
+
+_BAND = "Bands: 95 % interval."
+
+
+def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+    """Curves of all checkpoints, confidence and confusions of each, and images of the first: they look alike."""
+    swept = [evaluation for evaluation in evaluations if evaluation.steps]
+    if swept:
+        yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
+    if any(e.eps for e in swept):
+        curves = [eps_curve(e) for e in swept if e.eps]
+        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
+    for evaluation in evaluations:
+        yield from _outcomes(evaluation)
+    first = evaluations[0]
+    if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
+        caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
+        yield Figure(first.path.stem, pictures.grid(first.outcomes), caption)
+
+
+def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
+    """Confidence and confusions of one checkpoint."""
+    name, arrays = evaluation.path.stem, evaluation.outcomes or {}
+    diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
+    if diagrams:
+        caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
+        yield Figure(f"reliability-{name}", pictures.reliability(diagrams, f"reliability-{name}"), caption)
+    classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
+    if "confusion" in arrays and len(classes) <= pictures.MOST_CLASSES:
+        caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
+        yield Figure(f"confusion-{name}", pictures.confusion(arrays["confusion"], classes), caption)
+
+
+def steps_curve(evaluation: Evaluation) -> Curve:
+    """Accuracy over k, the clean accuracy at k = 0; of no points where there is no sweep."""
+    found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
+    return _curve(evaluation.checkpoint, list(found), list(found.values()))
+
+
+def eps_curve(evaluation: Evaluation) -> Curve:
+    """Accuracy over ε."""
+    return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
+
+
+def _curve(label: str, x: list[float] | list[int], found: list[Accuracy]) -> Curve:
+    values = tuple(a.value for a in found), tuple(a.low for a in found), tuple(a.high for a in found)
+    return Curve(label, tuple(float(value) for value in x), *values)
