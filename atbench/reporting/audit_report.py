@@ -13,12 +13,11 @@ _ORDER = ("flag", "not run", "pass")
 
 
 def banner(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
-    """What must stand above all figures if an audit does not trust them."""
+    """What must stand above all figures if an audit was made and does not trust them."""
     for evaluation in evaluations:
-        if not evaluation.audit["trusted"]:
-            flags = ", ".join(evaluation.audit["flags"])
+        if evaluation.audit["checks"] and not evaluation.audit["trusted"]:
             text = f"Not to be cited as it stands. Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}"
-            yield Notice(f"{text} Flags: {flags}." if flags else text, grave=True)
+            yield Notice(text, grave=True)
 
 
 def flagged(evaluation: Evaluation) -> Iterator[str]:
