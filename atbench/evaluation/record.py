@@ -19,7 +19,7 @@ from atbench.evaluation.audit import verdict
 from atbench.evaluation.interval import figure
 from atbench.evaluation.measure import Evaluation
 from atbench.evaluation.suite import UNKNOWN, Found
-from atbench.evaluation.sweep import NEVER, Threat
+from atbench.evaluation.sweep import NEVER
 from atbench.folder import write_bytes, write_json
 
 SHOWN = 8
@@ -62,7 +62,7 @@ def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
         "seconds": round(sum(each.outcome.seconds for each in everything), 2),
         "forward_passes": n + sum(each.outcome.forwards for each in everything),
         "gradient_passes": sum(each.outcome.gradients for each in everything),
-        "warnings": warnings(plan.threat) if found.surface else [],
+        "warnings": list(_warnings(found)),
     }
 
 
@@ -241,16 +241,26 @@ def _pictures(found: Evaluation) -> dict[str, Array]:
     }
 
 
-def warnings(threat: Threat) -> list[str]:
-    """What a reader of the figures should know about the attack's own limits."""
-    found = []
-    reach = threat.steps * threat.step_size
-    if 0 < reach < threat.eps:
-        short = f"{threat.steps} steps of {threat.step_size:g} move at most {reach:g}"
-        found.append(f"{short}: they cannot reach the edge of the ball (eps {threat.eps:g}) from its middle")
-    if threat.step_size > 2 * threat.eps:
-        found.append(f"a step of {threat.step_size:g} is wider than the whole ball (eps {threat.eps:g}): corners only")
-    return found
+def _warnings(found: Evaluation) -> Iterator[str]:
+    """What a reader of the figures should know about the attacks' own limits."""
+    threat = found.plan.threat
+    if found.surface:
+        yield from limits("pgd", threat.steps, threat.step_size, threat.eps)
+    for name, each in found.found.items():
+        steps, eps = each.settings.get("steps"), each.settings["eps"]
+        size = each.settings.get("step_size", each.settings.get("rel_step_size", 0) * eps)
+        if isinstance(steps, int) and not each.minimal:
+            yield from limits(name, steps, size, eps)
+
+
+def limits(name: str, steps: int, size: float, eps: float) -> Iterator[str]:
+    """Fixed steps that are too few and small for the ball, or too wide for it."""
+    reach = steps * size
+    if 0 < reach < eps * (1 - 1e-9):
+        short = f"{name}: {steps} steps of {size:.4g} move at most {reach:.4g}"
+        yield f"{short}: they cannot reach the edge of the ball (eps {eps:.4g}) from its middle"
+    if size > 2 * eps * (1 + 1e-9):
+        yield f"{name}: a step of {size:.4g} is wider than the whole ball (eps {eps:.4g}): corners only"
 
 
 def weights_sha256(network: nn.Module) -> str:

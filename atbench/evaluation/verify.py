@@ -95,7 +95,7 @@ class _Judge:
         n = len(tried)
         unknown = np.full((n, self.classes), np.nan), np.full(n, np.nan)
         outcome = Outcome(name, "", tried, broken & tried)
-        return Found(outcome, rows[right], x_adv.numpy()[right], eight[right], *unknown, {})
+        return Found(outcome, rows[right], x_adv.numpy()[right], eight[right], *unknown, {"norm": norm, "eps": eps})
 
     def surface(self, name: str, threat: Threat, multiples: list[float], eps_steps: int) -> Surface:
         levels: dict[float, Level] = {}

@@ -186,3 +186,15 @@ def test_without_a_sweep_only_the_attacks_count() -> None:
     figures = record.figures(found)
     assert figures["steps"] == figures["eps"] == [] and figures["robust"]["attacks"] == ["pgd_20", "pgd_40"]
     assert "broken_at" not in record.arrays(found)
+
+
+def test_steps_that_cannot_cross_the_ball_are_warned_about() -> None:
+    network = Flat()
+    short = Searched(GradientAttack("linf", 0.02, 3, 0.004, keep="first"))
+    attacks = {"short": (short, {"steps": 3, "step_size": 0.004}), "share": (pgd(), {"steps": 2, "rel_step_size": 0.4})}
+    _, found = whole(network, attacks=attacks, steps=[4], threat=replace(THREAT, steps=4))
+    warned = record.figures(found)["warnings"]
+    assert [text.partition(":")[0] for text in warned] == ["pgd", "short", "share"]
+    assert "3 steps of 0.004 move at most 0.012" in warned[1]
+    _, found = whole(network, attacks={"wide": (pgd(), {"steps": 2, "rel_step_size": 2.5})})
+    assert "corners only" in record.figures(found)["warnings"][-1]
