@@ -59,8 +59,9 @@ def test_one_attack_is_called_the_only_one(tmp_path: Path) -> None:
         lambda attacks: attacks["square"].update(steps=4999),
         lambda attacks: attacks["apgd_ce"].pop("steps"),
         lambda attacks: attacks["square"].update(_target_="mine.Square"),
+        lambda attacks: attacks["apgd_ce"].update(norm="l1", restarts=1),
     ],
-    ids=["three of four", "few targets", "few queries", "unknown effort", "somebody's own"],
+    ids=["three of four", "few targets", "few queries", "unknown effort", "somebody's own", "too few starts for L1"],
 )
 def test_less_than_autoattack_is_not_called_so(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
     attacks = {name: dict(settings) for name, settings in STANDARD.items()}
@@ -69,6 +70,12 @@ def test_less_than_autoattack_is_not_called_so(tmp_path: Path, spoil: Callable[[
     found = made(tmp_path, Made(attacks=attacks, survivors=True))
     assert not autoattack(found.record) and "AutoAttack" not in basis(found.record)
     assert "apgd_ce" in basis(found.record)
+
+
+def test_what_is_left_open_is_the_attacks_own_number_and_the_authors(tmp_path: Path) -> None:
+    attacks = {name: dict(settings) for name, settings in STANDARD.items()}
+    attacks["apgd_ce"]["restarts"] = attacks["apgd_t"]["targets"] = None
+    assert autoattack(made(tmp_path, Made(attacks=attacks, survivors=True)).record)
 
 
 def test_autoattack_runs_each_attack_on_survivors(tmp_path: Path) -> None:
