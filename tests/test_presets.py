@@ -1,0 +1,48 @@
+"""Every preset of evaluation can be made for every data set's threats, and is what its name says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from atbench import assemble, catalog, config
+from atbench.evaluation import Plan
+from atbench.examine import make_plan
+from atbench.training import World
+from tests.test_config import resolved
+
+PRESETS = catalog.options("eval", [catalog.conf_dir()])
+
+
+def planned(*words: str) -> tuple[DictConfig, Plan]:
+    cfg = resolved("method=pgd_at", *words)
+    config.check(cfg)
+    source = assemble.make_source(cfg)
+    return cfg, make_plan(cfg, source, World(torch.device("cpu")), source.test())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
+    cfg, plan = planned(f"eval={preset}", f"eval.norm={norm}")
+    eps = cfg.dataset.threat[norm].eps if norm != cfg.attack.norm else cfg.attack.eps
+    assert (plan.threat.norm, plan.threat.eps) == (norm, eps)
+    assert all((attack.norm, attack.eps) == (norm, eps) for attack, _ in plan.attacks.values())
+    assert plan.steps or plan.attacks
+    assert norm not in plan.norms and all(its.norm == other for other, its in plan.norms.items())
+
+
+def test_auto_is_autoattack() -> None:
+    _, plan = planned("eval=auto")
+    assert list(plan.attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"] and plan.survivors and not plan.steps
+    assert [attack.steps for attack, _ in plan.attacks.values()] == [100, 100, 100, 5000]
+    _, plan = planned("eval=auto_plus")
+    assert list(plan.attacks) == ["apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"]
+    assert [settings.get("restarts") for _, settings in plan.attacks.values()][:3] == [5, 5, 5]
+
+
+def test_the_radius_that_is_typed_counts_for_all() -> None:
+    _, plan = planned("eval=masked", "eval.eps=1/10")
+    assert plan.threat.eps == 0.1 and all(attack.eps == 0.1 for attack, _ in plan.attacks.values())
+    assert plan.threat.step_size == pytest.approx(0.025), "the data set's ratio of step size to ε"
