@@ -155,7 +155,7 @@ class Comparisons:
         ce = self.searches.pgd(STEPS, "ce") | self.searches.restarts(RESTARTS - 1, "ce")
         several = self.own(f"pgd-{STEPS} on cross-entropy from {RESTARTS} starts", ce)
         margin = self.own(f"pgd-{STEPS} on the margin from one", self.searches.pgd(STEPS, "margin"))
-        value, found = self._more(several, self.recorded("cw_linf") or margin)
+        value, found = self._more(several, self.recorded("cw_100", "cw_linf") or margin)
         meaning = "cross-entropy is blind to what the margin sees (scale of the logits), and its figure is too high"
         return judge("margin", value, tolerance(0.05, self.n), found, meaning)
 

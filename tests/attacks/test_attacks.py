@@ -107,3 +107,16 @@ def test_a_norm_that_an_attack_is_not_defined_for_is_refused(name: str) -> None:
     for norm in {"linf", "l2", "l1"} - set(kind(name).norms):
         with pytest.raises(ConfigError, match=r"eval\.norm"):
             make(name, norm, 0.1)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_larger_ball_breaks_no_fewer(name: str, norm: str) -> None:
+    network = Linear()
+    x, y = images(network)
+    counts = []
+    for multiple in (0.0, 0.5, 1.0, 2.0, 4.0):
+        attack = make(name, norm, multiple * MIDDLE[norm])
+        x_adv = attack(Aim(network), x, y, draws(len(x)))
+        within = ball(norm).norm(x_adv - x) <= attack.eps * (1 + 1e-6)
+        counts.append(int((within & (network(x_adv).argmax(dim=1) != y)).sum()))
+    assert counts[0] == 0 and counts == sorted(counts)
