@@ -146,10 +146,8 @@ def table(contest: c.Contest, scores: dict[str, Score], n: int) -> Iterator[str]
             same = (score.robust[stage] == mine.robust[stage]).float().mean()
             last = stage == len(score.robust) - 1
             ratios = [theirs / ours for theirs, ours in zip(score.seconds, mine.seconds, strict=True)]
-            ratio = sum(score.seconds) / sum(mine.seconds) if last else score.parts[stage] / mine.parts[stage]
-            spread = (
-                f" ({min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f})" if last else ""
-            )
+            ratio = statistics.median(ratios) if last else score.parts[stage] / mine.parts[stage]
+            spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if last else ""
             agreement = "" if tool == "atbench" else f"{100 * same:.1f} %"
             times = "1" if tool == "atbench" else f"{ratio:.2f}{spread}"
             yield f"| {name} | {tool} | {value:.1f} % [{low:.1f}, {high:.1f}] | {agreement} | {times} |"
