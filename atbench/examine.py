@@ -105,6 +105,7 @@ def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
 
 def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]) -> list[dict[str, Any]]:
     """Measure checkpoints of a run on the test split: the only place that reads it."""
+    world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
     found: list[dict[str, Any]] = []
     measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
