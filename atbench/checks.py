@@ -18,6 +18,7 @@ _COUNT: Test = (lambda value: value >= 1 and value == int(value), "must be a who
 _ANY_COUNT: Test = (lambda value: value >= 0 and value == int(value), "must be a whole number from 0")
 _SHARE: Test = (lambda value: 0 < value <= 1, "must be a share above 0, at most 1")
 _BELOW_ONE: Test = (lambda value: 0 <= value < 1, "must be from 0 to below 1")
+_SEVERITY: Test = (lambda value: value in range(1, 6), "must be a severity from 1 to 5")
 _NOT_NEGATIVE: Test = (lambda value: value >= 0, "must not be negative")
 
 # null passes where it is in the configuration: the schema says which keys may be null.
@@ -44,6 +45,7 @@ RANGES: Mapping[str, Test] = MappingProxyType(
         "eval.steps": _ANY_COUNT,
         "eval.eps": _NOT_NEGATIVE,
         "eval.audit": _ANY_COUNT,
+        "eval.corruptions": _SEVERITY,
         "eval.restarts": _COUNT,
         "eval.eps_grid": _NOT_NEGATIVE,
         "eval.eps_steps": _COUNT,

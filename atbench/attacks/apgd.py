@@ -11,9 +11,8 @@ from torch import Tensor
 from atbench.attacks.ascent import Outcome, Pace, ascend
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.ball import flat_norm
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective, dlr_towards
+from atbench.attacks.objectives import Objective, dlr_towards, label_objective
 from atbench.attacks.pace import Momentum, Sparse
-from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
 Try = tuple[tuple[int | str, ...], tuple[Tensor, ...]]
@@ -52,11 +51,7 @@ class APGD(Attack):
         draws: int = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
-        if objective not in LABEL_OBJECTIVES:
-            known = ", ".join(LABEL_OBJECTIVES)
-            raise ConfigError("attack.objective", objective, "there is no such objective", f"use one of {known}")
-        self.value: Callable[..., Tensor] = LABEL_OBJECTIVES[objective]
-        self.least = 3 if objective == "dlr" else 2
+        self.value: Callable[..., Tensor] = label_objective(objective)
         self.restarts = restarts or (5 if norm == "l1" and objective == "ce" else 1)
         self.rho, self.draws = rho, draws
 
@@ -65,7 +60,7 @@ class APGD(Attack):
         result, value = x.clone(), x.new_full((len(x),), -torch.inf)
         left = torch.arange(len(x), device=x.device)
         for place, given in self.tries(target, x, y):
-            objective = Objective(self.checked(target), self.value, y[left], *(tensor[left] for tensor in given))
+            objective = Objective(target.logits, self.value, y[left], *(tensor[left] for tensor in given))
             outcome = self.run(objective, y[left], x[left], rng.take(left).at(*place))
             better = outcome.broken | (outcome.value > value[left])
             result[left[better]], value[left[better]] = outcome.x_adv[better], outcome.value[better]
@@ -78,18 +73,6 @@ class APGD(Attack):
         """For each run: the place of its random numbers, and what its objective is given besides the labels."""
         for restart in range(self.restarts):
             yield ("restart", restart), ()
-
-    def checked(self, target: Target) -> Callable[[Tensor], Tensor]:
-        """The network, which must have as many classes as the objective compares."""
-
-        def logits(x: Tensor) -> Tensor:
-            outputs = target.logits(x)
-            if outputs.shape[1] < self.least:
-                why = f"{self.value.__name__} compares the {self.least} largest logits"
-                raise ConfigError("attack.objective", f"{outputs.shape[1]} classes", why, "use apgd_ce and a margin")
-            return outputs
-
-        return logits
 
     def run(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Outcome:
         """One run from one random start."""
@@ -136,10 +119,10 @@ class TargetedAPGD(APGD):
         draws: int = 1,
     ) -> None:
         super().__init__(norm, eps, steps, restarts, rho=rho, draws=draws)
-        self.value, self.least, self.targets = dlr_towards, 4, targets or (5 if norm == "l1" else 9)
+        self.value, self.targets = dlr_towards, targets or (5 if norm == "l1" else 9)
 
     def tries(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Try]:
-        logits = self.checked(target)(x).scatter(1, y[:, None], -torch.inf)
+        logits = target.logits(x).scatter(1, y[:, None], -torch.inf)
         classes = logits.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
         for rank, aim in enumerate(classes.unbind(dim=1)):
             for restart in range(self.restarts):

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from atbench.attacks.ball import Ball
 from atbench.attacks.objectives import Objective
-
-#: Broken examples are dropped once this share of the rows is broken: re-packing at every hit costs more than it saves.
-REPACK = 0.25
+from atbench.attacks.search import REPACK
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks.ball import ball
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective
+from atbench.attacks.objectives import Objective, cross_entropy
 from atbench.attacks.search import GradientAttack, State
 from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
@@ -79,9 +79,9 @@ class Searched(Attack):
     where the prediction is right.
     """
 
-    def __init__(self, attack: GradientAttack, objective: str = "ce") -> None:
+    def __init__(self, attack: GradientAttack) -> None:
         super().__init__(attack.norm, attack.eps, attack.steps)
-        self.attack, self.value = copy(attack), LABEL_OBJECTIVES[objective]
+        self.attack = copy(attack)
         if attack.keep == "best":
             self.attack.keep = "first"
 
@@ -90,7 +90,7 @@ class Searched(Attack):
             found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
             return found
 
-        return self.attack(Objective(target.logits, self.value, y), x, stop=wrong, rng=rng)
+        return self.attack(Objective(target.logits, cross_entropy, y), x, stop=wrong, rng=rng)
 
 
 def wrong(target: Target, x: Tensor, y: Tensor) -> Tensor:

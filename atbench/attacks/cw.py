@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.minimum import REPACK, Nearest
+from atbench.attacks.minimum import Nearest
 from atbench.attacks.objectives import margin
+from atbench.attacks.search import REPACK
 from atbench.rng import ExampleDraws
 
 

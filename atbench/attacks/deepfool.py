@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.minimum import REPACK, TINY, Nearest, dual_norm, nearest_boundary, others, wide
+from atbench.attacks.minimum import TINY, Nearest, dual_norm, nearest_boundary, others, wide
+from atbench.attacks.search import REPACK
 from atbench.rng import ExampleDraws
 
 

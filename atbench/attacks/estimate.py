@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import margin
+from atbench.attacks.search import REPACK
 from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
@@ -37,8 +38,6 @@ class Estimated(Attack, ABC):
     PAIRS = 8
     #: Pairs that one pass may take even where the batch is smaller.
     AT_ONCE = 64
-    #: Finished examples are dropped once this share of the live ones is done.
-    REPACK = 0.25
 
     def __init__(self, norm: str, eps: float, steps: int, samples: int, radius: float, rel_step_size: float) -> None:
         super().__init__(norm, eps, steps)
@@ -71,7 +70,7 @@ class Estimated(Attack, ABC):
                 count = int(live.sum())
                 if count == 0:
                     break
-                if count <= (1 - self.REPACK) * len(live):
+                if count <= (1 - REPACK) * len(live):
                     rows, x_adv, memory, rng = rows[live], x_adv[live], memory[:, live], rng.take(live)
         return answer
 

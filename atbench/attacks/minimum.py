@@ -9,8 +9,6 @@ from atbench.attacks.ball import Ball
 from atbench.attacks.objectives import towards
 
 TINY = 1e-12
-#: Finished examples are dropped from the computation once this share of those still in it is done.
-REPACK = 0.25
 ALL = slice(None)
 
 

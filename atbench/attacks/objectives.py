@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atbench.errors import ConfigError
+
 
 class Objective:
     """`value(network(x'), *given) -> (B,)`, to be maximised over x'.
@@ -60,10 +62,19 @@ def carlini(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio: (max_{k≠y} z_k − z_y) / (z_(1) − z_(3)), z sorted descending; K ≥ 3.
 
-    Invariant under z → a·z + b with a > 0 (Croce & Hein 2020, arXiv 2003.01690, eq. 6).
+    Invariant under z → a·z + b with a > 0 (Croce & Hein 2020, arXiv 2003.01690, eq. 6). Raises ConfigError for fewer
+    classes.
     """
-    ordered = logits.topk(3, dim=1).values
+    ordered = _highest(logits, 3)
     return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+
+
+def _highest(logits: Tensor, count: int) -> Tensor:
+    """The `count` highest logits, (B, count)."""
+    if logits.shape[1] < count:
+        why = f"dlr compares the {count} highest logits, and the network has {logits.shape[1]} classes"
+        raise ConfigError("attack.objective", "dlr", why, "use ce or margin")
+    return logits.topk(count, dim=1).values
 
 
 def towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
@@ -72,8 +83,11 @@ def towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
 
 
 def dlr_towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), z sorted descending; K ≥ 4 (Croce & Hein 2020, eq. 7)."""
-    ordered = logits.topk(4, dim=1).values
+    """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), z sorted descending (Croce & Hein 2020, eq. 7).
+
+    Raises ConfigError for fewer than four classes.
+    """
+    ordered = _highest(logits, 4)
     return towards(logits, y, t) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2 + 1e-12)
 
 
@@ -89,3 +103,11 @@ LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cw": carlini,
     "dlr": dlr,
 }
+
+
+def label_objective(name: str, key: str = "attack.objective") -> Callable[[Tensor, Tensor], Tensor]:
+    """The objective of (logits, labels) called `name`. Raises ConfigError, naming `key`, if there is none."""
+    if name not in LABEL_OBJECTIVES:
+        known = ", ".join(LABEL_OBJECTIVES)
+        raise ConfigError(key, name, "there is no such objective", f"use one of {known}")
+    return LABEL_OBJECTIVES[name]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective
+from atbench.attacks.objectives import Objective, label_objective
 from atbench.attacks.search import GradientAttack
 from atbench.attacks.survivors import Leg, Survivors, always
-from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
 
@@ -57,10 +56,7 @@ class ODI(Attack):
         objective: str = "margin",
     ) -> None:
         super().__init__(norm, eps, steps)
-        if objective not in LABEL_OBJECTIVES:
-            known = ", ".join(LABEL_OBJECTIVES)
-            raise ConfigError("attack.objective", objective, "there is no such objective", f"use one of {known}")
-        self.value, self.restarts, self.diverse_steps = LABEL_OBJECTIVES[objective], restarts, diverse_steps
+        self.value, self.restarts, self.diverse_steps = label_objective(objective), restarts, diverse_steps
         self.step_size, self.diverse_step = rel_step_size * self.eps, rel_diverse_step * self.eps
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:

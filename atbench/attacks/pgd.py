@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective
+from atbench.attacks.objectives import Objective, label_objective
 from atbench.attacks.restarts import Attempt, climb, over_survivors
 from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
@@ -150,31 +150,6 @@ class Averaged(Objective):
             # Zero in value, the averaged gradient in slope: what the search differentiates is this line.
             mean = mean + ((x_adv - x_adv.detach()) * grad / self.draws).flatten(1).sum(dim=1)
         return mean, probabilities / self.draws
-
-
-#: The least number of classes that an objective is defined for, where that is more than two.
-LEAST_CLASSES = {"dlr": 3, "dlr_towards": 4}
-
-
-def enough_classes(name: str, value: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`value`, which refuses logits of fewer classes than the objective `name` is defined for (ConfigError)."""
-    least = LEAST_CLASSES.get(name, 2)
-
-    def checked(logits: Tensor, *given: Tensor) -> Tensor:
-        if logits.shape[1] < least:
-            why = f"{name} is defined for {least} classes or more, and the network has {logits.shape[1]}"
-            raise ConfigError("attack.objective", name.partition("_")[0], why, "use margin or ce")
-        return value(logits, *given)
-
-    return checked
-
-
-def label_objective(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The objective of (logits, labels) called `name`. Raises ConfigError if there is none."""
-    if name not in LABEL_OBJECTIVES:
-        known = ", ".join(LABEL_OBJECTIVES)
-        raise ConfigError("attack.objective", name, "there is no such objective", f"use one of {known}")
-    return enough_classes(name, LABEL_OBJECTIVES[name])
 
 
 def check(norm: str, start: str, keep: str, **counts: int) -> None:

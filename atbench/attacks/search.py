@@ -130,14 +130,15 @@ class GradientAttack:
         return (x.detach() + self.ball.sample(x, eps, rng)).clamp_(0, 1)
 
 
+#: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than it
+#: saves.
+REPACK = 0.25
+
+
 class _Search:
     """One run of the loop over one batch. All that is kept per example is cut to the examples that are still searched;
     `result` and `best` alone hold the whole batch.
     """
-
-    #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than
-    #: it saves.
-    REPACK = 0.25
 
     def __init__(
         self,
@@ -228,7 +229,7 @@ class _Search:
         self.done = self.done | new
         self.hits += hits
         live = len(self.done) - self.hits
-        return state if live > 0 and live > (1 - self.REPACK) * len(self.done) else self._repack(state)
+        return state if live > 0 and live > (1 - REPACK) * len(self.done) else self._repack(state)
 
     def _record(self, state: State) -> None:
         """The best point so far of every example that is not done."""

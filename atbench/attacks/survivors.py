@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atbench.attacks.attack import Target
 from atbench.attacks.objectives import Objective, margin
-from atbench.attacks.search import GradientAttack, State
+from atbench.attacks.search import REPACK, GradientAttack, State
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,6 @@ class Survivors:
 
     `rows` are positions in the batch throughout.
     """
-
-    #: As in the search itself: re-packing at every hit costs more than it saves.
-    REPACK = 0.25
 
     def __init__(self, target: Target, x: Tensor, y: Tensor) -> None:
         self.target, self.x, self.y = target, x, y
@@ -84,7 +81,7 @@ class Survivors:
             if leg.steps == 0:
                 continue
             x_adv = self._leg(search, leg, rows, x_adv)
-            rows, x_adv = self.thin(rows, x_adv, self.REPACK)
+            rows, x_adv = self.thin(rows, x_adv, REPACK)
             if len(rows) == 0:
                 return rows, x_adv.new_zeros(0)
         logits = self.judge(rows, x_adv)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import Objective, dlr_towards, towards
-from atbench.attacks.pgd import check, enough_classes
+from atbench.attacks.pgd import check
 from atbench.attacks.restarts import Attempt, climb, over_survivors
 from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
@@ -22,7 +22,7 @@ def likelihood(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
     return -F.cross_entropy(logits, t, reduction="none")
 
 
-OBJECTIVES = {"ce": likelihood, "margin": towards, "dlr": enough_classes("dlr_towards", dlr_towards)}
+OBJECTIVES = {"ce": likelihood, "margin": towards, "dlr": dlr_towards}
 RULES = ("top", "least", "random")
 
 

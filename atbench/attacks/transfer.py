@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import LABEL_OBJECTIVES, Objective
+from atbench.attacks.objectives import Objective, label_objective
 from atbench.attacks.search import GradientAttack, State
 from atbench.attacks.survivors import Survivors
 from atbench.errors import ConfigError
@@ -54,10 +54,7 @@ class Transfer(Attack):
         if not run:
             fix = "write attack.run=<path of a run or checkpoint>"
             raise ConfigError("attack.run", run, "the network to craft the images on is not named", fix)
-        if objective not in LABEL_OBJECTIVES:
-            known = ", ".join(LABEL_OBJECTIVES)
-            raise ConfigError("attack.objective", objective, "there is no such objective", f"use one of {known}")
-        self.run, self.surrogate, self.value, self.along = run, load(run), LABEL_OBJECTIVES[objective], along
+        self.run, self.surrogate, self.value, self.along = run, load(run), label_objective(objective), along
         self.attack = GradientAttack(norm, self.eps, steps, rel_step_size * self.eps, start, momentum=momentum)
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:

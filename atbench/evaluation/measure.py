@@ -103,6 +103,8 @@ def evaluate(
     clean, logits = clean_logits(victim, images, ledger)
     suite = Suite(victim, images, clean, ledger, plan.threat.seed)
     so_far = Evaluation(plan, images, clean, logits)
+    if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
+        so_far.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.steps:
         so_far.surface = suite.surface(plan.threat, plan.eps_grid, plan.eps_steps)
         told(so_far)
@@ -112,8 +114,6 @@ def evaluate(
         told(so_far)
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
-    if plan.corruptions:
-        so_far.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.audit:
         so_far.checks = audit(victim, images, clean, plan.threat, so_far.outcomes(), plan.audit)
     return so_far

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atbench.attacks import LABEL_OBJECTIVES, GradientAttack, Objective, State
+from atbench.attacks import GradientAttack, Objective, State, label_objective
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.evaluation.victim import Victim
@@ -41,9 +41,7 @@ class Threat:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objective not in LABEL_OBJECTIVES:
-            known = ", ".join(LABEL_OBJECTIVES)
-            raise ConfigError("eval.objective", self.objective, "there is no such objective", f"use one of {known}")
+        label_objective(self.objective, "eval.objective")
         if self.restarts < 1 or self.steps < 0:
             raise ConfigError(
                 "eval", f"{self.restarts} restarts of {self.steps} steps", "is no attack", "use at least 1 and 0"
@@ -77,7 +75,7 @@ def search(
         first = torch.minimum(first, before.to(x.device))
     found = x.clone()
     broken = torch.zeros_like(first, dtype=torch.bool)
-    objective = Objective(victim.logits, LABEL_OBJECTIVES[threat.objective], y)
+    objective = Objective(victim.logits, label_objective(threat.objective), y)
 
     def stop(state: State) -> Tensor:
         wrong = state.outputs.argmax(dim=1) != y[state.rows]

@@ -123,6 +123,8 @@ def _numbers(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Nu
         yield Number(f"after {old['name']}", old["after"]["accuracy"], new["after"]["accuracy"])
     for name, old in record["norms"].items():
         yield Number(name, old["accuracy"], again["norms"][name]["accuracy"])
+    if record["union"]:
+        yield Number("union of norms", *(each["union"]["union"]["accuracy"] for each in (record, again)))
     yield Number("worst case", record["robust"]["accuracy"], again["robust"]["accuracy"])
     eight = record["robust"]["eight_bit"]["accuracy"], again["robust"]["eight_bit"]["accuracy"]
     yield Number("worst case, 8-bit images", *eight)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks import Objective, cross_entropy, kl_from, margin, soft_margin
+from atbench.attacks import (
+    Objective,
+    cross_entropy,
+    dlr,
+    dlr_towards,
+    kl_from,
+    label_objective,
+    margin,
+    soft_margin,
+)
+from atbench.errors import ConfigError
 
 LOGITS = torch.tensor([[1.0, -2.0, 0.5], [3.0, 3.5, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 1])
@@ -83,3 +93,14 @@ def test_objective_picks_the_rows_it_is_asked_for() -> None:
     rows = torch.tensor([2, 0])
     part, _ = Objective(network, cross_entropy, LABELS)(LOGITS[rows], rows, step=3)
     assert torch.equal(part, whole[rows]) and torch.equal(outputs, 2 * LOGITS)
+
+
+def test_ratios_of_logits_refuse_too_few_classes() -> None:
+    two, three = torch.zeros(2, 2), torch.zeros(2, 3)
+    y = torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match="3 highest logits"):
+        dlr(two, y)
+    with pytest.raises(ConfigError, match="4 highest logits"):
+        dlr_towards(three, y, 1 - y)
+    with pytest.raises(ConfigError, match=r"eval\.objective: crossentropy"):
+        label_objective("crossentropy", "eval.objective")

@@ -242,7 +242,7 @@ def test_every_objective_reaches_the_edge_of_a_linear_network(objective: str) ->
 def test_an_objective_wants_its_classes() -> None:
     network = Linear(classes=2)
     x, y = images(network)
-    with pytest.raises(ConfigError, match="3 classes"):
+    with pytest.raises(ConfigError, match="the network has 2 classes"):
         pgd(objective="dlr")(Aim(network), x, y, draws(len(x)))
 
 

@@ -196,7 +196,7 @@ def test_dropping_finished_rows_changes_nothing(
     network, (x, y) = linear(scale=0.2), middle(24)
     results, calls = [], []
     for share in (0.0, 0.25, 2.0):
-        monkeypatch.setattr(module._Search, "REPACK", share)
+        monkeypatch.setattr(module, "REPACK", share)
         counted: list[int] = []
 
         def network_counted(z: Tensor, counted: list[int] = counted) -> Tensor:

@@ -104,7 +104,7 @@ def test_every_target_of_every_restart_is_tried_on_what_holds() -> None:
 def test_too_few_classes_are_refused() -> None:
     network = Linear(classes=3)
     x, y = images(network)
-    with pytest.raises(ConfigError, match="4 classes"):
+    with pytest.raises(ConfigError, match="the network has 3 classes"):
         targeted(objective="dlr")(Aim(network), x, y, draws(len(x)))
 
 

@@ -99,7 +99,7 @@ def check(name: str, severity: int) -> None:
     most = len(CORRUPTIONS[name].levels)
     if severity not in range(most + 1):
         why = "there is no such severity"
-        raise ConfigError("eval.severities", severity, why, f"use 1 to {most}; 0 is the clean image")
+        raise ConfigError("eval.corruptions", severity, why, f"use 1 to {most}; 0 is the clean image")
 
 
 def _check_images(images: Tensor) -> None:
