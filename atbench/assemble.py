@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from atbench.build import locate
@@ -113,6 +114,18 @@ def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in named}
 
 
+def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
+    """What a method that names `network` is given: `network(changes)` makes a further, untrained network, the run's
+    `model` node with these changes, or the changes alone if they name a `_target_`.
+    """
+
+    def network(changes: Mapping[str, Any], offset: int = 1) -> nn.Module:
+        node = changes if "_target_" in changes else {**cfg.model, "members": 1, **changes}
+        return make_model(OmegaConf.create({"seed": cfg.seed + offset, "model": dict(node)}), source)
+
+    return network
+
+
 def start_from(model: nn.Module, path: Path) -> None:
     """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
     if not isinstance(model, Network):
@@ -122,8 +135,8 @@ def start_from(model: nn.Module, path: Path) -> None:
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
     """The method, with its tables allocated, on this process's device."""
-    attack = build(cfg.attack, "attack")
-    method: Method = build(cfg.method, "method", model=model, attack=attack)
+    given = welcome(cfg.method, "method", {"network": network_maker(cfg, data.source)})
+    method: Method = build(cfg.method, "method", model=model, attack=build(cfg.attack, "attack"), **given)
     if data.mix is not None and method.one_label:
         mix, name = type(data.mix).__name__, type(method).__name__
         raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")

@@ -16,6 +16,9 @@ from atbench.attacks.l1 import project_l1, project_l1_box
 from atbench.errors import ConfigError
 from atbench.rng import Draws, ExampleDraws
 
+#: Share of pixels that share an L1 step (SLIDE, Tramèr & Boneh 2019, NeurIPS, arXiv 1904.13000, sec. 4).
+SLIDE = 0.01
+
 Radius = float | Tensor
 Random = Draws | ExampleDraws
 
@@ -118,12 +121,12 @@ class L1(Ball):
     """‖δ‖₁ ≤ ε, with the joint projection on ball and box (Croce & Hein 2021, "Mind the box", Prop. 2.1).
 
     The exact steepest step moves a single pixel. `sparsity` names the share of pixels that share the step instead,
-    those with the largest |gradient| (SLIDE, Tramèr & Boneh 2019, sec. 4: 1 %).
+    those with the largest |gradient|.
     """
 
     p = 1.0
 
-    def __init__(self, sparsity: float = 0.01) -> None:
+    def __init__(self, sparsity: float) -> None:
         self.sparsity = sparsity
 
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
@@ -166,8 +169,8 @@ class L1(Ball):
 BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 
-def ball(norm: str) -> Ball:
-    """The ball called `linf`, `l2` or `l1`."""
+def ball(norm: str, sparsity: float = SLIDE) -> Ball:
+    """The ball called `linf`, `l2` or `l1`; `sparsity` is for L1 alone."""
     if norm not in BALLS:
         raise ConfigError("attack.norm", norm, "there is no such norm", f"use one of {', '.join(BALLS)}")
-    return BALLS[norm]()
+    return L1(sparsity) if norm == "l1" else BALLS[norm]()

@@ -3,7 +3,7 @@
     x⁰     = start(x)
     x^{t+1} = Π_{B(x, ε) ∩ [0,1]} ( x^t + step_size · d( ∇_{x'} objective(x^t) ) )
 
-Its parts: start, direction (momentum), step size, accept (backtracking), projection (the ball's) and what is kept.
+Its parts: start, rule (`rules.py`), step size, accept (backtracking), projection (the ball's) and what is kept.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from atbench.attacks.ball import Radius, Random, ball, per_example
+from atbench.attacks.ball import SLIDE, Radius, Random, ball, per_example
 from atbench.attacks.objectives import Objective
+from atbench.attacks.rules import RULES, make_rule
 from atbench.errors import ConfigError
 
 Start = Literal["zero", "uniform", "gaussian", "corner"]
@@ -61,11 +62,13 @@ class GradientAttack:
         bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
         keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the
             `best` by objective, or the `first` that the stop rule named.
-        momentum: μ of MI-FGSM (Dong et al. 2018): g ← μ·g + ∇/‖∇‖₁, stepped along g.
+        rule: how a gradient becomes a step: `steepest`, `averaged` or `adam` (`rules.py`).
+        momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
         backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
             size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
+        sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
 
-    Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start or keep.
+    Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, keep or rule.
     """
 
     GAUSSIAN_SIGMA = 0.001  # yaodongyu/TRADES, trades.py
@@ -81,17 +84,21 @@ class GradientAttack:
         keep: str = "last",
         momentum: float = 0.0,
         backtrack: float = 0.0,
+        rule: str = "steepest",
+        sparsity: float = SLIDE,
     ) -> None:
-        for key, value, known in (("attack.start", start, STARTS), ("attack.keep", keep, KEEPS)):
+        choices = (("start", start, STARTS), ("keep", keep, KEEPS), ("rule", rule, RULES))
+        for key, value, known in choices:
             if value not in known:
-                raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+                fix = f"use one of {', '.join(known)}"
+                raise ConfigError(f"attack.{key}", value, "there is no such choice", fix)
         if backtrack and keep == "last":
             why = "the last step of keep=last is not looked at, so it could not be taken back"
             raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
-        self.norm, self.ball = norm, ball(norm)
+        self.norm, self.ball = norm, ball(norm, sparsity)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.keep = start, bn, keep
-        self.momentum, self.backtrack = momentum, backtrack
+        self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
 
     def __call__(
         self,
@@ -154,7 +161,7 @@ class _Search:
         self.eps = per_example(eps, x)
         self.lengths = lengths.expand(len(x), *[1] * (x.ndim - 1)).clone() if attack.backtrack else lengths
         self.project = attack.ball.projector(self.x, self.eps)
-        self.velocity = torch.zeros_like(self.x) if attack.momentum else None
+        self.rule = make_rule(attack.rule, attack.ball, self.x, attack.momentum)
         self.whole = True  # no example has been dropped
         self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.hits = 0  # how many are done: known here, so that asking needs no word from the device
@@ -191,11 +198,7 @@ class _Search:
 
     def _move(self, state: State, step: int) -> State:
         assert state.grad is not None
-        grad = state.grad
-        if self.velocity is not None:
-            scale = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-12).view(-1, *[1] * (grad.ndim - 1))
-            grad = self.velocity = self.attack.momentum * self.velocity + grad / scale
-        ahead = self.attack.ball.ascend(state.x_adv, grad, self.lengths)
+        ahead = self.rule.step(state.x_adv, state.grad, self.lengths)
         return replace(state, step=step, x_adv=self.project(ahead))
 
     def _accept(self, old: State, new: State) -> State:
@@ -248,7 +251,7 @@ class _Search:
         self.x = self.x[live]
         self.eps, self.lengths = (part[live] if part.ndim else part for part in (self.eps, self.lengths))
         self.project = self.attack.ball.projector(self.x, self.eps)
-        self.velocity = None if self.velocity is None else self.velocity[live]
+        self.rule.take(live)
         self.done, self.hits, self.whole = self.done[live], 0, False
         return state.take(live)
 

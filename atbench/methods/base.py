@@ -46,6 +46,7 @@ class Clock:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    rates: dict[str, float] = field(default_factory=dict)  # the learning rate of each group for this batch
 
     @property
     def fraction(self) -> float:
@@ -237,6 +238,13 @@ class Method(nn.Module):
         entropy.
         """
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
+
+    def portion(self, batch: Batch, share: float) -> Tensor:
+        """(B,) bool: a `share` of the rows, spread evenly over the joint batch. Data are shuffled, so any rows do."""
+        first = self.clock.rank * len(batch)
+        rows = torch.arange(first, first + len(batch), device=batch.x.device, dtype=torch.float64)
+        # A share such as 0.3 is a little off in binary: without the nudge 10 rows could have 2 instead of 3.
+        return ((rows + 1) * share + 1e-9).floor() > (rows * share + 1e-9).floor()
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Rows of all processes in the order of the joint batch; the tensor itself on a single process."""

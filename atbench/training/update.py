@@ -88,6 +88,7 @@ class Updater:
         clock = self.method.clock
         for group in self.groups:
             group.set_rate(clock.fraction)
+            clock.rates[group.name] = group.rate
         for number, turn in enumerate(self.method.rounds(batch)):
             clock.round = number
             self._round(turn, sums)
@@ -120,9 +121,11 @@ class Updater:
                     group.optimizer.step()
         if turn.step:
             clear(self.groups)
+        # Before the averages: a commit may move parameters (a proximal step), and what it reached is averaged.
+        self.method.commit(turn.batch)
+        if turn.step:
             for average in self.averages:
                 average.after_update(self.method.model, self.method.clock)
-        self.method.commit(turn.batch)
         sums.add(loss)
 
     def perturb(self, batch: Batch) -> Batch:

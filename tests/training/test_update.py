@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
+from atbench.methods.standard import Standard
 from tests.contract import Log, trainer_of
 from tests.test_contract import ALONE
 
@@ -52,3 +54,21 @@ def test_a_loss_that_is_no_number_names_its_step_and_saves_nothing() -> None:
 def test_two_averages_are_refused() -> None:
     with pytest.raises(ConfigError, match="ema and swa"):
         trainer_of("standard", ALONE, Log(), "plus=[ema,swa]")
+
+
+def test_a_method_knows_the_rates_of_its_groups() -> None:
+    trainer = trainer_of("adt_exp_am", ALONE, Log())
+    trainer._one_batch()
+    assert trainer.method.clock.rates == {group.name: group.rate for group in trainer.groups}
+    assert set(trainer.method.clock.rates) == {"model", "generator"}
+
+
+def test_an_average_sees_what_a_commit_made_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halve(method: Standard, batch: Batch) -> None:
+        with torch.no_grad():
+            method.model.head.weight.mul_(0.5)
+
+    monkeypatch.setattr(Standard, "commit", halve)
+    trainer = trainer_of("standard", ALONE, Log(), "plus=[ema]", "plus.ema.warmup=1.0")
+    trainer._one_batch()
+    assert torch.equal(trainer.averages[0].values["head.weight"], trainer.method.model.head.weight)
