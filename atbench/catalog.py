@@ -26,8 +26,8 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "experiments": "experiment",
     }
 )
-FIELDS = ("name", "family", "paper", "survey", "formula", "line")
-_COLUMNS = ("name", "family", "paper", "line")
+FIELDS = ("name", "family", "paper", "survey", "status", "effect", "formula", "line")
+_COLUMNS = ("name", "family", "paper", "status", "line")
 # The C parser is ten times faster; PyYAML is built without it on some machines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -88,7 +88,7 @@ def show(kind: str | None, folders: Sequence[Path], as_json: bool, survey: bool)
         columns: Sequence[str] = ("name", "group", "options")
     else:
         rows = [row for row in entries(kind, folders) if row.get("survey") or not survey]
-        columns = _COLUMNS
+        columns = [column for column in _COLUMNS if column == "name" or any(column in row for row in rows)]
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from atbench import catalog
+from atbench.build import locate
 from atbench.cli import main
 from atbench.errors import ConfigError
 
@@ -67,3 +69,34 @@ def test_every_kind_lists_all_files_of_its_group(capsys: pytest.CaptureFixture[s
         files = [path.relative_to(catalog.conf_dir() / group) for path in (catalog.conf_dir() / group).rglob("*.yaml")]
         assert names == sorted(path.with_suffix("").as_posix() for path in files)
         assert len(names) == kinds[kind]
+
+
+FAMILIES = {
+    "origin",
+    "regularization",
+    "curriculum",
+    "ensemble",
+    "adaptive ε",
+    "semi/unsupervised",
+    "efficient",
+    "variants",
+    "generalization",
+}
+STATUS = {"code read", "paper read", "partly from memory"}
+EFFECTS = {"clean", "robust", "transfer", "union", "rejection"}
+
+
+@pytest.mark.parametrize("entry", catalog.entries("methods", [catalog.conf_dir()]), ids=lambda entry: entry["name"])
+def test_a_method_says_what_it_is(entry: dict[str, object]) -> None:
+    """Its family is the survey's; how well its source is known and what it is to show are said in words we can count."""
+    assert set(entry) == set(catalog.FIELDS)
+    assert entry["family"] in FAMILIES and entry["status"] in STATUS and entry["effect"] in EFFECTS
+    target = yaml.safe_load((catalog.conf_dir() / "method" / f"{entry['name']}.yaml").read_text())["method"]["_target_"]
+    told = (locate(target, "method._target_").__doc__ or "").replace("\n    ", " ")
+    assert entry["status"] != "partly from memory" or "from memory" in told, "the docstring says what is from memory"
+
+
+def test_the_table_has_a_column_only_where_somebody_fills_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, there in (("methods", True), ("datasets", False)):
+        assert main(["list", kind]) == 0
+        assert ("status" in capsys.readouterr().out.splitlines()[1]) is there
