@@ -7,42 +7,21 @@ needs no gradient in an update: counts lie a little below the floor).
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from atbench import assemble
 from atbench.data import Batch
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import World
+from atbench.training.cost import Count
 from tests.contract import METHODS, begin_untrained, configuration
 
 STEPS = 10
 SIZE = 32
 #: The floors of the field's three reference steps, k = 10: PGD-AT 2k + 3, TRADES 2k + 7, FGSM-MEP 7.
 KNOWN = {"pgd_at": 23.0, "trades": 27.0, "mart": 26.0, "fgsm_mep": 7.0, "standard": 3.0, "free_at": 24.0}
-
-
-class Count(TorchDispatchMode):
-    """Operations of all convolutions and matrix products inside the block.
-
-    torch's own FlopCounterMode hangs its hooks on modules, which `autograd.grad` to an input does not survive.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def method_of(name: str) -> tuple[Method, Batch, int]:

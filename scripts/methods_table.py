@@ -1,0 +1,170 @@
+"""The tables of docs/methods.md: every method trained on digits, attacked, audited; the same recipe for all.
+
+    python scripts/methods_table.py --seeds 0,1,2 --jobs 2                 train what is missing, then write the tables
+    python scripts/methods_table.py --only 'multi_norm_*' --seeds 0        a part of it
+    python scripts/methods_table.py --seeds 0,1,2 --write                  from the runs that are there, train nothing
+
+A run that is done is not repeated and one that was cut off goes on, so the script may be stopped and started at will.
+Every method is trained as it stands in conf/method. Shown is the checkpoint that the held-out part of the training data
+selected, on the whole test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
+from fnmatch import fnmatch
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from atbench import assemble, config
+from atbench.catalog import conf_dir, entries
+from atbench.data.digits import digits
+from atbench.folder import write_json
+from atbench.run import Run
+from atbench.signals import watched
+from atbench.training import World, threads
+from atbench.training.cost import Count
+
+TRAIN = ("dataset=digits", "logger=none", "threads=1")
+EVAL = (
+    "eval=auto",
+    "eval.steps=[20]",
+    "eval.norms=[linf,l2,l1]",
+    "eval.audit=100",
+    "eval.checkpoints=[best]",
+    "eval.examples=false",
+)
+#: Operations are counted in a shorter run whose held-out measurements, which are counted too, are next to nothing.
+COUNTED = ("train.epochs=5", "train.selection.every=5", "train.selection.n=1", "train.selection.steps=1")
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+BEGIN, END = "<!-- written by scripts/methods_table.py -->", "<!-- end -->"
+
+
+def done(home: Path) -> Path | None:
+    """The finished run in a folder, if there is one."""
+    for path in sorted(home.glob("*/status.json")):
+        finished = json.loads(path.read_text())["state"] == "done" and (path.parent / "evaluation/best.json").exists()
+        if finished:
+            return path.parent
+    return None
+
+
+def train(home: Path, name: str, seed: int) -> str:
+    """One run, from its beginning or from where it was cut off. Returns what to tell."""
+    if done(home):
+        return f"{name} seed {seed}: is there"
+    begun = sorted(home.glob("*/checkpoints/last.pt"))
+    words = [f"resume={begun[-1].parents[1]}"] if begun else [f"method={name}", f"seed={seed}", f"runs={home}", *TRAIN]
+    command = [sys.executable, "-m", "atbench", "train", *words, *EVAL]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    (home / "log.txt").parent.mkdir(parents=True, exist_ok=True)
+    (home / "log.txt").write_text(ended.stdout + ended.stderr)
+    return f"{name} seed {seed}: {'done' if ended.returncode == 0 else f'exit {ended.returncode}, see {home}/log.txt'}"
+
+
+def cost(name: str) -> float:
+    """Forward passes of one network for each train image and epoch: all operations of a training, stage 0 included."""
+    config.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("train", overrides=[f"method={name}", *TRAIN, *COUNTED])
+    cfg, source, here = config.resolve(composed), digits(), World(torch.device("cpu"))
+    single = OmegaConf.create({**config.plain(cfg), "model": {**cfg.model, "members": 1}})
+    with Count() as forward, torch.no_grad():
+        assemble.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))
+    with TemporaryDirectory() as folder, watched() as signal, threads(1), redirect_stderr(StringIO()):
+        run = Run(cfg, source, here, signal, Path(folder), label=name)
+        write_json(run.folder / "status.json", {})
+        trainer = run.prepare(fresh=True)
+        with Count() as count:
+            run.fit(trainer)
+    return count.total / (forward.total * trainer.data.steps * cfg.train.epochs)
+
+
+def remembered(path: Path, make: Callable[[], float]) -> float:
+    """A figure that is made once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"forward_passes": make()})
+    return float(json.loads(path.read_text())["forward_passes"])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean of the seeds, in percent, and their range."""
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f}–{100 * max(values):.1f})"
+
+
+def line(entry: dict[str, Any], records: list[dict[str, Any]], seconds: list[float], passes: float) -> str:
+    """One method's row."""
+    flags = sorted({flag for record in records for flag in record["audit"]["flags"]})
+    norms = [[record["norms"][norm]["accuracy"] for record in records] for norm in ("l2", "l1")]
+    cells = [
+        f"`{entry['name']}`",
+        entry["family"],
+        records[0]["threat"]["norm"],
+        spread([record["clean"]["accuracy"] for record in records]),
+        spread([record["steps"][-1]["accuracy"] for record in records]),
+        spread([record["robust"]["accuracy"] for record in records]),
+        *(f"{100 * statistics.fmean(values):.1f}" for values in norms),
+        f"{100 * statistics.fmean(record['union']['accuracy'] for record in records):.1f}",
+        f"{statistics.median(seconds):.0f}",
+        f"{passes:.1f}",
+        str(len(records)),
+        ", ".join(flags) or "no flag",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(home: Path, names: list[dict[str, Any]], seeds: list[int]) -> str:
+    """The table of the runs that are done."""
+    head = ["method", "family", "norm", "clean %", "PGD-20 %", "AutoAttack %", "L2 %", "L1 %", "union %"]
+    head += ["seconds", "forward passes", "seeds", "audit"]
+    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for entry in names:
+        found = [run for seed in seeds if (run := done(home / f"{entry['name']}-s{seed}"))]
+        if found:
+            records = [json.loads((run / "evaluation/best.json").read_text()) for run in found]
+            seconds = [json.loads((run / "status.json").read_text())["train_seconds"] for run in found]
+            passes = remembered(home / "cost" / f"{entry['name']}.json", partial(cost, entry["name"]))
+            rows.append(line(entry, records, seconds, passes))
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="where the runs lie")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="*", help="a glob over the methods' names")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument("--write", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    known = entries("methods", [conf_dir()])
+    wanted = [entry["name"] for entry in known if fnmatch(entry["name"], args.only)]
+    if not args.write:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            jobs = [(args.runs / f"{name}-s{seed}", name, seed) for seed in seeds for name in wanted]
+            for told in pool.map(lambda job: train(*job), jobs):
+                print(told, flush=True)
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    written = f"{before}{BEGIN}\n\n{table(args.runs, known, seeds)}\n\n{END}{after}"
+    DOCUMENT.write_text(written, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

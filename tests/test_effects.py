@@ -1,0 +1,91 @@
+"""Every method does what its YAML declares (`effect`), seen after a short training on digits, stage 0 included.
+
+Schedules are shares of training, so a short run enters every mechanism. The bars lie far below what longer runs reach
+(docs/methods.md) and far above what a network has that no adversary trained.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from atbench import config
+from atbench.attacks import Objective, cross_entropy
+from atbench.catalog import conf_dir, entries
+from atbench.data.digits import digits
+from atbench.folder import write_text
+from atbench.models import Ensemble
+from atbench.run import Run
+from atbench.signals import watched
+from atbench.training import Trainer
+from tests.contract import compose_train
+from tests.test_contract import ALONE
+
+SHORT = ("model.width=12", "train.epochs=5", "train.selection.every=5", "train.selection.n=200", "threads=1")
+#: What needs more to get going, and why.
+LONGER = {
+    "cat_curriculum": ("train.epochs=15", "train.selection.every=1"),  # validation decides when the attack grows
+}
+METHODS = [(entry["name"], entry["effect"]) for entry in entries("methods", [conf_dir()])]
+CHANCE = 0.1
+
+
+def having(effect: str) -> list[str]:
+    return [name for name, declared in METHODS if declared == effect]
+
+
+@cache
+def trained(name: str, *overrides: str) -> Trainer:
+    """A method after a short training of everything that it trains."""
+    words = [f"method={name}", *SHORT, *LONGER.get(name, ()), *overrides]
+    cfg = config.resolve(compose_train(words))
+    with TemporaryDirectory() as folder, watched() as signal:
+        run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
+        write_text(run.folder / "status.json", "{}")
+        trainer = run.prepare(fresh=True)
+        run.fit(trainer)
+    return trainer
+
+
+def accuracy(trainer: Trainer, norm: str, steps: int = 10) -> float:
+    """Of what is evaluated (the average, if there is one) on the held-out part, under PGD at the data set's radius."""
+    radius = config.plain(config.resolve(compose_train([]))).get("dataset")["threat"][norm]
+    with trainer.evaluated() as network:
+        return trainer.validation.accuracy(network, norm=norm, **radius, steps=steps)
+
+
+@pytest.mark.parametrize("name", having("clean"))
+def test_clean_training_is_right_and_not_robust(name: str) -> None:
+    trainer = trained(name)
+    assert accuracy(trainer, "linf", steps=0) > 0.9 and accuracy(trainer, "linf") < 0.3
+
+
+@pytest.mark.parametrize("name", having("robust"))
+def test_robust_training_withstands_pgd(name: str) -> None:
+    """In the norm that was trained for: above chance, where the start stands, and above training on clean images."""
+    trainer = trained(name)
+    norm = trainer.method.attack.norm
+    assert accuracy(trainer, norm) > max(accuracy(trained("standard"), norm), CHANCE) + 0.15
+
+
+@pytest.mark.parametrize("name", having("transfer"))
+def test_what_fools_one_member_fools_the_others_less(name: str) -> None:
+    """Accuracy of a member on PGD images of another is above that of members trained on clean images."""
+    ours, plain = transfer(trained(name)), transfer(trained("standard", "model.members=3"))
+    assert ours > plain + 0.1
+
+
+def transfer(trainer: Trainer) -> float:
+    """Mean accuracy of the members of an ensemble on what PGD finds for their neighbour."""
+    model, held = trainer.method.model.eval(), trainer.validation.held
+    assert isinstance(model, Ensemble)
+    x, right = held.floats(torch.arange(len(held)), torch.float32), []
+    search = trainer.method.attack
+    for i, member in enumerate(model.members):
+        x_adv = search(Objective(model.members[i - 1], cross_entropy, held.y), x, rng=trainer.method.rng("transfer"))
+        right.append((member(x_adv).argmax(dim=1) == held.y).float().mean().item())
+    return sum(right) / len(right)
