@@ -23,8 +23,8 @@ class Lbgat(Trades):
     β = 0 too; the teacher takes no part in it. Outer: everything in train mode, the teacher in the group `teacher`.
     Cost: (2k + 7) forward passes a batch with β = 0, (2k + 10) with more, three of them the teacher's.
 
-    Source: dvlab-research/LBGAT (lbgat.py, train_lbgat_cifar100.py). It forwards the clean batch with β = 0 too, and the
-    network's running statistics see both kinds of images; here they see the attacked ones.
+    Source: dvlab-research/LBGAT (lbgat.py, train_lbgat_cifar100.py). It forwards the clean batch with β = 0 too, and
+    the network's running statistics see both kinds of images; here they see the attacked ones.
     Known weaknesses: with β = 0 clean accuracy is kept at the cost of robustness. Left by AutoAttack at ε = 0.031 for
     WRN-34-10, clean accuracy first: CIFAR-10, β = 0: 88.22, 52.86 (RobustBench); CIFAR-100, β = 0: 70.25, 27.16, β = 6:
     60.64, 29.33 (README).
