@@ -10,7 +10,6 @@ from torch import nn
 
 from atbench import assemble
 from atbench.data import Batch, TrainData
-from atbench.data.digits import digits
 from atbench.methods.lbgat import Lbgat
 from atbench.training import World
 from tests.contract import configuration
@@ -128,7 +127,7 @@ def test_the_teacher_may_be_another_architecture() -> None:
 
 def assembled(*words: str) -> Lbgat:
     """The method as a run builds it."""
-    cfg, source, here = configuration("lbgat", *words), digits(), World(torch.device("cpu"))
+    cfg, source, here = configuration("lbgat", *words), worlds.source(), World(torch.device("cpu"))
     data = assemble.make_data(cfg, source, here)
     method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
     assert isinstance(method, Lbgat)
