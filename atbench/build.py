@@ -16,7 +16,7 @@ from typing import Any
 
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
-from atbench.typecheck import fits, spelled
+from atbench.typecheck import fits, spelled, wants_mapping
 
 # Where a target may be defined. Not all of atbench: a config must not be able to call the command line or write files.
 ALLOWED = (
@@ -59,7 +59,8 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
 
     Args:
         node: a resolved config node with `_target_`; `about` and the keys of READ_BY_RUN are dropped, nested nodes with
-            `_target_` are built first, and `_partial_: true` gives a `functools.partial` instead of an object.
+            `_target_` are built first (unless the argument is a Mapping by its annotation: that one gets the node), and
+            `_partial_: true` gives a `functools.partial` instead of an object.
         path: where the node lies in the configuration ("method"), for the messages.
         given: arguments that only the program has, such as the model and the attack.
 
@@ -69,7 +70,11 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
     # Our own few lines rather than hydra.utils.instantiate: they know the path of the node and the signature, so that a
     # mistake gets one line with a near miss, and no allow-list hangs on a keyword that Hydra keeps renaming.
     target = checked(node, path, given)
-    arguments = {key: _value(value, f"{path}.{key}") for key, value in _options(node, path).items()}
+    parameters = _parameters(target)
+    arguments = {
+        key: value if _is_data(value, parameters.get(key), target) else _value(value, f"{path}.{key}")
+        for key, value in _options(node, path).items()
+    }
     if node.get("_partial_"):
         return functools.partial(target, **arguments, **given)
     _all_there(target, {*arguments, *given}, path)
@@ -172,6 +177,12 @@ def welcome(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> d
 def _options(node: Mapping[str, Any], path: str) -> dict[str, Any]:
     dropped = _OURS | READ_BY_RUN.get(path, frozenset())
     return {str(key): value for key, value in node.items() if key not in dropped}
+
+
+def _is_data(value: Any, parameter: inspect.Parameter | None, target: Callable[..., Any]) -> bool:
+    """Whether `value` is a node that the target asks for as it is, to have it built later."""
+    node = isinstance(value, Mapping) and "_target_" in value
+    return node and parameter is not None and wants_mapping(parameter, target)
 
 
 def _value(value: Any, path: str) -> Any:

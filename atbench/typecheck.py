@@ -27,6 +27,12 @@ def spelled(parameter: inspect.Parameter, target: Callable[..., Any]) -> str:
     return " or ".join(dict.fromkeys(_words(_annotation(parameter, target))))
 
 
+def wants_mapping(parameter: inspect.Parameter, target: Callable[..., Any]) -> bool:
+    """Whether the annotation is a Mapping: settings, not the object that they could be built into."""
+    origin = typing.get_origin(_annotation(parameter, target))
+    return inspect.isclass(origin) and issubclass(origin, Mapping)
+
+
 def _fits(value: Any, wanted: Any) -> bool:
     origin = typing.get_origin(wanted)
     if origin in (typing.Union, types.UnionType):

@@ -34,6 +34,7 @@ def node(target: str, **options: Any) -> dict[str, Any]:
 
 SGD = "torch.optim.SGD"
 SEARCH = "atbench.attacks.search.GradientAttack"
+LINF = {"norm": "linf", "eps": 0.1, "steps": 1, "step_size": 0.1}
 PIECEWISE = "atbench.training.schedules.Piecewise"
 
 
@@ -102,6 +103,14 @@ class TestBuild:
         built = config.build({"_target_": "torch.nn.ModuleDict", "modules": {"a": {"_target_": "torch.nn.ReLU"}}}, "x")
         assert isinstance(built["a"], torch.nn.ReLU) and options.args == [1]
         assert type(config.build(inner, "s").milestones) is list
+
+    def test_a_node_stays_one_where_settings_are_wanted(self) -> None:
+        given = {"model": torch.nn.Linear(1, 1), "attack": config.build(node(SEARCH, **LINF), "attack")}
+        teacher = {"_target_": "torch.nn.ReLU"}
+        asked = []
+        given["network"] = lambda changes: asked.append(changes) or torch.nn.ReLU()
+        config.build(OmegaConf.create(node("atbench.methods.lbgat.Lbgat", teacher=teacher)), "method", **given)
+        assert asked == [teacher]
 
     def test_the_members_of_a_model_are_the_runs_business(self) -> None:
         given = {"shape": (1, 8, 8), "classes": 10, "mean": (0.0,), "std": (1.0,)}
