@@ -215,8 +215,10 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
 def make_trainer(
     cfg: DictConfig, method: Method, data: TrainData, world: World, watcher: Watcher, interrupt: Interrupt
 ) -> Trainer:
-    """The trainer of an assembled method."""
-    plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items()]
+    """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
+    and no object.
+    """
+    plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
     threat = make_threat(cfg, recipe.select_steps)
     return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt)

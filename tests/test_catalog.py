@@ -36,6 +36,13 @@ def test_about_is_found_in_both_places_and_may_be_missing(folder: Path) -> None:
     assert rows["bare"] == {"name": "bare"} and rows["empty"] == {"name": "empty"}
 
 
+def test_about_lies_under_the_options_own_name_where_a_run_may_have_several(tmp_path: Path) -> None:
+    (tmp_path / "plus").mkdir()
+    text = "# @package _global_\nplus: {mine: {about: {name: mine, line: here}}, other: {about: {name: other}}}\n"
+    (tmp_path / "plus" / "mine.yaml").write_text(text)
+    assert catalog.entries("plus", [tmp_path]) == [{"name": "mine", "line": "here"}]
+
+
 def test_survey_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert catalog.show("methods", [folder], as_json=True, survey=True) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["inner"]
