@@ -81,6 +81,7 @@ def captured(network: nn.Module) -> Iterator[None]:
 
     def remember(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # autocast leaves the statistics in fp32
         axes = [0, *range(2, x.ndim)]
         setattr(norm, CAPTURED, (x.mean(axes), x.var(axes, unbiased=False)))
 
