@@ -13,7 +13,7 @@ from torch import nn
 
 from atbench.build import locate
 from atbench.config import build, welcome
-from atbench.data import Augment, Chain, Mix, Share, Source, TrainData
+from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
 from atbench.data.further import further
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
@@ -50,7 +50,6 @@ def shared_source(cfg: DictConfig, world: World) -> Source:
 def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
     """What this run may train on, on this process's device."""
     augment, mix = make_augment(cfg)
-    path = cfg.train.pool.path
     return TrainData(
         source,
         cfg.train.batch_size,
@@ -58,12 +57,22 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
         augment=augment,
         mix=mix,
         labelled=cfg.train.pool.labelled,
-        pool=further(Path(cfg.data_dir), path, source.shape) if path is not None else None,
+        pool=make_pool(cfg, source),
         extra=cfg.train.pool.fraction,
         share=Share(world.rank, world.size),
         device=world.device,
         dtype=torch.get_default_dtype(),
     )
+
+
+def make_pool(cfg: DictConfig, source: Source) -> Images | None:
+    """The further images of `train.pool.path`, with labels if `train.pool.labels` says so."""
+    pool = cfg.train.pool
+    if pool.path is None:
+        if pool.labels:
+            raise ConfigError("train.pool.labels", True, "there are no further images", "set train.pool.path")
+        return None
+    return further(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
 
 
 def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
@@ -229,7 +238,8 @@ def describe(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any
     data, world = trainer.data, trainer.world
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.method.model.parameters()),
-        "train": len(data.train),
+        "train": len(data.train) - data.generated,
+        "generated": data.generated,
         "pool": len(data.pool) if data.pool is not None else 0,
         "validation": len(data.validation),
         "classes": len(source.classes),

@@ -49,13 +49,15 @@ class Precision:
 
 @dataclass
 class Pool:
-    """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images without.
+    """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images, without labels,
+    or with those of the file (`labels`), rows like any other then.
 
     `fraction`: the part that is drawn from either in a batch.
     """
 
     labelled: Optional[Number] = None
     path: Optional[str] = None
+    labels: bool = False
     fraction: Number = 0.0
 
 

@@ -32,7 +32,7 @@ def environment(cfg: DictConfig, source: Source, about: dict[str, Any]) -> dict[
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,
         "parameters": about["parameters"],
-        "splits": {key: about[key] for key in ("train", "validation", "pool") if key in about} or None,
+        "splits": {key: about[key] for key in ("train", "generated", "validation", "pool") if key in about} or None,
         "data_sha256": source.train.sha256(),
         "git": _commit(),
     }
@@ -43,7 +43,8 @@ def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[
     train, attack, method = cfg.train, cfg.attack, cfg.method.about
     channels, height, width = about["shape"]
     splits = f"{about['train']:,} train, {about['validation']:,} held out for selection"
-    pool = f", {about['pool']:,} unlabelled" if about["pool"] else ""
+    more = {"generated": "further with labels", "pool": "unlabelled"}
+    pool = "".join(f", {about[key]:,} {kind}" for key, kind in more.items() if about[key])
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
     selection = f"PGD-{train.selection.steps} on the held-out split; best and last are both evaluated"

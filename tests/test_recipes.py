@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from omegaconf import DictConfig
 
-from atbench import catalog
+from atbench import assemble, catalog
 from atbench.config import build, check
+from atbench.data.digits import digits
+from atbench.training import World
+from tests.contract import Log
 from tests.test_config import resolved
 
 CONF = catalog.conf_dir()
@@ -48,6 +52,9 @@ def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
         ("fastat", 100, 128, 5e-4, {0: 0.004, 29: 0.1, 99: 4e-7}),
         ("rn18_c10_default", 100, 128, 5e-4, {0: 0.004, 29: 0.1, 99: 4e-7}),
         ("rst", 200, 256, 5e-4, {0: 0.1, 100: 0.05}),
+        ("gowal2020", 200, 512, 5e-4, {0: 0.2, 99: 0.2, 100: 0.02, 150: 0.002}),
+        ("rebuffi2021", 400, 512, 5e-4, {0: 0.2, 266: 0.2, 267: 0.02, 399: 0.02}),
+        ("wang2023", 400, 512, 5e-4, {0: 0.008, 9: 0.2, 399: 8e-7}),
     ],
 )
 def test_recipes_are_what_their_sources_say(
@@ -81,7 +88,8 @@ def test_every_paper_composes(name: str) -> None:
     cfg = resolved(f"experiment={name}")
     check(cfg)
     assert cfg.model.about.name == chosen["model"] and cfg.recipe.about.name == chosen["recipe"]
-    assert f"paper/{cfg.method.about.name}" == name == cfg.experiment.about.name
+    assert name in (f"paper/{cfg.method.about.name}", f"paper/{cfg.recipe.about.name}")
+    assert name == cfg.experiment.about.name
     optimizer(cfg)
     assert rate(cfg, 0) > 0
     again = resolved(f"experiment={name}", "train.epochs=3", "attack.steps=1", "train.optimizer.lr=0.5")
@@ -90,5 +98,34 @@ def test_every_paper_composes(name: str) -> None:
 
 def test_every_method_has_the_setting_of_its_paper() -> None:
     methods = {Path(name).name for name in PAPERS}
-    assert methods <= set(catalog.options("method", [CONF]))
+    assert methods <= {*catalog.options("method", [CONF]), *RECIPES}
     assert len(methods) >= 13
+
+
+def test_the_recipes_with_averages_spare_what_they_do_not_decay() -> None:
+    for name, decay in (("gowal2020", 0.995), ("rebuffi2021", 0.999), ("wang2023", 0.995)):
+        cfg = resolved(f"recipe={name}")
+        assert (cfg.train.decay, cfg.plus.ema.decay, cfg.plus.ema.warmup) == ("weights", decay, 0.025)
+        assert cfg.train.optimizer.nesterov
+
+
+def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
+    """A few steps of recipe=wang2023 on digits, the further images made from them; the first batches by hand."""
+    whole = digits()
+    rows = torch.arange(0, 900, 3)
+    image = whole.train.x[rows].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "made.npz", image=255 - image, label=whole.train.y[rows].numpy())
+    words = ["recipe=wang2023", "train.batch_size=64", "train.epochs=1", "train.selection.steps=2", "model.width=4"]
+    pool = ["train.pool.path=made.npz", "train.pool.labels=true", "train.pool.fraction=0.7", f"data_dir={tmp_path}"]
+    cfg = resolved("dataset=digits", *words, *pool, "attack.steps=1")
+    check(cfg)
+    here, log = World(torch.device("cpu")), Log()
+    data = assemble.make_data(cfg, whole, here)
+    assert data.steps == (len(whole.train) - whole.validation) // 64 and data.generated == 300
+    assert int((data.batch(0, 0).index >= len(data.train) - 300).sum()) == 44
+    method = assemble.make_method(cfg, assemble.make_model(cfg, whole), data, here)
+    trainer = assemble.make_trainer(cfg, method, data, here, log, lambda: 0)
+    trainer.fit()
+    assert log.rows[0]["val"]["n"] == whole.validation and log.rows[0]["train"]["loss"] > 0
+    facts = assemble.describe(cfg, whole, trainer)
+    assert (facts["train"], facts["generated"], facts["pool"]) == (len(data.train) - 300, 300, 0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from atbench.data.splits import Images, Source, stratified
 from atbench.errors import DataError
@@ -89,11 +90,21 @@ def read_npz(path: Path) -> Images:
     return to_images(image, label, str(path))
 
 
-def read_unlabelled(path: Path) -> Images:
-    """The archive's `image` with label −1 throughout; a `label` that may be there is not read. Raises DataError."""
-    (image,) = _arrays(path, "image")
-    images = to_images(image, np.zeros(len(image), np.int64), str(path))
-    return Images(images.x, torch.full_like(images.y, -1))
+def read_further(path: Path, classes: int | None) -> Images:
+    """The archive's `image` with its `label`, of so many classes; None: with −1, and a `label` is not read.
+
+    Such archives are large: the pixels are a view of what was read, so that they are in memory once. Raises DataError.
+    """
+    image, *label = _arrays(path, "image", *([] if classes is None else ["label"]))
+    _check_pixels(image, str(path))
+    pixels = torch.from_numpy(image).permute(0, 3, 1, 2)
+    if classes is None:
+        return Images(pixels, torch.full((len(image),), -1))
+    y = _labels(label[0], len(image), str(path))
+    if int(y.max()) >= classes:
+        why = f"the data set has the classes 0 to {classes - 1}"
+        raise DataError(str(path), f"label {int(y.max())}", why, "correct the labels")
+    return Images(pixels, y)
 
 
 def _arrays(path: Path, *names: str) -> list[Array]:
@@ -118,15 +129,20 @@ def _arrays(path: Path, *names: str) -> list[Array]:
 def to_images(image: Array, label: Array, where: str) -> Images:
     """uint8 (N, H, W, C) pixels and integer (N,) labels as a split. Raises DataError, which names `where`."""
     _check_pixels(image, where)
+    y = _labels(label, len(image), where)
+    return Images(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), y)
+
+
+def _labels(label: Array, images: int, where: str) -> Tensor:
+    """Class indices as int64, one for each image."""
     if label.ndim != 1 or label.dtype.kind not in "iu":
         what = f"{label.dtype} {label.shape}"
         raise DataError(where, what, "labels must be int64 class indices of shape (N,)", "convert them")
-    if len(label) != len(image):
-        raise DataError(where, f"{len(label)} labels", f"there are {len(image)} images", "give every image one label")
+    if len(label) != images:
+        raise DataError(where, f"{len(label)} labels", f"there are {images} images", "give every image one label")
     if int(label.min()) < 0:
         raise DataError(where, f"label {int(label.min())}", "class indices start at 0", "correct the labels")
-    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
-    return Images(pixels, torch.from_numpy(label.astype(np.int64)))
+    return torch.from_numpy(label.astype(np.int64))
 
 
 def _check_pixels(image: Array, where: str) -> None:

@@ -14,9 +14,10 @@ from atbench.data.augment import View
 class Batch:
     """Examples of one step, on this process.
 
-    x: (B, C, H, W) in [0, 1]; y: (B,) class indices or (B, K) soft labels; index: (B,) positions in the train split (in
-    the unlabelled pool for an `extra`); view: how each image was cropped and flipped, None where nothing was done;
-    extra: the unlabelled part, if the configuration asks for one (its `y` is −1);
+    x: (B, C, H, W) in [0, 1]; y: (B,) class indices or (B, K) soft labels; index: (B,) positions in the train split,
+    generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
+    and flipped, None where nothing was done; extra: the unlabelled part, if the configuration asks for one (its `y` is
+    −1);
     adv: what the inner maximisation found; aux: tensors that `perturb`, `rounds`, `loss` and `commit` hand on to each
     other.
     """

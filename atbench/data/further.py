@@ -1,4 +1,4 @@
-"""Further images without labels: a pool beside the data set, from an archive or from a folder of pictures."""
+"""Further images beside the data set, from an archive, with labels or without, or from a folder of pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from atbench.data.arrays import found, read_unlabelled
+from atbench.data.arrays import found, read_further
 from atbench.data.folders import pictures_below
 from atbench.data.pictures import GIB, Crew, Pictures
 from atbench.data.splits import Images
@@ -15,15 +15,17 @@ from atbench.errors import DataError
 MEMORY = 4.0  # GiB up to which pictures are decoded once and kept
 
 
-def further(data_dir: Path, path: str, shape: tuple[int, int, int]) -> Images:
-    """The images at `path` (as it stands or under `data_dir`), shape (C, H, W), label −1.
+def further(data_dir: Path, path: str, shape: tuple[int, int, int], classes: int | None = None) -> Images:
+    """The images at `path` (as it stands or under `data_dir`), shape (C, H, W), with their labels if `classes` says of
+    how many classes, else with label −1.
 
-    An npz file with `image` uint8 (N, H, W, C), the form in which generated data are published; or a folder of
-    pictures, however they lie in it, cut to squares of the data set's size. Raises DataError.
+    An npz file with `image` uint8 (N, H, W, C) and `label` (N,), the form in which generated data are published; or,
+    without labels, a folder of pictures, however they lie in it, cut to squares of the data set's size. Raises
+    DataError.
     """
     file = next((place for place in (Path(path), data_dir / path) if place.is_file()), None)
     if file is not None:
-        images = read_unlabelled(file)
+        images = read_further(file, classes)
         if tuple(images.x.shape[1:]) != shape:
             ours = tuple(images.x.shape[1:])
             raise DataError(
@@ -31,6 +33,9 @@ def further(data_dir: Path, path: str, shape: tuple[int, int, int]) -> Images:
             )
         return images
     folder = found(data_dir, path, "train.pool.path")
+    if classes is not None:
+        why = "a folder has no labels of the data set's classes"
+        raise DataError("train.pool.path", path, why, "save them as an npz with image and label")
     channels, height, width = shape
     if channels != 3 or height != width:
         why = f"the data set's images are {shape}, a folder's are colour squares"

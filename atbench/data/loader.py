@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
+from atbench.data.joined import Joined
 from atbench.data.mixing import Mix, shares
 from atbench.data.splits import Images, Source, stratified
 from atbench.errors import ConfigError
@@ -43,6 +44,31 @@ class Endless:
         return torch.cat(parts)
 
 
+class Blend:
+    """An endless sequence of batches of two parts, positions 0..first−1 and first..first+second−1: of each batch a
+    `share`, rounded down, comes from the second. Each part is walked through as by `Endless`, and a batch's order is
+    drawn.
+    """
+
+    def __init__(self, first: int, second: int, share: float, seed: int, name: str) -> None:
+        self.first, self.second = Endless(first, seed, name), Endless(second, seed, f"{name}/second")
+        self.share, self.seed, self.name = share, seed, name
+
+    def rows(self, start: int, count: int) -> Tensor:
+        """Positions of the batch of `count` that begins at `start`, a multiple of `count`, on the CPU."""
+        number, more = start // count, portion_of(self.share, count)
+        rows = self.first.rows(number * (count - more), count - more)
+        if more:
+            rows = torch.cat([rows, self.second.rows(number * more, more) + self.first.n])
+        # Drawn for the joint batch: no method's choice of rows, and no process, gets one part alone.
+        return rows[torch.randperm(count, generator=generator("cpu", self.seed, "blend", self.name, number))]
+
+
+def portion_of(share: float, count: int) -> int:
+    """⌊share · count⌋, where a share such as 0.7 is a little off in binary."""
+    return int(share * count + 1e-9)
+
+
 class Stream:
     """A source of batches that runs beside the main one: position = f(seed, name, epoch, step), its own order and
     augmentation.
@@ -50,7 +76,7 @@ class Stream:
 
     def __init__(self, data: TrainData, images: Images, name: str, size: int) -> None:
         self.data, self.images, self.name, self.size = data, images, name, size
-        self.order = Endless(len(images), data.seed, name)
+        self.order = data.order(images, name)
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The `size` examples (joint over processes) of one step; this process's rows of them."""
@@ -62,21 +88,25 @@ class Stream:
 
 
 class TrainData:
-    """What training may see: the train part of the source, the held-out validation part, and an unlabelled pool if
-    asked for.
+    """What training may see: the train part of the source, the held-out validation part, and further images if asked
+    for.
 
     Args:
         source: the data set. Its test split is not touched here.
         batch_size: joint batch over all processes; a multiple of `share.world`.
-        augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Pool
-            images have no label to mix.
+        augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Images
+            of an unlabelled pool have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
             pool.
-        pool: further images, label −1, in place of hidden ones; they do not make an epoch longer.
-        extra: share of every batch drawn from the pool.
+        pool: further images in place of hidden ones. With label −1 they are the pool; with labels they are rows of
+            `train`, `generated` of them behind the data set's own, and no method can tell them apart.
+        extra: share of every batch drawn from either, rounded down.
 
-    An epoch is ⌊N / batch_size⌋ full batches of a fresh permutation, N counting labelled and pool images, so that every
-    method takes the same number of steps. Raises ConfigError where the sizes do not fit.
+    An epoch is ⌊N / batch_size⌋ full batches, N counting the data set's labelled and pool images but no further ones,
+    so that every method takes the same number of steps. Without a pool it is a fresh permutation of them; else the data
+    set's images and the others are walked through in permutations that go on from epoch to epoch. Recipes with
+    generated data count their epochs so too: imrahulr/adversarial_robustness_pytorch and wzekai99/DM-Improves-AT
+    (core/data/semisup.py) give their sampler ⌈50,000 / B⌉ batches. Raises ConfigError where the sizes do not fit.
     """
 
     def __init__(
@@ -98,45 +128,62 @@ class TrainData:
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
         held, kept = stratified(source.train.y, (source.validation,), seed=0)
         whole = source.train.take(kept)
-        self.validation = source.train.take(held).to(self.device)
-        self.pool = pool.to(self.device) if pool is not None else None
-        if labelled is not None and pool is not None:
-            raise ConfigError(
-                "train.pool.labelled", labelled, "train.pool.path names a pool already", "set one to null"
-            )
+        self.steps = len(whole) // batch_size
+        self.extra_size, self.extra = portion_of(extra, batch_size), extra
+        self._check(len(whole), labelled, pool)
         if labelled is not None:
             with_label, without = stratified(whole.y, (round(labelled * len(whole)),), seed=1)
             hidden = whole.take(without)
-            self.pool = Images(hidden.x, torch.full_like(hidden.y, -1)).to(self.device)
-            whole_size, whole = len(whole), whole.take(with_label)
-        else:
-            whole_size = len(whole)
-        self.train = whole.to(self.device)
-        self.steps = whole_size // batch_size
-        self.extra_size = round(extra * batch_size)
-        self._check(whole_size, extra)
-        self._labelled = Endless(len(self.train), seed, "labelled")
+            whole, pool = whole.take(with_label), Images(hidden.x, torch.full_like(hidden.y, -1))
+        self.validation = source.train.take(held).to(self.device)
+        self.train, self.generated = whole.to(self.device), 0
+        self.pool = pool.to(self.device) if pool is not None else None
+        if self.pool is not None and int(self.pool.y.min()) >= 0:
+            self._join(self.pool)
+        self._check_shares()
+        self._labelled = self.order(self.train, "labelled")
         self._pool = (
             Stream(self, self.pool, "pool", self.extra_size) if self.pool is not None and self.extra_size else None
         )
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def _check(self, size: int, extra: float) -> None:
+    def _check(self, size: int, labelled: float | None, pool: Images | None) -> None:
         if self.steps < 1:
             why = f"there are {size} images to train on"
             raise ConfigError("train.batch_size", self.batch_size, why, f"use at most {size}")
+        if labelled is not None and pool is not None:
+            why = "train.pool.path names a pool already"
+            raise ConfigError("train.pool.labelled", labelled, why, "set one to null")
+        if self.extra_size and labelled is None and pool is None:
+            fix = "set train.pool.labelled below 1, or train.pool.path"
+            raise ConfigError("train.pool.fraction", self.extra, "there are no images to draw", fix)
+        if self.extra_size >= self.batch_size:
+            why = "leaves no image of the data set in a batch"
+            raise ConfigError("train.pool.fraction", self.extra, why, "use less than 1")
+
+    def _join(self, more: Images) -> None:
+        """Make images with labels rows of `train`, if a batch has any of them."""
+        self.pool = None
+        if not self.extra_size:
+            return
+        if isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor):
+            x = Joined(self.train.x, more.x)
+        else:
+            why = "the data set's images are decoded as they are asked for"
+            raise ConfigError("train.pool.labels", True, why, "raise dataset.source.memory, so that they are kept")
+        self.train, self.generated = Images(x, torch.cat([self.train.y, more.y])), len(more)
+        self.extra_size = 0
+
+    def _check_shares(self) -> None:
         if self.batch_size % self.share.world or self.extra_size % self.share.world:
             why = f"it must split evenly over {self.share.world} processes, its unlabelled part too"
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
-        if self.extra_size and self.pool is None:
-            raise ConfigError(
-                "train.pool.fraction",
-                extra,
-                "there is no unlabelled pool",
-                "set train.pool.labelled below 1, or train.pool.path",
-            )
-        if self.extra_size >= self.batch_size:
-            raise ConfigError("train.pool.fraction", extra, "leaves no labelled image in a batch", "use less than 1")
+
+    def order(self, images: Images, name: str) -> Endless | Blend:
+        """The order of a stream of images: with generated ones among them, each batch has its share of both."""
+        if images is self.train and self.generated:
+            return Blend(len(images) - self.generated, self.generated, self.extra, self.seed, name)
+        return Endless(len(images), self.seed, name)
 
     def stream(self, name: str, size: int) -> Stream:
         """A further independent stream over the labelled train images, `size` of them a step over all processes."""
@@ -156,7 +203,7 @@ class TrainData:
     def _rows(self, epoch: int, step: int) -> Tensor:
         """The joint rows of one step's labelled part."""
         size = self.batch_size - self.extra_size
-        if self.pool is None:
+        if self.pool is None and not self.generated:
             return self._permutation(epoch)[step * size : (step + 1) * size]
         return self._labelled.rows((epoch * self.steps + step) * size, size)
 
@@ -196,8 +243,8 @@ class TrainData:
         return Draws(generator(self.device, self.seed, *place), self.share.rank, self.share.world)
 
     def fit_sample(self, count: int) -> Images:
-        """`count` fixed examples of the labelled train part, for measuring how far training fits what it sees."""
-        rows = torch.randperm(len(self.train), generator=generator("cpu", 0, "fit"))[:count]
+        """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""
+        rows = torch.randperm(len(self.train) - self.generated, generator=generator("cpu", 0, "fit"))[:count]
         return self.train.take(rows.to(self.device)).to(self.device)
 
     def sha256(self) -> str:

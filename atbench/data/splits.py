@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atbench.data.joined import Joined
 from atbench.data.pictures import Pictures
 from atbench.errors import DataError
 
@@ -18,11 +19,12 @@ from atbench.errors import DataError
 class Images:
     """One split: `x` uint8 (N, C, H, W), `y` int64 (N,).
 
-    `x` is a tensor, or picture files that stand for one (`Pictures`), of which rows are decoded as they are asked for.
-    `to` is where that is settled: pictures that fit into the memory they are given become a tensor.
+    `x` is a tensor, or stands for one: two of them (`Joined`), or picture files (`Pictures`), of which rows are decoded
+    as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given become a
+    tensor.
     """
 
-    x: Tensor | Pictures
+    x: Tensor | Pictures | Joined
     y: Tensor
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class Images:
         if isinstance(self.x, Pictures):
             digest.update(repr(list(self.x.names())).encode())
         else:
-            digest.update(self.x.cpu().numpy().tobytes())
+            digest.update(self.x[:].cpu().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         return digest.hexdigest()
 

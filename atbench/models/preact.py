@@ -150,6 +150,7 @@ class WRN(Network):
             as Madry's w32-10 and those after it: depths 34 and 32 are the same network.
         padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind's, with `activation: silu`: Gowal et al.
             2020, arXiv 2010.03593, and what followed).
+        norm_momentum: of BatchNorm's running statistics; theirs is 0.01.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class WRN(Network):
         activation: str = "relu",
         head: str = "linear",
         head_scale: float = 15.0,
+        norm_momentum: float = 0.1,
     ) -> None:
         check("activated", padding)
         at_least(shape, 8, "wrn")
@@ -185,5 +187,7 @@ class WRN(Network):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.momentum = norm_momentum
         if isinstance(self.head, nn.Linear) and self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
