@@ -184,16 +184,17 @@ def make_threat(
     step_size: float | None = None,
     norm: str | None = None,
     eps: float | None = None,
+    key: str = "eval.norm",
 ) -> Threat:
     """The attack of validation and evaluation: the trained norm and ε unless others are named, a uniform start, the
     data set's ratio of step size to ε.
 
     The method's own start, step count and step size do not weaken it. A norm that was not trained for has the data
-    set's ε.
+    set's ε. `key` is where the norm was named, for the message.
     """
     norm = norm or cfg.attack.norm
     if norm not in cfg.dataset.threat:
-        raise ConfigError("eval.norm", norm, "the data set has no radius for it", hint(norm, cfg.dataset.threat))
+        raise ConfigError(key, norm, "the data set has no radius for it", hint(norm, cfg.dataset.threat))
     usual = cfg.dataset.threat[norm]
     if eps is None:
         eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
@@ -229,8 +230,18 @@ def make_trainer(
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
-    threat = make_threat(cfg, recipe.select_steps)
-    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt)
+    threat, *others = select_threats(cfg)
+    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt, others)
+
+
+def select_threats(cfg: DictConfig) -> list[Threat]:
+    """What the best checkpoint is chosen by: the run's own threat, then those of `train.selection.norms` besides."""
+    selection = cfg.train.selection
+    named = {
+        norm: make_threat(cfg, selection.steps, norm=norm, key="train.selection.norms") for norm in selection.norms
+    }
+    own = make_threat(cfg, selection.steps)
+    return [own, *(threat for norm, threat in named.items() if norm != own.norm)]
 
 
 def describe(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:

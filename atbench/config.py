@@ -63,11 +63,15 @@ class Pool:
 
 @dataclass
 class Selection:
-    """The best checkpoint is the best of PGD-`steps` on `n` held-out examples, measured `every` so many epochs."""
+    """The best checkpoint is the best of PGD-`steps` on `n` held-out examples, measured `every` so many epochs.
+
+    `norms`: other norms, at the data set's radii, under all of which an example has to hold.
+    """
 
     steps: int = 10
     n: int = 1000
     every: int = 1
+    norms: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -47,7 +47,8 @@ def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[
     pool = "".join(f", {about[key]:,} {kind}" for key, kind in more.items() if about[key])
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
-    selection = f"PGD-{train.selection.steps} on the held-out split; best and last are both evaluated"
+    norms = f" in {attack.norm} and {', '.join(others)}" if (others := _other_norms(cfg)) else ""
+    selection = f"PGD-{train.selection.steps}{norms} on the held-out split; best and last are both evaluated"
     length = f"{train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}"
     processes = f", {about['world']} processes" if about["world"] > 1 else ""
     return [
@@ -66,6 +67,10 @@ def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[
         ("select", selection),
         ("folder", str(resumed) if resumed else f"{cfg.runs}/…"),
     ]
+
+
+def _other_norms(cfg: DictConfig) -> list[str]:
+    return [norm for norm in cfg.train.selection.norms if norm != cfg.attack.norm]
 
 
 def _plus(cfg: DictConfig) -> str:

@@ -168,6 +168,7 @@ def _selection(run: RunFolder) -> Iterator[Block]:
         if row and "pgd" in held_out:
             gap = f", gap {points(row['gap'])} points" if row.get("gap") is not None else ""
             figures = f"clean {percent(held_out.get('clean'))}, PGD {percent(held_out['pgd'])}, n = {held_out.get('n')}"
+            figures += f", all norms {percent(held_out['union'])}" if "union" in held_out else ""
             facts.append((f"{name}: epoch {evaluation.epoch} of {row['epochs']}", f"held out: {figures}{gap}"))
         else:
             facts.append((name, f"epoch {evaluation.epoch}"))

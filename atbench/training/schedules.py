@@ -48,6 +48,21 @@ class LinearTail:
         return min(1.0, (1 - fraction) / (1 - self.start))
 
 
+class PiecewiseLinear:
+    """Straight lines through (at, factor), `at` from 0 to 1 (numpy.interp)."""
+
+    def __init__(self, at: Sequence[float], factors: Sequence[float]) -> None:
+        if len(at) != len(factors) or len(at) < 2 or list(at) != sorted(set(at)) or (at[0], at[-1]) != (0, 1):
+            why = "is no way from 0 to 1 with a factor at each point"
+            raise ConfigError("train.schedule.at", list(at), why, "let it rise from 0 to 1, with as many factors")
+        self.at, self.factors = list(at), list(factors)
+
+    def __call__(self, fraction: float) -> float:
+        place = min(bisect_right(self.at, fraction), len(self.at) - 1)
+        (low, high), (start, end) = self.at[place - 1 : place + 1], self.factors[place - 1 : place + 1]
+        return start + (end - start) * (fraction - low) / (high - low)
+
+
 class OneCycle:
     """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's
     OneCycleLR, by step).

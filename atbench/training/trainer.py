@@ -71,6 +71,7 @@ class Trainer:
         watcher: Watcher,
         plus: Sequence[WeightPerturbation | Average] = (),
         interrupt: Interrupt = lambda: 0,
+        others: Sequence[Threat] = (),
     ) -> None:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
         self.watcher, self.interrupt = watcher, interrupt
@@ -91,7 +92,7 @@ class Trainer:
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
-        self.validation = Validation(data, threat, recipe.select_n, world)
+        self.validation = Validation(data, threat, recipe.select_n, world, others)
 
     # The loop.
 
@@ -205,10 +206,11 @@ class Trainer:
         with self.evaluated() as network:
             row.update(self.validation.figures(network))
         # Equally robust epochs are told apart by clean accuracy, and of equals in both the first is kept.
-        score, clear = row["val"]["pgd"], row["val"]["clean"]
+        val = row["val"]
+        score, clear = val.get("union", val["pgd"]), val["clean"]
         row["best"] = better = (score, clear) > (self.best["score"], self.best["clean"])
         if better:
-            self.best = {"score": score, "clean": clear, "epoch": row["epoch"], "n": row["val"]["n"]}
+            self.best = {"score": score, "clean": clear, "epoch": row["epoch"], "n": val["n"]}
         return better
 
     def _measure(self, **changes: Any) -> float:

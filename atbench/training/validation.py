@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +19,11 @@ class Validation:
 
     Args:
         n: how many examples of either part are looked at, at most.
+        others: threats of other norms. A network is then also measured by what holds under all of them (`union`).
     """
 
-    def __init__(self, data: TrainData, threat: Threat, n: int, world: World) -> None:
-        self.threat, self.world = threat, world
+    def __init__(self, data: TrainData, threat: Threat, n: int, world: World, others: Sequence[Threat] = ()) -> None:
+        self.threat, self.world, self.others = threat, world, others
         self.held = data.validation.take(torch.arange(min(n, len(data.validation)), device=data.device))
         self.fitted = data.fit_sample(min(n, len(data.train)))
 
@@ -35,8 +37,13 @@ class Validation:
         held = robust(broken_at(victim, self.held, self.threat, clean), steps)
         fitted = robust(broken_at(victim, self.fitted, self.threat, victim.correct(self.fitted)), steps)
         score, fit = float(held.double().mean()), float(fitted.double().mean())
+        val = {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)}
+        if self.others:
+            for other in self.others:
+                held = held & robust(broken_at(victim, self.held, other, held), other.steps)
+            val["union"] = float(held.double().mean())
         return {
-            "val": {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)},
+            "val": val,
             "fit": {"pgd": fit, "n": len(fitted)},
             "gap": fit - score,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from atbench.training.schedules import (
     OneCycle,
     OneCycleByEpoch,
     Piecewise,
+    PiecewiseLinear,
     Triangular,
     epoch_of,
 )
@@ -41,6 +43,19 @@ def torchs(make: Callable[..., Any], count: int, lr: float, **options: Any) -> l
 def test_piecewise_drops_exactly_at_its_milestones() -> None:
     schedule = Piecewise([0.75, 0.5], 0.1)
     assert [schedule(step / 200) for step in (0, 99, 100, 149, 150, 199)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_broken_line_is_numpys() -> None:
+    schedule = PiecewiseLinear([0, 0.4, 0.8, 1], [0.01, 1, 0.05, 0])
+    at = [0.0, 0.1, 0.4, 0.5, 0.8, 0.99, 1.0]
+    expected = numpy.interp(at, [0, 0.4, 0.8, 1], [0.01, 1, 0.05, 0])
+    assert [schedule(fraction) for fraction in at] == pytest.approx(list(expected), abs=1e-15)
+
+
+@pytest.mark.parametrize(("at", "factors"), [([0, 1], [1]), ([0, 0.5], [1, 0]), ([0, 0.6, 0.4, 1], [1, 1, 1, 0])])
+def test_a_line_that_does_not_lead_from_start_to_end_is_refused(at: list[float], factors: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.schedule\.at"):
+        PiecewiseLinear(at, factors)
 
 
 def test_linear_tail_is_constant_then_linear_to_zero() -> None:
