@@ -77,6 +77,11 @@ def _highest(logits: Tensor, count: int) -> Tensor:
     return logits.topk(count, dim=1).values
 
 
+def likelihood(logits: Tensor, t: Tensor) -> Tensor:
+    """log softmax(z)_t per example: what an attack towards the class t raises."""
+    return -F.cross_entropy(logits, t, reduction="none")
+
+
 def towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """z_t − z_y: the margin to one class t (MultiTargeted, Gowal et al. 2019, arXiv 1910.09338)."""
     return (logits.gather(1, t[:, None]) - logits.gather(1, y[:, None])).squeeze(1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, dlr_towards, towards
+from atbench.attacks.objectives import Objective, dlr_towards, likelihood, towards
 from atbench.attacks.pgd import check
 from atbench.attacks.restarts import Attempt, climb, over_survivors
 from atbench.attacks.search import GradientAttack
@@ -17,12 +17,12 @@ from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
 
-def likelihood(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """log softmax(z)_t: the cross-entropy of the target class, to be lowered, with its sign turned; `y` is not used."""
-    return -F.cross_entropy(logits, t, reduction="none")
-
-
-OBJECTIVES = {"ce": likelihood, "margin": towards, "dlr": dlr_towards}
+#: Objectives of (logits, y, t); the likelihood of t takes no notice of y.
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
+    "ce": lambda logits, y, t: likelihood(logits, t),
+    "margin": towards,
+    "dlr": dlr_towards,
+}
 RULES = ("top", "least", "random")
 
 

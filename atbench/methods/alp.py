@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -55,12 +55,12 @@ class Alp(Method):
             return Objective(self.model, cross_entropy, batch.y)
         if self.target == "random":
             unit = (self.rng("target").uniform(batch.x.new_empty(len(batch))) + 1) / 2
-            return Objective(self.model, nearness, (unit * self.classes).long().clamp_(max=self.classes - 1))
+            return Objective(self.model, likelihood, (unit * self.classes).long().clamp_(max=self.classes - 1))
         with torch.no_grad(), self.crafting():
             logits = self.model(batch.x)
         if self.target == "predicted":
             return Objective(self.model, cross_entropy, logits.argmax(dim=1))
-        return Objective(self.model, nearness, logits.argmin(dim=1))
+        return Objective(self.model, likelihood, logits.argmin(dim=1))
 
     def loss(self, batch: Batch) -> Loss:
         logits, y = self.model(torch.cat([batch.x, batch.x_adv])), torch.cat([batch.y, batch.y])
@@ -71,8 +71,3 @@ class Alp(Method):
 
     def floor(self, steps: int) -> float:
         return 2 * steps + (6 if self.target in ("label", "random") else 7)
-
-
-def nearness(logits: Tensor, t: Tensor) -> Tensor:
-    """log softmax(z)_t per example: what an attack towards the class t raises."""
-    return -cross_entropy(logits, t)

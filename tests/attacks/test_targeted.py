@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.pgd import Pgd
-from atbench.attacks.targeted import OBJECTIVES, Targeted, likelihood
+from atbench.attacks.targeted import OBJECTIVES, Targeted
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 
@@ -45,7 +45,7 @@ def test_random_classes_are_all_the_wrong_ones_once() -> None:
 def test_the_targeted_objectives_rise_towards_the_target() -> None:
     y, t = torch.tensor([0, 2]), torch.tensor([1, 0])
     torch.testing.assert_close(OBJECTIVES["margin"](LOGITS, y, t), torch.tensor([-2.0, -2.0]))
-    torch.testing.assert_close(likelihood(LOGITS, y, t), LOGITS.log_softmax(dim=1)[[0, 1], t])
+    torch.testing.assert_close(OBJECTIVES["ce"](LOGITS, y, t), LOGITS.log_softmax(dim=1)[[0, 1], t])
     # (z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2) with the logits 3, 2, 1, 0 and 4, 3, 2, 1
     torch.testing.assert_close(OBJECTIVES["dlr"](LOGITS, y, t), torch.tensor([-2.0 / 2.5, -2.0 / 2.5]))
 
