@@ -183,6 +183,9 @@ class Run:
             if self.world.main:
                 run.done(trainer)
         with trainer.evaluated() as network:
+            if stage.best:
+                path = folder / "checkpoints" / "best.pt"
+                network.load_state_dict(checkpoint.read(path, self.world.device)["model"])
             return network
 
     # Evaluation.

@@ -16,6 +16,7 @@ from atbench import run
 from atbench.cli import main
 from atbench.data import Images, Source
 from atbench.training import checkpoint
+from atbench.training.validation import Validation
 
 QUICK = (
     "logger=none",
@@ -229,3 +230,25 @@ def test_a_run_starts_from_the_weights_of_another(folder: Path, capsys: pytest.C
     assert train("method=standard", "name=third", "weights=nowhere.pt") == 3
     assert train("method=standard", "name=third", f"weights={weights}", "model.width=8") == 3
     assert "has" in capsys.readouterr().err and not list((folder / "runs").glob("*third*"))
+
+
+def test_a_teacher_is_the_selected_epoch_where_the_method_asks_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out accuracy is made to fall, so that the first epoch is the best one."""
+    measured, calls = Validation.figures, [0]
+
+    def falling(validation: Validation, network: torch.nn.Module) -> dict[str, Any]:
+        calls[0] += 1
+        figures = measured(validation, network)
+        return {**figures, "val": {**figures["val"], "pgd": 1 / calls[0]}}
+
+    monkeypatch.setattr(Validation, "figures", falling)
+    assert train("method=kd_swa") == 0
+    learnt = final(only_run(folder))["method"]
+    for name, chosen, other in (("robust", "best", "last"), ("standard", "last", "best")):
+        (stage,) = (only_run(folder) / "stages").glob(f"{name}-*")
+        teacher = learnt[f"teachers.{name}.network.head.weight"]
+        kept = {which: checkpoint.read(stage / "checkpoints" / f"{which}.pt")["model"] for which in (chosen, other)}
+        assert torch.equal(teacher, kept[chosen]["head.weight"])
+        assert not torch.equal(teacher, kept[other]["head.weight"])

@@ -16,7 +16,6 @@ from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
 from atbench.rng import ExampleDraws
 
-
 #: Objectives of (logits, y, t); the likelihood of t takes no notice of y.
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "ce": lambda logits, y, t: likelihood(logits, t),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
 from atbench.data import Batch, TrainData

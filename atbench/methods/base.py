@@ -112,13 +112,14 @@ class Stage:
     """A run to be trained first, by the same trainer under the same recipe.
 
     method: a `method` node (at least `_target_`); epochs: share of the run's epochs; offset: added to the run's seed;
-    model: changes to the `model` node (`{"members": 1}`).
+    model: changes to the `model` node (`{"members": 1}`); best: hand over the selected epoch instead of the last.
     """
 
     method: dict[str, Any]
     epochs: float = 1.0
     offset: int = 0
     model: dict[str, Any] = field(default_factory=dict)
+    best: bool = False
 
 
 class Method(nn.Module):

@@ -26,7 +26,8 @@ class KdSwa(Method):
     Cost: (2k + 5) forward passes a batch, one of them each teacher's; before that the teachers' own runs.
 
     Source: VITA-Group/Alleviate-Robust-Overfitting (main_adv.py, utils.py), which attacks in train mode
-    (`attack.bn=train`). Its teachers are the best checkpoints of their runs; here they are the last ones.
+    (`attack.bn=train`). Its teachers are the best checkpoints of their runs, s by clean and r by robust accuracy; so is
+    r here, and s is the last, for the best epoch is chosen under attack.
     Known weaknesses: three trainings for one network. An AutoAttack figure of the authors was not checked.
 
     Args:
@@ -53,7 +54,10 @@ class KdSwa(Method):
     def stage0(self) -> dict[str, Stage]:
         # Seeds of their own: a teacher that begins like its student would walk the same way for a while.
         offsets = {name: number for number, name in enumerate(TEACHERS, start=1)}
-        return {name: Stage({"_target_": TEACHERS[name]}, offset=offsets[name]) for name in self.weights}
+        return {
+            name: Stage({"_target_": TEACHERS[name]}, offset=offsets[name], best=name == "robust")
+            for name in self.weights
+        }
 
     def begin(self, stages: dict[str, nn.Module]) -> None:
         for name, teacher in self.teachers.items():
