@@ -122,7 +122,7 @@ def test_a_random_target_is_each_wrong_class_in_turn_and_never_the_true_one() ->
 
 
 def test_radii_are_half_normal_and_cut_off() -> None:
-    """σ = 8, at most 16: mean σ·√(2/π)·(1 − e⁻²)/erf(√2) = 5.78, and the distribution function of |n| given |n| ≤ 2σ."""
+    """σ = 8, at most 16: mean σ·√(2/π)·(1 − e⁻²)/erf(√2) = 5.78, and the distribution of |n| given |n| ≤ 2σ."""
     given = worlds.data()
     method = make(given)
     eps = 16 * method._strengths(torch.zeros(200_000, 1, 1, 1, dtype=torch.float64))
