@@ -25,7 +25,7 @@ class L1PenaltyAt(PgdAt):
     Paper and code: the paper proves consistency for sparse linear regression and two-layer networks in the lazy regime,
     with squared loss; its settings for deep networks were not available to us, and no code was found. The penalty is
     that of locuslab/robust_overfitting (train_cifar.py, --l1), whose grid was 5e-6 to 5e-3 (from memory).
-    Known weaknesses: Σ|W| grows with the network, 1e5 for 11 million weights of size 0.01, so that λ has to be found for
+    Known weaknesses: Σ|W| grows with the network, 1e5 for 11 million weights of size 0.01, so that λ is found anew for
     each; on CIFAR-10 it does next to nothing against robust overfitting (Rice et al. 2020). No AutoAttack figure is
     known.
 
