@@ -33,8 +33,9 @@ class StrongAdversary(Method):
     `alpha` works with (H_j − H_y) / (1 − p_y), written with softmax over the wrong classes: as p_y → 1 the derivatives
     of p vanish, their directions do not. An image that is wrong already is pushed on, not back to the boundary; the
     closed form of r_j is derived anew, for the paper's own was not legible to us.
-    Source: the paper; no code was found. It trains with `loss`, for `alpha` costs K − 1 backward passes, and gives the
-    length of no perturbation of representations. Optimizer and rate are not stated in what was read.
+    `alpha` and `representation` are one linearisation, whatever `attack.steps` says.
+    Source: the paper; no code was found. It trains with `loss`, for `alpha` costs K − 1 backward passes. Lengths in
+    representations, optimizer and rate were not in what was read of it.
     Known weaknesses: a single step, with the masking of FGSM in L∞; in L2 it is milder. No AutoAttack figure is known.
 
     Args:
