@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -99,7 +99,7 @@ class KurakinMixedBatch(Method):
             return Objective(self.model, cross_entropy, y)
         u = (self.rng("target").uniform(batch.x[:, 0, 0, 0])[rows] + 1) / 2
         other = (1 + (u * (self.classes - 1)).long().clamp_max(self.classes - 2) + y) % self.classes
-        return Objective(self.model, likeliness, other)
+        return Objective(self.model, likelihood, other)
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
@@ -124,7 +124,7 @@ class LeastLikely(Objective):
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__(network, likeliness)
+        super().__init__(network, likelihood)
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         logits = self.network(x_adv)
@@ -132,8 +132,3 @@ class LeastLikely(Objective):
             self.given = (logits.detach().argmin(dim=1),)
         (target,) = self.given if rows is None else (tensor[rows] for tensor in self.given)
         return self.value(logits, target), logits
-
-
-def likeliness(logits: Tensor, target: Tensor) -> Tensor:
-    """log p_t per example."""
-    return -cross_entropy(logits, target)
