@@ -17,17 +17,17 @@ from tests.methods import worlds
 from tests.test_config import resolved
 
 ALONE = World(torch.device("cpu"))
-THREATS = (Threat("linf", 0.02, 0.01, 4), Threat("l2", 0.3, 0.1, 4), Threat("l1", 2.0, 0.5, 4))
+THREATS = (Threat("linf", 0.02, 0.01, 4), Threat("l2", 0.3, 0.1, 4), Threat("l1", 1.0, 1 / 3, 4))
 
 
 def test_union_is_what_holds_under_every_threat() -> None:
     given, network = worlds.data(worlds.source(validation=40, n=120)), worlds.cnn()
-    method_free = torch.optim.SGD(network.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     for step in range(40):
         batch = given.batch(*divmod(step, given.steps))
         torch.nn.functional.cross_entropy(network(batch.x), batch.y).backward()
-        method_free.step()
-        method_free.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     own, *others = THREATS
     figures = Validation(given, own, 40, ALONE, others).figures(network)
     victim = Victim(network, 512)
