@@ -96,7 +96,7 @@ class TrainData:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
-        held, kept = stratified(source.train.y, (source.validation,), seed=0)
+        held, kept = source.parts()
         whole = source.train.take(kept)
         self.validation = source.train.take(held).to(self.device)
         self.pool = pool.to(self.device) if pool is not None else None
