@@ -135,7 +135,7 @@ def figures(found: Rejection, confident: Found, right: Array, logits: Array) -> 
         "without": {name: share(*without[name]) for name in ("error", "robust_error")},
         "auc": auc(clean[right], adversarial[right & ~np.isnan(adversarial)]),
         "seconds": cost.seconds,
-        "forwards": cost.forwards + len(found.kept),
+        "forwards": cost.forwards,
         "gradients": cost.gradients,
     }
 
