@@ -114,8 +114,9 @@ class Evaluation:
     norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
     sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
     `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
-    `corruptions`: severities of all corruptions. `audit`:
-    on how many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
+    `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
+    ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
+    many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
     the first so many test images.
     """
 
@@ -132,6 +133,9 @@ class Evaluation:
     survivors: bool = False
     norms: list[str] = field(default_factory=list)
     corruptions: list[int] = field(default_factory=list)
+    reject: Optional[Number] = None
+    reject_steps: int = 200
+    reject_restarts: int = 4
     audit: int = 0
     examples: bool = True
     batch_size: int = 512

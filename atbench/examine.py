@@ -15,11 +15,13 @@ from torch import nn
 
 from atbench import assemble, config, foreign
 from atbench.attacks import Attack, GradientAttack, Searched
+from atbench.attacks.confident import Confident
 from atbench.config import build, welcome
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import Evaluation, Ledger, Plan, Victim, record, weights_sha256
+from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, record, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
+from atbench.evaluation.rejection import CONFIDENT, Reject
 from atbench.evaluation.verify import verify
 from atbench.folder import accounted, now, read_json, set_status, write_json, write_text
 from atbench.reporting import report
@@ -184,9 +186,25 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         survivors=chosen.survivors,
         audit=chosen.audit,
         corruptions=list(chosen.corruptions),
+        reject=make_reject(chosen, source, threat, world),
         norms={norm: its for norm, its in norms.items() if norm != threat.norm},
         examples=chosen.examples,
     )
+
+
+def make_reject(chosen: DictConfig, source: Source, threat: Threat, world: World) -> Reject | None:
+    """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
+    if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
+        return None
+    if CONFIDENT in chosen.attacks:
+        why = "eval.reject runs it on every image"
+        raise ConfigError(f"eval.attacks.{CONFIDENT}", "given with eval.reject", why, "leave one of them out")
+    if source.validation == 0:
+        why = f"its threshold stands on held-out images, and {source.name} holds none out"
+        raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
+    settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
+    held = source.train.take(source.parts()[0]).to(world.device)
+    return Reject(chosen.reject, held, Confident(threat.norm, threat.eps, **settings), settings)
 
 
 def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
@@ -236,7 +254,8 @@ def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> flo
                 raise DataError("verify", path, why, "restore the checkpoint and the data")
         victim = Victim(network, cfg.eval.batch_size)
         with np.load(path, allow_pickle=False) as outcomes, np.load(path.with_name(content["examples"])) as kept:
-            numbers += [(name, number) for number in verify(victim, test, content, dict(outcomes), dict(kept))]
+            held = source.train.take(source.parts()[0]).to(world.device) if content.get("reject") else None
+            numbers += [(name, number) for number in verify(victim, test, content, dict(outcomes), dict(kept), held)]
     if world.main:
         verification(numbers, Console())
     wrong = [f"{name} {number.name}" for name, number in numbers if not number.agrees]

@@ -69,6 +69,16 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
+def confidence(logits: Tensor, y: Tensor) -> Tensor:
+    """log max_{k≠y} softmax(z)_k: how sure of a wrong class (Stutz et al. 2020, ICML, arXiv 1910.06259, eq. 7).
+
+    The logarithm of the paper's objective has the same maximiser, directions and comparisons, and a gradient where the
+    probability itself would be rounded to 0.
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    return log_p.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+
+
 def _highest(logits: Tensor, count: int) -> Tensor:
     """The `count` highest logits, (B, count)."""
     if logits.shape[1] < count:
@@ -107,6 +117,7 @@ LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "cw": carlini,
     "dlr": dlr,
+    "confidence": confidence,
 }
 
 

@@ -126,7 +126,7 @@ class TrainData:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
-        held, kept = stratified(source.train.y, (source.validation,), seed=0)
+        held, kept = source.parts()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
         self.extra_size, self.extra = portion_of(extra, batch_size), extra

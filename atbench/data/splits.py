@@ -80,6 +80,11 @@ class Source:
     def __post_init__(self) -> None:
         check(self.name, self.train, len(self.classes))
 
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Positions in `train` of what is held out and of what may be trained on: the same for every run."""
+        held, kept = stratified(self.train.y, (self.validation,), seed=0)
+        return held, kept
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""

@@ -17,6 +17,7 @@ from atbench.evaluation.audit import Check, audit
 from atbench.evaluation.corrupted import corrupted
 from atbench.evaluation.ledger import Ledger
 from atbench.evaluation.outcome import Outcome
+from atbench.evaluation.rejection import CONFIDENT, Reject, Rejection, confidence, kept, threshold
 from atbench.evaluation.suite import UNKNOWN, Found, Suite, Surface
 from atbench.evaluation.sweep import Threat
 from atbench.evaluation.victim import Victim
@@ -34,7 +35,8 @@ class Plan:
         runs on what the ones before left right, as AutoAttack does; otherwise on all that is right without attack.
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
-    examples: whether adversarial images are kept.
+    reject: a share of confident predictions to accept, and the attack that knows of it. examples: whether adversarial
+    images are kept.
     """
 
     threat: Threat
@@ -47,6 +49,7 @@ class Plan:
     audit: int = 0
     norms: Mapping[str, Threat] = field(default_factory=dict)
     corruptions: Sequence[int] = ()
+    reject: Reject | None = None
     examples: bool = True
 
 
@@ -55,7 +58,8 @@ class Evaluation:
     """Everything that was found, as it grows.
 
     logits: (n, K) without an attack. surface: PGD over k and ε; found: the further attacks by name; norms: PGD in other
-    norms; corrupted: figures and masks of `corrupted`; checks: the audit's.
+    norms; corrupted: figures and masks of `corrupted`; rejection: the threshold, and what is confidently wrong; checks:
+    the audit's.
     """
 
     plan: Plan
@@ -66,6 +70,7 @@ class Evaluation:
     found: dict[str, Found] = field(default_factory=dict)
     norms: dict[str, Surface] = field(default_factory=dict)
     corrupted: tuple[dict[str, Any], Array] | None = None
+    rejection: Rejection | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -112,6 +117,10 @@ def evaluate(
         tried = so_far.robust if plan.survivors else clean
         so_far.found[name] = suite.attack(name, attack, settings, tried)
         told(so_far)
+    if plan.reject:
+        so_far.found[CONFIDENT] = suite.attack(CONFIDENT, plan.reject.attack, plan.reject.settings, clean)
+        so_far.rejection = rejected(suite, plan.reject)
+        told(so_far)
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
     if plan.audit:
@@ -119,8 +128,16 @@ def evaluate(
     return so_far
 
 
-def clean_logits(victim: Victim, images: Images, ledger: Ledger) -> tuple[Tensor, Array]:
-    """Which images are right without an attack, and the logits of all."""
+def rejected(suite: Suite, plan: Reject) -> Rejection:
+    """The threshold of the held-out images, and the plan's attack on the images that are wrong without one."""
+    right, logits = clean_logits(suite.victim, plan.held, suite.ledger, "held_out")
+    tau = threshold(confidence(logits[right.numpy()]), plan.share) if right.any() else 0.0
+    mistaken = suite.attack(CONFIDENT, plan.attack, plan.settings, ~suite.clean)
+    return Rejection(plan.share, tau, kept(right.numpy(), logits, tau), mistaken)
+
+
+def clean_logits(victim: Victim, images: Images, ledger: Ledger, name: str = "clean") -> tuple[Tensor, Array]:
+    """Which images are right without an attack, and the logits of all. `name` is for the ledger."""
 
     def work(rows: Tensor) -> dict[str, Tensor]:
         x, y = victim.load(images, rows)
@@ -128,5 +145,5 @@ def clean_logits(victim: Victim, images: Images, ledger: Ledger) -> tuple[Tensor
             logits = victim.logits(x)
         return {"right": logits.argmax(dim=1) == y, "logits": logits.float()}
 
-    columns = ledger.measure(victim, "clean", {}, torch.arange(len(images)), work)
+    columns = ledger.measure(victim, name, {}, torch.arange(len(images)), work)
     return torch.from_numpy(columns["right"]), columns["logits"]

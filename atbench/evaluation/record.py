@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atbench.evaluation import statistics
+from atbench.evaluation import rejection, statistics
 from atbench.evaluation.audit import verdict
 from atbench.evaluation.interval import figure
+from atbench.evaluation.limits import warnings
 from atbench.evaluation.measure import Evaluation
 from atbench.evaluation.suite import UNKNOWN, Found
 from atbench.evaluation.sweep import NEVER
@@ -33,7 +34,7 @@ def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
     label = found.images.y.cpu().numpy()
     names = [*(["pgd"] if found.surface else []), *found.found]
     levels = [level.found for surface in _surfaces(found) for level in surface.levels.values()]
-    everything = [*levels, *found.found.values()]
+    everything = [*levels, *found.found.values(), *_mistaken(found)]
     adversarial = adversarial_logits(found)
     names_of_classes = classes or tuple(str(k) for k in range(found.logits.shape[1]))
     return {
@@ -53,6 +54,7 @@ def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
         },
         "union": _union(found) if found.norms else None,
         "corruptions": found.corrupted[0] if found.corrupted else None,
+        "reject": _reject(found),
         "classes": statistics.per_class(label, found.robust.numpy(), names_of_classes),
         "calibration": {
             "clean": statistics.calibration(found.logits, label),
@@ -62,7 +64,7 @@ def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
         "seconds": round(sum(each.outcome.seconds for each in everything), 2),
         "forward_passes": n + sum(each.outcome.forwards for each in everything),
         "gradient_passes": sum(each.outcome.gradients for each in everything),
-        "warnings": list(_warnings(found)),
+        "warnings": list(warnings(found)),
     }
 
 
@@ -89,6 +91,17 @@ def _union(found: Evaluation) -> dict[str, Any]:
     """Right under the main threat's attacks and under PGD in every other norm."""
     masks = {name: (surface.main.first == UNKNOWN).numpy() for name, surface in found.norms.items()}
     return statistics.union({found.plan.threat.norm: found.robust.numpy(), **masks})
+
+
+def _reject(found: Evaluation) -> dict[str, Any] | None:
+    if found.rejection is None:
+        return None
+    return rejection.figures(found.rejection, found.found[rejection.CONFIDENT], found.clean.numpy(), found.logits)
+
+
+def _mistaken(found: Evaluation) -> list[Found]:
+    """The attack that knows of the rejection, on images that are wrong without one."""
+    return [found.rejection.mistaken] if found.rejection else []
 
 
 def _surfaces(found: Evaluation) -> list[Any]:
@@ -190,6 +203,9 @@ def arrays(found: Evaluation) -> dict[str, Array]:
         out[f"broken_at_{name}"] = step_codes(surface.main.first)
     if found.corrupted:
         out["corrupted"] = found.corrupted[1]
+    if found.rejection:
+        confident = found.found[rejection.CONFIDENT]
+        out["confidence_adversarial"] = rejection.adversarial_confidence(confident, found.rejection.mistaken, n)
     for name, each in found.found.items():
         out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
     return {**out, **_pictures(found)}
@@ -207,7 +223,7 @@ def examples(found: Evaluation) -> dict[str, Array]:
         for position, level in enumerate(surface.levels.values() if surface else ()):
             out |= _images(f"{name}.{position}", level.found)
             out[f"{name}.{position}.step"] = level.first.numpy()[level.found.rows].astype(np.int16)
-    for name, each in found.found.items():
+    for name, each in (*found.found.items(), *(("mistaken", each) for each in _mistaken(found))):
         out |= _images(name, each)
     return out
 
@@ -239,28 +255,6 @@ def _pictures(found: Evaluation) -> dict[str, Array]:
         "shown_clean": found.logits[shown].argmax(axis=1),
         "shown_broken": after,
     }
-
-
-def _warnings(found: Evaluation) -> Iterator[str]:
-    """What a reader of the figures should know about the attacks' own limits."""
-    threat = found.plan.threat
-    if found.surface:
-        yield from limits("pgd", threat.steps, threat.step_size, threat.eps)
-    for name, each in found.found.items():
-        steps, eps = each.settings.get("steps"), each.settings["eps"]
-        size = each.settings.get("step_size", each.settings.get("rel_step_size", 0) * eps)
-        if isinstance(steps, int) and not each.minimal:
-            yield from limits(name, steps, size, eps)
-
-
-def limits(name: str, steps: int, size: float, eps: float) -> Iterator[str]:
-    """Fixed steps that are too few and small for the ball, or too wide for it."""
-    reach = steps * size
-    if 0 < reach < eps * (1 - 1e-9):
-        short = f"{name}: {steps} steps of {size:.4g} move at most {reach:.4g}"
-        yield f"{short}: they cannot reach the edge of the ball (eps {eps:.4g}) from its middle"
-    if size > 2 * eps * (1 + 1e-9):
-        yield f"{name}: a step of {size:.4g} is wider than the whole ball (eps {eps:.4g}): corners only"
 
 
 def weights_sha256(network: nn.Module) -> str:

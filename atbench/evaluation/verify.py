@@ -16,6 +16,8 @@ from atbench.evaluation import record as records
 from atbench.evaluation.ledger import Ledger
 from atbench.evaluation.measure import Evaluation, Plan, clean_logits
 from atbench.evaluation.outcome import Outcome
+from atbench.evaluation.rejection import Rejection
+from atbench.evaluation.rejection import kept as accepted
 from atbench.evaluation.suite import UNKNOWN, Found, Level, Suite, Surface
 from atbench.evaluation.sweep import Threat
 from atbench.evaluation.victim import Victim
@@ -37,20 +39,31 @@ class Number:
 
 
 def verify(
-    victim: Victim, images: Images, record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array]
+    victim: Victim,
+    images: Images,
+    record: Mapping[str, Any],
+    outcomes: Mapping[str, Array],
+    kept: Mapping[str, Array],
+    held: Images | None = None,
 ) -> list[Number]:
     """Judge all kept images anew: legal in their own radius, misclassified as floats and as 8-bit images.
 
-    `outcomes` and `kept` are the arrays of the record's two npz files. Statistics of examples that nothing broke
+    `outcomes` and `kept` are the arrays of the record's two npz files; `held` are the images that the threshold of a
+    rejection was made on: what it accepts of them is counted again. Statistics of examples that nothing broke
     (calibration under attack) are no part of it: their images are not kept.
     """
     images = images.take(torch.arange(record["n"], device=images.x.device))
-    again = records.figures(_rebuilt(victim, images, record, outcomes, kept))
+    again = records.figures(_rebuilt(victim, images, record, outcomes, kept, held))
     return list(_numbers(record, again))
 
 
 def _rebuilt(
-    victim: Victim, images: Images, record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array]
+    victim: Victim,
+    images: Images,
+    record: Mapping[str, Any],
+    outcomes: Mapping[str, Array],
+    kept: Mapping[str, Array],
+    held: Images | None,
 ) -> Evaluation:
     """The evaluation as the kept images prove it."""
     clean, logits = clean_logits(victim, images, Ledger(None, {}))
@@ -66,6 +79,12 @@ def _rebuilt(
         again.found[name] = judge.found(name, tried, settings["norm"], settings["eps"])
     for name, threat in plan.norms.items():
         again.norms[name] = judge.surface(f"pgd_{name}", threat, [1.0], threat.steps)
+    if reject := record.get("reject"):
+        assert held is not None, "the threshold stands on held-out images"
+        right, logits = clean_logits(victim, held, Ledger(None, {}))
+        tau, threat = reject["threshold"], plan.threat
+        mistaken = judge.found("mistaken", ~clean, threat.norm, threat.eps)
+        again.rejection = Rejection(reject["share"], tau, accepted(right.numpy(), logits, tau), mistaken)
     return again
 
 
@@ -93,9 +112,13 @@ class _Judge:
         broken = torch.zeros_like(tried)
         broken[torch.from_numpy(rows[right])] = True
         n = len(tried)
-        unknown = np.full((n, self.classes), np.nan), np.full(n, np.nan)
+        logits, distance = np.full((n, self.classes), np.nan), np.full(n, np.nan)
+        if parts:
+            logits[rows] = torch.cat([part["logits"].cpu() for part in parts]).numpy()
         outcome = Outcome(name, "", tried, broken & tried)
-        return Found(outcome, rows[right], x_adv.numpy()[right], eight[right], *unknown, {"norm": norm, "eps": eps})
+        return Found(
+            outcome, rows[right], x_adv.numpy()[right], eight[right], logits, distance, {"norm": norm, "eps": eps}
+        )
 
     def surface(self, name: str, threat: Threat, multiples: list[float], eps_steps: int) -> Surface:
         levels: dict[float, Level] = {}
@@ -125,6 +148,19 @@ def _numbers(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Nu
         yield Number(name, old["accuracy"], again["norms"][name]["accuracy"])
     if record["union"]:
         yield Number("union of norms", *(each["union"]["union"]["accuracy"] for each in (record, again)))
+    yield from _rejected(record, again)
     yield Number("worst case", record["robust"]["accuracy"], again["robust"]["accuracy"])
     eight = record["robust"]["eight_bit"]["accuracy"], again["robust"]["eight_bit"]["accuracy"]
     yield Number("worst case, 8-bit images", *eight)
+
+
+def _rejected(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
+    """What was accepted and what of it is wrong. The area under the ROC curve to three digits: it is a mean over pairs,
+    of which rounding turns a few over.
+    """
+    old, new = record.get("reject"), again["reject"]
+    if not old:
+        return
+    for name in ("held_out", "tpr", "fpr", "accepted", "adversarial", "error", "robust_error"):
+        yield Number(f"reject {name}", *(each[name]["share"] or 0.0 for each in (old, new)))
+    yield Number("reject auc", *(round(each["auc"] or 0.0, 3) for each in (old, new)))

@@ -26,7 +26,7 @@ def disagreements(evaluation: Evaluation) -> tuple[str, ...]:
     found = []
     try:
         for name, value, mask in _claims(evaluation, arrays):
-            if mask.shape != (evaluation.n,) and not name.startswith("class "):
+            if mask.shape != (evaluation.n,) and not name.startswith(("class ", "reject ")):
                 found.append(f"{name}: the record speaks of {evaluation.n} examples, {file} has {mask.size}")
             elif not math.isclose(value, float(mask.mean()), abs_tol=1e-6):
                 found.append(f"{name}: the record says {value:.6f}, the mask in {file} has the mean {mask.mean():.6f}")
@@ -65,6 +65,7 @@ def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]
     yield from _eight_bit(evaluation, arrays)
     for norm, (_, _, found) in evaluation.norms.items():
         yield norm, found.value, standing(arrays[f"broken_at_{norm}"])
+    yield from _rejected(evaluation, arrays)
     for position, row in enumerate(evaluation.record["classes"]["classes"]):
         if row["n"]:
             yield f"class {row['class']}", row["accuracy"], arrays["robust"][arrays["label"] == position]
@@ -83,6 +84,32 @@ def _sweep(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
     for eps, k, found in evaluation.eps:
         if eps:
             yield f"ε = {eps:.4g}, k = {k}", found.value, standing(surface[eps], k)
+
+
+def _rejected(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """The shares at a rejection's threshold, from logits without an attack and from how sure wrong answers under it are
+    (NaN where there is none).
+    """
+    if not (reject := evaluation.record.get("reject")):
+        return
+    right, tau = arrays["clean"], reject["threshold"]
+    scores = arrays["logits_clean"].astype(np.float64)
+    accepted = 1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1) >= tau
+    broken = ~np.isnan(arrays["confidence_adversarial"])
+    fooled = broken & (arrays["confidence_adversarial"] >= tau)
+    for name, mask in (
+        ("tpr", accepted[right]),
+        ("fpr", accepted[~right]),
+        ("accepted", accepted),
+        ("adversarial", fooled[right & broken]),
+        ("error", ~right[accepted]),
+        ("robust_error", ((~right & accepted) | fooled)[accepted | fooled]),
+    ):
+        if reject[name]["n"] != len(mask):
+            yield f"reject {name}: n", float(reject[name]["n"]), np.full(1, len(mask))
+        elif len(mask):
+            yield f"reject {name}", reject[name]["share"], mask
+    yield "reject robust_error without rejection", reject["without"]["robust_error"]["share"], ~right | broken
 
 
 def _eight_bit(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:

@@ -12,6 +12,7 @@ from typing import Any
 from atbench.reporting.agreement import standing
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
 from atbench.reporting.records import Accuracy, Attacked, Evaluation, tried
+from atbench.reporting.rejection_report import rejection
 from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
@@ -46,6 +47,7 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Facts(settings)
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
+    yield from rejection(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)
     yield from _distances(evaluations)
@@ -113,7 +115,11 @@ def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
     yield from (Cell(tried(record)[0]), Cell("gradient"), _count(right))
     yield from (_count(right - round(strongest.value * evaluation.n)), _count(rounded))
     yield from (_cell(strongest), _cell(strongest))
-    spent = [sum(getattr(attack, key) for attack in evaluation.attacks) for key in ("forwards", "gradients", "seconds")]
+    rest = record.get("reject") or {}
+    spent = [
+        sum(getattr(attack, key) for attack in evaluation.attacks) + rest.get(key, 0)
+        for key in ("forwards", "gradients", "seconds")
+    ]
     yield _count(record["forward_passes"] - evaluation.n - spent[0])
     yield _count(record["gradient_passes"] - spent[1])
     seconds = record["seconds"] - spent[2]

@@ -83,6 +83,10 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         kind = "alone" if attack["alone"] else "after"
         yield f"{kind}/{attack['name']}", attack[kind]["accuracy"]
     yield from ((f"norm/{norm}", entry["accuracy"]) for norm, entry in record["norms"].items())
+    if reject := record.get("reject"):
+        shares = ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error")
+        yield from ((f"reject/{name}", reject[name]["share"]) for name in shares)
+        yield from ((f"reject/{name}", reject[name]) for name in ("threshold", "auc"))
     if record["audit"]["checks"]:
         yield "audit/trusted", record["audit"]["trusted"]
         yield "audit/flags", ", ".join(record["audit"]["flags"]) or "none"

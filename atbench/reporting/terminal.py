@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atbench.reporting.records import bound
+from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
@@ -195,6 +196,11 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
     show(table, console)
     for line in dict.fromkeys(foot(record) for record in records):
         console.print(Text(line, style="dim"), soft_wrap=True)
+    for record in records:
+        if reject := record.get("reject"):
+            console.print(
+                Text(f"reject  {rejection_line(record['checkpoint'], reject)}"), soft_wrap=True, highlight=False
+            )
     for record in records:
         tell_verdict(record, console)
     notices(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)

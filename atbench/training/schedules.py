@@ -115,6 +115,16 @@ class OneCycleByEpoch:
         return _cosine(1.0, self.final, (epoch - self.top) / (self.epochs - 1 - self.top))
 
 
+class ExponentialByEpoch:
+    """gamma^e all through epoch e = 0 … E−1 of `epochs`."""
+
+    def __init__(self, epochs: int, gamma: float) -> None:
+        self.epochs, self.gamma = epochs, gamma
+
+    def __call__(self, fraction: float) -> float:
+        return self.gamma ** epoch_of(fraction, self.epochs)
+
+
 def epoch_of(fraction: float, epochs: int) -> int:
     """The epoch, from 0, in which `fraction` of the training is done."""
     return int(epochs * (fraction + ROUNDING))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atbench.attacks import (
     Objective,
+    confidence,
     cross_entropy,
     dlr,
     dlr_towards,
@@ -56,7 +57,20 @@ def test_margins_say_who_is_right() -> None:
     assert torch.equal(soft_margin(logits, y) < 0, p > 0.5)
 
 
-@pytest.mark.parametrize("value", [margin, soft_margin])
+def test_confidence_is_that_of_the_likeliest_wrong_class() -> None:
+    p = LOGITS.softmax(dim=1)
+    expected = [max(row[k] for k in range(3) if k != y) for row, y in zip(p.tolist(), LABELS.tolist(), strict=True)]
+    torch.testing.assert_close(confidence(LOGITS, LABELS).exp(), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_confidence_climbs_where_its_probability_is_rounded_to_nothing() -> None:
+    logits = torch.tensor([[300.0, 0.0, -1.0]], requires_grad=True)
+    assert float(logits.detach().softmax(dim=1)[0, 1:].sum()) == 0
+    (grad,) = torch.autograd.grad(confidence(logits, torch.tensor([0])).sum(), logits)
+    assert grad.tolist() == [[-1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("value", [margin, soft_margin, confidence])
 def test_margins_have_finite_gradients(value: object) -> None:
     logits = LOGITS.clone().requires_grad_()
     assert callable(value)

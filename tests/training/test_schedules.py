@@ -12,6 +12,7 @@ import torch
 from atbench.errors import ConfigError
 from atbench.training.schedules import (
     CosineByEpoch,
+    ExponentialByEpoch,
     LinearTail,
     OneCycle,
     OneCycleByEpoch,
@@ -108,6 +109,13 @@ def test_cosine_by_epoch_is_pytorchs(epochs: int) -> None:
     wanted = torchs(torch.optim.lr_scheduler.CosineAnnealingLR, epochs, 1.0, T_max=epochs)
     found = rates(CosineByEpoch(epochs), epochs)
     assert [row[0] for row in found] == pytest.approx(wanted, abs=1e-9)
+    assert all(len(set(row)) == 1 for row in found)
+
+
+def test_exponential_by_epoch_is_pytorchs() -> None:
+    wanted = torchs(torch.optim.lr_scheduler.ExponentialLR, 12, 1.0, gamma=0.95)
+    found = rates(ExponentialByEpoch(12, 0.95), 12)
+    assert [row[0] for row in found] == pytest.approx(wanted, abs=1e-12)
     assert all(len(set(row)) == 1 for row in found)
 
 
