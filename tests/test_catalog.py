@@ -100,7 +100,9 @@ def test_a_method_says_what_it_is(entry: dict[str, object]) -> None:
     assert entry["family"] in FAMILIES and entry["status"] in STATUS and entry["effect"] in EFFECTS
     target = yaml.safe_load((catalog.conf_dir() / "method" / f"{entry['name']}.yaml").read_text())["method"]["_target_"]
     told = (locate(target, "method._target_").__doc__ or "").replace("\n    ", " ")
-    assert entry["status"] != "partly from memory" or "from memory" in told.lower(), "the docstring says what is from memory"
+    assert entry["status"] != "partly from memory" or "from memory" in told.lower(), (
+        "the docstring says what is from memory"
+    )
 
 
 def test_the_table_has_a_column_only_where_somebody_fills_it(capsys: pytest.CaptureFixture[str]) -> None:
