@@ -19,7 +19,11 @@ from tests.test_contract import ACCUMULATE, ALONE
 #: (in train mode, running statistics follow) of every forward in a mode of the attack.
 MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
 #: Methods that forward in a mode of their own besides the attack's, and the paper that says so.
-ALSO: dict[str, set[tuple[bool, bool]]] = {}
+ALSO = {
+    # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
+    "llr": {MODES["batch"], MODES["eval"]},
+    "tla": {MODES["eval"]},  # negatives are mined in eval mode
+}
 
 
 def trained(method: Method) -> list[_BatchNorm]:

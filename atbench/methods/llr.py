@@ -117,11 +117,13 @@ def norms(network: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
-    """A block of eval mode but for BatchNorm, which normalises by its batch; running averages move if `track`."""
+    """A block of eval mode but for BatchNorm, which normalises by its batch; running averages stay unless `track`, and
+    then move if they do outside of the block (AWP's ascent holds them).
+    """
     with bn_mode(network, "eval"):
         for norm in norms(network):
             norm.train()
-            norm.track_running_stats = track
+            norm.track_running_stats &= track
         yield
 
 

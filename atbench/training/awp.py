@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from atbench.models import bn_mode
-
 Gradients = dict[nn.Parameter, Tensor]
 
 
@@ -18,8 +16,7 @@ class WeightPerturbation:
 
     d is one ascent step on the method's loss, scaled layer by layer to the weights: d_l = g_l · ‖w_l‖ / ‖g_l‖ for every
     tensor with more than one dimension (convolutions and linear layers, not norms or biases). The optimizer steps on w
-    + γ·d, so decay and momentum see it, and γ·d is subtracted afterwards. Running statistics of BatchNorm see only the
-    second pass.
+    + γ·d, so decay and momentum see it, and γ·d is subtracted afterwards.
 
     Source: csdongxian/AWP (AT_AWP/utils_awp.py); there the step goes through a proxy optimizer whose rate cancels in d.
     With MART on WRN-34-10, MAIR reports a collapse to chance.
@@ -34,13 +31,13 @@ class WeightPerturbation:
 
     @contextmanager
     def around(self, model: nn.Module, ascend: Callable[[], Gradients], fraction: float) -> Iterator[None]:
-        """Perturb `model` for the block. `ascend()` returns the gradients of the loss and leaves none behind."""
+        """Perturb `model` for the block. `ascend()` returns the gradients of the loss and leaves none behind, nor a trace
+        in BatchNorm's running statistics, which see the second pass alone.
+        """
         if fraction < self.warmup:
             yield
             return
-        with bn_mode(model, "batch"):
-            gradients = ascend()
-        moves = []
+        gradients, moves = ascend(), []
         with torch.no_grad():
             for weight in model.parameters():
                 grad = gradients.get(weight)

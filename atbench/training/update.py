@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.base import Loss, Method, Round
+from atbench.models import bn_mode
 from atbench.training.averaging import Average
 from atbench.training.awp import Gradients, WeightPerturbation
 from atbench.training.distributed import World
@@ -138,7 +139,8 @@ class Updater:
             return nullcontext()
 
         def ascend() -> Gradients:
-            self._backward(batch, watch=False)
+            with bn_mode(self.method, "batch"):  # of all networks: what learns beside the model forwards too
+                self._backward(batch, watch=False)
             parameters = self.method.model.parameters()
             gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
             # Gradients of the ascent must not add up with those of the update, in any group.
