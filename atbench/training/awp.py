@@ -31,8 +31,8 @@ class WeightPerturbation:
 
     @contextmanager
     def around(self, model: nn.Module, ascend: Callable[[], Gradients], fraction: float) -> Iterator[None]:
-        """Perturb `model` for the block. `ascend()` returns the gradients of the loss and leaves none behind, nor a trace
-        in BatchNorm's running statistics, which see the second pass alone.
+        """Perturb `model` for the block. `ascend()` returns the gradients of the loss; it leaves none behind, and no
+        trace in BatchNorm's running statistics, which see the second pass alone.
         """
         if fraction < self.warmup:
             yield
