@@ -39,7 +39,7 @@ from atbench.signals import watched
 from atbench.training import World, threads
 from atbench.training.cost import Count
 
-TRAIN = ("dataset=digits", "logger=none", "threads=1")
+TRAIN = ("dataset=digits", "model.width=16", "logger=none", "threads=1")
 EVAL = (
     "eval=auto",
     "eval.steps=[20]",
