@@ -31,8 +31,8 @@ def rejection(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Heading("With rejection of unsure predictions", part=True)
         yield Paragraph(
             " ".join(lines) + " The robust error counts an example as wrong if its clean image or the most confident "
-            "wrong answer that attack confident found around it is wrong and accepted, among the examples of which "
-            "either is accepted; without rejection it is 1 − accuracy under that attack alone. AUC: the chance that a "
+            "wrong answer that any attack found around it is wrong and accepted, among the examples of which either is "
+            "accepted; without rejection it is 1 − the worst case. AUC: the chance that a "
             "right prediction is surer than an adversarial one. A stronger attack can only raise the robust error."
         )
         yield Table(("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), tuple(rows))
