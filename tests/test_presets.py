@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from omegaconf import DictConfig
 
 from atbench import assemble, catalog, config
+from atbench.errors import ConfigError
 from atbench.evaluation import Plan
 from atbench.examine import make_plan
 from atbench.training import World
@@ -46,3 +49,24 @@ def test_the_radius_that_is_typed_counts_for_all() -> None:
     _, plan = planned("eval=masked", "eval.eps=1/10")
     assert plan.threat.eps == 0.1 and all(attack.eps == 0.1 for attack, _ in plan.attacks.values())
     assert plan.threat.step_size == pytest.approx(0.025), "the data set's ratio of step size to ε"
+
+
+def test_rejection_stands_on_held_out_images_and_attacks_in_the_threat() -> None:
+    cfg, plan = planned("eval=reject", "eval.norm=l2", "eval.reject_steps=7")
+    assert plan.reject is not None and plan.reject.share == 0.99
+    held = assemble.make_data(cfg, assemble.make_source(cfg), World(torch.device("cpu"))).validation
+    assert torch.equal(plan.reject.held.x, held.x) and torch.equal(plan.reject.held.y, held.y)
+    attack = plan.reject.attack
+    assert (attack.norm, attack.eps, attack.steps) == ("l2", plan.threat.eps, 7)
+    assert planned("eval=standard")[1].reject is None
+
+
+def test_a_rejection_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.attacks\.confident"):
+        planned("eval=reject", "+attack@eval.attacks.confident=confident")
+    with pytest.raises(ConfigError, match=r"eval\.reject: 1\.5"):
+        planned("eval=reject", "eval.reject=1.5")
+    cfg = resolved("method=pgd_at", "eval=reject")
+    source = replace(assemble.make_source(cfg), validation=0)
+    with pytest.raises(ConfigError, match=r"eval\.reject: 0\.99"):
+        make_plan(cfg, source, World(torch.device("cpu")), source.test())

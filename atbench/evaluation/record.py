@@ -96,7 +96,13 @@ def _union(found: Evaluation) -> dict[str, Any]:
 def _reject(found: Evaluation) -> dict[str, Any] | None:
     if found.rejection is None:
         return None
-    return rejection.figures(found.rejection, found.found[rejection.CONFIDENT], found.clean.numpy(), found.logits)
+    return rejection.figures(found.rejection, _main(found), found.clean.numpy(), found.logits)
+
+
+def _main(found: Evaluation) -> list[Found]:
+    """All attacks of the main threat, those of smaller radii of the sweep among them."""
+    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
+    return [*main, *found.found.values()]
 
 
 def _mistaken(found: Evaluation) -> list[Found]:
@@ -156,8 +162,7 @@ def _attacks(found: Evaluation) -> Iterator[dict[str, Any]]:
 def _eight_bit(found: Evaluation) -> dict[str, float]:
     """The worst case when adversarial images must be 8-bit ones."""
     left = found.clean.clone()
-    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
-    for each in [*main, *found.found.values()]:
+    for each in _main(found):
         left[torch.from_numpy(each.rows[each.eight])] = False
     return mean(left)
 
@@ -166,8 +171,7 @@ def adversarial_logits(found: Evaluation) -> Array | None:
     """(n, K): each example's logits at its adversarial image, or at the best try of the last attack on it; the clean
     ones where it was wrong without. None before any attack.
     """
-    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
-    attacks = [*main, *found.found.values()]
+    attacks = _main(found)
     if not attacks:
         return None
     logits, settled = found.logits.copy(), np.zeros(len(found.logits), bool)
@@ -204,8 +208,7 @@ def arrays(found: Evaluation) -> dict[str, Array]:
     if found.corrupted:
         out["corrupted"] = found.corrupted[1]
     if found.rejection:
-        confident = found.found[rejection.CONFIDENT]
-        out["confidence_adversarial"] = rejection.adversarial_confidence(confident, found.rejection.mistaken, n)
+        out["confidence_adversarial"] = rejection.adversarial_confidence([*_main(found), *_mistaken(found)], n)
     for name, each in found.found.items():
         out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
     return {**out, **_pictures(found)}
@@ -235,9 +238,8 @@ def _images(name: str, found: Found) -> dict[str, Array]:
 def _pictures(found: Evaluation) -> dict[str, Array]:
     """Of each class the first example that was broken, up to SHOWN of them, clean and adversarial."""
     label = found.images.y.cpu().numpy()
-    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
     image: dict[int, Array] = {}
-    for each in reversed([*main, *found.found.values()]):
+    for each in reversed(_main(found)):
         image |= {int(row): x_adv for row, x_adv in zip(each.rows, each.x_adv, strict=True)}
     rows: dict[int, int] = {}
     for row in sorted(image):

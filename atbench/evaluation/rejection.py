@@ -7,7 +7,7 @@ share of the right predictions on images that were held out from training: never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any
@@ -66,12 +66,16 @@ def threshold(right: Array, share: float) -> float:
     return max(0.0, float(np.sort(right)[min(rejected, len(right) - 1)]) - SLACK)
 
 
-def adversarial_confidence(confident: Found, mistaken: Found, n: int) -> Array:
-    """(n,): how sure the network is of the wrong answer that was found for each example; NaN where none was."""
+def adversarial_confidence(attacks: Sequence[Found], n: int) -> Array:
+    """(n,): how sure the network is of the surest wrong answer that any attack found; NaN where none did.
+
+    Where τ is below 1/2 a wrong answer need not have more than any other wrong class, so that attacks that only want a
+    wrong answer may find what the one that wants confidence does not.
+    """
     found = np.full(n, np.nan)
-    for each in (confident, mistaken):
+    for each in attacks:
         if len(each.rows):
-            found[each.rows] = confidence(each.logits[each.rows])
+            found[each.rows] = np.fmax(found[each.rows], confidence(each.logits[each.rows]))
     return found
 
 
@@ -118,13 +122,13 @@ def share(counts: Array, among: Array) -> dict[str, Any]:
     return {"share": hits / n, "low": low, "high": high, "n": n}
 
 
-def figures(found: Rejection, confident: Found, right: Array, logits: Array) -> dict[str, Any]:
+def figures(found: Rejection, attacks: Sequence[Found], right: Array, logits: Array) -> dict[str, Any]:
     """The part `reject` of a record: all shares with n and interval, at τ and, for the two errors, without rejection.
 
-    right: bool (n,), without an attack; logits: (n, K) likewise.
+    attacks: those of the main threat on what is right without one; right: bool (n,), and logits: (n, K), without.
     """
     clean = confidence(logits)
-    adversarial = adversarial_confidence(confident, found.mistaken, len(right))
+    adversarial = adversarial_confidence([*attacks, found.mistaken], len(right))
     cost = found.mistaken.outcome
     without = masks(right, clean, adversarial, 0.0)
     return {

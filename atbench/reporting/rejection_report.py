@@ -31,11 +31,11 @@ def rejection(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Heading("With rejection of unsure predictions", part=True)
         yield Paragraph(
             " ".join(lines) + " The robust error counts an example as wrong if its clean image or the most confident "
-            "wrong answer that attack confident found around it is wrong and accepted, among the examples of which "
-            "either is accepted; without rejection it is 1 − accuracy under that attack alone. AUC: the chance that a "
+            "wrong answer that any attack found around it is wrong and accepted, among the examples of which either is "
+            "accepted; without rejection it is 1 − the worst case. AUC: the chance that a "
             "right prediction is surer than an adversarial one. A stronger attack can only raise the robust error."
         )
-        yield Table(("checkpoint", "figure", "without rejection", "with rejection", "n"), tuple(rows))
+        yield Table(("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), tuple(rows))
 
 
 def rejection_line(checkpoint: str, found: Mapping[str, Any]) -> str:
@@ -56,17 +56,14 @@ def _threshold(checkpoint: str, found: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
+    nothing = Cell(NOTHING)
     for key, name in _ERRORS.items():
-        yield Cell(name), _cell(found["without"][key]), _cell(found[key]), _count(found[key])
+        without = found["without"][key]
+        yield Cell(name), _cell(without), _count(without), _cell(found[key]), _count(found[key])
     for key, name in _ACCEPTED.items():
-        yield Cell(name), Cell(NOTHING), _cell(found[key]), _count(found[key])
-    auc = found["auc"]
-    yield (
-        Cell("AUC, right against adversarial"),
-        Cell(NOTHING),
-        Cell(NOTHING if auc is None else f"{auc:.3f}"),
-        Cell(""),
-    )
+        yield Cell(name), nothing, Cell(""), _cell(found[key]), _count(found[key])
+    auc = Cell(NOTHING if found["auc"] is None else f"{found['auc']:.3f}", found["auc"])
+    yield Cell("AUC, right against adversarial"), nothing, Cell(""), auc, Cell("")
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:

@@ -105,5 +105,6 @@ CASES = [(name, norm) for name in NAMES for norm in kind(name).norms]
 #: and a single step goes from its random start towards a mixture of the classes.
 GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient" and node(name).get("steps") != 1]
 #: Cross-entropy climbs towards a mixture of the classes. An L1 step spends itself on one pixel, and the mixture's best
-#: pixel need not serve the nearest class, however small the steps are.
-NEAREST = [(name, norm) for name, norm in GRADIENT if norm != "l1" or node(name).get("objective") != "ce"]
+#: pixel need not serve the nearest class, however small the steps are. So does the confidence in one class.
+MIXED = {name for name in NAMES if node(name).get("objective") == "ce"} | {"confident"}
+NEAREST = [(name, norm) for name, norm in GRADIENT if norm != "l1" or name not in MIXED]

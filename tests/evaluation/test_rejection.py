@@ -18,8 +18,8 @@ from atbench.attacks.search import GradientAttack, State
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record
-from atbench.evaluation.rejection import SLACK, Reject, auc, confidence, masks, share, threshold
-from atbench.evaluation.suite import legal
+from atbench.evaluation.rejection import SLACK, Reject, adversarial_confidence, auc, confidence, masks, share, threshold
+from atbench.evaluation.suite import Found, legal
 from atbench.evaluation.verify import verify
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.records import read_evaluation
@@ -204,6 +204,19 @@ def test_wrong_images_are_attacked_too() -> None:
     arrays = record.arrays(found)
     surer = arrays["confidence_adversarial"][wrong] - confidence(arrays["logits_clean"])[wrong]
     assert (surer >= -1e-6).all() and (surer > 0.01).mean() > 0.5
+
+
+def test_the_surest_answer_of_any_attack_counts() -> None:
+    """Below τ = 1/2 an attack that only wants a wrong answer may find what the other does not."""
+    found = [replace(Found(*[None] * 7), rows=np.array(rows), logits=np.log(np.array(p) + 1e-30)) for rows, p in (
+        ([0, 2], [[0.5, 0.3, 0.2], [0, 0, 0], [0.4, 0.35, 0.25]]),
+        ([0, 1], [[0.2, 0.6, 0.2], [0.1, 0.1, 0.8], [0, 0, 0]]),
+        ([], np.zeros((4, 0))),
+    )]  # fmt: skip
+    np.testing.assert_allclose(adversarial_confidence(found, 4), [0.6, 0.8, 0.4, np.nan])
+    _, whole = rejected()
+    reject = record.figures(whole)["reject"]
+    assert reject["without"]["robust_error"]["share"] == pytest.approx(1 - float(whole.robust.double().mean()))
 
 
 def test_nothing_was_asked_for() -> None:

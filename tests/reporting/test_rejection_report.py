@@ -41,9 +41,9 @@ def test_every_share_has_its_row(evaluation: Evaluation) -> None:
     (table,) = [block for block in rejection([evaluation]) if isinstance(block, Table)]
     rows = [[cell.text for cell in row] for row in table.rows]
     for row, key in zip(rows, ("error", "robust_error", "tpr", "fpr", "adversarial", "accepted"), strict=False):
-        assert row[3:] == [words(found[key]), str(found[key]["n"])]
+        assert row[4:] == [words(found[key]), str(found[key]["n"])]
         assert row[2] == (words(found["without"][key]) if "error" in key else "—")
-    assert rows[-1][3] == f"{found['auc']:.3f}" and len(rows) == 7
+    assert rows[-1][4] == f"{found['auc']:.3f}" and len(rows) == 7
     (said,) = [block.text for block in rejection([evaluation]) if isinstance(block, Paragraph)]
     assert f"below {found['threshold']:.4f} are rejected" in said and "90.0 % asked for" in said
     assert words(found["held_out"]) in said
@@ -79,7 +79,7 @@ def test_what_nothing_was_accepted_of_is_a_dash(evaluation: Evaluation) -> None:
     bare = {**evaluation.record["reject"], "error": empty, "robust_error": empty, "auc": None}
     told = replace(evaluation, record={**evaluation.record, "reject": bare})
     (table,) = [block for block in rejection([told]) if isinstance(block, Table)]
-    assert [row[3].text for row in table.rows][:2] == ["—", "—"] and table.rows[-1][3].text == "—"
+    assert [row[4].text for row in table.rows][:2] == ["—", "—"] and table.rows[-1][4].text == "—"
 
 
 def test_the_mirror_has_its_values(evaluation: Evaluation) -> None:
