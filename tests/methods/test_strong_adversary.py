@@ -79,6 +79,29 @@ def test_alpha_goes_to_the_nearest_boundary_of_the_linearised_probabilities(norm
         torch.testing.assert_close(batch.x_adv[i : i + 1], x + 0.2 * r, rtol=0, atol=1e-9)
 
 
+def test_the_nearest_boundary_depends_on_the_norm() -> None:
+    """Made-up logits and slopes, the Jacobian of softmax written out: distances are in the dual norm."""
+    rng = torch.Generator().manual_seed(0)
+    gaps = torch.randn(40, 4, generator=rng, dtype=torch.float64)
+    slopes = torch.randn(40, 4, 24, generator=rng, dtype=torch.float64)
+    slopes[:, 2:] = 0.1 * slopes[:, 2:]
+    slopes[:, 2:, 0] = 5.0  # a spike is long in the largest norm and short in the sum
+    p = torch.cat([torch.zeros(40, 1, dtype=torch.float64), gaps], dim=1).softmax(dim=1)
+    logits = torch.cat([torch.zeros(40, 1, 24, dtype=torch.float64), slopes], dim=1)  # the label's is 0 everywhere
+    h = (p.diag_embed() - p[:, :, None] * p[:, None]) @ logits
+    chosen = []
+    for dual in (1.0, 2.0, torch.inf):
+        ways = nearest_boundary(gaps, slopes, dual)
+        for i in range(40):
+            boundaries = [
+                (abs(float(p[i, 0] - p[i, j])) / float((h[i, j] - h[i, 0]).norm(p=dual)), j) for j in range(1, 5)
+            ]
+            _, j = min(boundaries)
+            torch.testing.assert_close(ways[i] * (1 - p[i, 0]), h[i, j] - h[i, 0], rtol=0, atol=1e-12)
+            chosen.append(j)
+    assert len({tuple(chosen[start : start + 40]) for start in (0, 40, 80)}) == 3
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_with_two_classes_all_directions_to_the_boundary_are_that_of_the_loss(norm: str) -> None:
     """Right and wrong images alike; a wrong one is not sent back."""
