@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from atbench import config
-from atbench.attacks import Objective, cross_entropy
+from atbench.attacks import Objective, confidence, cross_entropy
 from atbench.catalog import conf_dir, entries
 from atbench.data.digits import digits
 from atbench.folder import write_text
@@ -26,6 +26,7 @@ from tests.contract import compose_train
 from tests.test_contract import ALONE
 
 SHORT = ("model.width=12", "train.epochs=5", "train.selection.every=5", "train.selection.n=200", "threads=1")
+NORMS = ("linf", "l2", "l1")
 #: What needs more to get going, and why.
 LONGER = {
     "cat_curriculum": ("train.epochs=15", "train.selection.every=1"),  # validation decides when the attack grows
@@ -77,6 +78,34 @@ def test_what_fools_one_member_fools_the_others_less(name: str) -> None:
     """Accuracy of a member on PGD images of another is above that of members trained on clean images."""
     ours, plain = transfer(trained(name)), transfer(trained("standard", "model.members=3"))
     assert ours > plain + 0.1
+
+
+@pytest.mark.parametrize("name", having("union"))
+def test_training_for_several_norms_withstands_all_of_them(name: str) -> None:
+    """The worst norm's accuracy is above chance, and above that of training on clean images."""
+    ours, plain = (min(accuracy(trained(which), norm) for norm in NORMS) for which in (name, "standard"))
+    assert ours > max(plain, CHANCE) + 0.05
+
+
+@pytest.mark.parametrize("name", having("rejection"))
+def test_what_is_adversarial_is_rejected(name: str) -> None:
+    """At a threshold that accepts 95 % of the right predictions fewer of the surest wrong answers are accepted than of
+    a network trained on clean images.
+    """
+    assert fooled(trained(name), trained(name)) < fooled(trained("standard"), trained(name)) - 0.2
+
+
+def fooled(trainer: Trainer, attacker: Trainer) -> float:
+    """Share of held-out images with an accepted wrong answer near them, by the search that `attacker` trains with."""
+    held, search = trainer.validation.held, attacker.method.attack
+    x = held.floats(torch.arange(len(held)), torch.float32)
+    with trainer.evaluated() as network:
+        network.eval()
+        clean = network(x).softmax(dim=1)
+        threshold = clean.amax(dim=1)[clean.argmax(dim=1) == held.y].quantile(0.05)
+        x_adv = search(Objective(network, confidence, held.y), x, start=x)
+        found = network(x_adv).softmax(dim=1)
+    return float(((found.argmax(dim=1) != held.y) & (found.amax(dim=1) >= threshold)).float().mean())
 
 
 def transfer(trainer: Trainer) -> float:
