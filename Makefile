@@ -21,7 +21,7 @@ endif
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help train mnist test test-slow test-faults lint clean
+.PHONY: help train mnist methods test test-slow test-faults lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="se
 
 mnist: $(READY) ## train PGD-AT on real MNIST and attack it (the figures of the README; images from data/ or the network)
 	$(PYTHON) -m atbench train experiment=mnist_pgd_at $(ARGS)
+
+methods: $(READY) ## train every method on digits and write the table of docs/methods.md (goes on where it was stopped)
+	$(PYTHON) scripts/methods_table.py $(ARGS)
 
 test: $(READY_DEV) ## run the tests that every change must pass
 	$(PYTHON) -m pytest -n 2 $(ARGS)
