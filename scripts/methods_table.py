@@ -44,7 +44,8 @@ EVAL = (
     "eval=auto",
     "eval.steps=[20]",
     "eval.norms=[linf,l2,l1]",
-    "eval.audit=100",
+    "eval.audit=50",
+    "eval.limit=250",
     "eval.checkpoints=[best]",
     "eval.examples=false",
 )

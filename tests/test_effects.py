@@ -25,7 +25,14 @@ from atbench.training import Trainer
 from tests.contract import compose_train
 from tests.test_contract import ALONE
 
-SHORT = ("model.width=12", "train.epochs=5", "train.selection.every=5", "train.selection.n=200", "threads=1")
+SHORT = (
+    "model.width=12",
+    "train.batch_size=64",
+    "train.epochs=6",
+    "train.selection.every=6",
+    "train.selection.n=100",
+    "threads=1",
+)
 NORMS = ("linf", "l2", "l1")
 #: What needs more to get going, and why.
 LONGER = {
