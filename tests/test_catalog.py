@@ -90,7 +90,7 @@ FAMILIES = {
     "generalization",
 }
 STATUS = {"code read", "paper read", "partly from memory"}
-EFFECTS = {"clean", "robust", "transfer", "union", "rejection"}
+EFFECTS = {"clean", "robust", "faint", "transfer", "union", "rejection"}
 
 
 @pytest.mark.parametrize("entry", catalog.entries("methods", [catalog.conf_dir()]), ids=lambda entry: entry["name"])

@@ -178,7 +178,8 @@ def adversarial_logits(found: Evaluation) -> Array | None:
     for each in attacks:
         tried, broken = each.outcome.tried.numpy(), each.outcome.broken.numpy()
         take = tried & ~settled
-        logits[take] = each.logits[take]
+        if take.any():  # an attack that ran on nothing does not know how many classes there are
+            logits[take] = each.logits[take]
         settled |= broken
     return logits
 

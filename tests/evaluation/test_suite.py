@@ -135,6 +135,16 @@ def test_the_headline_is_the_worst_case_of_all_attacks(survivors: bool) -> None:
     assert figures["robust"]["eight_bit"]["accuracy"] >= figures["robust"]["accuracy"]
 
 
+def test_what_comes_after_an_attack_that_left_nothing_is_recorded_too() -> None:
+    """On survivors of a ball as large as the box there is nothing to do, and nothing was wrong with that."""
+    wide = {name: (pgd(eps=1.0), {"eps": 1.0, "steps": 20}) for name in ("first", "second")}
+    threat = Threat("linf", 1.0, 0.25, 8)
+    _, found = whole(Flat(), threat=threat, survivors=True, attacks=wide)
+    figures, arrays = record.figures(found), record.arrays(found)
+    assert figures["robust"]["accuracy"] == 0.0
+    assert figures["attacks"][-1]["tried"] == 0 and not arrays["broken_second"].any()
+
+
 def verdicts(
     network: Flat, victim: Victim, found: Evaluation, spoil: Callable[..., None] = lambda *_: None
 ) -> list[str]:
