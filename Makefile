@@ -36,10 +36,10 @@ methods: $(READY) ## train every method on digits and write the table of docs/me
 	$(PYTHON) scripts/methods_table.py $(ARGS)
 
 test: $(READY_DEV) ## run the tests that every change must pass
-	$(PYTHON) -m pytest -n 2 $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools
-	$(PYTHON) -m pytest -n 2 -m slow $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 test-faults: $(READY_DEV) ## run the tests that kill runs, fill disks and damage files
 	$(PYTHON) -m pytest -m faults $(ARGS)

@@ -216,7 +216,7 @@ def test_eval_looks_at_the_checkpoints_of_its_protocol(stub: Stub) -> None:
 
 def test_help_and_cfg_answer_without_running(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     for words, text in (
-        (["train", "--help"], "recipe: adam, common"),
+        (["train", "--help"], "recipe: adam, ccat, common"),
         (["eval", "--help"], "atbench eval RUN"),
         (["train", "--cfg", "job", "seed=7"], "seed: 7"),
         (["eval", "runs/x", "--cfg", "job", "--resolve"], "target: runs/x"),

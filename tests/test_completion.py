@@ -52,9 +52,9 @@ def test_completion_in_a_real_bash(here: Path) -> None:
     (here / "atbench").chmod(0o755)
     script = """
         eval "$(atbench train -sc install=bash)"
-        COMP_LINE="atbench train method=t"; COMP_WORDS=(atbench train method=t); COMP_CWORD=2; COMP_POINT=${#COMP_LINE}
+        COMP_LINE="atbench train method=yo"; COMP_WORDS=(atbench train method=yo); COMP_CWORD=2; COMP_POINT=${#COMP_LINE}
         hydra_bash_completion; echo "${COMPREPLY[@]}"
     """
     settings = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(["bash", "-c", script], env=settings, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["method=trades"], done.stderr
+    assert done.stdout.split() == ["method=yopo"], done.stderr

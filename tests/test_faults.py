@@ -104,7 +104,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return make
 
 
-@pytest.mark.parametrize("method", ["trades", "iaat", "dverge", "rst"])
+@pytest.mark.parametrize("method", ["trades", "iaat", "dverge", "rst", "dkl", "lbgat"])
 @pytest.mark.parametrize("step", [7, 49], ids=["first-epoch", "second-epoch"])
 def test_killed_in_mid_epoch(method: str, step: int, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
     process = start(tmp_path, f"method={method}", *WORDS)
@@ -131,7 +131,7 @@ def test_killed_in_mid_epoch(method: str, step: int, undisturbed: Callable[[str]
     assert_same(undisturbed(method), run)
 
 
-@pytest.mark.parametrize("method", ["dverge", "rst"])
+@pytest.mark.parametrize("method", ["dverge", "rst", "kd_swa"])
 def test_killed_during_stage_0(method: str, undisturbed: Callable[[str], Path], tmp_path: Path) -> None:
     process = start(tmp_path, f"method={method}", *WORDS)
     await_that(lambda: list(tmp_path.glob("runs/*/stages/*/checkpoints/last.pt")), process)
