@@ -112,7 +112,7 @@ def spread(values: Sequence[float]) -> str:
 def line(entry: dict[str, Any], records: list[dict[str, Any]], seconds: list[float], passes: float) -> str:
     """One method's row."""
     flags = sorted({flag for record in records for flag in record["audit"]["flags"]})
-    norms = [[record["norms"][norm]["accuracy"] for record in records] for norm in ("l2", "l1")]
+    norms = [[record["union"]["threats"][norm]["accuracy"] for record in records] for norm in ("l2", "l1")]
     cells = [
         f"`{entry['name']}`",
         entry["family"],
@@ -121,7 +121,7 @@ def line(entry: dict[str, Any], records: list[dict[str, Any]], seconds: list[flo
         spread([record["steps"][-1]["accuracy"] for record in records]),
         spread([record["robust"]["accuracy"] for record in records]),
         *(f"{100 * statistics.fmean(values):.1f}" for values in norms),
-        f"{100 * statistics.fmean(record['union']['accuracy'] for record in records):.1f}",
+        f"{100 * statistics.fmean(record['union']['union']['accuracy'] for record in records):.1f}",
         f"{statistics.median(seconds):.0f}",
         f"{passes:.1f}",
         str(len(records)),

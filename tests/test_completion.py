@@ -52,7 +52,8 @@ def test_completion_in_a_real_bash(here: Path) -> None:
     (here / "atbench").chmod(0o755)
     script = """
         eval "$(atbench train -sc install=bash)"
-        COMP_LINE="atbench train method=yo"; COMP_WORDS=(atbench train method=yo); COMP_CWORD=2; COMP_POINT=${#COMP_LINE}
+        COMP_LINE="atbench train method=yo"; COMP_WORDS=(atbench train method=yo)
+        COMP_CWORD=2; COMP_POINT=${#COMP_LINE}
         hydra_bash_completion; echo "${COMPREPLY[@]}"
     """
     settings = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
