@@ -72,7 +72,7 @@ def train(home: Path, name: str, seed: int) -> str:
     words = [f"resume={begun[-1].parents[1]}"] if begun else [f"method={name}", f"seed={seed}", f"runs={home}", *TRAIN]
     command = [sys.executable, "-m", "atbench", "train", *words, *EVAL]
     ended = subprocess.run(command, capture_output=True, text=True)
-    (home / "log.txt").parent.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)  # a refusal makes no folder
     (home / "log.txt").write_text(ended.stdout + ended.stderr)
     return f"{name} seed {seed}: {'done' if ended.returncode == 0 else f'exit {ended.returncode}, see {home}/log.txt'}"
 
