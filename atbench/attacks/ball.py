@@ -29,6 +29,16 @@ def per_example(value: Radius, x: Tensor) -> Tensor:
     return value if value.ndim == 0 else value.view(-1, *[1] * (x.ndim - 1))
 
 
+def clip(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """`x` clipped to [low, high], with gradient 1 where low ≤ x ≤ high, bounds included, and 0 outside.
+
+    `Tensor.clamp` is that only up to torch 2.12: from 2.15 on its gradient at the bounds is 0, and black and white pixels
+    are frozen wherever a gradient goes through the box. TensorFlow's clip_by_value, and the torch that the papers were
+    run on, pass it.
+    """
+    return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
+
+
 def flat_norm(delta: Tensor, p: float) -> Tensor:
     """(B, 1, 1, 1): the p-norm of each example."""
     return delta.flatten(1).norm(p=p, dim=1).view(-1, *[1] * (delta.ndim - 1))
