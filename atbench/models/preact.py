@@ -15,7 +15,7 @@ from atbench.models.activations import Make, maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, large_stem, named
 
-SHORTCUTS = ("activated", "raw", "raw3x3")
+SHORTCUTS = ("activated", "raw", "raw3x3", "pool")
 PADDINGS = ("symmetric", "same")
 
 
@@ -34,10 +34,23 @@ def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
     return nn.Conv2d(count, out, 3, stride, 1, bias=False)
 
 
+class PoolPad(nn.Module):
+    """An average pool by the stride and zero channels on both sides; no parameters (MadryLab/cifar10_challenge)."""
+
+    def __init__(self, more: int, stride: int) -> None:
+        super().__init__()
+        self.more, self.stride = more, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.more // 2
+        return F.pad(F.avg_pool2d(x, self.stride), (0, 0, 0, 0, before, self.more - before))
+
+
 class Block(nn.Module):
     """z ↦ r(h) + s, h = act(bn(z)), r = conv3-bn-act-conv3, or with `bottleneck` conv1-bn-act-conv3-bn-act-conv1.
 
-    s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`).
+    s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`), or (`pool`) zero
+    channels and an average pool of h, of z where it strides.
     """
 
     def __init__(
@@ -63,12 +76,15 @@ class Block(nn.Module):
                 act2=act(),
                 conv2=conv3x3(width, out, 1, padding),
             )
-        self.raw = shortcut != "activated"
+        self.raw = shortcut != "activated" and not (shortcut == "pool" and stride == 1)
         self.shortcut: nn.Module | None = None
         if stride != 1 or count != out:
-            wide = shortcut == "raw3x3"
-            pointwise = nn.Conv2d(count, out, 1, stride, bias=False)
-            self.shortcut = conv3x3(count, out, stride, padding) if wide else pointwise
+            if shortcut == "pool":
+                self.shortcut = PoolPad(out - count, stride)
+            elif shortcut == "raw3x3":
+                self.shortcut = conv3x3(count, out, stride, padding)
+            else:
+                self.shortcut = nn.Conv2d(count, out, 1, stride, bias=False)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.act1(self.bn1(z))
@@ -94,8 +110,9 @@ class PreActResNet(Network):
         blocks: blocks in each of four groups; every group after the first halves the image and doubles the width of 64.
         bottleneck: blocks of three convolutions that leave four times their width.
         shortcut: what a 1×1 convolution is fed where the shape changes: `activated` (the paper; robust_overfitting) or
-            `raw` (fast_adversarial); `raw3x3` is DeepMind's 3×3 convolution. The first two have the same parameters and
-            are different functions: with published weights the choice has to be theirs.
+            `raw` (fast_adversarial); `raw3x3` is DeepMind's 3×3 convolution, `pool` is without parameters. The first
+            two have the same parameters and are different functions: with published weights the choice has to be
+            theirs.
         padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind).
         final_norm: bn and act before the pool; the first release of fast_adversarial has neither.
         stem: `small` (3×3, image size kept), `large` (7×7 and pool, a quarter of it), `auto`: large above 64 pixels.
@@ -150,6 +167,8 @@ class WRN(Network):
             as Madry's w32-10 and those after it: depths 34 and 32 are the same network.
         padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind's, with `activation: silu`: Gowal et al.
             2020, arXiv 2010.03593, and what followed).
+        shortcut: where the shape changes, `activated`, a convolution, or `pool`, which with `padding: same` and
+            `activation: leaky_relu` is Madry et al.'s w32-10 (MadryLab/cifar10_challenge, model.py).
         norm_momentum: of BatchNorm's running statistics; theirs is 0.01.
     """
 
@@ -162,12 +181,13 @@ class WRN(Network):
         depth: int,
         width: int,
         padding: str = "symmetric",
+        shortcut: str = "activated",
         activation: str = "relu",
         head: str = "linear",
         head_scale: float = 15.0,
         norm_momentum: float = 0.1,
     ) -> None:
-        check("activated", padding)
+        check(shortcut, padding)
         at_least(shape, 8, "wrn")
         number = (depth - 2) // 6
         if number < 1 or depth % 6 not in (2, 4):
@@ -179,7 +199,7 @@ class WRN(Network):
             out = 16 * width * 2**group
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, "activated", padding)
+                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, shortcut, padding)
                 count = out
         chain["pool"] = named(bn=nn.BatchNorm2d(count), act=act(), mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
         super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
