@@ -139,8 +139,7 @@ def examine(
         "data_sha256": test.sha256(),
         "versions": {"torch": torch.__version__},
     }
-    facts = {**about, "seed": cfg.seed, "dtype": str(next(network.parameters()).dtype)}
-    ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
+    ledger = Ledger(folder / PARTS, {k: v for k, v in {**about, "seed": cfg.seed}.items() if k != "checkpoint"})
     victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
 
