@@ -32,9 +32,9 @@ def per_example(value: Radius, x: Tensor) -> Tensor:
 def clip(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """`x` clipped to [low, high], with gradient 1 where low ≤ x ≤ high, bounds included, and 0 outside.
 
-    `Tensor.clamp` is that only up to torch 2.12: from 2.15 on its gradient at the bounds is 0, and black and white pixels
-    are frozen wherever a gradient goes through the box. TensorFlow's clip_by_value, and the torch that the papers were
-    run on, pass it.
+    `Tensor.clamp` is that only up to torch 2.12: from 2.15 on its gradient at the bounds is 0, and black and white
+    pixels are frozen wherever a gradient goes through the box. TensorFlow's clip_by_value, and the torch that the
+    papers were run on, pass it.
     """
     return torch.where((x >= low) & (x <= high), x, x.detach().clamp(low, high))
 
