@@ -22,6 +22,7 @@ MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
 ALSO = {
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
+    "mma": {MODES["batch"]},  # right and wrong are those of the clean forward of the loss
     "tla": {MODES["eval"]},  # negatives are mined in eval mode
 }
 
