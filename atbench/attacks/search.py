@@ -69,6 +69,7 @@ class GradientAttack:
         sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
         clip_start: whether a `uniform` or `corner` start is clipped to the box before the first gradient, as Madry et
             al. do; some of the code after them clips after the first step only.
+        box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, keep or rule.
     """
@@ -89,6 +90,7 @@ class GradientAttack:
         rule: str = "steepest",
         sparsity: float = SLIDE,
         clip_start: bool = True,
+        box_first: bool = False,
     ) -> None:
         choices = (("start", start, STARTS), ("keep", keep, KEEPS), ("rule", rule, RULES))
         for key, value, known in choices:
@@ -98,7 +100,7 @@ class GradientAttack:
         if backtrack and keep == "last":
             why = "the last step of keep=last is not looked at, so it could not be taken back"
             raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
-        self.norm, self.ball = norm, ball(norm, sparsity)
+        self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.keep = start, bn, keep
         self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
