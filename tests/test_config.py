@@ -250,11 +250,9 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["attack.step_size=0.001"], "cannot reach the edge"),
-            (["attack.step_size=0.5"], "more than the ball's diameter"),
             (["attack.norm=l2", "attack.eps=0.2"], "tiny in L2"),
             (["attack.norm=l2"], None),
-            (["attack.steps=4", "attack.step_size=0.05"], None),
+            (["train.optimizer.lr=0"], "trains nothing"),
             (["attack.eps=0"], None),
         ],
     )

@@ -19,6 +19,7 @@ from atbench.mistakes import hint
 from atbench.models.activations import Make, maker
 from atbench.models.heads import HEADS, make_head
 from atbench.models.network import Network, Shape, large_stem, named
+from atbench.ranges import Positive
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)  # not the gates of attention
 
@@ -49,7 +50,7 @@ class TorchVision(Network):
         stem: str = "auto",
         activation: str | None = None,
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         known = models.list_models(module=models)
         if name not in known:

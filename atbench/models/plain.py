@@ -13,6 +13,7 @@ from torch import nn
 from atbench.models.activations import maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, named
+from atbench.ranges import AnyCount, Count, Positive
 
 
 class TradesMnist(Network):
@@ -31,7 +32,7 @@ class TradesMnist(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 16, "mnist_trades")
         act = maker(activation)
@@ -69,7 +70,7 @@ class FastMnist(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 4, "mnist_fast")
         act = maker(activation)
@@ -98,12 +99,12 @@ class LeNet(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        channels: Sequence[int] = (6, 16),
-        padding: Sequence[int] = (2, 0),
-        hidden: Sequence[int] = (120, 84),
+        channels: Sequence[Count] = (6, 16),
+        padding: Sequence[AnyCount] = (2, 0),
+        hidden: Sequence[Count] = (120, 84),
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         # The smallest side that leaves a pixel after both pools, found backwards.
         second = 2 - 2 * padding[1] + 4
@@ -142,7 +143,7 @@ class ConvNet8(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 8, "convnet8")
         act = maker(activation)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.methods.base import Clock, Method
+from atbench.ranges import BelowOne, Count
 
 #: replay(n): make the passes of n training batches again, attacks and losses, without an update or a commit.
 Replay = Callable[[int], None]
@@ -62,7 +63,7 @@ class Ema(Average):
     Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay 0.995.
     """
 
-    def __init__(self, decay: float, warmup: float = 0.025) -> None:
+    def __init__(self, decay: BelowOne, warmup: BelowOne = 0.025) -> None:
         super().__init__()
         self.decay, self.warmup = decay, warmup
 
@@ -89,7 +90,7 @@ class Swa(Average):
     of 200, re-estimating on one pass over clean images (VITA-Group/Alleviate-Robust-Overfitting).
     """
 
-    def __init__(self, start: float, batches: int = 20) -> None:
+    def __init__(self, start: BelowOne, batches: Count = 20) -> None:
         super().__init__()
         self.start, self.batches = start, batches
 
