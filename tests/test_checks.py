@@ -29,7 +29,7 @@ class TestConstructors:
         [
             ("torch.nn.Conv2d", {"in_channels": 3, "out_channels": 5, "kernel_size": 3, "groups": 2}, "model",
              r"^model: .*groups=2.* — Conv2d cannot be built \(ValueError: "),
-            ("torch.nn.Linear", {"in_features": -4, "out_features": 3}, "x", r"^x\.in_features: -4 .*RuntimeError"),
+            ("torch.nn.BatchNorm2d", {"num_features": -3}, "x", r"^x\.num_features: -3 .*RuntimeError"),
             ("torch.nn.Softplus", {"beta": 1, "treshold": 2}, "x", r"^x\.treshold.*did you mean 'threshold'"),
             ("torch.nn.Dropout", {"p": 1.5}, "x", r"^x\.p: 1\.5 .*ValueError"),
         ],

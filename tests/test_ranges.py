@@ -52,11 +52,8 @@ class TestRanges:
         assert config.check(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
 
     def test_a_factor_that_shortens_no_step(self) -> None:
-        words = ("+attack.keep=best", "+attack.backtrack=0.5")
         with pytest.raises(ConfigError, match=r"attack\.backtrack: 0\.5"):
-            config.build(
-                resolved(*(word.lstrip("+") if "keep" not in word else word for word in words)).attack, "attack"
-            )
+            config.build(resolved("+attack.keep=best", "+attack.backtrack=0.5").attack, "attack")
 
 
 class TestOwnAttack:
