@@ -85,12 +85,13 @@ class FastMnist(Network):
 
 
 class LeNet(Network):
-    """Two 5×5 convolutions, each with activation and 2×2 max pool, and hidden linear layers.
+    """Two convolutions, each with activation and 2×2 max pool, and hidden linear layers.
 
     Args:
         channels: of the two convolutions.
         padding: of each; 2 keeps the size.
         hidden: widths of the linear layers before the head.
+        kernel: side of the convolutions.
     """
 
     def __init__(
@@ -102,21 +103,22 @@ class LeNet(Network):
         channels: Sequence[Count] = (6, 16),
         padding: Sequence[AnyCount] = (2, 0),
         hidden: Sequence[Count] = (120, 84),
+        kernel: Count = 5,
         activation: str = "relu",
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
         # The smallest side that leaves a pixel after both pools, found backwards.
-        second = 2 - 2 * padding[1] + 4
-        at_least(shape, max(4, 2 * second - 2 * padding[0] + 4), "lenet")
+        second = 2 - 2 * padding[1] + kernel - 1
+        at_least(shape, max(4, 2 * second - 2 * padding[0] + kernel - 1), "lenet")
         act = maker(activation)
         count, *sides = shape
         for pad in padding:
-            sides = [(side + 2 * pad - 4) // 2 for side in sides]
+            sides = [(side + 2 * pad - kernel + 1) // 2 for side in sides]
         chain: dict[str, nn.Module] = {
-            "conv1": nn.Conv2d(count, channels[0], 5, padding=padding[0]),
+            "conv1": nn.Conv2d(count, channels[0], kernel, padding=padding[0]),
             "conv2": named(
-                act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(channels[0], channels[1], 5, padding=padding[1])
+                act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(channels[0], channels[1], kernel, padding=padding[1])
             ),
         }
         count = channels[1] * sides[0] * sides[1]
