@@ -38,16 +38,6 @@ class Piecewise:
         return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])
 
 
-class LinearTail:
-    """1 until `start`, then linear to 0 at the end."""
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-
-    def __call__(self, fraction: float) -> float:
-        return min(1.0, (1 - fraction) / (1 - self.start))
-
-
 class PiecewiseLinear:
     """Straight lines through (at, factor), `at` from 0 to 1 (numpy.interp)."""
 
