@@ -117,7 +117,7 @@ class Evaluation:
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
     ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
     many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
-    the first so many test images.
+    so many test images, every class in proportion, always the same ones.
     """
 
     about: Any = None

@@ -139,7 +139,7 @@ def examine(
         "data_sha256": test.sha256(),
         "versions": {"torch": torch.__version__},
     }
-    facts = {**about, "seed": cfg.seed, "dtype": str(next(network.parameters()).dtype)}
+    facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
     ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
     victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)

@@ -48,7 +48,7 @@ class Tap:
         finally:
             for hook in hooks:
                 hook.remove()
-        parts = [F.normalize(seen[member].flatten(1), dim=1) for member in range(len(self.layers))]
+        parts = [F.normalize(seen[member].flatten(1).to(x.dtype), dim=1) for member in range(len(self.layers))]
         return torch.cat(parts, dim=1), logits
 
 

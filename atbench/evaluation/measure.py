@@ -104,7 +104,7 @@ def evaluate(
     """Run the plan. `told` hears of everything that is finished: an interrupted evaluation has its figures, too."""
     ledger = ledger or Ledger(None, {})
     if plan.limit is not None:
-        images = images.take(torch.arange(min(plan.limit, len(images)), device=images.x.device))
+        images = images.sample(plan.limit)
     clean, logits = clean_logits(victim, images, ledger)
     suite = Suite(victim, images, clean, ledger, plan.threat.seed)
     so_far = Evaluation(plan, images, clean, logits)

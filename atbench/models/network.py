@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atbench.errors import ConfigError
 
 Shape = tuple[int, int, int]  # channels, height, width
+STANDARDS = ("dataset", "image")
 SMALL = 64  # pixels a side up to which a stem keeps the image's size: CIFAR, SVHN, Tiny ImageNet
 
 
@@ -43,13 +44,25 @@ class Network(nn.Module):
             stage 0 is a single linear layer without normalisation (YOPO splits there).
         head: the classifier on pooled features (B, d) → (B, K).
         mean, std: per-channel normalisation of [0, 1] pixels.
+        standardise: by these numbers of the data set (`dataset`), or every image by its own (`image`).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stages: nn.Sequential, head: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        stages: nn.Sequential,
+        head: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        standardise: str = "dataset",
+    ) -> None:
         super().__init__()
+        if standardise not in STANDARDS:
+            known = " or ".join(STANDARDS)
+            raise ConfigError("model.standardise", standardise, "there is no such choice", f"use {known}")
+        self.own_standard = standardise == "image"
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.stages, self.head = stages, head
@@ -64,8 +77,8 @@ class Network(nn.Module):
         return self.continue_from(self.normalise(x), 0, upto)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x − mean) / std per channel."""
-        return (x - self.mean) / self.std
+        """(x − mean) / std per channel, or of each image over all its pixels and channels."""
+        return by_itself(x) if self.own_standard else (x - self.mean) / self.std
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Run `h`, the input of stage `first`, through the stages first..upto."""
@@ -81,6 +94,15 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
+
+
+def by_itself(x: Tensor) -> Tensor:
+    """(x − mean) / max(std, 1/√n) of each image, n its numbers: TensorFlow's per_image_standardization (Madry et al.
+    2018 on CIFAR-10, and what was made from their code).
+    """
+    axes = tuple(range(1, x.ndim))
+    least = 1 / x[0].numel()
+    return (x - x.mean(axes, keepdim=True)) / x.var(axes, correction=0, keepdim=True).clamp_min(least).sqrt()
 
 
 class Ensemble(nn.Module):

@@ -23,7 +23,7 @@ class WeightPerturbation:
 
     Args:
         gamma: γ, relative size of the perturbation of each layer (0.01 for AT, 0.005 for TRADES in the authors' code).
-        warmup: share of training before it starts (TRADES-AWP: 10 of 200 epochs).
+        warmup: share of training before it starts (TRADES: 9 of 200 epochs, AT: none).
     """
 
     def __init__(self, gamma: float, warmup: float = 0.0) -> None:
