@@ -10,7 +10,7 @@ from math import cos, pi, prod
 from typing import Protocol
 
 from atbench.errors import ConfigError
-from atbench.ranges import BelowOne, Count, NotNegative, Positive, Share
+from atbench.ranges import Count, NotNegative, Positive, Share
 
 ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 
@@ -37,16 +37,6 @@ class Piecewise:
 
     def __call__(self, fraction: float) -> float:
         return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])
-
-
-class LinearTail:
-    """1 until `start`, then linear to 0 at the end."""
-
-    def __init__(self, start: BelowOne) -> None:
-        self.start = start
-
-    def __call__(self, fraction: float) -> float:
-        return min(1.0, (1 - fraction) / (1 - self.start))
 
 
 class PiecewiseLinear:

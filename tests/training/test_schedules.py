@@ -13,7 +13,6 @@ from atbench.errors import ConfigError
 from atbench.training.schedules import (
     CosineByEpoch,
     ExponentialByEpoch,
-    LinearTail,
     OneCycle,
     OneCycleByEpoch,
     Piecewise,
@@ -57,13 +56,6 @@ def test_broken_line_is_numpys() -> None:
 def test_a_line_that_does_not_lead_from_start_to_end_is_refused(at: list[float], factors: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"train\.schedule\.at"):
         PiecewiseLinear(at, factors)
-
-
-def test_linear_tail_is_constant_then_linear_to_zero() -> None:
-    schedule = LinearTail(0.6)
-    assert schedule(0.0) == schedule(0.6) == 1
-    assert schedule(0.8) == pytest.approx(0.5)
-    assert schedule(1.0) == 0
 
 
 def test_one_cycle_is_torchs_at_every_step() -> None:
