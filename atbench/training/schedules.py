@@ -54,6 +54,16 @@ class PiecewiseLinear:
         return start + (end - start) * (fraction - low) / (high - low)
 
 
+class InverseTime:
+    """1 / (1 + decay · fraction): `learningRateDecay` of Torch7's SGD, times the number of all steps."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, fraction: float) -> float:
+        return 1 / (1 + self.decay * fraction)
+
+
 class OneCycle:
     """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's
     OneCycleLR, by step).
