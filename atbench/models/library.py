@@ -16,12 +16,10 @@ from torchvision.models.googlenet import Inception as GoogleInception
 
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
-from atbench.models.activations import Make, maker
+from atbench.models.activations import RECTIFIERS, Make, maker
 from atbench.models.boundary import Cast
 from atbench.models.heads import HEADS, make_head
 from atbench.models.network import Network, Shape, large_stem, named
-
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)  # not the gates of attention
 
 
 class TorchVision(Network):

@@ -45,6 +45,7 @@ PARAMETERS = [
     ("wrn_28_10", CIFAR, {}, 36_479_194),  # the paper's 36.5 M
     ("wrn_34_10", CIFAR, {}, 46_160_474),  # RobustBench
     ("wrn_32_10", CIFAR, {}, 46_160_474),
+    ("wrn_32_10", CIFAR, {"shortcut": "pool", "padding": "same"}, 45_901_914),  # JHL-HUST/RLFAT, model_bn.py, run
     ("wrn_34_20", CIFAR, {}, 184_531_674),  # RobustBench
     ("wrn_70_16", CIFAR, {}, 266_796_506),  # RobustBench
     ("wrn_40_2", CIFAR, {}, 2_243_546),  # the paper's 2.2 M
