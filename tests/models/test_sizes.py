@@ -73,6 +73,7 @@ PARAMETERS = [
         105_506,
     ),
     ("lenet_madry", MNIST, {}, 3_274_634),  # the network of TensorFlow's MNIST tutorial, which Madry et al. took
+    ("lenet_madry", MNIST, {"kernel": 3, "padding": [1, 1]}, 320 + 18_496 + 3_212_288 + 10_250),
     # Their sources give no count: from their layers by hand.
     ("mnist_trades", MNIST, {}, 320 + 9_248 + 18_496 + 36_928 + 205_000 + 40_200 + 2_010),
     ("mnist_fast", MNIST, {}, 272 + 8_224 + 156_900 + 1_010),

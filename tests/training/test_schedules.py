@@ -14,7 +14,6 @@ from atbench.training.schedules import (
     CosineByEpoch,
     ExponentialByEpoch,
     InverseTime,
-    LinearTail,
     OneCycle,
     OneCycleByEpoch,
     Piecewise,
@@ -65,13 +64,6 @@ def test_inverse_time_is_torch7s_decay_by_step() -> None:
     schedule = InverseTime(decay * steps)
     for step in (0, 1, 600, 36_000, 71_999):
         assert 0.01 * schedule(step / steps) == pytest.approx(0.01 / (1 + step * decay), rel=1e-12)
-
-
-def test_linear_tail_is_constant_then_linear_to_zero() -> None:
-    schedule = LinearTail(0.6)
-    assert schedule(0.0) == schedule(0.6) == 1
-    assert schedule(0.8) == pytest.approx(0.5)
-    assert schedule(1.0) == 0
 
 
 def test_one_cycle_is_torchs_at_every_step() -> None:
