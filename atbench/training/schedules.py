@@ -88,13 +88,16 @@ class Triangular:
 
 
 class CosineByEpoch:
-    """(1 + cos(π·e/E)) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017)."""
+    """(1 + cos(π·(e + first)/(E + first))) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017).
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    `first` is the number of the first epoch: 0, or 1 as DKL counts.
+    """
+
+    def __init__(self, epochs: int, first: int = 0) -> None:
+        self.epochs, self.first = epochs, first
 
     def __call__(self, fraction: float) -> float:
-        return (1 + cos(pi * epoch_of(fraction, self.epochs) / self.epochs)) / 2
+        return (1 + cos(pi * (epoch_of(fraction, self.epochs) + self.first) / (self.epochs + self.first))) / 2
 
 
 class OneCycleByEpoch:
