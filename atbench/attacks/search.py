@@ -19,6 +19,7 @@ from atbench.attacks.ball import SLIDE, Radius, Random, ball, per_example
 from atbench.attacks.objectives import Objective
 from atbench.attacks.rules import RULES, make_rule
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, NotNegative, Share
 
 Start = Literal["zero", "uniform", "gaussian", "corner"]
 Keep = Literal["last", "best", "first"]
@@ -79,16 +80,16 @@ class GradientAttack:
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        step_size: float,
+        eps: NotNegative,
+        steps: AnyCount,
+        step_size: NotNegative,
         start: str = "uniform",
         bn: str = "eval",
         keep: str = "last",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         backtrack: float = 0.0,
         rule: str = "steepest",
-        sparsity: float = SLIDE,
+        sparsity: Share = SLIDE,
         clip_start: bool | None = None,
         box_first: bool = False,
     ) -> None:
@@ -97,6 +98,9 @@ class GradientAttack:
             if value not in known:
                 fix = f"use one of {', '.join(known)}"
                 raise ConfigError(f"attack.{key}", value, "there is no such choice", fix)
+        if 0 < backtrack <= 1:
+            why = "a factor of 1 or less would not shorten a step"
+            raise ConfigError("attack.backtrack", backtrack, why, "use a factor above 1, or 0 for none")
         if backtrack and keep == "last":
             why = "the last step of keep=last is not looked at, so it could not be taken back"
             raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
@@ -163,7 +167,7 @@ class _Search:
         x: Tensor,
         eps: Radius,
         lengths: Tensor,
-        steps: int,
+        steps: AnyCount,
         stop: Stop | None,
     ) -> None:
         self.attack, self.objective, self.x, self.steps, self.stop = attack, objective, x.detach(), steps, stop

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count
 from atbench.rng import Draws
 
 PADDING_MODES = ("constant", "reflect")
@@ -60,7 +61,7 @@ class PadCropFlip:
     `padding_mode` is torchvision's: `constant` pads with zeros, `reflect` mirrors the image.
     """
 
-    def __init__(self, pad: int, flip: bool, padding_mode: str = "constant") -> None:
+    def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant") -> None:
         if padding_mode not in PADDING_MODES:
             fix = f"use one of {', '.join(PADDING_MODES)}"
             raise ConfigError("dataset.padding_mode", padding_mode, "there is no such choice", fix)
@@ -82,7 +83,7 @@ class Cutout:
     Taylor 2017, arXiv 1708.04552).
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Count) -> None:
         self.length = length
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:

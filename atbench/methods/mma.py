@@ -8,7 +8,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, soft_margin
 from atbench.attacks.ball import per_example
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.models import bn_mode, untouched
 
 
@@ -88,6 +88,9 @@ class Mma(Method):
         """SLM in the attack's mode, (B,): negative inside the margin."""
         with torch.no_grad(), self.crafting():
             return soft_margin(self.model(x), y)
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # steps of a share of each margin
 
     def loss(self, batch: Batch) -> Loss:
         natural = self.risk(self.model(batch.x), batch.y).mean()
