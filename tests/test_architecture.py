@@ -34,7 +34,7 @@ LAYERS = (
     {"checks", "catalog", "commandline"},
     {"build"},
     {"mistakes", "typecheck"},
-    {"rng", "errors"},
+    {"rng", "errors", "ranges"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)

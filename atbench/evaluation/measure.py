@@ -36,7 +36,7 @@ class Plan:
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
     reject: a share of confident predictions to accept, and the attack that knows of it. examples: whether adversarial
-    images are kept.
+    images are kept. notes: how it differs from what was asked for.
     """
 
     threat: Threat
@@ -51,6 +51,7 @@ class Plan:
     corruptions: Sequence[int] = ()
     reject: Reject | None = None
     examples: bool = True
+    notes: Sequence[str] = ()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 
 
 class Clp(Method):
@@ -62,6 +62,9 @@ class Clp(Method):
         if self.noise == 0:
             return batch.having(batch.x)
         return batch.having((batch.x + self.noise * self.rng("noise").normal(batch.x)).clamp_(0, 1))
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # no attack
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Stage, accuracy
+from atbench.methods.base import Loss, Method, Round, Stage, Steps, accuracy
 from atbench.models import Ensemble
 from atbench.models.activations import activations
 from atbench.rng import generator
@@ -75,6 +75,10 @@ class Dverge(Method):
     def begin(self, stages: dict[str, nn.Module]) -> None:
         for i, member in enumerate(self.members):
             member.load_state_dict(stages[f"member{i}"].state_dict())
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        own = self.distillation
+        return {"method.distill_steps": Steps(own.steps, own.step_size, own.eps)}
 
     @property
     def layer(self) -> int:

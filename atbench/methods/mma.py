@@ -9,7 +9,7 @@ from atbench.attacks import GradientAttack, Objective, soft_margin
 from atbench.attacks.ball import per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.models import bn_mode, untouched
 
 MODES = ("train", "batch", "eval")
@@ -99,6 +99,9 @@ class Mma(Method):
                 low, high = torch.where(inside, e, low), torch.where(inside, high, e)
                 e = (low + high) / 2
         return e
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # steps of a share of each margin
 
     def loss(self, batch: Batch) -> Loss:
         with bn_mode(self, "batch"):  # running statistics saw the clean batch when right and wrong were told apart

@@ -20,6 +20,7 @@ from atbench.models.activations import RECTIFIERS, Make, maker
 from atbench.models.boundary import Cast
 from atbench.models.heads import HEADS, make_head
 from atbench.models.network import Network, Shape, large_stem, named
+from atbench.ranges import Positive
 
 
 class TorchVision(Network):
@@ -48,7 +49,7 @@ class TorchVision(Network):
         stem: str = "auto",
         activation: str | None = None,
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         known = models.list_models(module=models)
         if name not in known:
