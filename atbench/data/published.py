@@ -69,7 +69,7 @@ def published(
 
     def read(split: str) -> Images:
         images = load(split)
-        return Images(F.pad(images.x, [pad] * 4), images.y) if pad else images
+        return Images(F.pad(images.x[:], [pad] * 4), images.y) if pad else images
 
     train = read("train")
     return Source(
