@@ -104,9 +104,6 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     given = facts_for(cfg.model, source)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
-    for member in members:
-        if not isinstance(member, nn.Module):
-            raise ConfigError("model._target_", cfg.model._target_, "does not make a torch.nn.Module", "return one")
     return members[0] if len(members) == 1 else Ensemble(members)
 
 

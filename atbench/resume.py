@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from atbench.config import plain
+from atbench.brought import readings, refuse_code, refuse_reading
+from atbench.config import as_written
 from atbench.errors import ConfigError, DataError
+from atbench.folder import refuse_links, refuse_path
 from atbench.training import checkpoint
 
 #: What may be given anew when a run goes on: nothing of it changes a number that the run computes.
@@ -22,6 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise DataError("run", folder, "is not a run folder: it has no config.yaml", "name a folder under runs/")
+    refuse_links(folder)
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
 
@@ -30,7 +33,9 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the
     others.
     """
-    cfg = OmegaConf.create(read_config(folder))
+    cfg = _said_again(read_config(folder), composed, typed)
+    for name in cfg.eval.checkpoints:
+        refuse_path("eval.checkpoints", name)
     for word in typed[1:]:
         key, equals, value = word.lstrip("+~").partition("=")
         if not equals or key == "resume" or word.startswith("-"):
@@ -42,10 +47,23 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
                 why = f"the run has {old}; a resumed run keeps its configuration"
                 raise ConfigError(key, value, why, "leave it out, or start a new run")
             continue
-        OmegaConf.update(cfg, key, new, force_add=True)
+        OmegaConf.update(cfg, key, as_written(composed, key), force_add=True)
     if (status := folder / "status.json").is_file() and '"state": "done"' in status.read_text():
         raise ConfigError("resume", folder, "that run is done", f"`atbench eval {folder}` measures it again")
     cfg.resume = str(folder)
+    return cfg
+
+
+def _said_again(saved: dict[str, Any], composed: DictConfig, typed: list[str]) -> DictConfig:
+    """The saved configuration of a run, with what the user said again of what they alone may say: which code of theirs
+    is run, and what is read of the environment. Raises ConfigError for the rest of either.
+    """
+    refuse_code(saved, ("",), typed)
+    given = {word.lstrip("+~").partition("=")[0] for word in typed[1:]}
+    refuse_reading(saved, given)
+    cfg = OmegaConf.create(saved)
+    for key, _ in readings(saved):
+        OmegaConf.update(cfg, key, as_written(composed, key))
     return cfg
 
 
@@ -61,6 +79,10 @@ def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str,
     path = Path(target)
     if path.suffix != ".pt":
         config = read_config(path)
-        return path, config["eval"]["checkpoints"] if is_foreign(config) else which, config
+        names = config["eval"]["checkpoints"] if is_foreign(config) else which
+        for name in names:
+            refuse_path("eval.checkpoints", name)
+        return path, names, config
     saved: dict[str, Any] = checkpoint.read(path)["config"]
-    return path.parent.parent, [path.stem], plain(OmegaConf.create(saved))
+    refuse_links(path.parent.parent)
+    return path.parent.parent, [path.stem], saved

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from atbench import assemble, config, examine, sweep
+from atbench.brought import to_name_again
 from atbench.data import Source
 from atbench.environment import environment, facts
 from atbench.errors import exit_code
@@ -143,13 +144,13 @@ class Run:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.tracker.position() if self.tracker else 0
-        content = {"schema": 1, **state, "config": config.plain(self.cfg), "metrics": position}
+        content = {"schema": 1, **state, "config": config.recorded(self.cfg), "metrics": position}
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _tracker(self) -> Tracker:
         group = parent.name if (parent := sweep.current()) else None
         logger = None if self.label or not self.cfg.logger else config.plain(self.cfg.logger)
-        return Tracker(self.folder, logger, config.plain(self.cfg), self.folder.name, group)
+        return Tracker(self.folder, logger, config.recorded(self.cfg), self.folder.name, group)
 
     def _last(self) -> dict[str, Any] | None:
         path = self.folder / "checkpoints" / "last.pt"
@@ -162,7 +163,7 @@ class Run:
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
         """Train what a method asked for first, kept by the hash of its configuration: done once, resumed by itself."""
-        cfg = OmegaConf.create(config.plain(self.cfg))
+        cfg = OmegaConf.create(config.recorded(self.cfg))
         cfg.method, cfg.plus = stage.method, {}
         cfg.model = {**cfg.model, **stage.model}
         cfg.seed = cfg.seed + stage.offset
@@ -203,7 +204,8 @@ class Run:
         if self.tracker:
             self.tracker.summary(records)
         others = sweep.current() or f"{self.folder} OTHER_RUN"
-        commands = [f"atbench eval {self.folder} eval=auto", f"atbench report {others}"]
+        again = to_name_again(config.recorded(self.cfg))
+        commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 
     def done(self, trainer: Trainer) -> None:

@@ -28,10 +28,10 @@ LAYERS = (
     {"methods"},
     {"attacks"},
     {"models", "data"},
-    {"config", "sweep", "folder"},
+    {"config", "sweep", "folder", "hydra_nodes", "brought"},
     {"checks", "catalog", "commandline"},
     {"build"},
-    {"mistakes", "typecheck"},
+    {"mistakes", "typecheck", "allowed", "environ"},
     {"rng", "errors"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
