@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import sys
 from contextlib import nullcontext
@@ -14,57 +13,20 @@ import pytest
 import torch
 import torchvision
 import yaml
-from omegaconf import OmegaConf
 
 from atbench import allowed, brought, catalog, config, examine, hydra_nodes
 from atbench.build import locate
 from atbench.cli import main
 from atbench.data.digits import digits
 from atbench.errors import ConfigError
-from atbench.training import checkpoint
+from tests.unpacked import put, saved
 
-TRAP = "from pathlib import Path\nPath('sprung').touch()\nfrom torch import nn\nclass Net(nn.Linear): pass\n"
 UNPACK = {"_target_": "torchvision.datasets.utils._decompress", "from_path": "x.gz", "to_path": "sprung"}
 LSUN = {
     "_target_": "torchvision.datasets.LSUN",
     "target_transform": {"_target_": "torchvision.datasets.utils.extract_archive", "_partial_": True},
 }
 MINE = {"_target_": "trap.Net"}
-
-
-def saved(**parts: Any) -> dict[str, Any]:
-    """The configuration of a run, with these parts of it another's."""
-    cfg = OmegaConf.create(
-        {
-            "seed": 0,
-            "data_dir": "data",
-            "dataset": yaml.safe_load((catalog.conf_dir() / "dataset" / "digits.yaml").read_text()),
-            "model": {"_target_": "atbench.models.cnn.CNN"},
-            "attack": {"_target_": "atbench.attacks.search.GradientAttack", "norm": "linf", "eps": 0.1},
-            "method": {"_target_": "atbench.methods.standard.Standard"},
-            "eval": {"checkpoints": ["best"]},
-        }
-    )
-    for key, node in parts.items():
-        OmegaConf.update(cfg, key.replace("__", "."), node, merge=False)
-    return config.recorded(cfg)
-
-
-@pytest.fixture
-def theirs(here: Path) -> Path:
-    """A folder as somebody unpacked it: a module that is a trap, something to unpack, and a run's folder."""
-    (here / "trap.py").write_text(TRAP)
-    (here / "x.gz").write_bytes(gzip.compress(b"sprung"))
-    for folder in ("checkpoints", "evaluation"):
-        (here / "run" / folder).mkdir(parents=True)
-    sys.modules.pop("trap", None)
-    return here
-
-
-def put(run: Path, **parts: Any) -> None:
-    """A run folder with a checkpoint, both of this configuration."""
-    checkpoint.save(run / "checkpoints" / "best.pt", {"config": saved(**parts), "model": {}, "epoch": 1})
-    (run / "config.yaml").write_text(yaml.safe_dump(saved(**parts)))
 
 
 WAYS = {
@@ -79,26 +41,26 @@ PARTS = {"function": {"dataset__source": UNPACK}, "nested": {"dataset__source": 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("part", PARTS)
-def test_a_file_has_nothing_run(part: str, way: str, theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(theirs / "run", **PARTS[part])
+def test_a_file_has_nothing_run(part: str, way: str, unpacked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(unpacked / "run", **PARTS[part])
     assert main(WAYS[way]) == 2
     said = capsys.readouterr().err
     assert "chooses no code beside atbench's own" in said and len(said.splitlines()) == 1
-    assert not (theirs / "sprung").exists() and "trap" not in sys.modules
+    assert not (unpacked / "sprung").exists() and "trap" not in sys.modules
     again = {"own": "model._target_=trap.Net", "function": f"dataset.source._target_={UNPACK['_target_']}"}
     if part in again:
         assert f"`atbench {' '.join(WAYS[way])} {again[part]}`" in said, "the line that has the user's own code run"
 
 
-def test_naming_it_again_admits_no_more_than_the_users_own(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put(theirs / "run", dataset__source=UNPACK)
+def test_naming_it_again_admits_no_more_than_the_users_own(unpacked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(unpacked / "run", dataset__source=UNPACK)
     assert main(["eval", "run", f"dataset.source._target_={UNPACK['_target_']}"]) == 2
-    assert "may not build this here" in capsys.readouterr().err and not (theirs / "sprung").exists()
+    assert "may not build this here" in capsys.readouterr().err and not (unpacked / "sprung").exists()
 
 
-def test_what_the_user_named(theirs: Path) -> None:
-    (theirs / "conf" / "model").mkdir(parents=True)
-    (theirs / "conf" / "model" / "net.yaml").write_text("_target_: trap.Net\n")
+def test_what_the_user_named(unpacked: Path) -> None:
+    (unpacked / "conf" / "model").mkdir(parents=True)
+    (unpacked / "conf" / "model" / "net.yaml").write_text("_target_: trap.Net\n")
     cfg = saved(model={"_target_": "trap.Net", "inner": {"_target_": "trap.Other"}})
     for typed in (
         ["eval", "run"],
@@ -115,21 +77,21 @@ def test_what_the_user_named(theirs: Path) -> None:
     assert not brought.repeats({"_target_": "trap.Net", "width": 3}, cfg["model"]) and not brought.repeats({}, {})
 
 
-def test_the_network_of_another_run_is_of_its_file_as_well(theirs: Path) -> None:
-    put(theirs / "run", model=MINE)
+def test_the_network_of_another_run_is_of_its_file_as_well(unpacked: Path) -> None:
+    put(unpacked / "run", model=MINE)
     with pytest.raises(ConfigError, match="chooses no code"):
         examine.opened("run", digits(), torch.device("cpu"))
     assert "trap" not in sys.modules
 
 
 @pytest.mark.parametrize("node", [UNPACK, LSUN], ids=["function", "nested"])
-def test_an_experiment_has_nothing_run(node: dict[str, Any], theirs: Path) -> None:
-    folder = theirs / "conf" / "experiment"
+def test_an_experiment_has_nothing_run(node: dict[str, Any], unpacked: Path) -> None:
+    folder = unpacked / "conf" / "experiment"
     folder.mkdir(parents=True)
     text = "# @package _global_\n" + yaml.safe_dump({"dataset": {"source": node}})
     (folder / "theirs.yaml").write_text(text)
     assert main(["train", "--config-dir", "conf", "experiment=theirs", "logger=none"]) == 2
-    assert not (theirs / "sprung").exists()
+    assert not (unpacked / "sprung").exists()
 
 
 def test_every_option_is_in_the_table() -> None:
