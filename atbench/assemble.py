@@ -32,19 +32,33 @@ def make_source(cfg: DictConfig) -> Source:
     return source
 
 
-def shared_source(cfg: DictConfig, world: World) -> Source:
+def shared_source(cfg: DictConfig, world: World, to_train: bool = False) -> Source:
     """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
-    cannot, all raise what it raised.
+    cannot, all raise what it raised. `to_train`: it is fit to be trained on, and to be evaluated on afterwards.
     """
     source, refusal = None, None
     if world.main:
         try:
             source = make_source(cfg)
+            if to_train:
+                refuse_unfit(source)
         except AtbenchError as error:
             refusal = error
     if refusal := world.share_object(refusal):
         raise refusal
     return source or make_source(cfg)
+
+
+def refuse_unfit(source: Source) -> None:
+    """Refuse a data set of which a training could not be finished: before its first step, and not after its last."""
+    if source.validation == 0:
+        why = "the best checkpoint is chosen on images that are held out"
+        raise ConfigError("dataset.source.validation", 0, why, "hold some out")
+    left = torch.bincount(source.train.y[source.parts()[1]], minlength=len(source.classes))
+    if lacking := (left == 0).nonzero().flatten().tolist():
+        why = f"leaves no example of class '{source.classes[lacking[0]]}' to train on"
+        raise ConfigError("dataset.source.validation", source.validation, why, "hold out less")
+    source.look_at_test()
 
 
 def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:

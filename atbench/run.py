@@ -39,7 +39,7 @@ def train(composed: DictConfig) -> float:
     cfg = changed(resumed, composed, config.as_typed()) if resumed else config.resolve(composed)
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        run = Run(cfg, assemble.shared_source(cfg, here), here, signal)
+        run = Run(cfg, assemble.shared_source(cfg, here, to_train=True), here, signal)
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare(fresh=resumed is None)
         about = run.announce(trainer, resumed, warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from atbench import run
 from atbench.cli import main
 from atbench.data import Images, Source
+from atbench.data.digits import digits
 from atbench.training import checkpoint
 from atbench.training.validation import Validation
 
@@ -106,22 +108,35 @@ def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
 
 
 def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the look before training: it is one, it keeps nothing, and other pixels leave the same weights."""
+    read_so_far: list[weakref.ref[Images]] = []
+
     def sealed(cfg: Any) -> Source:
         source = real(cfg)
-        object.__setattr__(source, "test", forbidden)
+        object.__setattr__(source, "test", once)
         return source
 
-    def forbidden() -> Images:
-        raise AssertionError("test data was read")
+    def once() -> Images:
+        if read_so_far:
+            raise AssertionError("test data was read")
+        images = digits().test()
+        images = Images(255 - images.x, images.y.flip(0))
+        read_so_far.append(weakref.ref(images))
+        return images
 
     real = run.assemble.make_source
     monkeypatch.setattr(run.assemble, "make_source", sealed)
     monkeypatch.setattr(run.Run, "evaluate", lambda self, names: [])
     monkeypatch.setattr(run.Run, "finish", lambda self, trainer, records: None)
-    assert train("method=rst", "plus=swa") == 0
+    assert train("method=rst", "plus=swa", "name=sealed") == 0
+    assert len(read_so_far) == 1 and read_so_far[0]() is None
+    monkeypatch.setattr(run.assemble, "make_source", real)
+    assert train("method=rst", "plus=swa", "name=open") == 0
+    assert same_weights(*(next((folder / "runs").glob(f"*-{name}")) for name in ("sealed", "open")))
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(run.assemble, "make_source", sealed)
+    read_so_far.clear()
     assert train("method=standard", "name=again") == 1
 
 

@@ -100,8 +100,7 @@ class Pictures:
         Raises DataError for a file that is no picture: now, and not when its turn comes in an epoch of hours.
         """
         if self.shape.numel() > self.memory:
-            for _ in self.crew.threads.map(look, self.files):
-                pass
+            self.look()
             return self._like(self.files, device)
         whole = torch.empty(self.shape, dtype=torch.uint8)
         for first in range(0, len(self), self.BLOCK):
@@ -109,6 +108,11 @@ class Pictures:
             for row, future in zip(rows, self._order(rows), strict=True):
                 whole[row] = torch.from_numpy(future.result())
         return whole.to(device)
+
+    def look(self) -> None:
+        """Read the headers of all files. Raises DataError for one that is no picture."""
+        for _ in self.crew.threads.map(look, self.files):
+            pass
 
     def names(self) -> Iterable[tuple[str, int]]:
         """Folder and name, and size in bytes, of every file: what a checksum is made of without reading everything."""
