@@ -14,7 +14,7 @@ from typing import Any, Optional, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.build import build, trust, trusted, welcome
+from atbench.build import build, refusing, trust, trusted, welcome
 from atbench.checks import check
 from atbench.environ import at, unread
 from atbench.errors import ConfigError
@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "plain",
     "recorded",
+    "refusing",
     "register",
     "resolve",
     "trust",
@@ -121,7 +122,7 @@ class Evaluation:
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
     ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
     many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
-    the first so many test images.
+    so many test images, every class in proportion, always the same ones.
     """
 
     about: Any = None

@@ -16,12 +16,14 @@ from torch import nn
 from atbench import assemble, config, foreign
 from atbench.attacks import Attack, GradientAttack, Searched
 from atbench.attacks.confident import Confident
+from atbench.attacks.objectives import fewest_classes, label_objective
 from atbench.brought import EVALUATED, refuse_code, refuse_reading, repeats, to_name_again
 from atbench.config import build, welcome
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, record, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
+from atbench.evaluation.classes import fitted
 from atbench.evaluation.rejection import CONFIDENT, Reject
 from atbench.evaluation.verify import verify
 from atbench.folder import accounted, now, read_json, set_status, write_json, write_text
@@ -152,7 +154,7 @@ def examine(
         "data_sha256": test.sha256(),
         "versions": {"torch": torch.__version__},
     }
-    facts = {**about, "seed": cfg.seed, "dtype": str(next(network.parameters()).dtype)}
+    facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
     ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
     victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
@@ -188,7 +190,12 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         return opened(path, source, world.device)
 
     offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
-    attacks = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
+    asked = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
+    classes, needed = len(source.classes), fewest_classes(label_objective(threat.objective))
+    if needed > classes:
+        why = f"needs {needed} classes, and {source.name} has {classes}"
+        raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
+    attacks, notes = fitted(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
     return Plan(
         threat=threat,
         steps=list(chosen.steps),
@@ -202,6 +209,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         reject=make_reject(chosen, source, threat, world),
         norms={norm: its for norm, its in norms.items() if norm != threat.norm},
         examples=chosen.examples,
+        notes=notes,
     )
 
 

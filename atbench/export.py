@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
+from safetensors.torch import save
 from torch import nn
 
 from atbench import __version__, assemble, catalog, config, examine
@@ -23,7 +24,7 @@ from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
 from atbench.folder import read_json, write_bytes, write_json, write_text
-from atbench.models import Network, weights
+from atbench.models import Network
 from atbench.reporting import card, leaderboard, markdown
 from atbench.resume import target_of
 
@@ -37,7 +38,6 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
     Raises DataError where there is no record of these weights.
     """
-    library = weights.safetensors()
     folder, names, saved = target_of(str(run), [checkpoint])
     refuse_code(saved, ("model", "dataset.source"), config.as_typed())
     refuse_reading({key: saved[key] for key in ("model", "dataset", "data_dir")})
@@ -52,7 +52,7 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     out = out or folder / "export"
     # Copies of their own: the format refuses tensors that share memory.
     tensors = {key: value.detach().contiguous().clone() for key, value in network.state_dict().items()}
-    write_bytes(out / WEIGHTS, library.torch.save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
+    write_bytes(out / WEIGHTS, save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
     how = description(cfg, source, network, record)
     write_json(out / "config.json", {"name": folder.resolve().name, **how})
     write_json(out / f"{folder.resolve().name}.json", leaderboard.entry(saved, record, folder.resolve().name))

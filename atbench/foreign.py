@@ -149,7 +149,7 @@ def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
     x = x.to(victim.device, victim.dtype).requires_grad_()
     try:
         with victim.ready():
-            logits = made(x)
+            logits = victim.answer(x)
     except (RuntimeError, ValueError, AssertionError) as fault:
         said = (str(fault).splitlines() or [type(fault).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])

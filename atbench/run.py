@@ -42,7 +42,7 @@ def train(composed: DictConfig) -> float:
         run = Run(cfg, assemble.shared_source(cfg, here, to_train=True), here, signal)
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare(fresh=resumed is None)
-        about = run.announce(trainer, resumed, warnings)
+        about = run.announce(trainer, resumed, [*warnings, *run.foreseen(trainer)])
         with run.owning(resumed or run.open(about)):
             run.fit(trainer)
             records = run.evaluate(cfg.eval.checkpoints)
@@ -71,6 +71,14 @@ class Run:
             assemble.start_from(model, Path(cfg.weights))
         method = assemble.make_method(cfg, model, data, here)
         return assemble.make_trainer(cfg, method, data, here, self, self.signal)
+
+    def foreseen(self, trainer: Trainer) -> list[str]:
+        """Make the plan of the evaluation that is to follow, so that what it cannot do is refused before training; say
+        what else is doubtful.
+        """
+        test = self.source.test()
+        notes = examine.make_plan(self.cfg, self.source, self.world, test).notes
+        return [*notes, *assemble.doubts(trainer.method, trainer.data, test)]
 
     def announce(self, trainer: Trainer, resumed: Path | None, warnings: list[str]) -> dict[str, Any]:
         """Say what will run."""

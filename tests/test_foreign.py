@@ -138,8 +138,8 @@ def test_a_folder_that_explains_itself(theirs: Path) -> None:
 
 def test_the_figures_are_those_of_the_weights(theirs: Path) -> None:
     record, arrays = read(only(theirs) / "evaluation" / "x.json"), np.load(only(theirs) / "evaluation" / "x.npz")
-    test = digits().test()
-    right = mlp()(test.floats(slice(40))).argmax(dim=1) == test.y[:40]
+    test = digits().test().sample(40)
+    right = mlp()(test.floats()).argmax(dim=1) == test.y
     assert record["clean"]["accuracy"] == right.double().mean() and (arrays["clean"] == right.numpy()).all()
     assert record["n"] == 40 and record["epoch"] is None and record["checkpoint"] == "x"
     assert record["plan"]["threat"]["seed"] == 3
@@ -225,9 +225,9 @@ def test_options_names_and_modules(theirs: Path) -> None:
     assert evaluate(*module, "checkpoint=narrow.pt", "name=module") == 0
     (wrapped,) = (theirs / "runs").glob("*-eval-module")
     records = [read(path / "evaluation" / "narrow.json") for path in (narrow, wrapped)]
-    source, test = digits(), digits().test()
-    x = (test.floats(slice(40)) - source.mean[0]) / source.std[0]
-    right = mlp(width=3)(x).argmax(dim=1) == test.y[:40]
+    source, test = digits(), digits().test().sample(40)
+    x = (test.floats() - source.mean[0]) / source.std[0]
+    right = mlp(width=3)(x).argmax(dim=1) == test.y
     assert records[1]["clean"]["accuracy"] == right.double().mean(), "the module sees normalised pixels"
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
 
@@ -242,8 +242,8 @@ def test_networks_of_ours_and_networks_with_weights_of_their_own(theirs: Path) -
     torch.save({"model": network.state_dict()}, "ours.pt")
     assert evaluate("model=cnn", "model.width=4", "dataset=digits", "checkpoint=ours.pt") == 0
     record = read(only(theirs) / "evaluation" / "ours.json")
-    test = source.test()
-    right = network(test.floats(slice(40))).argmax(dim=1) == test.y[:40]
+    test = source.test().sample(40)
+    right = network(test.floats()).argmax(dim=1) == test.y
     assert record["clean"]["accuracy"] == right.double().mean()
     shutil.rmtree(theirs / "runs")
     assert evaluate("model._target_=foreign_mine.trained", "dataset=digits") == 0

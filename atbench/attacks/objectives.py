@@ -111,6 +111,11 @@ def kl_from(logits: Tensor, p: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="none").sum(dim=1)
 
 
+def fewest_classes(value: Callable[..., Tensor]) -> int:
+    """How many classes an objective needs: DLR compares the three highest logits, its targeted form the four."""
+    return {dlr: 3, dlr_towards: 4}.get(value, 2)
+
+
 #: Objectives of (logits, labels) that a configuration can name.
 LABEL_OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, label_objective
+from atbench.attacks.objectives import Objective, fewest_classes, label_objective
 from atbench.attacks.search import GradientAttack, State
 from atbench.attacks.survivors import Survivors
 from atbench.errors import ConfigError
-from atbench.models import bn_mode, untouched
+from atbench.models import Cast, bn_mode, untouched
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -40,12 +41,12 @@ class Transfer(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
+        eps: NotNegative,
         load: Callable[[str], nn.Module],
         run: str | None = None,
-        steps: int = 20,
-        rel_step_size: float = 0.25,
-        momentum: float = 1.0,
+        steps: AnyCount = 20,
+        rel_step_size: NotNegative = 0.25,
+        momentum: NotNegative = 1.0,
         start: str = "zero",
         objective: str = "ce",
         along: bool = False,
@@ -55,10 +56,11 @@ class Transfer(Attack):
             fix = "write attack.run=<path of a run or checkpoint>"
             raise ConfigError("attack.run", run, "the network to craft the images on is not named", fix)
         self.run, self.surrogate, self.value, self.along = run, load(run), label_objective(objective), along
+        self.least_classes = fewest_classes(self.value)
         self.attack = GradientAttack(norm, self.eps, steps, rel_step_size * self.eps, start, momentum=momentum)
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        surrogate, survivors = self.surrogate.to(x), Survivors(target, x, y)
+        surrogate, survivors = self.surrogate.to(x.device), Survivors(target, x, y)
 
         def misled(state: State) -> Tensor:
             with torch.no_grad():
@@ -66,12 +68,13 @@ class Transfer(Attack):
             return survivors.see(state.rows, state.x_adv, logits)
 
         with untouched(surrogate), bn_mode(surrogate, "eval"):
-            self._fits(surrogate, x, y)
-            objective = Objective(surrogate, self.value, y)
+            asked = Cast(surrogate)
+            self._fits(asked, x, y)
+            objective = Objective(asked, self.value, y)
             x_adv = self.attack(objective, x, stop=misled if self.along else None, rng=rng)
         return torch.where(survivors.broken.view(-1, *[1] * (x.ndim - 1)), survivors.x_adv, x_adv)
 
-    def _fits(self, surrogate: nn.Module, x: Tensor, y: Tensor) -> None:
+    def _fits(self, surrogate: Cast, x: Tensor, y: Tensor) -> None:
         """Refuse a network that cannot be asked about these images: the words of torch would name neither."""
         fix = "name a run on the same data set"
         try:

@@ -4,7 +4,7 @@ from atbench.data.augment import Augment, Chain, Cutout, PadCropFlip, View
 from atbench.data.batch import Batch
 from atbench.data.loader import Share, Stream, TrainData
 from atbench.data.mixing import CutMix, Mix, MixUp
-from atbench.data.splits import Images, Source
+from atbench.data.splits import Images, Source, representative
 
 __all__ = [
     "Augment",
@@ -21,4 +21,5 @@ __all__ = [
     "Stream",
     "TrainData",
     "View",
+    "representative",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count
 from atbench.rng import Draws
 
 
@@ -56,7 +57,7 @@ class PadCropFlip:
     probability ½.
     """
 
-    def __init__(self, pad: int, flip: bool) -> None:
+    def __init__(self, pad: AnyCount, flip: bool) -> None:
         self.pad, self.flip = pad, flip
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
@@ -75,7 +76,7 @@ class Cutout:
     Taylor 2017, arXiv 1708.04552).
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Count) -> None:
         self.length = length
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:

@@ -14,7 +14,7 @@ from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
 from atbench.data.joined import Joined
 from atbench.data.mixing import Mix, shares
-from atbench.data.splits import Images, Source, stratified
+from atbench.data.splits import Images, Source, representative, stratified
 from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
 
@@ -244,7 +244,7 @@ class TrainData:
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""
-        rows = torch.randperm(len(self.train) - self.generated, generator=generator("cpu", 0, "fit"))[:count]
+        rows = representative(self.train.y[: len(self.train) - self.generated], count)
         return self.train.take(rows.to(self.device)).to(self.device)
 
     def sha256(self) -> str:

@@ -181,7 +181,8 @@ def in_colour(opened: Image.Image, file: str) -> Image.Image:
     Raises DataError where that would guess: transparent pixels have no colour, and 16-bit pixels that use 12 bits at
     most may as well be dark as of another scale.
     """
-    raw = str(opened.tile[0][3]) if opened.tile else ""  # how the pixels lie in the file, before they are decoded
+    tile = getattr(opened, "tile", None)
+    raw = str(tile[0][3]) if tile else ""  # how the pixels lie in the file, before they are decoded
     if opened.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
         levels = np.asarray(opened).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
@@ -195,7 +196,7 @@ def in_colour(opened: Image.Image, file: str) -> Image.Image:
             raise DataError("picture", file, "has transparent pixels, which have no colour", fix)
     picture = opened.convert("RGB")
     if ";16" in raw:  # colours, of which Pillow keeps the upper 8 bits
-        _refuse_dim(256 * max(int(high) for _, high in picture.getextrema()) + 255, file)
+        _refuse_dim(256 * int(np.asarray(picture).max()) + 255, file)
     return picture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,20 +21,33 @@ class Images:
 
     `x` is a tensor, or stands for one: two of them (`Joined`), or picture files (`Pictures`), of which rows are decoded
     as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given become a
-    tensor.
+    tensor. place: of a sample, (N,) int64 on the CPU, where each row stands in the split that it was taken from.
     """
 
     x: Tensor | Pictures | Joined
     y: Tensor
+    place: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: torch.device) -> Images:
-        return Images(self.x.to(device), self.y.to(device))
+        return Images(self.x.to(device), self.y.to(device), place=self.place)
 
     def take(self, index: Tensor) -> Images:
         return Images(self.x.pick(index) if isinstance(self.x, Pictures) else self.x[index], self.y[index])
+
+    def sample(self, n: int) -> Images:
+        """`n` of them by `representative`, always the same ones; all, where there are no more."""
+        if n >= len(self):
+            return self
+        rows = representative(self.y, n)
+        taken = self.take(rows.to(self.y.device))
+        return Images(taken.x, taken.y, place=self.places(rows))
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where the rows (on the CPU) stand in the split that these are a sample of: what numbers are drawn for."""
+        return rows if self.place is None else self.place[rows]
 
     @property
     def streamed(self) -> bool:
@@ -83,10 +96,18 @@ class Source:
             why = f"of {len(self.train)} examples; some have to be left to train on"
             raise ConfigError("dataset.source.validation", self.validation, why, "use a smaller number, from 0")
 
-    def look_at_test(self) -> None:
-        """Read the test split once and let go of it: what is wrong with it is known before training, and nothing of it
-        is handed on. Raises DataError.
+    def refuse_unfit(self) -> None:
+        """Refuse a data set of which a training could not be finished: before its first step, and not after its last.
+
+        The test split is read once, and let go of: nothing of it is handed on. Raises ConfigError and DataError.
         """
+        if self.validation == 0:
+            why = "the best checkpoint is chosen on images that are held out"
+            raise ConfigError("dataset.source.validation", 0, why, "hold some out")
+        left = torch.bincount(self.train.y[self.parts()[1]], minlength=len(self.classes))
+        if lacking := (left == 0).nonzero().flatten().tolist():
+            why = f"leaves no example of class '{self.classes[lacking[0]]}' to train on"
+            raise ConfigError("dataset.source.validation", self.validation, why, "hold out less")
         test = self.test()
         if len(test) == 0:
             raise DataError(self.name, "no test example", "there is nothing to evaluate on", "add some")
@@ -153,3 +174,23 @@ def stratified(y: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
         taken = {k: taken[k] + count[k] for k in order}
     parts.append(np.concatenate([rows[taken[k] :] for k, rows in order.items()]))
     return [torch.from_numpy(np.sort(part)) for part in parts]
+
+
+def representative(y: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Positions (n,) of a sample of the labels `y` (N,), ascending, on the CPU: every class in proportion, and of a
+    class any of its examples, in whatever order `y` is. All positions where n ≥ N.
+
+    The only way in which this program takes a part of a data set for a measurement: the first n of data that are sorted
+    by class are of a few classes alone. Deterministic in (y, seed), and a smaller sample is a part of a larger one.
+    Where n is less than the number of classes, which of them are left out is drawn.
+    """
+    labels = y.cpu().numpy()
+    if n >= len(labels):
+        return torch.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    turn = np.empty(len(labels))  # the share of the data at which an example comes in
+    for k, offset in zip(classes, (rng.permutation(len(classes)) + 0.5) / len(classes), strict=True):
+        rows = np.flatnonzero(labels == k)
+        turn[rng.permutation(rows)] = (np.arange(len(rows)) + offset) / len(rows)
+    return torch.from_numpy(np.sort(np.argsort(turn, kind="stable")[:n]))

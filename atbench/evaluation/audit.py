@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atbench.data import Images
+from atbench.data import Images, representative
 from atbench.evaluation import comparisons, signs
 from atbench.evaluation.check import Check, not_run
 from atbench.evaluation.outcome import Outcome
@@ -37,11 +37,13 @@ def audit(
     Args:
         clean: (N,) booleans on the CPU, the examples of `images` that are classified right.
         outcomes: what has been run, by name: over all examples of `clean`, or over survivors, as their `tried` says.
-        n: how many of `clean`, the first ones, the audit's own probes use. From 1,000 on, thresholds are those cited.
+        n: how many of `clean`, every class in proportion, the audit's own probes use. From 1,000 on, thresholds are
+            those cited.
 
     Raises NumericalError where the network answers with NaN.
     """
-    rows = clean.nonzero().flatten()[:n]
+    rows = clean.nonzero().flatten()
+    rows = rows[representative(images.y[rows.to(images.y.device)], n)]
     if not len(rows):
         return [not_run("audit", "No image is there to probe: none is classified right, or none was asked for.")]
     before = fingerprints(victim.network)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atbench.data import representative
 from atbench.evaluation.check import Check, judge, not_run, percent, points, tolerance
 from atbench.evaluation.outcome import Outcome
 from atbench.evaluation.probes import Outputs
@@ -207,7 +208,9 @@ class Comparisons:
         met = tried if bool((tried & found).any()) else tried | found
         both = met & (white | self.searches.alive)
         beaten = both & broken & ~found & ~self.searches.broken
-        some = beaten & (beaten.cumsum(0) <= self.n)
+        rows = beaten.nonzero().flatten()
+        rows = rows[representative(self.searches.images.y.cpu()[rows], self.n)]
+        some = torch.zeros_like(beaten).index_fill_(0, rows, True)
         n = int(both.sum())
         threshold, value = tolerance(share, n), float(beaten.sum()) / n
         if value > threshold:

@@ -2,7 +2,7 @@
 
 Each measurement (an attack with its settings) has a folder named by a hash of all that its outcome depends on: weights,
 data, settings and seed. Into it go parts, each a few batches of one process. Because an example's outcome depends on no
-other example, parts may come from different batch sizes, numbers of processes and limits.
+other example, parts may come from different batch sizes and numbers of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ledger:
 
     Args:
         folder: where the parts go; None keeps them in memory, which several processes cannot share.
-        facts: what every measurement depends on: checksums of weights and data, the seed.
+        facts: what every measurement depends on: checksums of weights and data, the seed, how many images.
     """
 
     SECONDS = 20.0  # between two writes: what a kill may cost

@@ -36,7 +36,7 @@ class Plan:
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
     reject: a share of confident predictions to accept, and the attack that knows of it. examples: whether adversarial
-    images are kept.
+    images are kept. notes: how it differs from what was asked for.
     """
 
     threat: Threat
@@ -51,6 +51,7 @@ class Plan:
     corruptions: Sequence[int] = ()
     reject: Reject | None = None
     examples: bool = True
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -104,7 +105,7 @@ def evaluate(
     """Run the plan. `told` hears of everything that is finished: an interrupted evaluation has its figures, too."""
     ledger = ledger or Ledger(None, {})
     if plan.limit is not None:
-        images = images.take(torch.arange(min(plan.limit, len(images)), device=images.x.device))
+        images = images.sample(plan.limit)
     clean, logits = clean_logits(victim, images, ledger)
     suite = Suite(victim, images, clean, ledger, plan.threat.seed)
     so_far = Evaluation(plan, images, clean, logits)

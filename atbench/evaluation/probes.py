@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import LABEL_OBJECTIVES
-from atbench.data import Images
+from atbench.data import Images, representative
 from atbench.evaluation.victim import Victim
 
 FORWARDS = 5  # Croce & Hein 2020 (fra31/auto-attack, checks.py) look five times as well
@@ -89,7 +89,7 @@ def look(victim: Victim, images: Images, rows: Tensor) -> Outputs:
             changed += int((again.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).sum())
             logits.append(first.cpu())
             labels.append(y.cpu())
-        company = _company(victim, images, rows[:ALONE])
+        company = _company(victim, images, rows[representative(torch.cat(labels), ALONE)])
         training = [name or "the network" for name, module in victim.network.named_modules() if module.training]
     return Outputs(torch.cat(logits), torch.cat(labels), spread, changed, company, training, backward)
 

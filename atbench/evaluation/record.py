@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from atbench.data import representative
 from atbench.evaluation import rejection, statistics
 from atbench.evaluation.audit import verdict
 from atbench.evaluation.interval import figure
@@ -237,15 +238,13 @@ def _images(name: str, found: Found) -> dict[str, Array]:
 
 
 def _pictures(found: Evaluation) -> dict[str, Array]:
-    """Of each class the first example that was broken, up to SHOWN of them, clean and adversarial."""
+    """Up to SHOWN of the examples that were broken, every class in proportion, clean and adversarial."""
     label = found.images.y.cpu().numpy()
     image: dict[int, Array] = {}
     for each in reversed(_main(found)):
         image |= {int(row): x_adv for row, x_adv in zip(each.rows, each.x_adv, strict=True)}
-    rows: dict[int, int] = {}
-    for row in sorted(image):
-        rows.setdefault(int(label[row]), row)
-    shown = np.array([rows[k] for k in sorted(rows)][:SHOWN], np.int64)
+    rows = np.array(sorted(image), np.int64)
+    shown = rows[representative(torch.from_numpy(label[rows]), SHOWN).numpy()]
     adversarial = adversarial_logits(found)
     after = adversarial[shown].argmax(axis=1) if adversarial is not None else shown
     index = torch.from_numpy(shown).to(found.images.x.device)

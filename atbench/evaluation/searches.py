@@ -101,7 +101,7 @@ class Searches:
         with self.victim.ready(), torch.no_grad():
             for rows in self.batches():
                 x, y = self.victim.load(self.images, rows)
-                rng = ExampleDraws(self.threat.seed, "audit noise", index=rows)
+                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.places(rows))
                 hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
                 for _ in range(DRAWS):
                     hit |= wrong(

@@ -79,7 +79,7 @@ class Suite:
             with victim.ready():
                 # A network that draws numbers of its own draws the same ones the next time.
                 torch.manual_seed(derive(self.seed, name, int(rows[0])))
-                x_adv = attack(victim, x, y, ExampleDraws(self.seed, name, index=rows))
+                x_adv = attack(victim, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
                 return self.judged(x, y, x_adv, attack.norm, attack.eps)
 
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
@@ -147,7 +147,7 @@ class Suite:
             x, y = victim.load(self.images, rows)
             with victim.ready():
                 torch.manual_seed(derive(self.seed, "pgd", int(rows[0])))
-                found = search(victim, x, y, rows, threat, before[rows])
+                found = search(victim, x, y, self.images.places(rows), threat, before[rows])
                 judged = self.judged(x, y, found.x_adv, threat.norm, threat.eps)
             earlier = found.first < before[rows].clamp(max=threat.steps + 1).to(found.first.device)
             return {**judged, "broken": judged["broken"] & earlier, "first": found.first}

@@ -107,7 +107,7 @@ def broken_at(victim: Victim, images: Images, threat: Threat, alive: Tensor) -> 
     with victim.ready():
         for rows in victim.batches(alive.nonzero().flatten()):
             x, y = victim.load(images, rows)
-            found[rows.to(victim.device)] = never - search(victim, x, y, rows, threat).first
+            found[rows.to(victim.device)] = never - search(victim, x, y, images.places(rows), threat).first
     first = first - victim.reduce(found)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
 

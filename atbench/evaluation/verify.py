@@ -52,7 +52,7 @@ def verify(
     rejection was made on: what it accepts of them is counted again. Statistics of examples that nothing broke
     (calibration under attack) are no part of it: their images are not kept.
     """
-    images = images.take(torch.arange(record["n"], device=images.x.device))
+    images = images.sample(record["n"])
     again = records.figures(_rebuilt(victim, images, record, outcomes, kept, held))
     return list(_numbers(record, again))
 

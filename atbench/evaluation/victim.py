@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.models import bn_mode, untouched
+from atbench.models import Cast, bn_mode, image_type, untouched
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -20,6 +20,8 @@ class Victim:
 
     Counts the images that went forward (`passes`), and of those how many were asked for a gradient (`gradients`).
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
+
+    dtype: of images, logits and all that is judged, whatever the network computes in; `answer` casts at its boundary.
     """
 
     def __init__(
@@ -27,8 +29,8 @@ class Victim:
     ) -> None:
         self.network, self.batch_size = network, batch_size
         self.rank, self.world, self.reduce = rank, world, reduce
-        weight = next(network.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = next(network.parameters()).device, image_type(network)
+        self.answer = Cast(network)
         self.passes = self.gradients = 0
 
     @contextmanager
@@ -41,7 +43,7 @@ class Victim:
         """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
         self.passes += len(x)
         self.gradients += len(x) * int(x.requires_grad)
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.answer(x)
         if not bool(torch.isfinite(logits).all()):
             row = int((~torch.isfinite(logits).all(dim=1)).nonzero()[0])
             raise NumericalError(

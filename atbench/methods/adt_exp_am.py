@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.rng import generator
 
 GENERATOR_NORMS = ("batch", "none")
@@ -68,6 +68,9 @@ class AdtExpAm(Method):
 
     def groups(self) -> dict[str, nn.Module]:
         return {"model": self.model, "generator": self.generator}
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # a generator in place of a search
 
     def perturb(self, batch: Batch) -> Batch:
         """What the generator is told; it perturbs in `loss`, in the pass that trains it."""

@@ -34,6 +34,14 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
 
 
+class Steps(NamedTuple):
+    """A search as far as its steps go: how many, how long, in a ball of which radius."""
+
+    number: int
+    length: float
+    eps: float
+
+
 @dataclass
 class Clock:
     """Where training stands. The trainer sets it; methods read it, and write schedules as functions of `fraction`."""
@@ -184,6 +192,13 @@ class Method(nn.Module):
     def on_epoch(self, report: Report) -> Decision | None:
         """Called after each epoch with the validation figures, the same on every process."""
         return None
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        """The searches of training that make steps of one length, by where they are set; none where a method takes the
+        lengths of its steps from ε, or makes none.
+        """
+        own = self.attack
+        return {} if own.rule == "adam" else {"attack": Steps(own.steps, own.step_size, own.eps)}
 
     def groups(self) -> dict[str, nn.Module]:
         """One optimizer and schedule a name. What is in no group is not trained, clipped, averaged or perturbed."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, accuracy
+from atbench.methods.base import Loss, Method, Round, Steps, accuracy
 
 GRADIENTS = ("image", "delta")
 
@@ -71,6 +71,9 @@ class FreeAt(Method):
         """This process's rows of δ: a copy."""
         rows = len(batch)
         return self.delta[self.clock.rank * rows : (self.clock.rank + 1) * rows].clone()
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # a step of ε a replay
 
     def commit(self, batch: Batch) -> None:
         ahead = self._slots(batch) + self.attack.eps * self.attack.ball.steepest(batch.aux["source"].grad)

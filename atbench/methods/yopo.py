@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, accuracy
+from atbench.methods.base import Loss, Method, Round, Steps, accuracy
 from atbench.models import Network
 
 FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
@@ -69,6 +69,9 @@ class Yopo(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         return batch  # the search shares its passes with the update
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {"method.m x method.n": Steps(self.m * self.n, self.attack.step_size, self.attack.eps)}
 
     def rounds(self, batch: Batch) -> Iterator[Round]:
         eta = self.attack.ball.sample(batch.x, self.attack.eps, self.rng("start"))

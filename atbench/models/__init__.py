@@ -1,8 +1,21 @@
 """Networks: [0, 1] images in, logits out."""
 
+from atbench.models.boundary import Cast, image_type
 from atbench.models.cnn import CNN
 from atbench.models.heads import Hypersphere
 from atbench.models.modes import BN_MODES, Frozen, bn_mode, captured, untouched
 from atbench.models.network import Ensemble, Network
 
-__all__ = ["BN_MODES", "CNN", "Ensemble", "Frozen", "Hypersphere", "Network", "bn_mode", "captured", "untouched"]
+__all__ = [
+    "BN_MODES",
+    "CNN",
+    "Cast",
+    "Ensemble",
+    "Frozen",
+    "Hypersphere",
+    "Network",
+    "bn_mode",
+    "captured",
+    "image_type",
+    "untouched",
+]

@@ -47,9 +47,17 @@ ACTIVATIONS: Mapping[str, Make] = MappingProxyType(
     }
 )
 
+#: What counts as an activation of a network: ours and torchvision's; gates (sigmoids, the softmax of attention) do not.
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
+
 
 def maker(name: str) -> Make:
     """What makes activations called `name`; call it once a place. Raises ConfigError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ConfigError("model.activation", name, "there is no such activation", hint(name, ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def activations(network: nn.Module) -> list[nn.Module]:
+    """The activations of a network, in the order of its modules."""
+    return [module for module in network.modules() if isinstance(module, RECTIFIERS)]

@@ -16,11 +16,11 @@ from torchvision.models.googlenet import Inception as GoogleInception
 
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
-from atbench.models.activations import Make, maker
+from atbench.models.activations import RECTIFIERS, Make, maker
+from atbench.models.boundary import Cast
 from atbench.models.heads import HEADS, make_head
 from atbench.models.network import Network, Shape, large_stem, named
-
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)  # not the gates of attention
+from atbench.ranges import Positive
 
 
 class TorchVision(Network):
@@ -49,7 +49,7 @@ class TorchVision(Network):
         stem: str = "auto",
         activation: str | None = None,
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         known = models.list_models(module=models)
         if name not in known:
@@ -96,6 +96,12 @@ class Wrapped(Network):
         if not isinstance(module, nn.Module):
             raise ConfigError("model.module", module, "is no torch.nn.Module", "write model.module._target_=mine.Net")
         super().__init__(named(module=module), nn.Identity(), mean, std)
+        self._module = Cast(module)
+
+    def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
+        """Normalised images in the type that the module takes, which need not be that of mean and deviation."""
+        out: Tensor = self._module(h) if first == 0 else h
+        return out
 
 
 def refusal(name: str, shape: Shape, error: Exception) -> ConfigError:

@@ -96,17 +96,6 @@ class Updater:
         clock.round = 0
         self.world.average_norms(self.method)
 
-    def rehearse(self, batch: Batch) -> None:
-        """The passes that `batch` makes, without update, commit or record."""
-        clock = self.method.clock
-        for number, turn in enumerate(self.method.rounds(batch)):
-            clock.round = number
-            if turn.perturb:
-                turn.batch = self.perturb(turn.batch)
-            self._backward(turn.batch, watch=False)
-        clock.round = 0
-        clear(self.groups)
-
     def _round(self, turn: Round, sums: Sums) -> None:
         if turn.perturb:
             began = perf_counter()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from atbench.data import TrainData
@@ -18,14 +17,13 @@ class Validation:
     """Measures a network under one fixed threat, with the same random starts every time.
 
     Args:
-        n: how many examples of either part are looked at, at most.
+        n: how many examples of either part are looked at, at most: every class in proportion, always the same ones.
         others: threats of other norms. A network is then also measured by what holds under all of them (`union`).
     """
 
     def __init__(self, data: TrainData, threat: Threat, n: int, world: World, others: Sequence[Threat] = ()) -> None:
         self.threat, self.world, self.others = threat, world, others
-        self.held = data.validation.take(torch.arange(min(n, len(data.validation)), device=data.device))
-        self.fitted = data.fit_sample(min(n, len(data.train)))
+        self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
 
     def _victim(self, network: nn.Module) -> Victim:
         return Victim(network, 512, self.world.rank, self.world.size, self.world.sum)

@@ -66,6 +66,21 @@ def test_joint_projection_beats_every_other_legal_point(name: str) -> None:
         assert (best <= (rival - far).flatten(1).norm(dim=1) + 1e-12).all()
 
 
+@pytest.mark.parametrize("box_first", [False, True])
+def test_l2_goes_to_ball_and_box_in_the_order_it_is_told(box_first: bool) -> None:
+    """By a slow loop over images; black and white pixels make the orders differ, and the box first is the longer δ."""
+    x, eps = images().round(), 0.7
+    far = x + noise()
+    found = ball("l2", box_first=box_first).project(x, far, eps)
+    for row in range(len(x)):
+        point = far[row].clamp(0, 1) if box_first else far[row]
+        delta = point - x[row]
+        point = x[row] + delta * min(1.0, eps / float(delta.norm()))
+        torch.testing.assert_close(found[row], point if box_first else point.clamp(0, 1), rtol=0, atol=1e-14)
+    length = ball("l2").norm(found - x)
+    assert (length - eps).abs().max() < 1e-12 if box_first else (length < eps - 0.05).all()
+
+
 def test_shrink_reaches_the_surface_and_only_from_outside(kind: Ball) -> None:
     delta = noise()
     eps = torch.tensor([0.1, 0.2, 0.3, 0.5, 100.0, 200.0], dtype=torch.float64)

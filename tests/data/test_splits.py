@@ -9,7 +9,7 @@ import torch
 
 from atbench.data import Images
 from atbench.data.digits import digits
-from atbench.data.splits import check, stratified
+from atbench.data.splits import check, representative, stratified
 from atbench.errors import DataError
 from tests.methods.worlds import source
 
@@ -80,3 +80,32 @@ def test_digits_is_split_once_and_for_all() -> None:
     pixels = first.train.floats()
     assert pixels.mean().item() == pytest.approx(first.mean[0], abs=2e-3)
     assert pixels.std().item() == pytest.approx(first.std[0], abs=2e-3)
+
+
+SORTED = torch.arange(20).repeat_interleave(torch.tensor([40] * 15 + [8] * 5))
+
+
+@pytest.mark.parametrize("n", [1, 7, 20, 32, 64, 333, 640, 700])
+def test_a_sample_of_sorted_data_has_every_class_in_proportion(n: int) -> None:
+    rows = representative(SORTED, n)
+    assert len(rows) == min(n, 640) and (rows.diff() > 0).all()
+    share = torch.bincount(SORTED, minlength=20) * min(n, 640) / 640
+    assert (torch.bincount(SORTED[rows], minlength=20) - share).abs().max() < 1.01
+
+
+def test_samples_are_nested_drawn_and_always_the_same() -> None:
+    small, large = representative(SORTED, 30), representative(SORTED, 100)
+    assert torch.isin(small, large).all() and torch.equal(small, representative(SORTED, 30))
+    assert not torch.equal(small, representative(SORTED, 30, seed=1))
+    assert not torch.equal(SORTED[representative(SORTED, 10)], torch.arange(10)), "not the first ten classes"
+    places = {int(row) % 40 for row in large[SORTED[large] < 15]}
+    assert len(places) > 20, "of a class any of its examples"
+
+
+def test_a_sample_of_a_sample_knows_its_places() -> None:
+    images = source().train
+    part = images.sample(40).sample(10).to(torch.device("cpu"))
+    assert part.place is not None and torch.equal(images.y[part.place], part.y)
+    assert torch.equal(images.x[part.place], part.x)
+    assert torch.equal(part.places(torch.tensor([3, 1])), part.place[[3, 1]])
+    assert images.sample(len(images)) is images

@@ -13,6 +13,7 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import markdown, report
 from atbench.reporting.document import Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
+from tests.reporting.conftest import MakeRun
 
 
 class Page(HTMLParser):
@@ -173,3 +174,11 @@ def test_a_name_brings_no_markup_along(text: str) -> None:
     assert shown == "# " + re.sub("[\r\u2028\n]", " ", text)
     opening, *_, closing = markdown.render(Document("x", (Code(text, ""),))).splitlines()[2:]
     assert opening == closing and set(opening) == {"`"} and opening not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
+    """Without a radius there is no attack, and a length of step is no share of it."""
+    folder = make_run(eps=0.0)
+    report.write(folder)
+    assert "PGD-50" in (folder / "report.md").read_text(encoding="utf-8")
