@@ -39,7 +39,7 @@ METHODS = _named(
 )
 SCHEDULES = _named(
     "atbench.training.schedules",
-    "CosineByEpoch ExponentialByEpoch LinearTail OneCycle OneCycleByEpoch Piecewise PiecewiseLinear Triangular",
+    "CosineByEpoch ExponentialByEpoch InverseTime OneCycle OneCycleByEpoch Piecewise PiecewiseLinear Triangular",
 )
 PLUS = _named("atbench.training", "averaging.Ema averaging.Swa awp.WeightPerturbation")
 # Without those that need a closure (LBFGS), sparse gradients (SparseAdam) or matrices alone (Muon).

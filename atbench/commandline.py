@@ -92,7 +92,8 @@ def open_targets(line: Line) -> None:
     """`eval RUN model.module._target_=mine.Net`, `train resume=RUN method._target_=mine.Mine`: a class that the run's
     own configuration names, and that the composed one need not have a place for.
     """
-    if any(word.lstrip("+").startswith(("resume=", "target=", "verify=")) for word in line.overrides):
+    again = any(word.lstrip("+").startswith(("resume=", "target=", "verify=")) for word in line.overrides)
+    if again and "--multirun" not in line.options:
         line.overrides = [f"++{word}" if _TARGET.match(word) else word for word in line.overrides]
 
 

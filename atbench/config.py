@@ -239,10 +239,9 @@ def recorded(cfg: DictConfig) -> dict[str, Any]:
     return _tree(cfg, resolve=False)
 
 
-def as_written(composed: DictConfig, key: str) -> Any:
-    """The value at a key of a composed configuration, as it is written down."""
-    tree, path = recorded(composed), tuple(key.split("."))
-    return unread(OmegaConf.select(composed, key), at(tree, path), tree, path)
+def as_written(cfg: DictConfig, key: str) -> Any:
+    """The value at a key of a resolved configuration, as it is written down."""
+    return at(recorded(cfg), key.split("."))
 
 
 def remember_typed(argv: list[str], config_dir: Path | None) -> None:

@@ -79,7 +79,7 @@ def anybodys(cfg: DictConfig, folder: Path | None) -> float:
             notices(warnings, Console(stderr=True))
             folder = folder or foreign.open_folder(cfg, network, source, here.device, here.size)
         folder = Path(here.share_object(folder))
-        with accounted(folder) if here.main else nullcontext(), leaving(folder):
+        with accounted(folder) if here.main else nullcontext(), leaving(f"atbench eval {folder}", folder):
             if here.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))

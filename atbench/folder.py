@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalError, exit_code
+from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalError, exit_code, expected
 
 #: What the program writes into a run folder.
 OWN = (
@@ -171,5 +171,11 @@ def accounted(folder: Path) -> Iterator[None]:
             code = exit_code(error)
             state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
             with suppress(EnvironmentFault):  # a full disk: what ended the work says more
-                set_status(folder, state=state, exit_code=code, message=str(error) or type(error).__name__, ended=now())
+                set_status(
+                    folder,
+                    state=state,
+                    exit_code=code,
+                    message=str(expected(error) or error) or type(error).__name__,
+                    ended=now(),
+                )
             raise

@@ -104,5 +104,5 @@ class CarliniL2(Attack):
         with torch.enable_grad():
             x_adv = (torch.tanh(v) + 1) / 2
             logits = target.logits(x_adv)
-            value = (x_adv - x).square().flatten(1).sum(dim=1) + c * (-margin(logits, y)).clamp_min(0)
+            value = (x_adv - x).square().flatten(1).sum(dim=1) + c * (-margin(logits, y)).relu()
         return value, x_adv.detach(), logits.detach().argmax(dim=1) != y

@@ -27,7 +27,8 @@ from atbench.rng import Draws, generator
 class Loss(NamedTuple):
     """What `loss` returns: the scalar to minimise, and named detached terms for the record.
 
-    The term `accuracy`, if there, is the share of right predictions on what the method trains on.
+    The term `accuracy`, if there, is the share of right predictions on what the method trains on. The record's `loss`
+    is `total`, but the term `loss` of a method that `accumulates`, where a round's total is a part of something.
     """
 
     total: Tensor
@@ -144,7 +145,8 @@ class Method(nn.Module):
     coupled = False
     #: The loss differentiates a gradient: fp32, uncompiled.
     second_order = False
-    #: One update accumulates over several rounds: a weight perturbation has no place to stand.
+    #: One update accumulates over several rounds: a weight perturbation has no place to stand, and a round's total is
+    #: not the loss, which the method records as a term.
     accumulates = False
     #: Looks up what the network says of the label: it must be one class, and mixed images (CutMix, MixUp) have two.
     one_label = False

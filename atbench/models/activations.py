@@ -7,6 +7,7 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.errors import ConfigError
@@ -29,7 +30,7 @@ class SmoothReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b = self.root.square()
-        positive = x.clamp(min=0)  # f is 0 at 0 with slope 0, so that the kink of the clamp does not show
+        positive = F.relu(x)  # f is 0 at 0 with slope 0, so that the kink does not show
         return positive - torch.log1p(b * positive) / b
 
 

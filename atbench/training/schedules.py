@@ -10,7 +10,7 @@ from math import cos, pi, prod
 from typing import Protocol
 
 from atbench.errors import ConfigError
-from atbench.ranges import BelowOne, Count, NotNegative, Positive, Share
+from atbench.ranges import Count, NotNegative, Positive, Share
 
 ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 
@@ -39,16 +39,6 @@ class Piecewise:
         return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])
 
 
-class LinearTail:
-    """1 until `start`, then linear to 0 at the end."""
-
-    def __init__(self, start: BelowOne) -> None:
-        self.start = start
-
-    def __call__(self, fraction: float) -> float:
-        return min(1.0, (1 - fraction) / (1 - self.start))
-
-
 class PiecewiseLinear:
     """Straight lines through (at, factor), `at` from 0 to 1 (numpy.interp)."""
 
@@ -62,6 +52,16 @@ class PiecewiseLinear:
         place = min(bisect_right(self.at, fraction), len(self.at) - 1)
         (low, high), (start, end) = self.at[place - 1 : place + 1], self.factors[place - 1 : place + 1]
         return start + (end - start) * (fraction - low) / (high - low)
+
+
+class InverseTime:
+    """1 / (1 + decay · fraction): `learningRateDecay` of Torch7's SGD, times the number of all steps."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, fraction: float) -> float:
+        return 1 / (1 + self.decay * fraction)
 
 
 class OneCycle:

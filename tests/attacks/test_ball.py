@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import BALLS, L1, Ball, ball
+from atbench.attacks.ball import clip
 from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
 
@@ -54,6 +55,15 @@ def test_projection_does_not_write_into_its_arguments(kind: Ball) -> None:
     kind.project(x, far, 0.1)
     kind.shrink(far, 0.1)
     assert torch.equal(x, before[0]) and torch.equal(far, before[1])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.5, 0.25), (-torch.inf, 1.0)])
+def test_the_clip_passes_the_gradient_up_to_its_bounds(low: float, high: float) -> None:
+    """On every torch; `Tensor.clamp` does so up to 2.12 alone."""
+    x = torch.tensor([-2.0, low, 0.1, 0.2, high, 3.0], dtype=torch.float64).nan_to_num(neginf=-9).requires_grad_()
+    clipped = clip(x, low, high)
+    assert torch.equal(clipped, x.detach().clamp(low, high))
+    assert torch.equal(torch.autograd.grad(clipped.sum(), x)[0], ((x >= low) & (x <= high)).double())
 
 
 @pytest.mark.parametrize("name", ["linf", "l1"])

@@ -65,6 +65,13 @@ PARAMETERS = [
     ("torchvision", IMAGENET, {"name": "wide_resnet50_2"}, 68_883_240),
     ("torchvision", IMAGENET, {"name": "googlenet"}, 6_624_904),
     ("lenet", MNIST, {}, 61_706),  # the LeNet-5 of textbooks
+    # Padded to 32×32, by hand from mnist/train-mnist-robust-inf.lua of ushaham/adversarialPaper.
+    (
+        "lenet",
+        (1, 32, 32),
+        {"channels": [32, 64], "padding": [0, 0], "pools": [3, 2], "hidden": [200]},
+        105_506,
+    ),
     ("lenet_madry", MNIST, {}, 3_274_634),  # the network of TensorFlow's MNIST tutorial, which Madry et al. took
     ("lenet_madry", MNIST, {"kernel": 3, "padding": [1, 1]}, 320 + 18_496 + 3_212_288 + 10_250),
     # Their sources give no count: from their layers by hand.
