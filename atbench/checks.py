@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -87,6 +88,7 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
     _device(str(_at(cfg, "device")))
+    _folder_name("eval.name", _at(cfg, "eval.name"))
     return list(_doubts(cfg))
 
 
@@ -132,6 +134,11 @@ def _device(name: str) -> None:
         return
     if kind != "cuda" or (":" in name and not index.isdigit()):
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
+
+
+def _folder_name(key: str, name: Any) -> None:
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
 
 
 def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:

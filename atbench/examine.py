@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,11 +18,11 @@ from atbench.attacks.confident import Confident
 from atbench.config import build, welcome
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, record, weights_sha256
+from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, files, names, record, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
 from atbench.evaluation.rejection import CONFIDENT, Reject
-from atbench.evaluation.verify import verify
-from atbench.folder import accounted, now, read_json, set_status, write_json, write_text
+from atbench.evaluation.verify import CONSISTENT, Number, verify
+from atbench.folder import EVALUATION, PARTS, accounted, now, record_files, set_status, write_json, write_text
 from atbench.reporting import report
 from atbench.reporting.terminal import echo, finished, notices, summary, verification
 from atbench.resume import is_foreign, target_of
@@ -31,7 +30,7 @@ from atbench.signals import leaving
 from atbench.training import World, checkpoint, threads, world
 
 SCHEMA = 2
-PARTS = Path("evaluation") / "parts"
+LEDGER = Path(EVALUATION) / PARTS
 
 
 def evaluate(composed: DictConfig) -> float:
@@ -105,31 +104,43 @@ def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     return cfg
 
 
-def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]) -> list[dict[str, Any]]:
+def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, which: list[str]) -> list[dict[str, Any]]:
     """Measure checkpoints of a run on the test split: the only place that reads it."""
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
+    title = names.name_of(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
+    where = Path(world.share_object(names.place(folder, config.plain(cfg), title)))
     found: list[dict[str, Any]] = []
     measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
-    for name in names:
+    for name in which:
         network, epoch = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
         # The last epoch is often the best one: the same weights under the same attack are measured once.
         weights = weights_sha256(network)
         if weights not in measured:
-            measured[weights] = examine(cfg, source, world, folder, name, network, test)
+            measured[weights] = examine(cfg, source, world, folder, where, name, network, test)
         evaluation, content = measured[weights]
-        content = {**content, "checkpoint": name, "epoch": epoch}
-        keep(folder, name, content, evaluation, world)
+        title = title if where == folder / EVALUATION else where.name
+        content = {**content, "name": title, "checkpoint": name, "epoch": epoch}
+        keep(cfg, where, name, content, evaluation, world)
         found.append(content)
     if world.main:
-        Ledger(folder / PARTS, {}).forget()
+        Ledger(folder / LEDGER, {}).forget()
     return found
 
 
 def examine(
-    cfg: DictConfig, source: Source, world: World, folder: Path, name: str, network: nn.Module, test: Images
+    cfg: DictConfig,
+    source: Source,
+    world: World,
+    folder: Path,
+    where: Path,
+    name: str,
+    network: nn.Module,
+    test: Images,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Run the configured evaluation on one network. What is interrupted goes on from the parts in the folder."""
+    """Run the configured evaluation on one network; figures so far go to `where`. What is interrupted goes on from the
+    parts in the folder.
+    """
     plan = make_plan(cfg, source, world, test)
     about = {
         "schema": SCHEMA,
@@ -140,25 +151,28 @@ def examine(
         "versions": {"torch": torch.__version__},
     }
     facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
-    ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
+    ledger = Ledger(folder / LEDGER, {k: v for k, v in facts.items() if k != "checkpoint"})
     victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
 
     def told(so_far: Evaluation) -> None:
         if world.main:
             content = {**about, "complete": False, **record.figures(so_far, source.classes)}
-            write_json(folder / "evaluation" / f"{name}.partial.json", content)
+            write_json(where / f"{name}.partial.json", content)
             finished(name, content, console)
 
     evaluation = evaluate_network(victim, test, plan, ledger, told)
     return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
 
 
-def keep(folder: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World) -> None:
-    """Write the record, its outcomes and its adversarial images."""
+def keep(
+    cfg: DictConfig, where: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World
+) -> None:
+    """Write the record, its outcomes, its adversarial images and the configuration that they follow from."""
     if world.main:
         images = record.examples(evaluation) if evaluation.plan.examples else {}
-        record.save(folder / "evaluation", name, content, record.arrays(evaluation), images)
+        settings = names.settings(config.plain(cfg))
+        files.save(where, name, content, record.arrays(evaluation), images, settings)
     world.barrier()
 
 
@@ -237,29 +251,48 @@ def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> t
 
 
 def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
-    """`atbench eval verify=RUN`: every number of its records from its images. Raises DataError where one differs."""
-    test, numbers = source.test().to(world.device), []
-    for path in sorted((folder / "evaluation").glob("*.npz")):
-        name = path.stem
-        if name.endswith(".examples"):
-            continue
-        content = read_json(folder / "evaluation" / f"{name}.json")
-        if not content.get("examples"):
-            why = "it kept no adversarial images"
-            raise DataError("verify", path, why, "evaluate it again with eval.examples=true")
-        network, _ = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
-        for key, value in (("weights_sha256", weights_sha256(network)), ("data_sha256", test.sha256())):
-            if content[key] != value:
-                why = f"{key} is {value[:12]}, the record has {content[key][:12]}"
-                raise DataError("verify", path, why, "restore the checkpoint and the data")
-        victim = Victim(network, cfg.eval.batch_size)
-        with np.load(path, allow_pickle=False) as outcomes, np.load(path.with_name(content["examples"])) as kept:
-            held = source.train.take(source.parts()[0]).to(world.device) if content.get("reject") else None
-            numbers += [(name, number) for number in verify(victim, test, content, dict(outcomes), dict(kept), held)]
+    """`atbench eval verify=RUN`: all that its records say, again. Raises DataError where anything differs."""
+    found: list[tuple[str, Number]] = []
+    for path in record_files(folder):
+        name = "/".join(path.relative_to(folder / EVALUATION).with_suffix("").parts)
+        found += [(name, number) for number in _verified(cfg, source, world, folder, path)]
     if world.main:
-        verification(numbers, Console())
-    wrong = [f"{name} {number.name}" for name, number in numbers if not number.agrees]
-    if wrong or not numbers:
-        what = f"{len(wrong)} of {len(numbers)} numbers cannot be made again ({', '.join(wrong[:3])})"
+        verification(found, CONSISTENT, Console())
+    wrong = [f"{name} {number.name}" for name, number in found if not number.agrees]
+    if wrong or not found:
+        what = f"{len(wrong)} of {len(found)} values are not what was found again ({', '.join(wrong[:3])})"
+        if any(number.name == "random" and number.again == "other" for _, number in found):
+            what += "; the network draws numbers that torch's seed does not rule"
         raise DataError("verify", folder, what, "evaluate it again")
     return 1.0
+
+
+def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[Number]:
+    """One record, under the configuration that stands beside it."""
+    content, name = files.read(path), path.stem
+    if not content.get("examples"):
+        raise DataError("verify", path, "it kept no adversarial images", "evaluate it again with eval.examples=true")
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        why = "the configuration that it was made with is not there"
+        raise DataError("verify", beside, why, "restore it, or evaluate again")
+    own = OmegaConf.create({**cfg, **OmegaConf.load(beside)})
+    own.eval.batch_size = cfg.eval.batch_size
+    source = source if own.dataset == cfg.dataset else assemble.make_source(own)
+    test = source.test().to(world.device)
+    network, epoch = load(own, source, world.device, folder / "checkpoints" / f"{name}.pt")
+    sums = {"weights_sha256": weights_sha256(network), "data_sha256": test.sha256()}
+    for key, value in sums.items():
+        if (claimed := str(content.get(key))) != value:
+            why = f"{key} is {value[:12]}, the record has {claimed[:12]}"
+            raise DataError("verify", path, why, "restore the checkpoint and the data")
+    size = len(test)
+    title = names.name_of(own.eval, min(own.eval.limit or size, size), size)
+    about = {
+        "schema": SCHEMA, "checkpoint": name, "split": "test", **sums, "complete": True, "epoch": epoch,
+        "name": title if path.parent == folder / EVALUATION else path.parent.name,
+        "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
+    }  # fmt: skip
+    outcomes, kept = (files.unpacked(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
+    plan, victim = make_plan(own, source, world, test), Victim(network, own.eval.batch_size)
+    return verify(victim, test, plan, content, outcomes, kept, source.classes, about)

@@ -21,9 +21,11 @@ from atbench.commandline import quoted
 from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
-from atbench.folder import read_json, write_bytes, write_json, write_text
+from atbench.folder import write_bytes, write_json, write_text
 from atbench.models import Network, weights
 from atbench.reporting import card, leaderboard, markdown
+from atbench.reporting.headline import chosen
+from atbench.reporting.runs import evaluations
 from atbench.resume import target_of
 
 WEIGHTS = "model.safetensors"
@@ -40,9 +42,9 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     config.trust(Path.cwd())
     folder, names, saved = target_of(str(run), [checkpoint])
     name, cfg = names[0], OmegaConf.create(saved)
-    record = read_json(folder / "evaluation" / f"{name}.json")
-    if not record:
+    if not (found := evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")
+    record = chosen(found).record
     source = assemble.make_source(cfg)
     network, _ = examine.load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:

@@ -16,6 +16,8 @@ from typing import Any
 
 from atbench.errors import EnvironmentFault, NumericalError, exit_code
 
+EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
+
 
 def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
     """Write aside, sync, rename; with `previous` the old file is moved there first. Raises EnvironmentFault if the disk
@@ -54,6 +56,22 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = json.loads(path.read_text())
     return content
+
+
+def record_places(folder: Path) -> list[Path]:
+    """Where evaluation records may stand: `evaluation/`, and folders of the names of further evaluations beneath."""
+    top = folder / EVALUATION
+    return [top, *sorted(each for each in top.glob("*") if each.is_dir() and each.name not in (EARLIER, PARTS))]
+
+
+def complete(place: Path) -> list[Path]:
+    """The complete records in one of these."""
+    return sorted(path for path in place.glob("*.json") if not path.stem.endswith(".partial"))
+
+
+def record_files(folder: Path) -> list[Path]:
+    """All complete records, those of `evaluation/` itself first."""
+    return [path for place in record_places(folder) for path in complete(place)]
 
 
 def now() -> str:
