@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,9 @@ def make_threat(
     usual = cfg.dataset.threat[norm]
     if eps is None:
         eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps):
+        key = "attack.eps" if eps == cfg.attack.get("eps") else "eval.eps"
+        raise ConfigError(key, eps, "is not a finite number", "write it as 8/255 or 0.5, without a unit")
     size = usual.step_size / usual.eps * eps if step_size is None else step_size
     return Threat(norm, float(eps), float(size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
 

@@ -141,7 +141,19 @@ def _folder_name(key: str, name: Any) -> None:
         raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
 
 
+def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """A radius that is far from what the data set knows for its norm: of an evaluation, too, that trains nothing."""
+    for part in ("attack", "eval"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        usual = _at(cfg, f"dataset.threat.{norm}.eps")
+        if all(isinstance(value, (int, float)) for value in (eps, usual)) and eps and not usual / 8 < eps < usual * 8:
+            size = "tiny" if eps < usual else "huge"
+            yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
+            return
+
+
 def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unusual(cfg)
     eps, step, steps = (_at(cfg, f"attack.{key}") for key in ("eps", "step_size", "steps"))
     if not all(isinstance(value, (int, float)) for value in (eps, step, steps)) or not eps or not steps:
         return

@@ -93,6 +93,7 @@ def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
         raise ConfigError("checkpoint", composed.checkpoint, why, "leave the run out, or name RUN/checkpoints/NAME.pt")
     if composed.model is not None:
         foreign.refuse_nameless(composed.model)
+    foreign.refuse_radius(config.as_typed())
     if composed.dataset is None:
         composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
     asked = config.resolve(composed)

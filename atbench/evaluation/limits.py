@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import sqrt
 
 from atbench.evaluation.measure import Evaluation
 
 
 def warnings(found: Evaluation) -> Iterator[str]:
-    """One sentence for each attack whose steps do not fit the ball."""
+    """One sentence for each attack whose steps do not fit the ball, and for a network that only guesses."""
     threat = found.plan.threat
+    yield from guessing(float(found.clean.double().mean()), len(found.clean), found.logits.shape[1])
     if found.surface:
         yield from limits("pgd", threat.steps, threat.step_size, threat.eps)
     for name, each in found.found.items():
@@ -17,6 +19,16 @@ def warnings(found: Evaluation) -> Iterator[str]:
         size = each.settings.get("step_size", each.settings.get("rel_step_size", 0) * eps)
         if isinstance(steps, int) and not each.minimal:
             yield from limits(name, steps, size, eps)
+
+
+def guessing(accuracy: float, n: int, classes: int) -> Iterator[str]:
+    """Clean accuracy within two standard errors of chance, or below."""
+    chance = 1 / classes
+    if n >= 20 and accuracy <= chance + 2 * sqrt(chance * (1 - chance) / n):
+        hint = (
+            "pixels from 0 to 255, normalised images, another order of channels or classes? It is given RGB in [0, 1]"
+        )
+        yield f"clean accuracy is near chance ({100 * accuracy:.1f} %): does the network take {hint}"
 
 
 def limits(name: str, steps: int, size: float, eps: float) -> Iterator[str]:

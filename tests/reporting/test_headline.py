@@ -33,6 +33,9 @@ def test_a_short_evaluation_is_no_headline(tmp_path: Path) -> None:
 def test_the_headline_is_the_worst_case_over_all_of_the_full_n(tmp_path: Path) -> None:
     one, other = made(tmp_path / "a", robust=0.6), made(tmp_path / "b", robust=0.55, seed=4)
     assert one.outcomes and other.outcomes
+    np.savez(tmp_path / "b" / "best.npz", robust=np.roll(other.outcomes["robust"], 7))
+    other = read_evaluation(tmp_path / "b" / "best.json")
+    assert other.outcomes
     both = float((one.outcomes["robust"] & other.outcomes["robust"]).mean())
     found = headline([one, other])
     assert found.accuracy and found.accuracy.value == pytest.approx(both)
