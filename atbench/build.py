@@ -7,9 +7,11 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import sysconfig
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +30,8 @@ ALLOWED = (
 )
 # Keys of a node that the run reads itself, so that they are no arguments of the target.
 READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
+# What constructors raise where a setting does not suit them. No OSError: that is about the machine.
+_UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError, AttributeError)
 _OURS = frozenset({"_target_", "_partial_", "about"})
 _TRUSTED = "ATBENCH_TRUSTED"
 _NOT_THE_USERS = tuple(
@@ -65,7 +69,7 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
         given: arguments that only the program has, such as the model and the attack.
 
     Raises ConfigError, naming the key and a near miss, for a target that may not be built, an unknown, missing or
-    doubly given argument, and a value that does not fit the argument's annotation.
+    doubly given argument, a value that does not fit the argument's annotation, and whatever its constructor refuses.
     """
     # Our own few lines rather than hydra.utils.instantiate: they know the path of the node and the signature, so that a
     # mistake gets one line with a near miss, and no allow-list hangs on a keyword that Hydra keeps renaming.
@@ -78,7 +82,34 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
     if node.get("_partial_"):
         return functools.partial(target, **arguments, **given)
     _all_there(target, {*arguments, *given}, path)
-    return target(**arguments, **given)
+    with refusing(node, path):
+        return target(**arguments, **given)
+
+
+@contextmanager
+def refusing(node: Mapping[str, Any], path: str) -> Iterator[None]:
+    """A block that makes something of `node`: what its constructor, ours or torch's, cannot make anything of becomes a
+    ConfigError that names the key and the value, or all of them where the message tells neither.
+    """
+    try:
+        yield
+    except _UNFIT as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: the machine, not the setting
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        options = {key: value for key, value in _options(node, path).items() if not isinstance(value, Mapping)}
+        blamed = [key for key in options if re.search(rf"\b{re.escape(key)}\b", said)] or [
+            key for key, value in options.items() if re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", said)
+        ]
+        target = str(node["_target_"])
+        key, value = (f"{path}.{blamed[0]}", options[blamed[0]]) if len(blamed) == 1 else (path, _spelled(options))
+        why = f"{target.rpartition('.')[2]} cannot be built ({type(error).__name__}: {said})"
+        raise ConfigError(key, value, why, "correct the value; HYDRA_FULL_ERROR=1 shows where") from error
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    return ", ".join(f"{key}={value}" for key, value in options.items()) or "no settings"
 
 
 def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> Callable[..., Any]:

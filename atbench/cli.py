@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from atbench import __version__, catalog
 from atbench.commandline import Line, open_model, parse, target_first
-from atbench.errors import AtbenchError, ConfigError, Interrupted
+from atbench.errors import ConfigError, Interrupted, exit_code, expected
 from atbench.mistakes import hint, is_composition, refusal
 
 USAGE = """\
@@ -28,7 +28,7 @@ atbench: adversarial training, one formula at a time
 
   atbench train [key=value ...]         train and evaluate      atbench train dataset=digits method=trades seed=1
   atbench train -m key=a,b [...]        every combination       atbench train -m method=pgd_at,trades seed=0,1,2
-  atbench train resume=RUN              go on with a run
+  atbench train resume=RUN              go on with a run        atbench train -m resume=SWEEP
   atbench eval RUN [key=value ...]      attack a trained model  atbench eval runs/NAME eval.restarts=5
   atbench eval model=NAME checkpoint=FILE dataset=NAME          attack anybody's network; or model._target_=mine.Net
   atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
@@ -127,6 +127,8 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     config.trust(Path.cwd(), *([line.config_dir.parent] if line.config_dir else []))
     config.register()
     sweep.forget()
+    if "--multirun" in line.options:
+        sweep.go_on(line)
     folders = [catalog.conf_dir(), *([line.config_dir] if line.config_dir else [])]
     # Hydra shows its program's name, and looks it up for completion; with the flag it raises instead of exiting.
     sys.argv = ["atbench", *line.words()]
@@ -195,7 +197,7 @@ def _failed(error: BaseException) -> int:
         print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
     else:
         _tell(error)
-    return error.exit_code if isinstance(error, AtbenchError) else 1
+    return exit_code(error)
 
 
 def _tell(error: BaseException) -> None:
@@ -203,10 +205,11 @@ def _tell(error: BaseException) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, ConfigError) and rank > 0:
         return
-    if not isinstance(error, AtbenchError) or _jobs.full_tracebacks:
+    known = expected(error)
+    if known is None or _jobs.full_tracebacks:
         traceback.print_exception(error)
-    if isinstance(error, AtbenchError):
-        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+    if known is not None:
+        print(f"error{f' (rank {rank})' if rank else ''}: {known}", file=sys.stderr)
 
 
 def _complete(words: list[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.build import build, trust, trusted, welcome
+from atbench.build import build, refusing, trust, trusted, welcome
 from atbench.checks import check
 from atbench.errors import ConfigError
 from atbench.mistakes import interpolation
@@ -25,6 +25,7 @@ __all__ = [
     "build",
     "check",
     "plain",
+    "refusing",
     "register",
     "resolve",
     "trust",

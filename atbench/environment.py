@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atbench import __version__
 from atbench.data import Source
+from atbench.errors import AtbenchError, ConfigError, DataError
 from atbench.reporting.wording import both_forms
 
+#: What a run that goes on must find as it left it: other images or another network are another run, and another number
+#: of processes shares out the batches, and their BatchNorm statistics, in another way.
+FIXED = ("seed", "parameters", "splits", "data_sha256", "pool_sha256", "processes")
+#: What may have changed: it costs the last bits, and the run says so.
+NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "threads")
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "rich")
 
 
@@ -34,8 +42,60 @@ def environment(cfg: DictConfig, source: Source, about: dict[str, Any]) -> dict[
         "parameters": about["parameters"],
         "splits": {key: about[key] for key in ("train", "generated", "validation", "pool") if key in about} or None,
         "data_sha256": source.train.sha256(),
+        "pool_sha256": checksum(_pool(cfg)),
+        "weights_sha256": checksum(cfg.get("weights")),
         "git": _commit(),
     }
+
+
+def checksum(path: Path | str | None) -> str | None:
+    """SHA-256 of a file, or of the names and sizes of the files of a folder; None for nothing and for what is gone."""
+    place = Path(path) if path else None
+    if place is None or not place.exists():
+        return None
+    if place.is_file():
+        with place.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in place.rglob("*") if file.is_file())
+    listed = [(str(file.relative_to(place)), file.stat().st_size) for file in files]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
+
+
+def _pool(cfg: DictConfig) -> Path | None:
+    """The file or folder of the further images, as the run finds it."""
+    path = OmegaConf.select(cfg, "train.pool.path")
+    if path is None:
+        return None
+    return next((place for place in (Path(path), Path(cfg.data_dir) / path) if place.exists()), None)
+
+
+def compared(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool) -> list[str]:
+    """Warnings of what has changed around a run since it was started; `before` and `now` are as in environment.json,
+    and `begun` is whether there is a checkpoint to go on from.
+
+    Raises DataError for what makes another run of it, ConfigError for another number of processes.
+    """
+    if not before:
+        return ["environment.json is missing: nobody knows whether data and versions are those that the run began with"]
+    for key in FIXED:
+        if key in before and before[key] != now[key]:
+            raise _changed(key, before[key], now[key])
+    if "weights_sha256" in before and before["weights_sha256"] != now["weights_sha256"] and not begun:
+        raise _changed("weights_sha256", before["weights_sha256"], now["weights_sha256"])
+    differ = [
+        f"{key} {now.get(key)} (was {before[key]})" for key in NOTED if key in before and before[key] != now.get(key)
+    ]
+    return [f"not exact: the run goes on under other conditions, {', '.join(differ)}"] if differ else []
+
+
+def _changed(key: str, before: Any, now: Any) -> AtbenchError:
+    if key == "processes":
+        fix = f"start {before}: torchrun --nproc-per-node={before} -m atbench train resume=RUN"
+        return ConfigError("resume", f"{now} processes", f"the run has {before}", fix)
+    what = {"data_sha256": "dataset", "pool_sha256": "train.pool.path", "weights_sha256": "weights"}.get(key, key)
+    short = [str(value)[:12] if key.endswith("sha256") else str(value) for value in (now, before)]
+    why = f"the run began with another: {short[1]}"
+    return DataError(what, short[0], why, "restore what it began with, or start a new run")
 
 
 def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[tuple[str, str]]:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE)
+# How torch says it where the class does not: on the CPU, and in CUDA's libraries.
+_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
 
 class AtbenchError(Exception):
     """An expected failure. Its message is shown without a traceback: `<key>: <value> — <why>; <what to do>`."""
@@ -56,4 +64,33 @@ def exit_code(error: BaseException) -> int:
     """What a program that ends with `error` returns."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return error.exit_code if isinstance(error, AtbenchError) else 1
+    known = expected(error)
+    return known.exit_code if known else 1
+
+
+def expected(error: BaseException) -> AtbenchError | None:
+    """The refusal that an exception is or, where it is the machine that failed, amounts to: memory, a disk, another
+    process of the run. None for a fault of the program.
+    """
+    if isinstance(error, AtbenchError):
+        return error
+    said, kind = (str(error).strip().splitlines() or [""])[0], type(error).__name__
+    from_torch = isinstance(error, RuntimeError)
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (from_torch and _any(_MEMORY, error)):
+        fix = "make train.batch_size, eval.batch_size or the network smaller"
+        return EnvironmentFault("memory", "exhausted", said or kind, fix)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return EnvironmentFault("memory", "exhausted", said, "leave other programs less of it")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return EnvironmentFault(
+            "disk", error.filename or "a file", str(error.strerror), "make room, or make it writable"
+        )
+    together = os.environ.get("WORLD_SIZE", "1") != "1"
+    if together and from_torch and (kind.startswith("Dist") or _any(_PEER, error)):
+        rank = f"rank {os.environ.get('RANK', '?')}"
+        return EnvironmentFault("processes", rank, f"has lost another one ({said})", "the run goes on with resume=RUN")
+    return None
+
+
+def _any(signs: tuple[str, ...], error: BaseException) -> bool:
+    return any(sign in str(error) for sign in signs)

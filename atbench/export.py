@@ -13,16 +13,18 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.text import Text
+from safetensors.torch import save
 from torch import nn
 
-from atbench import __version__, assemble, catalog, config, examine
+from atbench import __version__, assemble, catalog, config
 from atbench.build import READ_BY_RUN
 from atbench.commandline import quoted
 from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
 from atbench.folder import write_bytes, write_json, write_text
-from atbench.models import Network, weights
+from atbench.models import Network
+from atbench.plan import load
 from atbench.reporting import card, leaderboard, markdown
 from atbench.reporting.headline import chosen
 from atbench.reporting.runs import evaluations
@@ -38,7 +40,6 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
     Raises DataError where there is no record of these weights.
     """
-    library = weights.safetensors()
     config.trust(Path.cwd())
     folder, names, saved = target_of(str(run), [checkpoint])
     name, cfg = names[0], OmegaConf.create(saved)
@@ -46,13 +47,13 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")
     record = chosen(found).record
     source = assemble.make_source(cfg)
-    network, _ = examine.load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
+    network, _ = load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:
         raise DataError("export", name, "is not what its record is of", f"evaluate it again: `atbench eval {folder}`")
     out = out or folder / "export"
     # Copies of their own: the format refuses tensors that share memory.
     tensors = {key: value.detach().contiguous().clone() for key, value in network.state_dict().items()}
-    write_bytes(out / WEIGHTS, library.torch.save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
+    write_bytes(out / WEIGHTS, save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
     how = description(cfg, source, network, record)
     write_json(out / "config.json", {"name": folder.resolve().name, **how})
     write_json(out / f"{folder.resolve().name}.json", leaderboard.entry(saved, record, folder.resolve().name))

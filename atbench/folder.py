@@ -7,14 +7,15 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atbench.errors import EnvironmentFault, NumericalError, exit_code
+from filelock import FileLock, Timeout
+
+from atbench.errors import DataError, EnvironmentFault, NumericalError, exit_code, expected
 
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
 
@@ -35,9 +36,11 @@ def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            "disk", path, f"{len(data)} bytes could not be written ({error.strerror})", "make room"
-        ) from error
+        why = f"{len(data)} bytes could not be written ({error.strerror})"
+        raise EnvironmentFault("disk", path, why, "make room") from error
+    except BaseException:  # a signal
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,10 +54,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} if there is no such file."""
+    """A JSON object, or {} if there is no such file. Raises DataError for a file that is damaged."""
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError("file", path, f"is no JSON ({error})", "restore it from a copy, or remove it") from error
+    if not isinstance(content, dict):
+        raise DataError("file", path, "holds no JSON object", "restore it from a copy, or remove it")
     return content
 
 
@@ -104,28 +112,38 @@ def set_status(folder: Path, **fields: Any) -> None:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder. A second owner is refused; the lock of a process that is gone is taken over."""
-    lock = folder / "lock"
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": now(), "boot": _birth(os.getpid())}
-    for _ in range(3):
-        try:
-            with lock.open("x") as file:
-                file.write(json.dumps(mine))
-            break
-        except FileExistsError:
-            try:
-                other = read_json(lock)
-            except ValueError:
-                other = {}
-            if _alive(other):
-                who = f"process {other.get('pid')} on {other.get('host')} since {other.get('started')}"
-                raise EnvironmentFault("run", folder, f"is in use by {who}", "wait for it, or stop it") from None
-            lock.unlink(missing_ok=True)
-            time.sleep(0.01)
+    """Hold a folder against other processes; `lock` in it says who does. Raises EnvironmentFault if one holds it.
+
+    What counts is the kernel's lock on `.lock`, which no two processes have and which ends with its owner. A `lock` of
+    another machine is believed all the same: not every shared disk knows the locks of all machines.
+    """
+    lock, guard = folder / "lock", FileLock(folder / ".lock")
     try:
-        yield
+        guard.acquire(timeout=0)
+    except Timeout:
+        with suppress(DataError):
+            raise _in_use(folder, read_json(lock)) from None
+        raise _in_use(folder, {}) from None
+    except OSError as error:
+        raise EnvironmentFault("run", folder, f"cannot be written ({error.strerror})", "make it writable") from error
+    try:
+        other = read_json(lock)
+        if other.get("host", socket.gethostname()) != socket.gethostname():
+            raise _in_use(folder, other)
+        write_json(lock, {"pid": os.getpid(), "host": socket.gethostname(), "started": now()})
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
     finally:
-        lock.unlink(missing_ok=True)
+        guard.release()
+
+
+def _in_use(folder: Path, owner: dict[str, Any]) -> EnvironmentFault:
+    known = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}"
+    fix = f"wait for it, or stop it; if it is gone, remove {folder / 'lock'}"
+    return EnvironmentFault("run", folder, f"is in use by {known if owner else 'another process'}", fix)
 
 
 @contextmanager
@@ -140,29 +158,12 @@ def accounted(folder: Path) -> Iterator[None]:
         except BaseException as error:
             code = exit_code(error)
             state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
-            set_status(folder, state=state, exit_code=code, message=str(error) or type(error).__name__, ended=now())
+            with suppress(EnvironmentFault):  # a full disk: what ended the work says more
+                set_status(
+                    folder,
+                    state=state,
+                    exit_code=code,
+                    message=str(expected(error) or error) or type(error).__name__,
+                    ended=now(),
+                )
             raise
-
-
-def _birth(pid: int) -> str:
-    """When a process was started, in the kernel's ticks, so that a re-used pid is not taken for the owner; "" where
-    unknown.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _alive(owner: dict[str, Any]) -> bool:
-    if not owner.get("pid"):
-        return False
-    if owner.get("host") != socket.gethostname():
-        return True  # it cannot be asked: believe the lock
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return _birth(int(owner["pid"])) == owner.get("boot", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,37 +17,61 @@ from torch import nn
 
 from atbench import assemble, config, examine, sweep
 from atbench.data import Source
-from atbench.environment import environment, facts
-from atbench.errors import exit_code
+from atbench.environment import NOTED, compared, environment, facts
+from atbench.errors import DataError, exit_code
 from atbench.examine import evaluate
-from atbench.folder import accounted, fresh, now, set_status, write_json, write_text
+from atbench.folder import accounted, fresh, now, read_json, set_status, write_json, write_text
 from atbench.methods import Stage
+from atbench.plan import make_plan
 from atbench.reporting import report
 from atbench.reporting.terminal import Progress, echo, notices, summary
 from atbench.reporting.tracker import Tracker, truncate
-from atbench.resume import changed
-from atbench.signals import Flag, watched
+from atbench.resume import changed, finished, refuse_other, twin
+from atbench.signals import Flag, leaving, watched
 from atbench.training import Trainer, World, checkpoint, threads, world
 
 METRICS = "metrics.jsonl"
+#: The parts of `last.pt`.
+STATE = (
+    "averages", "best", "config", "epoch", "kept", "method", "metrics", "model", "optimizers", "over", "seconds",
+    "step", "sums", "world",
+)  # fmt: skip
 __all__ = ["Run", "evaluate", "train"]
 
 
 def train(composed: DictConfig) -> float:
     """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
-    resumed = Path(composed.resume) if composed.resume else None
-    cfg = changed(resumed, composed, config.as_typed()) if resumed else config.resolve(composed)
+    cfg, resumed = chosen(composed)
+    if resumed and (score := finished(resumed)) is not None:
+        if os.environ.get("RANK", "0") == "0":
+            done = f"{resumed} is done; `atbench report {resumed}` shows it, `atbench eval {resumed}` measures it again"
+            Console(stderr=True).print(done, soft_wrap=True, highlight=False, markup=False)
+        return score
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        run = Run(cfg, assemble.shared_source(cfg, here), here, signal)
+        run = Run(cfg, assemble.shared_source(cfg, here), here, signal, resumed or Path())
+        state = run.last() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
-        trainer = run.prepare(fresh=resumed is None)
-        about = run.announce(trainer, resumed, warnings)
-        with run.owning(resumed or run.open(about)):
-            run.fit(trainer)
-            records = run.evaluate(cfg.eval.checkpoints)
-            run.finish(trainer, records)
+        trainer = run.prepare(fresh=state is None)
+        about = assemble.describe(cfg, run.source, trainer)
+        found, notes = here.from_main(lambda: run.surroundings(about, resumed, state))
+        run.announce(about, resumed, [*warnings, *run.foreseen(trainer), *notes])
+        with run.owning(resumed or run.open(found)):
+            run.note(found, notes)
+            run.fit(trainer, state)
+            with leaving(f"atbench train resume={run.folder}", run.folder, here.agree(signal())):
+                records = run.evaluate(cfg.eval.checkpoints)
+                run.finish(trainer, records)
         return float(trainer.best["score"])
+
+
+def chosen(composed: DictConfig) -> tuple[DictConfig, Path | None]:
+    """What is to run, and the folder of the run if it was begun before: by `resume=`, or as a job of this sweep."""
+    if composed.resume:
+        folder = Path(composed.resume)
+        return changed(folder, composed, sweep.overrides()), folder
+    cfg = config.resolve(composed)
+    return cfg, twin(parent, cfg) if (parent := sweep.current()) else None
 
 
 @dataclass
@@ -71,26 +96,50 @@ class Run:
         method = assemble.make_method(cfg, model, data, here)
         return assemble.make_trainer(cfg, method, data, here, self, self.signal)
 
-    def announce(self, trainer: Trainer, resumed: Path | None, warnings: list[str]) -> dict[str, Any]:
+    def foreseen(self, trainer: Trainer) -> list[str]:
+        """Make the plan of the evaluation that is to follow, so that what it cannot do is refused before training; say
+        what else is doubtful.
+        """
+        test = self.source.test()
+        notes = make_plan(self.cfg, self.source, self.world, test).notes
+        return [*notes, *assemble.doubts(trainer.method, trainer.data, test)]
+
+    def surroundings(
+        self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What environment.json says of this run; of a resumed one, what has changed since it was written."""
+        found = environment(self.cfg, self.source, about)
+        if not resumed:
+            return found, []
+        before = read_json(resumed / "environment.json")
+        if state:
+            before = {**before, "processes": state["world"]} if before else before
+        return found, compared(before, found, begun=state is not None)
+
+    def announce(self, about: dict[str, Any], resumed: Path | None, warnings: list[str]) -> None:
         """Say what will run."""
-        about = assemble.describe(self.cfg, self.source, trainer)
         if self.world.main:
             console = Console(stderr=True)
             echo(facts(self.cfg, about, resumed), console)
             notices(warnings, console)
-        return about
 
-    def open(self, about: dict[str, Any]) -> Path:
+    def open(self, found: dict[str, Any]) -> Path:
         """A folder of its own for a new run, with everything that explains it; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
-        folder = self.world.share_object(
-            fresh(sweep.current() or Path(self.cfg.runs), name) if self.world.main else None
-        )
+        folder = self.world.from_main(lambda: fresh(sweep.current() or Path(self.cfg.runs), name))
         if self.world.main:
+            typed = {"argv": config.as_typed(), "overrides": sweep.overrides()}
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))
-            write_text(folder / "as_typed.yaml", OmegaConf.to_yaml({"argv": config.as_typed()}))
-            write_json(folder / "environment.json", environment(self.cfg, self.source, about))
-        return Path(folder)
+            write_text(folder / "as_typed.yaml", OmegaConf.to_yaml(typed))
+            write_json(folder / "environment.json", found)
+        return folder
+
+    def note(self, found: dict[str, Any], notes: list[str]) -> None:
+        """Add to environment.json under what other conditions a run goes on."""
+        path = self.folder / "environment.json"
+        if self.world.main and notes and (before := read_json(path)):
+            entry = {"started": now(), **{key: found[key] for key in NOTED if before.get(key) != found[key]}}
+            write_json(path, {**before, "resumed": [*before.get("resumed", []), entry]})
 
     @contextmanager
     def owning(self, folder: Path) -> Iterator[None]:
@@ -111,14 +160,13 @@ class Run:
 
     # Training.
 
-    def fit(self, trainer: Trainer) -> None:
-        """Train to the end, from the last checkpoint if there is one; else after the runs that the method asks for."""
+    def fit(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Train to the end, from the state of a checkpoint; without one after the runs that the method asks for."""
         method, clock = trainer.method, trainer.method.clock
-        state = self._last()
         if state is None:
             method.begin({name: self._stage(name, stage) for name, stage in method.stage0().items()})
         else:
-            trainer.load(state)
+            self._load(trainer, state)
         if self.world.main:
             truncate(self.folder / METRICS, state["metrics"] if state else 0)
             self.tracker = self._tracker()
@@ -143,7 +191,7 @@ class Run:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.tracker.position() if self.tracker else 0
-        content = {"schema": 1, **state, "config": config.plain(self.cfg), "metrics": position}
+        content = {**state, "config": config.plain(self.cfg), "metrics": position}
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _tracker(self) -> Tracker:
@@ -151,14 +199,29 @@ class Run:
         logger = None if self.label or not self.cfg.logger else config.plain(self.cfg.logger)
         return Tracker(self.folder, logger, config.plain(self.cfg), self.folder.name, group)
 
-    def _last(self) -> dict[str, Any] | None:
+    def last(self) -> dict[str, Any] | None:
+        """What the last checkpoint holds, or None if there is none yet. Raises DataError for one that is gone, or that
+        is not of this run.
+        """
         path = self.folder / "checkpoints" / "last.pt"
         if not path.exists() and not checkpoint.previous(path).exists():
+            if (metrics := self.folder / METRICS).is_file() and metrics.read_bytes().count(b"\n") > 1:
+                raise DataError("checkpoint", path, f"is gone, and {METRICS} has epochs after it", "restore it")
             return None
-        state, warning = checkpoint.latest(path, self.world.device)
+        state, warning = checkpoint.latest(path, self.world.device, STATE)
+        refuse_other(state["config"], self.cfg, path)
+        if state["best"]["epoch"] >= 0:
+            checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
         if warning and self.world.main:
             notices([warning], Console(stderr=True))
         return state
+
+    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        try:
+            trainer.load(state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as fault:
+            path, said = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
+            raise DataError("checkpoint", path, f"does not fit its run ({said})", "use another checkpoint") from fault
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
         """Train what a method asked for first, kept by the hash of its configuration: done once, resumed by itself."""
@@ -179,9 +242,9 @@ class Run:
         self.world.barrier()
         trainer = run.prepare(fresh=False)
         with run.owning(folder):
-            run.fit(trainer)
+            run.fit(trainer, run.last())
             if self.world.main:
-                run.done(trainer)
+                run.done(trainer, exit_code=0)
         with trainer.evaluated() as network:
             if stage.best:
                 path = folder / "checkpoints" / "best.pt"
@@ -202,12 +265,14 @@ class Run:
         report.write(self.folder)
         if self.tracker:
             self.tracker.summary(records)
+        set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
         others = sweep.current() or f"{self.folder} OTHER_RUN"
         commands = [f"atbench eval {self.folder} eval=auto", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 
-    def done(self, trainer: Trainer) -> None:
-        """Write down that training has come to its end."""
+    def done(self, trainer: Trainer, exit_code: int | None = None) -> None:
+        """Write down that the work has come to its end; without an exit code all but its report."""
         clock = trainer.method.clock
         ending = {"epoch": clock.epoch, "epochs": clock.epochs, "train_seconds": round(trainer.seconds, 2)}
-        set_status(self.folder, state="done", exit_code=0, ended=now(), **ending)
+        score = float(trainer.best["score"])
+        set_status(self.folder, state="done", exit_code=exit_code, ended=now(), score=score, **ending)

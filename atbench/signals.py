@@ -1,5 +1,5 @@
 """Ctrl-C and SIGTERM. In training the handler only sets a flag: it saves and leaves at the next step, and a second
-Ctrl-C leaves at once. An evaluation, which writes down what it has found as it goes, leaves at once.
+Ctrl-C leaves at once. An evaluation, a run's own too, writes down what it has found as it goes, and leaves at once.
 """
 
 from __future__ import annotations
@@ -44,15 +44,23 @@ def watched() -> Iterator[Flag]:
 
 
 @contextmanager
-def leaving(folder: Path) -> Iterator[None]:
-    """A block that the signals end at once, by an Interrupted that says how the evaluation in `folder` goes on."""
+def leaving(command: str, folder: Path, before: int = 0) -> Iterator[None]:
+    """A block that the signals end at once, by an Interrupted that says which command goes on with the work in
+    `folder`. `before`: the code of a signal that came earlier and only set a flag, which ends the block as it begins.
+    """
+    came: list[Interrupted] = []
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int, frame: FrameType | None = None) -> None:
         why = f"stopped by {signal.Signals(number).name}"
-        raise Interrupted(128 + number, "eval", folder, why, f"go on with `atbench eval {folder}`")
+        came.append(Interrupted(128 + number, command.split()[1], folder, why, f"go on with `{command}`"))
+        raise came[-1]
 
     with _handled(leave) if threading.current_thread() is threading.main_thread() else nullcontext():
+        if before:
+            leave(before - 128)
         yield
+    if came:  # whatever it interrupted took it for an error of its own
+        raise came[-1]
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ LAYERS = (
     {"cli"},
     {"run", "doctor", "export"},
     {"examine"},
+    {"plan"},
     {"foreign"},
     {"assemble", "resume", "environment", "signals"},
     {"training"},
@@ -32,7 +35,7 @@ LAYERS = (
     {"checks", "catalog", "commandline"},
     {"build"},
     {"mistakes", "typecheck"},
-    {"rng", "errors"},
+    {"rng", "errors", "ranges"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)
@@ -65,6 +68,22 @@ def test_imports_point_down(path: Path) -> None:
     assert own in LEVEL, f"{own} has no place in LAYERS"
     for other in imported(path):
         assert other == own or LEVEL[other] > LEVEL[own], f"{own} imports {other}"
+
+
+# Where the name that is imported is not the package's.
+PACKAGES = {"PIL": "pillow", "hydra": "hydra-core", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+EXTRAS = {"foolbox"}  # imported by the one option that needs it
+
+
+def test_what_is_imported_is_a_dependency() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}  # type: ignore[index]
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for root in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"atbench"} - EXTRAS:
+                assert PACKAGES.get(root, root) in declared, f"{path} imports {root}"
 
 
 def test_nothing_is_imported_relatively() -> None:

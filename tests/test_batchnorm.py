@@ -22,6 +22,7 @@ MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
 ALSO = {
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
+    "mma": {MODES["batch"]},  # right and wrong are those of the clean forward of the loss
     "tla": {MODES["eval"]},  # negatives are mined in eval mode
 }
 
@@ -105,7 +106,7 @@ def test_the_update_moves_them_by_its_own_batches(name: str) -> None:
 def test_a_weight_perturbation_is_not_seen(name: str) -> None:
     """The ascent's forwards count no batch: as many are tracked with AWP as without it."""
     counts = []
-    for plus in ((), ("plus=awp",)):
+    for plus in ((), ("plus=awp", "plus.awp.warmup=0")):
         trainer = trainer_of(name, ALONE, Log(), "model.norm=batch", *plus)
         trainer._one_batch()
         counts.append([int(layer.num_batches_tracked) for layer in trained(trainer.method)])

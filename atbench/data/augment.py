@@ -10,19 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count
 from atbench.rng import Draws
+
+PADDING_MODES = ("constant", "reflect")
 
 
 @dataclass(frozen=True)
 class View:
     """The crop and flip of each example: `top`, `left` (B,) offsets into the canvas padded by `pad`, `flip` (B,)
-    booleans.
+    booleans. `padding_mode`: `constant` (zeros) or `reflect` (mirrored at the edge pixels, which are not repeated).
     """
 
     pad: int
     top: Tensor
     left: Tensor
     flip: Tensor
+    padding_mode: str = "constant"
 
     def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Row (B, H, 1) and column (B, 1, W) of the padded canvas that each pixel of the view shows."""
@@ -32,16 +36,16 @@ class View:
         return rows[:, :, None], columns[:, None, :]
 
     def apply(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape: zero-pad by `pad`, crop at (top, left), flip."""
+        """(B, C, H, W) → the same shape: pad by `pad`, crop at (top, left), flip."""
         batch, _, height, width = images.shape
-        canvas = F.pad(images, [self.pad] * 4)
+        canvas = F.pad(images, [self.pad] * 4, mode=self.padding_mode)
         rows, columns = self._pixels(height, width)
         picked = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
         return picked.permute(0, 3, 1, 2).contiguous()
 
     def invert(self, images: Tensor) -> Tensor:
         """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v`
-        inside.
+        inside; a reflected margin repeats pixels that the inside shows, and is left out.
         """
         batch, channels, height, width = images.shape
         canvas = images.new_zeros(batch, height + 2 * self.pad, width + 2 * self.pad, channels)
@@ -52,12 +56,16 @@ class View:
 
 
 class PadCropFlip:
-    """The field's standard augmentation: zero-pad by `pad`, random crop to the old size, horizontal flip with
-    probability ½.
+    """The field's standard augmentation: pad by `pad`, random crop to the old size, horizontal flip with probability ½.
+
+    `padding_mode` is torchvision's: `constant` pads with zeros, `reflect` mirrors the image.
     """
 
-    def __init__(self, pad: int, flip: bool) -> None:
-        self.pad, self.flip = pad, flip
+    def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant") -> None:
+        if padding_mode not in PADDING_MODES:
+            fix = f"use one of {', '.join(PADDING_MODES)}"
+            raise ConfigError("dataset.padding_mode", padding_mode, "there is no such choice", fix)
+        self.pad, self.flip, self.padding_mode = pad, flip, padding_mode
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
         """Augmented images and the view that made them; `rng` gives each example's crop and flip."""
@@ -66,7 +74,7 @@ class PadCropFlip:
         unit = (rng.uniform(torch.empty(len(images), 3, dtype=torch.float64, device=images.device)) + 1) / 2
         offsets = (unit[:, :2] * (2 * self.pad + 1)).long().clamp_(max=2 * self.pad)
         flip = (unit[:, 2] < 0.5) & self.flip
-        view = View(self.pad, offsets[:, 0], offsets[:, 1], flip)
+        view = View(self.pad, offsets[:, 0], offsets[:, 1], flip, self.padding_mode)
         return view.apply(images), view
 
 
@@ -75,7 +83,7 @@ class Cutout:
     Taylor 2017, arXiv 1708.04552).
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Count) -> None:
         self.length = length
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:

@@ -37,7 +37,7 @@ class Plan:
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
     reject: a share of confident predictions to accept, and the attack that knows of it. examples: whether adversarial
-    images are kept.
+    images are kept. notes: how it differs from what was asked for.
     """
 
     threat: Threat
@@ -52,6 +52,7 @@ class Plan:
     corruptions: Sequence[int] = ()
     reject: Reject | None = None
     examples: bool = True
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -131,6 +132,7 @@ def evaluate(
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
     if plan.audit:
+        victim.doing = "audit"
         so_far.checks = audit(victim, images, clean, plan.threat, so_far.outcomes(), plan.audit)
     return so_far
 

@@ -23,6 +23,7 @@ class Victim:
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
 
     dtype: of images, logits and all that is judged, whatever the network computes in; `answer` casts at its boundary.
+    doing: what it is asked for now, in words; `watch` hears of every pass.
     random: whether it answers one image differently from pass to pass, as `probes.randomness` found.
     """
 
@@ -35,6 +36,8 @@ class Victim:
         self.answer = Cast(network)
         self.passes = self.gradients = 0
         self.random = False
+        self.doing = ""
+        self.watch: Callable[[Victim], None] = lambda victim: None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -44,6 +47,7 @@ class Victim:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
+        self.watch(self)
         self.passes += len(x)
         self.gradients += len(x) * int(x.requires_grad)
         logits: Tensor = self.answer(x)

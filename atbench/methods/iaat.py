@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 
 
 class Iaat(Method):
@@ -78,6 +78,9 @@ class Iaat(Method):
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), self.crafting():
             return torch.eq(self.model(x).argmax(dim=1), y)
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # steps of a share of each radius
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)

@@ -8,7 +8,8 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, soft_margin
 from atbench.attacks.ball import per_example
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.models import bn_mode, untouched
 
 
 class Mma(Method):
@@ -20,18 +21,19 @@ class Mma(Method):
     - bisection for SLM = 0 along u_i in [0, 1.05 d_max], its first bracket from the sign at x_pgd, gives e_i to
       1.05 d_max / 2^bisections. memory_i ← e_i, and 0 where the example is wrong.
     e_i and u_i are constants of the loss. Norm, k and start are the attack's; its ε and step size are not used.
-    Clean and mixed batch are two forwards, clean first. Examples right beyond d_max have weight 0 but take part in the
-    mixed forward, at x, so that shapes are fixed: BatchNorm sees them, while the authors leave them out.
+    Clean and mixed batch are two forwards, clean first. Right and wrong are those of train mode, in which the loss sees
+    the clean batch. Examples right beyond d_max are moved and forwarded as well, so that BatchNorm sees them there;
+    their loss alone is left out.
     Cost: at most (2k + bisections + 7) forward passes a batch; wrong examples are dropped from PGD.
 
-    Paper and code: BorealisAI/mma_training (anpgd.py) runs PGD in eval mode but the bisection in train mode,
-    with 11 updates of the running statistics a batch; here all of the search is in the attack's mode (eval). The code
-    returns x + e·u unclipped; here it is clipped, as the bisection saw it. The authors select by mean margin.
-    Left by AutoAttack: 41.44 % of the reported 47.18 % (RobustBench, WRN-28-4; d_max = 32/255 from memory), and 66.09 %
-    at L2 0.5.
+    Paper and code: BorealisAI/mma_training (trainer.py, anpgd.py) runs PGD in eval mode but the bisection in train
+    mode, on the right examples alone and with 11 updates of the running statistics a batch; here all of the search is
+    in the attack's mode (eval). The code returns x + e·u unclipped; here it is clipped, as the bisection saw it. The
+    authors select by mean margin.
+    Left by AutoAttack: 41.44 % of the reported 47.18 % (RobustBench, WRN-28-4, d_max = 32/255), and 66.09 % at L2 0.5.
 
     Args:
-        d_max: margin beyond which an example is left alone, in the attack's norm.
+        d_max: margin beyond which the loss leaves an example out, in the attack's norm.
         min_eps: least radius r_i, and the memory before the first visit.
         bisections: looks along u_i, the one at x_pgd included.
         clean_weight: c; 0 is the paper's OMMA.
@@ -58,7 +60,8 @@ class Mma(Method):
         self.register_buffer("margins", torch.full(shape, self.min_eps, dtype=data.dtype, device=data.device))
 
     def perturb(self, batch: Batch) -> Batch:
-        right = self._slack(batch.x, batch.y) < 0
+        with torch.no_grad(), untouched(self), bn_mode(self, "batch"):
+            right = soft_margin(self.model(batch.x), batch.y) < 0
         radius = self.margins[batch.index].clamp(self.min_eps, 1.05 * self.d_max)
         x_pgd = self.search(
             Objective(self.model, soft_margin, batch.y),
@@ -69,9 +72,8 @@ class Mma(Method):
         )
         direction = (x_pgd - batch.x) / per_example(radius, batch.x).clamp_min(1e-12)
         margin = self._bisect(batch, direction, radius) * right
-        pushed = right & (margin < self.d_max)
-        x_adv = along(batch.x, direction, margin * pushed)
-        return batch.having(x_adv, margin=margin, counts=(pushed | ~right).to(batch.x.dtype))
+        counts = (margin < self.d_max) | ~right
+        return batch.having(along(batch.x, direction, margin), margin=margin, counts=counts.to(batch.x.dtype))
 
     def _bisect(self, batch: Batch, direction: Tensor, start: Tensor) -> Tensor:
         """Where f stops being right along a direction, (B,); close to 1.05 d_max where it does not."""
@@ -86,6 +88,9 @@ class Mma(Method):
         """SLM in the attack's mode, (B,): negative inside the margin."""
         with torch.no_grad(), self.crafting():
             return soft_margin(self.model(x), y)
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # steps of a share of each margin
 
     def loss(self, batch: Batch) -> Loss:
         natural = self.risk(self.model(batch.x), batch.y).mean()

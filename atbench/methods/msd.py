@@ -9,6 +9,7 @@ from torch import nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.msd import MultiSteepest
 from atbench.data import Batch
+from atbench.methods.base import Steps
 from atbench.methods.multi_norm import check_norms, step_length
 from atbench.methods.pgd_at import PgdAt
 
@@ -51,6 +52,12 @@ class Msd(PgdAt):
         objective = Objective(self.model, cross_entropy, batch.y)
         with self.crafting():
             return batch.having(self.union(objective, batch.x, rng=self.rng()))
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        union = self.union
+        return {
+            f"method.reach.{norm}": Steps(union.steps, union.step_sizes[norm], eps) for norm, eps in union.radii.items()
+        }
 
     def floor(self, steps: int) -> float:
         norms = len(self.union.radii)

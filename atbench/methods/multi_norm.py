@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks import BALLS, L2, GradientAttack, Objective, cross_entropy, margin
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, accuracy
+from atbench.methods.base import Loss, Method, Round, Steps, accuracy
 
 RULES = ("avg", "max", "alternate", "sequential")
 
@@ -75,6 +75,9 @@ class MultiNorm(Method):
             return
         for norm in self.searches:
             yield Round(batch.having(norms=[norm]))
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {f"method.reach.{norm}": Steps(its.steps, its.step_size, its.eps) for norm, its in self.searches.items()}
 
     def _turn(self) -> list[str]:
         """The norms that this step searches."""

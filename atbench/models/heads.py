@@ -1,4 +1,4 @@
-"""From pooled features to logits."""
+"""From features to logits."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from atbench.errors import ConfigError
 
 Shape = tuple[int, int, int]  # channels, height, width
+STANDARDS = ("dataset", "image")
 SMALL = 64  # pixels a side up to which a stem keeps the image's size: CIFAR, SVHN, Tiny ImageNet
 
 
@@ -43,13 +45,25 @@ class Network(nn.Module):
             stage 0 is a single linear layer without normalisation (YOPO splits there).
         head: the classifier on pooled features (B, d) → (B, K).
         mean, std: per-channel normalisation of [0, 1] pixels.
+        standardise: by these numbers of the data set (`dataset`), or every image by its own (`image`).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, stages: nn.Sequential, head: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        stages: nn.Sequential,
+        head: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        standardise: str = "dataset",
+    ) -> None:
         super().__init__()
+        if standardise not in STANDARDS:
+            known = " or ".join(STANDARDS)
+            raise ConfigError("model.standardise", standardise, "there is no such choice", f"use {known}")
+        self.own_standard = standardise == "image"
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.stages, self.head = stages, head
@@ -64,8 +78,8 @@ class Network(nn.Module):
         return self.continue_from(self.normalise(x), 0, upto)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """(x − mean) / std per channel."""
-        return (x - self.mean) / self.std
+        """(x − mean) / std per channel, or of each image over all its pixels and channels."""
+        return by_itself(x) if self.own_standard else (x - self.mean) / self.std
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Run `h`, the input of stage `first`, through the stages first..upto."""
@@ -83,12 +97,23 @@ class Network(nn.Module):
         return self.classify(self.features(x))
 
 
-class Ensemble(nn.Module):
-    """Several networks as one: log of the mean of their softmax probabilities, which are logits of the mean
-    distribution.
+def by_itself(x: Tensor) -> Tensor:
+    """(x − mean) / max(std, 1/√n) of each image, n its numbers: TensorFlow's per_image_standardization (Madry et al.
+    2018 on CIFAR-10, and what was made from their code).
+    """
+    axes = tuple(range(1, x.ndim))
+    least = 1 / x[0].numel()
+    return (x - x.mean(axes, keepdim=True)) / x.var(axes, correction=0, keepdim=True).clamp_min(least).sqrt()
 
-    An attack on the ensemble differentiates through this, not through mean logits. Source: zjysteven/DVERGE,
-    models/ensemble.py, which clamps the probabilities; logsumexp needs no clamp.
+
+class Ensemble(nn.Module):
+    """Several networks as one, whose softmax is the mean of theirs: z = log mean softmax(z_m) + mean logsumexp(z_m).
+
+    The second term is the same for all classes: it changes no probability, no loss of them and no gradient of such a
+    loss, and gives the logits the size of the members'. Without it they would be log-probabilities, and what methods
+    say of logits themselves (their norm, their distance) would be said of something else; members that are all alike
+    are the ensemble. An attack differentiates through this, not through mean logits. Source: zjysteven/DVERGE,
+    models/ensemble.py, which has the first term alone and clamps the probabilities; logsumexp needs no clamp.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -96,7 +121,6 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_p = torch.stack([member(x).log_softmax(dim=1) for member in self.members])
-        return log_p.logsumexp(dim=0) - torch.log(
-            torch.tensor(float(len(self.members)), dtype=log_p.dtype, device=log_p.device)
-        )
+        logits = torch.stack([member(x) for member in self.members])
+        size = logits.logsumexp(dim=2, keepdim=True)
+        return (logits - size).logsumexp(dim=0) - log(len(self.members)) + size.mean(dim=0)

@@ -14,8 +14,10 @@ from atbench.errors import ConfigError
 from atbench.models.activations import Make, maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, large_stem, named
+from atbench.ranges import Count, Positive, SomeShare
 
 SHORTCUTS = ("activated", "raw", "raw3x3")
+WIDE_SHORTCUTS = ("activated", "projection", "pool", "pool3x3")
 PADDINGS = ("symmetric", "same")
 
 
@@ -25,6 +27,24 @@ class LateConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         return super().forward(F.pad(x, (width % 2, 1, height % 2, 1)))
+
+
+class Pool(nn.Module):
+    """A shortcut without parameters: average pool, and zero channels in place of those that are missing.
+
+    Args:
+        kernel: `stride` cuts the image into tiles, with zero channels on both sides (Madry et al. 2018); 3 overlaps,
+            with zero channels behind (Balaji et al. 2019).
+    """
+
+    def __init__(self, more: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        self.before = more // 2 if kernel == stride else 0
+        self.behind = more - self.before
+        self.pool = nn.AvgPool2d(kernel, stride, padding=kernel // 2 if kernel == 3 else 0, ceil_mode=kernel != 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.pool(x), (0, 0, 0, 0, self.before, self.behind))
 
 
 def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
@@ -37,11 +57,12 @@ def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
 class Block(nn.Module):
     """z ↦ r(h) + s, h = act(bn(z)), r = conv3-bn-act-conv3, or with `bottleneck` conv1-bn-act-conv3-bn-act-conv1.
 
-    s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`).
+    s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`), or a pool (`pool`,
+    `pool3x3`) of z, of h where the image's size stays. `projection` is `activated`, and a convolution everywhere.
     """
 
     def __init__(
-        self, count: int, width: int, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
+        self, count: int, width: Count, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
     ) -> None:
         super().__init__()
         out = 4 * width if bottleneck else width
@@ -63,12 +84,17 @@ class Block(nn.Module):
                 act2=act(),
                 conv2=conv3x3(width, out, 1, padding),
             )
-        self.raw = shortcut != "activated"
+        pooled = shortcut in ("pool", "pool3x3")
+        self.raw = stride > 1 if pooled else shortcut in ("raw", "raw3x3")
         self.shortcut: nn.Module | None = None
-        if stride != 1 or count != out:
-            wide = shortcut == "raw3x3"
-            pointwise = nn.Conv2d(count, out, 1, stride, bias=False)
-            self.shortcut = conv3x3(count, out, stride, padding) if wide else pointwise
+        if stride == 1 and count == out and shortcut != "projection":
+            return
+        if pooled:
+            self.shortcut = Pool(out - count, stride, 3 if shortcut == "pool3x3" else stride)
+        elif shortcut == "raw3x3":
+            self.shortcut = conv3x3(count, out, stride, padding)
+        else:
+            self.shortcut = nn.Conv2d(count, out, 1, stride, bias=False)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.act1(self.bn1(z))
@@ -77,9 +103,9 @@ class Block(nn.Module):
         return total
 
 
-def check(shortcut: str, padding: str) -> None:
+def check(shortcut: str, padding: str, shortcuts: Sequence[str] = SHORTCUTS) -> None:
     """Refuse unknown choices."""
-    for key, value, known in (("model.shortcut", shortcut, SHORTCUTS), ("model.padding", padding, PADDINGS)):
+    for key, value, known in (("model.shortcut", shortcut, shortcuts), ("model.padding", padding, PADDINGS)):
         if value not in known:
             raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
 
@@ -107,7 +133,7 @@ class PreActResNet(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        blocks: Sequence[int],
+        blocks: Sequence[Count],
         bottleneck: bool = False,
         shortcut: str = "activated",
         padding: str = "symmetric",
@@ -115,7 +141,7 @@ class PreActResNet(Network):
         stem: str = "auto",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         check(shortcut, padding)
         at_least(shape, 8, "preactresnet")
@@ -151,6 +177,14 @@ class WRN(Network):
         padding: of strided 3×3 convolutions, `symmetric` or `same` (DeepMind's, with `activation: silu`: Gowal et al.
             2020, arXiv 2010.03593, and what followed).
         norm_momentum: of BatchNorm's running statistics; theirs is 0.01.
+        stem_width: channels of the first convolution.
+        shortcut: where the shape changes, `activated` (1×1 convolution), or without parameters `pool` (Madry et al.
+            2018, whose networks have `activation: leaky_relu` and `standardise: image`) or `pool3x3` (IAAT).
+            `projection` is `activated` in the first block of every group, whether the shape changes or not (LLR).
+        norm_affine: whether BatchNorm has a scale and a shift.
+        head: `linear`, `hypersphere`, or `convolution`: 1×1 convolution and BatchNorm before the average pool (IAAT);
+            the features are the logits then.
+        standardise: the input by the data set's numbers, or `image`: each image by its own.
     """
 
     def __init__(
@@ -159,30 +193,43 @@ class WRN(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        depth: int,
-        width: int,
+        depth: Count,
+        width: Count,
         padding: str = "symmetric",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
-        norm_momentum: float = 0.1,
+        head_scale: Positive = 15.0,
+        norm_momentum: SomeShare = 0.1,
+        stem_width: Count = 16,
+        shortcut: str = "activated",
+        norm_affine: bool = True,
+        standardise: str = "dataset",
     ) -> None:
-        check("activated", padding)
+        check(shortcut, padding, WIDE_SHORTCUTS)
         at_least(shape, 8, "wrn")
         number = (depth - 2) // 6
         if number < 1 or depth % 6 not in (2, 4):
             below = max(1, number) * 6 + 4
             raise ConfigError("model.depth", depth, "is not 6n + 4", f"use {below} or {below + 6}")
-        act, count = maker(activation), 16
+        act, count = maker(activation), stem_width
         chain: dict[str, nn.Module] = {"conv1": nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)}
         for group in range(3):
             out = 16 * width * 2**group
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, "activated", padding)
+                first = shortcut if i == 0 else "activated"
+                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, first, padding)
                 count = out
-        chain["pool"] = named(bn=nn.BatchNorm2d(count), act=act(), mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
-        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        last: dict[str, nn.Module] = {"bn": nn.BatchNorm2d(count), "act": act()}
+        if not norm_affine:
+            plain(named(**chain, **last))
+        final: nn.Module = nn.Identity()
+        if head == "convolution":
+            last |= {"conv": nn.Conv2d(count, classes, 1, bias=False), "conv_bn": nn.BatchNorm2d(classes)}
+        else:
+            final = make_head(head, count, classes, head_scale)
+        chain["pool"] = named(**last, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(named(**chain), final, mean, std, standardise)
         self.padding = padding
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -191,3 +238,12 @@ class WRN(Network):
                 module.momentum = norm_momentum
         if isinstance(self.head, nn.Linear) and self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
+
+
+def plain(network: nn.Module) -> None:
+    """BatchNorm without scale and shift, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.affine = False
+            module.register_parameter("weight", None)
+            module.register_parameter("bias", None)

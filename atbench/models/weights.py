@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
-from atbench.errors import ConfigError, DataError
+from atbench.errors import DataError
 from atbench.models.interop import load_named, load_published, unnested
 from atbench.models.library import Wrapped
 from atbench.models.network import Network
@@ -41,21 +43,10 @@ def _torch(path: Path) -> Any:
 
 
 def _safetensors(path: Path, key: str) -> Any:
-    library = safetensors()
     try:
-        return library.torch.load_file(path)
-    except library.SafetensorError as fault:
+        return load_file(path)
+    except SafetensorError as fault:
         raise DataError(key, path, f"is no safetensors file ({fault})", "write it again") from fault
-
-
-def safetensors() -> Any:
-    """The package `safetensors`, its part `torch` with it. Raises ConfigError where it is not installed."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        why, fix = "it reads and writes .safetensors files", "pip install 'atbench[export]'"
-        raise ConfigError("safetensors", "not installed", why, fix) from error
-    return safetensors
 
 
 def load(network: nn.Module, state: Mapping[str, Any]) -> None:

@@ -66,7 +66,9 @@ def _options(evaluation: Evaluation) -> Options:
     if not evaluation.steps:
         return ()
     attack = evaluation.attack
-    values: Mapping[str, object] = {**attack, "step": round(attack["step_size"] / attack["eps"], 6)}
+    # At a radius of 0 there is no attack, and every length of step is the same.
+    share = attack["step_size"] / attack["eps"] if attack["eps"] else 0.0
+    values: Mapping[str, object] = {**attack, "step": round(share, 6)}
     return tuple((name, values[name]) for name in _SWEEP)
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from atbench.errors import ConfigError
+from atbench.folder import write_text
 from atbench.reporting.records import basis
 from atbench.reporting.wording import flatten
 
@@ -122,10 +123,12 @@ def open_mirror(
         mode, why = _possible(mode, why)
         given = {
             "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
-            "name": name, "group": group, "config": config, "dir": str(folder), "id": _identity(folder),
+            "name": name, "group": group, "config": config, "dir": str(folder),
+            "id": _identity(folder),
             "settings": settings,
         }  # fmt: skip
         run, mode, why = _start(given, mode, why)
+        write_text(folder / "wandb" / "id", run.id)  # under the agent of a W&B sweep it is the agent's
     except Exception as fault:  # as in `_guarded`
         _broken = True
         _say(f"warning: W&B did not start and is off ({_short(fault)}); metrics.jsonl has everything")
@@ -188,6 +191,11 @@ def _quiet_settings() -> Any:
     """Settings that print, ask and watch nothing; given to wandb's setup as well, for its login prints otherwise."""
     import wandb  # 2.6 s: only runs that have a mirror pay for it
 
+    # wandb reads its variables itself, and stops at an empty one and at a mode that it does not know.
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
+    if os.environ.get("WANDB_MODE", MODES[0]) not in MODES:
+        os.environ["WANDB_MODE"] = "offline"  # as `_asked` takes it
     settings = wandb.Settings(
         console="off",
         silent=True,
@@ -223,12 +231,11 @@ def _start(given: Mapping[str, Any], mode: str, why: str) -> tuple[Any, str, str
 
 
 def _identity(folder: Path) -> str:
-    """The id of the W&B run, kept in the run folder for a resumed run; not drawn from any seeded generator."""
+    """The id that the run folder kept for a resumed run, else a new one, not drawn from any seeded generator."""
     path = folder / "wandb" / "id"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return kept or secrets.token_hex(4)
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

@@ -177,6 +177,21 @@ def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
     console.print(Text(line), soft_wrap=True, highlight=False)
 
 
+class Pulse:
+    """Says every so many seconds what an evaluation is at: an attack may take hours. Asked at every forward pass."""
+
+    SECONDS = 20.0
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.name, self.console, self.since = name, console, time.monotonic()
+
+    def __call__(self, doing: str, passes: int) -> None:
+        if time.monotonic() - self.since >= self.SECONDS:
+            self.since = time.monotonic()
+            line = f"{self.name}  {doing}, {passes:,} images forward so far"
+            self.console.print(Text(line, style="dim"), soft_wrap=True, highlight=False)
+
+
 def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console) -> None:
     """The end of a run: accuracies with interval and n, the audit's verdict, where everything is, what to type next."""
     strongest = max((step["k"] for record in records for step in record["steps"]), default=0)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.methods.base import Clock, Method
+from atbench.methods.base import Clock
+from atbench.ranges import BelowOne
 
-#: replay(n): make the passes of n training batches again, attacks and losses, without an update or a commit.
-Replay = Callable[[int], None]
+#: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
+CleanPass = Callable[[], None]
+ROUNDING = 1e-9  # a share of all batches may be off in binary
 
 
 class Average(ABC):
@@ -33,7 +35,7 @@ class Average(ABC):
         """Called after every update."""
 
     @abstractmethod
-    def after_epoch(self, method: Method, replay: Replay) -> None:
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
         """Called at the end of an epoch, before validation."""
 
     @contextmanager
@@ -56,60 +58,60 @@ def load(model: nn.Module, values: dict[str, Tensor]) -> None:
 
 
 class Ema(Average):
-    """Exponential moving average: w̄ ← τ_t·w̄ + (1 − τ_t)·w after every update, over parameters.
+    """Exponential moving average: w̄ ← τ·w̄ + (1 − τ)·w after every update, over parameters.
 
-    During the share `warmup` of training τ_t = 0 (a copy); then τ_t = min(decay, (1 + d)/(10 + d)), d updates later.
-    Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay 0.995.
+    With n batches done and W = `warmup` · all batches: τ = 0 (a copy) while n < W, then min(decay, (1 + d)/(10 + d)),
+    d = n − W. Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay
+    0.995; without warm-up its average begins at the initial weights, here at those after the first update.
     """
 
-    def __init__(self, decay: float, warmup: float = 0.025) -> None:
+    def __init__(self, decay: BelowOne, warmup: BelowOne = 0.025) -> None:
         super().__init__()
         self.decay, self.warmup = decay, warmup
 
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        if not self.values or clock.fraction < self.warmup:
+        done = clock.epoch * clock.steps + clock.step + 1
+        since = done - self.warmup * clock.epochs * clock.steps
+        if not self.values or since < -ROUNDING:
             self.values = {name: value.clone() for name, value in parameters.items()}
             return
-        self.updates += 1
-        count = int(self.updates)
-        rate = min(self.decay, (1 + count) / (10 + count))
+        rate = min(self.decay, (1 + since) / (10 + since))
         old, new = [self.values[name] for name in parameters], list(parameters.values())
         torch._foreach_lerp_(old, new, 1 - rate)
 
-    def after_epoch(self, method: Method, replay: Replay) -> None:
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
         """Nothing: the buffers are the live model's already."""
 
 
 class Swa(Average):
     """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from `start` of training on.
 
-    BatchNorm statistics are re-estimated for the mean: `batches` training batches are attacked and passed again as the
-    method does, and their statistics averaged. Source: Izmailov et al. 2018; for AT, Chen et al. 2021, from epoch 55
-    of 200, re-estimating on one pass over clean images (VITA-Group/Alleviate-Robust-Overfitting).
+    BatchNorm statistics are those of the mean itself, re-estimated on one pass over the epoch's clean images, as
+    everybody does: Izmailov et al. 2018; for AT, Chen et al. 2021, from epoch 55 of 200
+    (VITA-Group/Alleviate-Robust-Overfitting, `bn_update`). The live network's are those of the images it trains on.
     """
 
-    def __init__(self, start: float, batches: int = 20) -> None:
+    def __init__(self, start: BelowOne) -> None:
         super().__init__()
-        self.start, self.batches = start, batches
+        self.start = start
 
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         """Nothing: SWA looks at the end of epochs."""
 
-    def after_epoch(self, method: Method, replay: Replay) -> None:
-        clock = method.clock
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
         if (clock.epoch + 1) / clock.epochs <= self.start:
             return
         self.updates += 1
         count = int(self.updates)
-        for name, value in method.model.named_parameters():
+        for name, value in model.named_parameters():
             if count == 1:
                 self.values[name] = value.detach().clone()
             else:
                 self.values[name].lerp_(value.detach(), 1 / count)
-        self._reestimate(method.model, replay)
+        self._reestimate(model, clean_pass)
 
-    def _reestimate(self, model: nn.Module, replay: Replay) -> None:
+    def _reestimate(self, model: nn.Module, clean_pass: CleanPass) -> None:
         norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
         if not norms:
             return
@@ -118,7 +120,7 @@ class Swa(Average):
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative mean
-            replay(self.batches)
+            clean_pass()
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
             state = model.state_dict()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from atbench.ranges import BelowOne, NotNegative
+
 Gradients = dict[nn.Parameter, Tensor]
 
 
@@ -23,10 +25,10 @@ class WeightPerturbation:
 
     Args:
         gamma: γ, relative size of the perturbation of each layer (0.01 for AT, 0.005 for TRADES in the authors' code).
-        warmup: share of training before it starts (TRADES-AWP: 10 of 200 epochs).
+        warmup: share of training before it starts (TRADES: 9 of 200 epochs, AT: none).
     """
 
-    def __init__(self, gamma: float, warmup: float = 0.0) -> None:
+    def __init__(self, gamma: NotNegative, warmup: BelowOne = 0.0) -> None:
         self.gamma, self.warmup = gamma, warmup
 
     @contextmanager

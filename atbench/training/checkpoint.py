@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from atbench.errors import DataError
 from atbench.folder import write_bytes
 
 LENGTH = 64  # of a SHA-256 in hexadecimal
+SCHEMA = 1  # of what is in a checkpoint: another number, other content
 
 
 def encode(content: dict[str, Any]) -> bytes:
@@ -38,7 +41,7 @@ def whole(data: bytes) -> bool:
 
 def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:
     """Write aside, sync, rename. With `keep_previous` the file that was there stays beside it as `<name>.prev.pt`."""
-    data = encode(content)
+    data = encode({"schema": SCHEMA, **content})
     write_bytes(path, data, previous=previous(path) if keep_previous else None)
 
 
@@ -47,23 +50,46 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
-def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Open a checkpoint of ours. Raises DataError if it is absent, damaged or not one."""
+def read(path: Path, device: torch.device | str = "cpu", needs: Collection[str] = ()) -> dict[str, Any]:
+    """Open a checkpoint of ours. Raises DataError if it is absent, damaged, not one, of another version or without a
+    part that it `needs`.
+    """
+    return _opened(path, _undamaged(path), device, needs)
+
+
+def latest(
+    path: Path, device: torch.device | str = "cpu", needs: Collection[str] = ()
+) -> tuple[dict[str, Any], str | None]:
+    """The checkpoint at `path`, or the one before it if that is damaged, with a warning that names the file."""
+    try:
+        data, used, warning = _undamaged(path), path, None
+    except DataError as damage:
+        used = previous(path)
+        if not used.is_file():
+            raise
+        data, warning = _undamaged(used), f"{damage.value} {damage.why}; going on from {used.name}"
+    return _opened(used, data, device, needs), warning
+
+
+def _undamaged(path: Path) -> bytes:
     if not path.is_file():
         raise DataError("checkpoint", path, "there is no such file", "check the path")
     data = path.read_bytes()
     if not whole(data):
         fix = "use another checkpoint; of another program: model._target_=... checkpoint=FILE dataset=NAME"
         raise DataError("checkpoint", path, "is damaged: its checksum does not match", fix)
-    content: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    return content
+    return data
 
 
-def latest(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], str | None]:
-    """The checkpoint at `path`, or the one before it if that is damaged, with a warning that names the file."""
+def _opened(path: Path, data: bytes, device: torch.device | str, needs: Collection[str]) -> dict[str, Any]:
     try:
-        return read(path, device), None
-    except DataError as damage:
-        if not previous(path).is_file():
-            raise
-        return read(previous(path), device), f"{damage.value} {damage.why}; going on from {previous(path).name}"
+        content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except pickle.UnpicklingError as fault:
+        raise DataError("checkpoint", path, "holds more than tensors and numbers", "use another checkpoint") from fault
+    known = content.get("schema") if isinstance(content, dict) else None
+    if known != SCHEMA:
+        why = f"is of schema {known}, and this version of atbench reads {SCHEMA}"
+        raise DataError("checkpoint", path, why, "use the version that wrote it")
+    if lacking := sorted(set(needs) - content.keys()):
+        raise DataError("checkpoint", path, f"lacks its part '{lacking[0]}'", "use another checkpoint")
+    return dict(content)

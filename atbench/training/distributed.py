@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.errors import EnvironmentFault
+from atbench.errors import AtbenchError, EnvironmentFault
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,19 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def from_main(self, call: Callable[[], Result]) -> Result:
+        """What `call` returns on the main process, which alone makes the call; what it refuses, all refuse."""
+        outcome: Result | AtbenchError | None = None
+        if self.main:
+            try:
+                outcome = call()
+            except AtbenchError as refusal:
+                outcome = refusal
+        outcome = self.share_object(outcome)
+        if isinstance(outcome, AtbenchError):
+            raise outcome
+        return cast(Result, outcome)
 
     def barrier(self) -> None:
         """Wait for all processes."""

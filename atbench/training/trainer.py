@@ -154,7 +154,7 @@ class Trainer:
         clock = self.method.clock
         self.updater.verify()
         for average in self.averages:
-            average.after_epoch(self.method, self._replay)
+            average.after_epoch(self.method.model, clock, self._clean_pass)
         row: dict[str, Any] = {
             "event": "epoch",
             "epoch": clock.epoch + 1,
@@ -183,14 +183,13 @@ class Trainer:
             self._save("best")
         self._save("last")
 
-    def _replay(self, count: int) -> None:
-        """Make the passes of this epoch's first batches again, for an average's BatchNorm; no update."""
+    @torch.no_grad()
+    def _clean_pass(self) -> None:
+        """The epoch's clean images through the model once more, for an average's BatchNorm."""
         clock = self.method.clock
-        ended = clock.step
-        for step in range(min(count, clock.steps)):
-            clock.step = step
-            self.updater.rehearse(self._formatted(self.data.batch(clock.epoch, clock.step)))
-        clock.step = ended
+        for step in range(clock.steps):
+            self.method.model(self._formatted(self.data.batch(clock.epoch, step)).x)
+        self.world.average_norms(self.method.model)
 
     # Validation and selection.
 

@@ -182,9 +182,47 @@ def test_the_search_climbs_the_distance_from_the_tangent() -> None:
     assert (climb * way).sum().item() == pytest.approx((up - down).item() / 2e-6, rel=1e-5)
 
 
+def test_the_code_s_search_stops_the_tangent() -> None:
+    """The same value; the gradient sign(ℓ(x+δ) − tangent)·∇ℓ(x+δ), without −sign·∇ℓ(x)."""
+    network = curved(smooth())
+    _, batch = make(network)
+    batch = moved(batch)
+
+    def gradient(at: Tensor, weight: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        point = at.clone().requires_grad_()
+        value = F.cross_entropy(network(point), batch.y, reduction="none")
+        return value.detach(), torch.autograd.grad((weight * value).sum(), point)[0]
+
+    value, grad = gradient(batch.x)
+    flat, full = (Distance(network, batch.x, batch.y, value, grad, flat=flat) for flat in (True, False))
+    assert torch.equal(flat(batch.x_adv)[0], full(batch.x_adv)[0])
+    point = batch.x_adv.clone().requires_grad_()
+    (found,) = torch.autograd.grad(flat(point)[0].sum(), point)
+    ahead, _ = gradient(batch.x_adv)
+    sign = (ahead - value - ((batch.x_adv - batch.x) * grad).flatten(1).sum(dim=1)).sign()
+    assert sign.unique().tolist() == [-1.0, 1.0]
+    torch.testing.assert_close(found, gradient(batch.x_adv, sign)[1], rtol=0, atol=1e-12)
+
+
+def test_the_formula_s_search_finds_more_where_the_loss_is_nearly_linear() -> None:
+    """By default the code's is run, with λ and μ of the code (tests/paper/llr.yaml has those of the paper)."""
+    assert (make()[0].linearity, make()[0].slope) == (2.0, 0.6)
+
+    def distance(**options: Any) -> float:
+        method, batch = make(curved(smooth(), scale=2.0), **options)
+        method.attack.steps = 10
+        return method.loss(method.perturb(batch)).terms["linearity"].item()
+
+    assert distance(search="formula") > 1.5 * distance(search="code") > 0
+    assert distance() == distance(search="code")
+    with pytest.raises(ConfigError, match=r"method\.search: paper .* code or formula"):
+        make(search="paper")
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_perturbations_are_legal_and_worse_than_random(norm: str) -> None:
-    method, batch = make(curved(smooth(norm)))
+@pytest.mark.parametrize("search", ["formula", "code"])
+def test_perturbations_are_legal_and_worse_than_random(norm: str, search: str) -> None:
+    method, batch = make(curved(smooth(norm)), search=search)
     method.attack.steps = 10
     found = method.perturb(batch)
     assert worlds.legal(method.attack, batch.x, found.x_adv, method.attack.eps)

@@ -59,7 +59,8 @@ def test_examples_are_pushed_at_their_boundary() -> None:
     assert float(slack.abs().max()) < 1e-9
 
 
-def test_examples_right_beyond_d_max_are_left_alone() -> None:
+def test_examples_right_beyond_d_max_are_moved_but_do_not_count() -> None:
+    """The authors forward them where the search found them, and drop their loss: BatchNorm sees them there."""
     given = worlds.data()
     method = trained(given)
     method.d_max = 1e-4
@@ -69,7 +70,29 @@ def test_examples_right_beyond_d_max_are_left_alone() -> None:
     assert int(right.sum()) > 0
     assert bool((batch.aux["margin"][right] > method.d_max).all())
     assert torch.equal(batch.aux["counts"], (~right).double())
-    assert torch.equal(batch.x_adv, batch.x)
+    moved = (batch.x_adv - batch.x).flatten(1).abs().amax(dim=1)
+    assert bool((moved[right] > 0).all()) and bool((moved[~right] == 0).all())
+    before = method.loss(batch).total
+    batch.x_adv[right] = batch.x[right]
+    torch.testing.assert_close(method.loss(batch).total, before, rtol=0, atol=1e-12)
+
+
+def test_right_and_wrong_are_those_of_train_mode() -> None:
+    """Where running and batch statistics disagree, the loss and the search take the same examples for wrong."""
+    given = worlds.data()
+    method = make(given, worlds.cnn(norm="batch"))
+    worlds.steps(method, given, 24, epochs=10, lr=0.5)
+    for module in method.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean += 2.0  # type: ignore[operator]
+    batch = given.batch(5, 0)
+    before = worlds.snapshot(method)
+    found = method.perturb(batch)
+    assert worlds.same(before, worlds.snapshot(method))
+    trained_right = soft_margin(method.model(batch.x), batch.y) < 0
+    method.eval()
+    assert not torch.equal(trained_right, soft_margin(method.model(batch.x), batch.y) < 0), "modes should disagree"
+    assert torch.equal(found.aux["margin"] > 0, trained_right)
 
 
 def test_d_max_0_leaves_the_wrong_examples_and_the_clean_loss() -> None:
@@ -109,7 +132,7 @@ def slow_example(network: nn.Module, x: Tensor, y: int, memory: float, steps: in
         else:
             high = e
         e = (low + high) / 2
-    return ((x + e * u).clip(0, 1), 1.0, e) if e < D_MAX else (x, 0.0, e)
+    return (x + e * u).clip(0, 1), float(e < D_MAX), e
 
 
 def test_search_and_loss_are_those_of_a_slow_reference() -> None:

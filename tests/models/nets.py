@@ -26,6 +26,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "mnist_fast": (FastMnist, {}, 4),
     "lenet": (LeNet, {}, 12),
     "lenet_madry": (LeNet, {"channels": (4, 8), "padding": (2, 2), "hidden": (16,)}, 4),
+    "lenet_3x3": (LeNet, {"channels": (4, 8), "padding": (1, 1), "hidden": (16,), "kernel": 3}, 4),
     "convnet8": (ConvNet8, {}, 8),
     "resnet": (ResNet, {"blocks": (1, 2, 1), "width": 8}, 8),
     "resnet_pad": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "pad"}, 8),
@@ -36,6 +37,9 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "preact_deepmind": (PreActResNet, {"blocks": (1, 1), "shortcut": "raw3x3", "padding": "same"}, 8),
     "preact_bare": (PreActResNet, {"blocks": (1, 1), "final_norm": False}, 8),
     "wrn": (WRN, {"depth": 10, "width": 1}, 8),
+    "wrn_llr": (WRN, {"depth": 10, "width": 1, "padding": "same", "shortcut": "projection"}, 8),
+    "wrn_madry": (WRN, {"depth": 10, "width": 1, "stem_width": 6, "shortcut": "pool", "activation": "leaky_relu"}, 8),
+    "wrn_iaat": (WRN, {"depth": 10, "width": 1, "shortcut": "pool3x3", "norm_affine": False}, 8),
     "wrn_same": (WRN, {"depth": 10, "width": 1, "padding": "same", "activation": "silu"}, 8),
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from atbench.errors import ConfigError
 from atbench.methods.dverge import Dverge
 from atbench.methods.yopo import Yopo
 from atbench.models import Ensemble, Network
+from atbench.models.preact import Pool
 from tests.methods.worlds import attack, data, source, steps
 from tests.models.nets import SMALL, build, images, small
 
@@ -93,6 +95,35 @@ def test_images_need_not_be_square_or_even(name: str) -> None:
     assert build(make, shape, **options)(torch.rand(2, *shape)).shape == (2, 5)
 
 
+def test_a_pooled_shortcut_has_no_parameters_and_puts_zeros_in_the_missing_channels() -> None:
+    z = torch.rand(2, 4, 8, 8, dtype=F64)
+    tiles, overlapping = Pool(3, 2, kernel=2)(z), Pool(4, 2, kernel=3)(z)
+    assert not tiles[:, [0, 5, 6]].any() and not overlapping[:, 4:].any()
+    assert tiles[1, 2, 1, 3].item() == pytest.approx(z[1, 1, 2:4, 6:8].mean().item(), abs=1e-12)
+    assert overlapping[1, 2, 1, 3].item() == pytest.approx(z[1, 2, 1:4, 5:8].mean().item(), abs=1e-12)
+    assert overlapping[1, 2, 0, 0].item() == pytest.approx(z[1, 2, :2, :2].sum().item() / 9, abs=1e-12)
+    # A shape that changes without a stride: of the activated map, as the authors' first group.
+    assert torch.equal(Pool(2, 1, kernel=1)(z)[:, 1:5], z)
+    assert not small("wrn_madry").stages.block1_0.raw and small("wrn_madry").stages.block2_0.raw
+
+
+def test_a_projection_stands_in_every_group() -> None:
+    shapes = [small("wrn_llr").stages.get_submodule(f"block{g}_0.shortcut").weight.shape[:2] for g in (1, 2, 3)]
+    assert shapes == [(16, 16), (32, 16), (64, 32)]
+
+
+def test_a_head_of_convolutions_normalises_before_it_pools() -> None:
+    network = small("wrn_iaat", head="convolution").train()
+    x = images(8)
+    h = network.features(x, upto=network.depth - 2)
+    bn, conv = network.stages.pool.bn, network.stages.pool.conv
+    assert bn.weight is None and network.stages.pool.conv_bn.weight is not None and conv.bias is None
+    scores = F.conv2d(F.relu(F.batch_norm(h, None, None, training=True)), conv.weight)
+    expected = F.batch_norm(scores, None, None, training=True).mean((2, 3))
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-10)
+    assert torch.equal(network(x), network.features(x))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if SMALL[name][2] <= 8])
 def test_yopo_trains_it(name: str) -> None:
     given = data(source(classes=5))
@@ -128,6 +159,8 @@ def test_deepmind_pads_below_and_to_the_right() -> None:
     [
         ("wrn", {"depth": 29}, r"model\.depth: 29 .* use 28 or 34"),
         ("wrn", {"padding": "valid"}, r"model\.padding"),
+        ("wrn", {"shortcut": "raw"}, r"model\.shortcut"),
+        ("wrn", {"standardise": "batch"}, r"model\.standardise: batch .* dataset or image"),
         ("preact", {"shortcut": "pad"}, r"model\.shortcut"),
         ("resnet", {"shortcut": "raw"}, r"model\.shortcut"),
         ("resnet", {"stem": "tiny"}, r"model\.stem"),

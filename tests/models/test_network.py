@@ -8,6 +8,7 @@ from torch import nn
 
 from atbench.errors import ConfigError
 from atbench.models import CNN, Ensemble, Network
+from atbench.models.preact import WRN
 from tests.methods.worlds import cnn, linear
 
 F64 = torch.float64
@@ -45,6 +46,22 @@ def test_normalisation_is_inside_and_per_channel() -> None:
     x = torch.rand(2, 3, 8, 8)
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
     torch.testing.assert_close(network(x), network.head(network.stages((x - mean) / std)))
+
+
+def test_an_image_may_be_standardised_by_itself() -> None:
+    """Mean 0 and variance 1 over all its numbers, whatever the data set's; a flat image stays finite, and so does its
+    gradient.
+    """
+    network = WRN((3, 8, 8), 4, (9.0,) * 3, (9.0,) * 3, depth=10, width=1, standardise="image").double()
+    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    x[2] = 0.7
+    x[3] = 0.5 + 1e-4 * (x[3] - 0.5)
+    z = network.normalise(x.requires_grad_())
+    torch.testing.assert_close(z.mean((1, 2, 3)), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(z[:2].square().mean((1, 2, 3)), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(z[3], (x[3] - x[3].mean()) * 192**0.5)  # no deviation below 1/√n
+    z.square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 def test_stage_zero_is_linear(network: CNN) -> None:
@@ -93,13 +110,15 @@ def test_ensemble_is_the_mean_of_probabilities() -> None:
     members, x = [cnn(seed=seed) for seed in range(3)], images()
     p = torch.stack([member(x).softmax(dim=1) for member in members]).mean(dim=0)
     out = Ensemble(members)(x)
-    torch.testing.assert_close(out, p.log(), rtol=0, atol=1e-14)
-    torch.testing.assert_close(out.exp().sum(dim=1), torch.ones(5, dtype=F64))
+    torch.testing.assert_close(out.log_softmax(dim=1), p.log(), rtol=0, atol=1e-14)
+    sizes = torch.stack([member(x).logsumexp(dim=1) for member in members]).mean(dim=0)
+    torch.testing.assert_close(out.logsumexp(dim=1), sizes, rtol=0, atol=1e-14)
 
 
 def test_ensemble_of_one_and_of_equals() -> None:
+    """They are the member, logits and all: a penalty of logits means the same of one network and of several."""
     member, x = cnn(), images()
-    expected = member(x).log_softmax(dim=1)
+    expected = member(x)
     torch.testing.assert_close(Ensemble([member])(x), expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(Ensemble([member] * 4)(x), expected, rtol=0, atol=1e-14)
 

@@ -11,6 +11,7 @@ import pytest
 
 from atbench.errors import DataError
 from atbench.reporting import report
+from tests.reporting.conftest import MakeRun
 
 
 class Page(HTMLParser):
@@ -147,3 +148,11 @@ def test_one_run_prints_its_figures(make_run, capsys) -> None:
     assert report.main([run], None, False) == 0
     out = capsys.readouterr().out
     assert "96.7 % [88.6, 99.1]" in out and "60.0 %" in out and "upper bound" in out and str(run / "report.html") in out
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
+    """Without a radius there is no attack, and a length of step is no share of it."""
+    folder = make_run(eps=0.0)
+    report.write(folder)
+    assert "PGD-50" in (folder / "report.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -35,6 +36,7 @@ class Run:
     def __init__(self, fails: tuple[str, ...] = ()) -> None:
         self.fails, self.logged, self.summary = fails, [], {}
         self.finished: list[int] = []
+        self.id = "theirs"
 
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         if "log" in self.fails:
@@ -210,6 +212,32 @@ def test_the_mode_is_resolved_and_said(
     assert err.startswith(f"W&B: {expected}") and err.count("\n") == 1
 
 
+def test_the_id_that_is_kept_is_the_one_that_wandb_uses(tmp_path: Path, monkeypatch) -> None:
+    """The agent of a W&B sweep has ids of its own; a resumed run asks for what is kept."""
+    run = Run()
+    given = fake_wandb(monkeypatch, run, logged_in=True)
+    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    assert given["id"] != run.id and (tmp_path / "wandb" / "id").read_text() == run.id
+    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    assert given["id"] == run.id
+    (tmp_path / "wandb" / "id").write_text("\n")
+    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    assert given["id"], "an empty id is none"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("WANDB_MODE", "", None), ("WANDB_RUN_ID", "", None), ("WANDB_MODE", "nonsense", "offline")],
+)
+def test_wandb_does_not_see_variables_that_it_stops_at(
+    tmp_path: Path, monkeypatch, name: str, value: str, expected: str | None
+) -> None:
+    fake_wandb(monkeypatch, Run())
+    monkeypatch.setenv(name, value)
+    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    assert os.environ.get(name) == expected
+
+
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"logger\.mode: onlin"):
         Tracker(tmp_path, {**WANDB, "mode": "onlin"}, {}, "n", None)
@@ -225,7 +253,7 @@ def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, monkeypatch, 
 
 def test_offline_really_writes_and_resumes_the_same_run(tmp_path: Path, make_run) -> None:
     """The real wandb, in a process of its own with no terminal and no login: no prompt, no draw from a seeded
-    generator."""
+    generator, and a variable that is empty counts as none."""
     record = json.loads((make_run() / "evaluation" / "best.json").read_text())
     (tmp_path / "new" / "pictures").mkdir(parents=True)
     Image.new("L", (4, 4)).save(tmp_path / "new" / "pictures" / "best.png")
@@ -239,7 +267,11 @@ def test_offline_really_writes_and_resumes_the_same_run(tmp_path: Path, make_run
         "assert before == (random.getstate(), np.random.get_state()[1].tolist())\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "new"), json.dumps(record)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    empty = dict.fromkeys(("WANDB_MODE", "WANDB_RUN_ID", "WANDB_BASE_URL", "WANDB_RESUME", "WANDB_API_KEY"), "")
+    done = subprocess.run(
+        command, env={**os.environ, **empty}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
     identity = (tmp_path / "new" / "wandb" / "id").read_text()
     files = list((tmp_path / "new" / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert files and all(b"val/pgd" in file.read_bytes() for file in files)

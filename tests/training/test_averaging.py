@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,19 +19,18 @@ def moved(model: nn.Linear, value: float) -> nn.Linear:
     return model
 
 
-def test_ema_by_hand() -> None:
+@pytest.mark.parametrize("warmup", [0.2, 0.25, 0.0])
+def test_ema_by_hand(warmup: float) -> None:
+    """After batch n of 10 with W = 10 · warmup: a copy while n < W, then min(0.3, (1 + n − W) / (10 + n − W))."""
     model, clock = nn.Linear(1, 1, bias=False), Clock(epochs=1, steps=10)
-    ema = Ema(decay=0.3, warmup=0.2)
+    ema = Ema(decay=0.3, warmup=warmup)
     expected = 0.0
-    for step in range(6):
-        clock.step = step
-        ema.after_update(moved(model, float(step + 1)), clock)
-        if step < 2:  # a copy during warm-up
-            expected = float(step + 1)
-        else:
-            updates = step - 1
-            rate = min(0.3, (1 + updates) / (10 + updates))
-            expected = rate * expected + (1 - rate) * (step + 1)
+    for n in range(1, 7):
+        clock.step = n - 1
+        ema.after_update(moved(model, float(n)), clock)
+        since = n - 10 * warmup
+        rate = 0.0 if since < 0 or n == 1 else min(0.3, (1 + since) / (10 + since))
+        expected = rate * expected + (1 - rate) * n
         assert float(ema.values["weight"]) == pytest.approx(expected)
 
 
@@ -72,17 +73,40 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own() -> None:
     average = trainer.averages[0]
     after_epoch = average.after_epoch
 
-    def recorded(method: object, replay: object) -> None:
+    def recorded(*arguments: Any) -> None:
         ends.append({name: value.detach().clone() for name, value in trainer.method.model.named_parameters()})
-        after_epoch(method, replay)  # type: ignore[arg-type]
+        after_epoch(*arguments)
 
-    average.after_epoch = recorded  # type: ignore[assignment]
+    average.after_epoch = recorded  # type: ignore[method-assign]
     trainer.fit()
     for name in ends[0]:
         torch.testing.assert_close(average.values[name], torch.stack([end[name] for end in ends]).mean(dim=0))
     live = trainer.method.model.state_dict()
     means = [name for name in average.values if name.endswith("running_mean")]
     assert means and not any(torch.equal(average.values[name], live[name]) for name in means)
+
+
+@pytest.mark.parametrize("words", [("attack.bn=train",), ("attack.bn=eval",), ("method=free_at",)])
+def test_statistics_of_swa_are_those_of_the_clean_images(words: tuple[str, ...]) -> None:
+    """Every batch of the epoch once through the mean weights; no iterate of an attack counts, whatever its mode."""
+    name = "free_at" if words == ("method=free_at",) else "pgd_at"
+    trainer = trainer_of(name, ALONE, Log(), "model.norm=batch", "plus=swa", "plus.swa.start=0.0", *words)
+    trainer.fit()
+    clock, data = trainer.method.clock, trainer.data
+    with trainer.evaluated() as model:
+        model.eval()
+        first = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        inputs: list[torch.Tensor] = []
+        hook = first.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+        with torch.no_grad():
+            for step in range(clock.steps):
+                model(data.batch(clock.epochs - 1, step).x)
+        hook.remove()
+        assert first.num_batches_tracked == clock.steps == len(inputs)
+        mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+        variance = torch.stack([x.var(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+        torch.testing.assert_close(first.running_mean, mean)
+        torch.testing.assert_close(first.running_var, variance)
 
 
 @pytest.mark.parametrize("plus", ["ema", "swa"])

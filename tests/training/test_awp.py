@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from atbench.config import build
+from atbench.methods import Clock
 from atbench.models import bn_mode
 from atbench.training.awp import Gradients, WeightPerturbation
 from tests.contract import Log, trainer_of
+from tests.test_config import resolved
 from tests.test_contract import ALONE
+
+PLAIN = ("train.optimizer.momentum=0", "train.optimizer.weight_decay=0")
 
 
 def setting() -> tuple[nn.Module, Tensor, Tensor]:
@@ -63,9 +68,25 @@ def test_warm_up_does_nothing() -> None:
         pass
 
 
+def test_it_starts_in_the_authors_epoch() -> None:
+    """csdongxian/AWP with TRADES: `epoch >= 10`, epochs counted from 1; here they count from 0."""
+    part = build(resolved("plus=awp").plus.awp, "plus.awp")
+    model, _, _ = setting()
+    asked: list[int] = []
+    for epoch, step in ((0, 0), (8, 389), (9, 0), (199, 389)):
+
+        def ascend(epoch: int = epoch) -> Gradients:
+            asked.append(epoch)
+            return {}
+
+        with part.around(model, ascend, Clock(epochs=200, steps=390, epoch=epoch, step=step).fraction):
+            pass
+    assert asked == [9, 199]
+
+
 def test_gamma_0_is_the_method_bit_for_bit() -> None:
     results = []
-    for overrides in ((), ("plus=awp", "plus.awp.gamma=0.0")):
+    for overrides in ((), ("plus=awp", "plus.awp.gamma=0.0", "plus.awp.warmup=0")):
         trainer = trainer_of("trades", ALONE, Log(), "model.norm=batch", *overrides)
         trainer.fit()
         results.append(trainer.state()["method"])
@@ -74,7 +95,7 @@ def test_gamma_0_is_the_method_bit_for_bit() -> None:
 
 def test_the_update_is_the_gradient_at_the_perturbed_weights() -> None:
     """One step of SGD without momentum, by hand: w − lr · ∇L(w + γ·d), nothing added up."""
-    overrides = ("plus=awp", "plus.awp.gamma=0.05", "train.optimizer.momentum=0", "train.optimizer.weight_decay=0")
+    overrides = ("plus=awp", "plus.awp.gamma=0.05", "plus.awp.warmup=0", *PLAIN)
     trainer = trainer_of("standard", ALONE, Log(), *overrides)
     model, batch = trainer.method.model, trainer.data.batch(0, 0)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -42,15 +42,34 @@ def test_the_one_before_is_used_with_a_word(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     for epoch in (1, 2):
         checkpoint.save(path, {"epoch": epoch}, keep_previous=True)
-    assert checkpoint.latest(path) == ({"epoch": 2}, None)
+    assert checkpoint.latest(path) == ({"schema": 1, "epoch": 2}, None)
     path.write_bytes(path.read_bytes()[:-100])
     state, warning = checkpoint.latest(path)
-    assert state == {"epoch": 1} and warning is not None and "last.pt" in warning and "last.prev.pt" in warning
+    assert state["epoch"] == 1 and warning is not None and "last.pt" in warning and "last.prev.pt" in warning
     path.unlink()  # killed between the two renames
-    assert checkpoint.latest(path)[0] == {"epoch": 1}
+    assert checkpoint.latest(path)[0]["epoch"] == 1
     checkpoint.previous(path).write_bytes(b"")
     with pytest.raises(DataError, match="damaged"):
         checkpoint.latest(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"schema": 2, "epoch": 3}, "is of schema 2, and this version of atbench reads 1"),
+        ({"epoch": 3}, "is of schema None"),
+        ([1, 2], "is of schema None"),
+        ({"schema": 1, "epoch": 3}, "lacks its part 'model'"),
+        ({"schema": 1, "model": torch.nn.Linear(1, 1)}, "holds more than tensors"),
+    ],
+)
+def test_what_is_whole_and_no_checkpoint_of_this_version_is_refused(content: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(checkpoint.encode(content))
+    checkpoint.save(checkpoint.previous(path), {"model": {}})
+    for opened in (checkpoint.read, checkpoint.latest):
+        with pytest.raises(DataError, match=rf"last\.pt — {said}"):
+            opened(path, needs=("model",))
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

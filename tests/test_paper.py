@@ -1,0 +1,127 @@
+"""The papers' experiments against what their authors ran: one file of facts, `tests/paper/<name>.yaml`, an experiment.
+
+A file of facts has its source as comments, read in the authors' repository (or paper), and these fields; fractions such
+as 8/255 are understood:
+
+    parameters: 46160474          trainable parameters of the network (and of what else is trained), at full size
+    rates: {0: 0.1, 37.5: ...}    learning rate of the group `model` at epochs from 0 (fractions are within an epoch),
+                                  four points at least; `rates_of: {generator: {...}}` for further groups
+    equal: {attack.eps: 0.031, train.batch_size: 128, ...}    any key of the resolved configuration
+    small: [model.depth=10, model.width=1]                    words that make the network small enough for a test
+    loss: [1.5, 4.0]              bounds of the first loss of that small network at initialisation, and why as a comment
+    begin: true                   only where stage 0 is trained first: its networks are handed over untrained
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from atbench import assemble, config
+from atbench.data import Images, Source
+from atbench.training import Trainer, World
+from tests.contract import Log, begin_untrained
+from tests.test_config import resolved
+
+FACTS = {path.stem: path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
+SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32), "mnist": (1, 28, 28)}
+HERE = World(torch.device("cpu"))
+
+
+@dataclass
+class Paper:
+    """One experiment, what its authors ran, and the words that make its network small."""
+
+    name: str
+    facts: dict[str, Any]
+
+    def configuration(self, *words: str) -> DictConfig:
+        return resolved(f"experiment=paper/{self.name}", "logger=none", *words)
+
+    def small(self) -> DictConfig:
+        """On 64 images, 32 to a batch: two optimizer steps an epoch."""
+        words = ["train.batch_size=32", "train.epochs=1", "train.selection.n=4", "train.selection.steps=1"]
+        return self.configuration(*words, *self.facts.get("small", []))
+
+
+@pytest.fixture(params=sorted(FACTS))
+def paper(request: pytest.FixtureRequest) -> Paper:
+    return Paper(request.param, config.plain(config.resolve(OmegaConf.load(FACTS[request.param]))))
+
+
+def pictures(cfg: DictConfig, n: int = 68) -> Source:
+    """Random images in the data set's shape, four of them held out, as many of each class as of any other."""
+    classes = cfg.dataset.source.get("classes") or [str(k) for k in range(100)]
+    rng = torch.Generator().manual_seed(0)
+    channels, *sides = SHAPES[cfg.dataset.about.name]
+    shape = (channels, *(side + 2 * cfg.dataset.source.get("pad", 0) for side in sides))
+    y = torch.arange(max(n, len(classes))) % len(classes)
+    images = Images(torch.randint(256, (len(y), *shape), generator=rng, dtype=torch.uint8), y)
+    source = cfg.dataset.source
+    return Source("random", images, lambda: images, tuple(classes), tuple(source.mean), tuple(source.std), 4)
+
+
+def made(cfg: DictConfig, source: Source, log: Log, begin: bool = False) -> Trainer:
+    data = assemble.make_data(cfg, source, HERE)
+    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, HERE)
+    if begin:
+        begin_untrained(method, cfg, source)
+    return assemble.make_trainer(cfg, method, data, HERE, log, lambda: 0)
+
+
+def test_the_settings_are_the_authors(paper: Paper) -> None:
+    cfg = paper.configuration()
+    config.check(cfg)
+    for key, wanted in paper.facts["equal"].items():
+        found = OmegaConf.select(cfg, key, throw_on_missing=True)
+        found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        assert found == (pytest.approx(wanted, rel=1e-9) if isinstance(wanted, float) else wanted), key
+
+
+def test_the_rates_are_the_authors(paper: Paper) -> None:
+    cfg = paper.configuration()
+    for group, rates in {"model": paper.facts["rates"], **paper.facts.get("rates_of", {})}.items():
+        assert len(rates) >= 4, "four points of the schedule"
+        node = {**cfg.train, **cfg.train.groups.get(group, {})}
+        schedule = assemble.build(node["schedule"], "train.schedule")
+        for epoch, rate in rates.items():
+            now = float(node["optimizer"]["lr"]) * schedule(epoch / cfg.train.epochs)
+            assert now == pytest.approx(rate, rel=1e-6, abs=1e-12), (group, epoch)
+
+
+def test_the_network_has_the_authors_parameters(paper: Paper) -> None:
+    cfg = paper.configuration()
+    network = assemble.make_model(cfg, pictures(cfg))
+    assert sum(parameter.numel() for parameter in network.parameters()) == paper.facts["parameters"]
+
+
+def test_it_takes_two_steps(paper: Paper) -> None:
+    """Two optimizer steps on 64 images: weights move, and the first loss lies where its formula puts it."""
+    cfg, log = paper.small(), Log()
+    source = pictures(cfg)
+    extra = len(source.train) - 64 - source.validation
+    assert extra >= 0
+    if cfg.train.pool.path is None:
+        source = changed(source, train=source.train, validation=source.validation + extra)
+    trainer = made(cfg, source, log, bool(paper.facts.get("begin")))
+    losses: list[float] = []
+    inner = trainer.method.loss
+
+    def noted(batch: Any) -> Any:
+        found = inner(batch)
+        losses.append(float(found.total.detach()))
+        return found
+
+    trainer.method.loss = noted  # type: ignore[method-assign]
+    before = {name: value.clone() for name, value in trainer.method.model.named_parameters()}
+    trainer.fit()
+    assert trainer.method.clock.epoch == 1 and trainer.data.steps == 2
+    assert any(not torch.equal(before[name], value) for name, value in trainer.method.model.named_parameters())
+    low, high = paper.facts["loss"]
+    assert low <= losses[0] <= high and all(torch.tensor(losses).isfinite())
