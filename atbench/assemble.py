@@ -227,6 +227,9 @@ def make_threat(
     usual = cfg.dataset.threat[norm]
     if eps is None:
         eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps):
+        key = "attack.eps" if eps == cfg.attack.get("eps") else "eval.eps"
+        raise ConfigError(key, eps, "is not a finite number", "write it as 8/255 or 0.5, without a unit")
     if step_size is None:
         step_size = usual.step_size * (eps / usual.eps if usual.eps else 1.0)
     return Threat(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)

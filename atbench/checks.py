@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -85,6 +86,7 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
     _device(str(_at(cfg, "device")))
+    _folder_name("eval.name", _at(cfg, "eval.name"))
     _own_attack(cfg)
     return list(_doubts(cfg))
 
@@ -144,7 +146,24 @@ def _device(name: str) -> None:
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
 
 
+def _folder_name(key: str, name: Any) -> None:
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
+
+
+def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """A radius that is far from what the data set knows for its norm: of an evaluation, too, that trains nothing."""
+    for part in ("attack", "eval"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        usual = _at(cfg, f"dataset.threat.{norm}.eps")
+        if _number(eps) and _number(usual) and eps and usual and not usual / 8 < eps < usual * 8:
+            size = "tiny" if eps < usual else "huge"
+            yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
+            return
+
+
 def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unusual(cfg)
     eps, small = _at(cfg, "attack.eps"), _at(cfg, "dataset.threat.linf.eps")
     if _at(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
         yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"

@@ -122,7 +122,8 @@ class Evaluation:
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
     ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
     many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
-    so many test images, every class in proportion, always the same ones.
+    so many test images, every class in proportion, always the same ones. `name`: under which this evaluation stands
+    beside others of the same network (null: that of the preset).
     """
 
     about: Any = None
@@ -145,6 +146,7 @@ class Evaluation:
     examples: bool = True
     batch_size: int = 512
     limit: Optional[int] = None
+    name: Optional[str] = None
     checkpoints: list[str] = field(default_factory=lambda: ["best", "last"])
 
 

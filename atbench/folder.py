@@ -23,6 +23,8 @@ OWN = (
     "pictures", "report.html", "report.md", "stages", "status.json", "wandb",
 )  # fmt: skip
 
+EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
+
 
 def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
     """Write aside, sync, rename; with `previous` the old file is moved there first. Raises EnvironmentFault if the disk
@@ -69,6 +71,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError("file", path, "holds no JSON object", "restore it from a copy, or remove it")
     return content
+
+
+def record_places(folder: Path) -> list[Path]:
+    """Where evaluation records may stand: `evaluation/`, and folders of the names of further evaluations beneath."""
+    top = folder / EVALUATION
+    return [top, *sorted(each for each in top.glob("*") if each.is_dir() and each.name not in (EARLIER, PARTS))]
+
+
+def complete(place: Path) -> list[Path]:
+    """The complete records in one of these."""
+    return sorted(path for path in place.glob("*.json") if not path.stem.endswith(".partial"))
+
+
+def record_files(folder: Path) -> list[Path]:
+    """All complete records, those of `evaluation/` itself first."""
+    return [path for place in record_places(folder) for path in complete(place)]
 
 
 def now() -> str:

@@ -96,6 +96,7 @@ def again(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> Dict
 def _settled(cfg: DictConfig, typed: DictConfig, names: list[str]) -> DictConfig:
     """With the attack of `attack=` among the others, and the threat's own numbers where `eval` leaves them open."""
     OmegaConf.set_readonly(cfg, False)
+    refuse_radius(config.as_typed())
     cfg.eval.checkpoints = names
     if typed.attack is not None:
         cfg.eval.attacks = {**cfg.eval.attacks, typed.attack.about.name: typed.attack}
@@ -109,6 +110,16 @@ def refuse_nameless(model: DictConfig) -> None:
     if "_target_" not in model:
         key = f"model.{next((str(key) for key in model), '')}"
         raise ConfigError(key, "given", "no network is named that has it", "write model=NAME or model._target_=...")
+
+
+def refuse_radius(typed: list[str]) -> None:
+    """Refuse a norm or radius given to the attack: it has those of the evaluation, whatever it is told."""
+    for word in typed[1:]:
+        key, equals, value = word.lstrip("+~").partition("=")
+        if equals and key in ("attack.eps", "attack.norm"):
+            own = key.replace("attack", "eval")
+            why = "an attack of an evaluation has the evaluation's threat"
+            raise ConfigError(key, value, why, f"write {own}={value}")
 
 
 def target(cfg: DictConfig) -> str:

@@ -23,6 +23,7 @@ from atbench.errors import DataError, exit_code
 from atbench.examine import evaluate
 from atbench.folder import accounted, fresh, now, read_json, set_status, write_json, write_text
 from atbench.methods import Stage
+from atbench.plan import make_plan
 from atbench.reporting import report
 from atbench.reporting.terminal import Progress, echo, notices, summary
 from atbench.reporting.tracker import Tracker, truncate
@@ -102,7 +103,7 @@ class Run:
         what else is doubtful.
         """
         test = self.source.test()
-        notes = examine.make_plan(self.cfg, self.source, self.world, test).notes
+        notes = make_plan(self.cfg, self.source, self.world, test).notes
         return [*notes, *assemble.doubts(trainer.method, trainer.data, test)]
 
     def surroundings(

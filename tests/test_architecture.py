@@ -23,6 +23,7 @@ LAYERS = (
     {"cli"},
     {"run", "doctor", "export"},
     {"examine"},
+    {"plan"},
     {"foreign"},
     {"assemble", "resume", "environment", "signals"},
     {"training"},

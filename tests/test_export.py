@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from atbench import examine, export
+from atbench import export, plan
 from atbench.cli import main
 from atbench.config import trust
 from atbench.data.digits import digits
@@ -82,7 +82,7 @@ def network_of(folder: Path) -> torch.nn.Module:
     trust(Path.cwd())
     name = "best" if folder.parent.name == "trained" else "Net"
     path = folder / "checkpoints" / f"{name}.pt"
-    return examine.load(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
+    return plan.load(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
 
 
 def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(

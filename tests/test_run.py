@@ -235,7 +235,7 @@ def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureF
         assert before[key] == after[key], "the same evaluation gives the same record"
     assert read(path / "evaluation" / "earlier" / "best-1.json") == {**before, "outcomes": "best.npz"}
     assert main(["eval", str(path / "checkpoints" / "last.pt"), *again, "eval.restarts=2"]) == 0
-    assert read(path / "evaluation" / "last.json")["attack"]["restarts"] == 2
+    assert read(path / "evaluation" / "smoke-n50" / "last.json")["attack"]["restarts"] == 2
     assert main(["eval", str(folder)]) == 3
     assert "is not a run folder" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from atbench.evaluation import Plan
 from atbench.evaluation.limits import warnings
 from atbench.evaluation.measure import evaluate
 from atbench.evaluation.victim import Victim
-from atbench.examine import make_plan
+from atbench.plan import make_plan
 from atbench.training import World
 from tests.methods.worlds import linear, source
 from tests.test_config import resolved
