@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from atbench.build import locate
-from atbench.config import build, welcome
+from atbench.config import build, refusing, welcome
 from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
 from atbench.data.further import further
+from atbench.data.overlap import shared
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation import Threat
+from atbench.evaluation.limits import limits
 from atbench.methods import Method
 from atbench.mistakes import hint
 from atbench.models import Ensemble, Network, weights
@@ -32,14 +35,16 @@ def make_source(cfg: DictConfig) -> Source:
     return source
 
 
-def shared_source(cfg: DictConfig, world: World) -> Source:
+def shared_source(cfg: DictConfig, world: World, to_train: bool = False) -> Source:
     """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
-    cannot, all raise what it raised.
+    cannot, all raise what it raised. `to_train`: it is fit to be trained on, and to be evaluated on afterwards.
     """
     source, refusal = None, None
     if world.main:
         try:
             source = make_source(cfg)
+            if to_train:
+                source.refuse_unfit()
         except AtbenchError as error:
             refusal = error
     if refusal := world.share_object(refusal):
@@ -104,10 +109,19 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     given = facts_for(cfg.model, source)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
-    for member in members:
-        if not isinstance(member, nn.Module):
-            raise ConfigError("model._target_", cfg.model._target_, "does not make a torch.nn.Module", "return one")
     return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int) -> None:
+    """Refuse a mean or deviation, of the model's own or of the data set's, that cannot be one of these images."""
+    for name in ("mean", "std"):
+        key, values = f"model.{name}" if name in node else f"dataset.source.{name}", list(settings.get(name, (1.0,)))
+        if len(values) not in (1, channels):
+            why = f"has {len(values)} numbers for images of {channels} channel{'s'[: channels - 1]}"
+            raise ConfigError(key, values, why, "give one a channel")
+        if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
+            why = "must be finite" if name == "mean" else "is what pixels are divided by, and must be above 0"
+            raise ConfigError(key, values, why, "correct the value")
 
 
 def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
@@ -118,7 +132,9 @@ def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
     target = locate(str(node["_target_"]), "model._target_")
     given = welcome(node, "model", offered)
     if isinstance(target, type) and issubclass(target, Network):
+        _normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
         return given
+    _normalisation(given, node, source.shape[0])
     named = inspect.signature(target).parameters.keys() - node.keys()
     return {name: value for name, value in given.items() if name in named}
 
@@ -158,6 +174,18 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     return method.to(world.device)
 
 
+def doubts(method: Method, data: TrainData, test: Images) -> list[str]:
+    """What is to be said of an assembled run before it begins: searches of the method whose steps are too few, too
+    short or too long for the ball; images to train on that are test images.
+    """
+    said = [each for name, steps in method.fixed_steps().items() for each in limits(name, *steps)]
+    parts = {"the train split": data.train, "the unlabelled pool": data.pool, "the held-out part": data.validation}
+    for name, images in parts.items():
+        if images is not None and (count := shared(images, test)):
+            said.append(f"data: {count} of {len(test)} test images are in {name} as well: robust accuracy flatters")
+    return said
+
+
 def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
     """An optimizer and a schedule for every group of the method; `train.groups.<name>` replaces the common ones."""
     groups = []
@@ -171,8 +199,9 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
         optimizer = own.get("optimizer", cfg.train.optimizer)
         schedule = own.get("schedule", cfg.train.schedule)
         where = f"train.groups.{name}" if own else "train"
-        make = build(optimizer, f"{where}.optimizer")
-        groups.append(make_group(name, module, make, build(schedule, f"{where}.schedule"), cfg.train.decay))
+        make, at = build(optimizer, f"{where}.optimizer"), build(schedule, f"{where}.schedule")
+        with refusing(optimizer, f"{where}.optimizer"):
+            groups.append(make_group(name, module, make, at, cfg.train.decay))
     return groups
 
 
@@ -198,8 +227,12 @@ def make_threat(
     usual = cfg.dataset.threat[norm]
     if eps is None:
         eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
-    size = usual.step_size / usual.eps * eps if step_size is None else step_size
-    return Threat(norm, float(eps), float(size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps):
+        key = "attack.eps" if eps == cfg.attack.get("eps") else "eval.eps"
+        raise ConfigError(key, eps, "is not a finite number", "write it as 8/255 or 0.5, without a unit")
+    if step_size is None:
+        step_size = usual.step_size * (eps / usual.eps if usual.eps else 1.0)
+    return Threat(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
 
 
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:

@@ -2,59 +2,57 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from atbench.build import checked
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
+from atbench.ranges import ABOVE_ZERO, ANY_COUNT, BELOW_ONE, COUNT, NOT_NEGATIVE, SEVERITY, SOME_SHARE, Range
 
-Test = tuple[Callable[[float], bool], str]
-
-_POSITIVE: Test = (lambda value: value > 0, "must be above 0")
-_COUNT: Test = (lambda value: value >= 1 and value == int(value), "must be a whole number from 1")
-_ANY_COUNT: Test = (lambda value: value >= 0 and value == int(value), "must be a whole number from 0")
-_SHARE: Test = (lambda value: 0 < value <= 1, "must be a share above 0, at most 1")
-_BELOW_ONE: Test = (lambda value: 0 <= value < 1, "must be from 0 to below 1")
-_SEVERITY: Test = (lambda value: value in range(1, 6), "must be a severity from 1 to 5")
-_NOT_NEGATIVE: Test = (lambda value: value >= 0, "must not be negative")
-
-# null passes where it is in the configuration: the schema says which keys may be null.
-RANGES: Mapping[str, Test] = MappingProxyType(
+# What a constructor of ours takes says its signature; here is what is no argument of one. `*` stands for any name. null
+# passes where it is in the configuration: the schema says which keys may be null.
+RANGES: Mapping[str, Range] = MappingProxyType(
     {
-        "seed": _ANY_COUNT,
-        "threads": _COUNT,
-        "model.members": _COUNT,
-        "attack.eps": _NOT_NEGATIVE,
-        "attack.step_size": _NOT_NEGATIVE,
-        "attack.steps": _ANY_COUNT,
-        "train.epochs": _COUNT,
-        "train.batch_size": _COUNT,
-        "train.clip_norm": _POSITIVE,
-        "train.label_smoothing": _BELOW_ONE,
-        "train.pool.labelled": _SHARE,
-        "train.pool.fraction": _BELOW_ONE,
-        "train.selection.steps": _ANY_COUNT,
-        "train.selection.n": _COUNT,
-        "train.selection.every": _COUNT,
-        "train.checkpoint.minutes": _POSITIVE,
-        "train.checkpoint.steps": _COUNT,
-        "train.minutes": _POSITIVE,
-        "eval.steps": _ANY_COUNT,
-        "eval.eps": _NOT_NEGATIVE,
-        "eval.audit": _ANY_COUNT,
-        "eval.corruptions": _SEVERITY,
-        "eval.reject": _SHARE,
-        "eval.reject_steps": _COUNT,
-        "eval.reject_restarts": _COUNT,
-        "eval.restarts": _COUNT,
-        "eval.eps_grid": _NOT_NEGATIVE,
-        "eval.eps_steps": _COUNT,
-        "eval.batch_size": _COUNT,
-        "eval.limit": _COUNT,
-        "eval.step_size": _POSITIVE,
+        "seed": ANY_COUNT,
+        "threads": COUNT,
+        "model.members": COUNT,
+        "dataset.threat.*.eps": NOT_NEGATIVE,
+        "dataset.threat.*.step_size": NOT_NEGATIVE,
+        "attack.eps": NOT_NEGATIVE,
+        "attack.step_size": NOT_NEGATIVE,
+        "attack.steps": COUNT,
+        "train.optimizer.lr": NOT_NEGATIVE,
+        "train.optimizer.momentum": BELOW_ONE,
+        "train.groups.*.optimizer.lr": NOT_NEGATIVE,
+        "train.groups.*.optimizer.momentum": BELOW_ONE,
+        "train.epochs": COUNT,
+        "train.batch_size": COUNT,
+        "train.clip_norm": ABOVE_ZERO,
+        "train.label_smoothing": BELOW_ONE,
+        "train.pool.labelled": SOME_SHARE,
+        "train.pool.fraction": BELOW_ONE,
+        "train.selection.steps": ANY_COUNT,
+        "train.selection.n": COUNT,
+        "train.selection.every": COUNT,
+        "train.checkpoint.minutes": ABOVE_ZERO,
+        "train.checkpoint.steps": COUNT,
+        "train.minutes": ABOVE_ZERO,
+        "eval.steps": ANY_COUNT,
+        "eval.eps": NOT_NEGATIVE,
+        "eval.audit": ANY_COUNT,
+        "eval.corruptions": SEVERITY,
+        "eval.reject": SOME_SHARE,
+        "eval.reject_steps": COUNT,
+        "eval.reject_restarts": COUNT,
+        "eval.restarts": COUNT,
+        "eval.eps_grid": NOT_NEGATIVE,
+        "eval.eps_steps": COUNT,
+        "eval.batch_size": COUNT,
+        "eval.limit": COUNT,
+        "eval.step_size": ABOVE_ZERO,
     }
 )
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -77,8 +75,9 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
     _radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
     for path, node in _targets(cfg, ""):
         checked(node, path)
-    for key, test in RANGES.items():
-        _in_range(key, _at(cfg, key), test)
+    for pattern, numbers in RANGES.items():
+        for key, value in _matching(cfg, pattern):
+            _in_range(key, value, numbers)
     for key, known in CHOICES.items():
         value = _at(cfg, key)
         if value is not None and not any(
@@ -87,6 +86,8 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
     _device(str(_at(cfg, "device")))
+    _folder_name("eval.name", _at(cfg, "eval.name"))
+    _own_attack(cfg)
     return list(_doubts(cfg))
 
 
@@ -101,6 +102,22 @@ def _trainable(cfg: Mapping[str, Any]) -> None:
         raise ConfigError("attack", _at(cfg, "attack.about.name"), why, fix)
 
 
+def _own_attack(cfg: Mapping[str, Any]) -> None:
+    """Refuse another attack than the method's own, in the parts that its `about.attack` names: FGSM training with seven
+    steps is none. The command line and an experiment are composed after the method, and would win without a word.
+    """
+    for key, own in (_at(cfg, "method.about.attack") or {}).items():
+        value = _at(cfg, f"attack.{key}")
+        if value != own:
+            name = _at(cfg, "method.about.name")
+            fix = "leave it out, or name the variant: a method of your own beside --config-dir"
+            raise ConfigError(f"attack.{key}", value, f"{name} is the method that has {_spelled(own)} there", fix)
+
+
+def _spelled(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _radius(cfg: Mapping[str, Any]) -> None:
     for part in ("eval", "attack"):
         norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
@@ -111,19 +128,14 @@ def _radius(cfg: Mapping[str, Any]) -> None:
             raise ConfigError(f"{part}.eps", f"{eps:g}", why, fix)
 
 
-def _in_range(key: str, value: Any, test: Test) -> None:
-    fulfilled, requirement = test
+def _in_range(key: str, value: Any, numbers: Range) -> None:
     if value is None:
         return
     if isinstance(value, Collection) and not isinstance(value, str):
         for element in value:
-            _in_range(key, element, test)
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fulfilled(value):
-        raise ConfigError(
-            key, value, requirement if number else f"is not a number; it {requirement}", "correct the value"
-        )
+            _in_range(key, element, numbers)
+    elif value not in numbers:
+        raise ConfigError(key, value, f"must be {numbers.words}", "correct the value")
 
 
 def _device(name: str) -> None:
@@ -134,17 +146,33 @@ def _device(name: str) -> None:
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
 
 
+def _folder_name(key: str, name: Any) -> None:
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
+
+
+def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """A radius that is far from what the data set knows for its norm: of an evaluation, too, that trains nothing."""
+    for part in ("attack", "eval"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        usual = _at(cfg, f"dataset.threat.{norm}.eps")
+        if _number(eps) and _number(usual) and eps and usual and not usual / 8 < eps < usual * 8:
+            size = "tiny" if eps < usual else "huge"
+            yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
+            return
+
+
 def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:
-    eps, step, steps = (_at(cfg, f"attack.{key}") for key in ("eps", "step_size", "steps"))
-    if not all(isinstance(value, (int, float)) for value in (eps, step, steps)) or not eps or not steps:
-        return
-    if steps * step < eps * (1 - 1e-9):
-        yield f"attack: {steps} steps of {step:.3g} cannot reach the edge of the ball, eps {eps:.3g}"
-    if step > 2 * eps:
-        yield f"attack.step_size: {step:.3g} is more than the ball's diameter, 2 x eps {eps:.3g}"
-    small = _at(cfg, "dataset.threat.linf.eps")
-    if _at(cfg, "attack.norm") == "l2" and isinstance(small, (int, float)) and eps <= small:
+    yield from _unusual(cfg)
+    eps, small = _at(cfg, "attack.eps"), _at(cfg, "dataset.threat.linf.eps")
+    if _at(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
         yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"
+    for pattern in ("train.optimizer.lr", "train.groups.*.optimizer.lr"):
+        yield from (f"{key}: 0 trains nothing" for key, value in _matching(cfg, pattern) if value == 0)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -169,3 +197,14 @@ def _at(cfg: Mapping[str, Any], key: str) -> Any:
             return None
         node = node[part]
     return node
+
+
+def _matching(cfg: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration that fits a dotted pattern, in which `*` is any one name, with its value."""
+    first, star, rest = pattern.partition(".*")
+    if not star:
+        yield pattern, _at(cfg, pattern)
+        return
+    section = _at(cfg, first)
+    for name in section if isinstance(section, Mapping) else ():
+        yield from _matching(cfg, f"{first}.{name}{rest}")

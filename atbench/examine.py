@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
 from atbench import assemble, config, foreign
-from atbench.attacks import Attack, GradientAttack, Searched
-from atbench.attacks.confident import Confident
-from atbench.config import build, welcome
+from atbench.brought import EVALUATED, refuse_code, refuse_reading, repeats, to_name_again
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, record, weights_sha256
+from atbench.evaluation import Evaluation, Ledger, Victim, files, names, record, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
-from atbench.evaluation.rejection import CONFIDENT, Reject
-from atbench.evaluation.verify import verify
-from atbench.folder import accounted, now, read_json, set_status, write_json, write_text
+from atbench.evaluation.verify import CONSISTENT, Number, verify
+from atbench.folder import EVALUATION, PARTS, accounted, now, record_files, set_status, write_json, write_text
+from atbench.plan import load, make_plan
 from atbench.reporting import report
-from atbench.reporting.terminal import echo, finished, notices, summary, verification
+from atbench.reporting.terminal import Pulse, echo, finished, notices, summary, verification
 from atbench.resume import is_foreign, target_of
 from atbench.signals import leaving
-from atbench.training import World, checkpoint, threads, world
+from atbench.training import World, threads, world
 
 SCHEMA = 2
-PARTS = Path("evaluation") / "parts"
+LEDGER = Path(EVALUATION) / PARTS
 
 
 def evaluate(composed: DictConfig) -> float:
@@ -56,7 +52,8 @@ def evaluate(composed: DictConfig) -> float:
         records = checkpoints(cfg, source, here, folder, names)
         if here.main:
             report.write(folder)
-            summary(records, folder, [f"atbench eval verify={folder}", f"atbench report {folder}"], Console())
+            again = to_name_again(config.recorded(cfg))
+            summary(records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
@@ -82,54 +79,78 @@ def anybodys(cfg: DictConfig, folder: Path | None) -> float:
             if here.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
                 report.write(folder)
-                commands = [f"atbench eval verify={folder}", f"atbench export {folder}"]
+                again = to_name_again(config.recorded(cfg))
+                commands = [f"atbench eval verify={folder}{again}", f"atbench export {folder}{again}"]
                 summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
 def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
-    """The configuration of the run, with what `atbench eval` was told in place of what it had."""
+    """The parts of the run's configuration that an evaluation needs, with what `atbench eval` was told in place of what
+    it had.
+    """
     if composed.checkpoint is not None:
         why = "a run has checkpoints of its own"
         raise ConfigError("checkpoint", composed.checkpoint, why, "leave the run out, or name RUN/checkpoints/NAME.pt")
+    brought = {key: saved[key] for key in ("dataset", "model", "data_dir")}
+    brought["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
+    for key in ("dataset", "model"):
+        if repeats(composed[key], saved[key]):
+            composed[key] = None
     if composed.model is not None:
         foreign.refuse_nameless(composed.model)
+    brought = {key: value for key, value in brought.items() if composed[key] is None}
+    refuse_code(brought, EVALUATED, config.as_typed())
+    refuse_reading(brought)
+    foreign.refuse_radius(config.as_typed())
     if composed.dataset is None:
-        composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
+        composed.dataset = brought["dataset"]  # an attack of the training side has the data set's radius
     asked = config.resolve(composed)
-    cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
-    cfg.update({key: asked[key] for key in ("dataset", "model", "data_dir") if asked[key] is not None})
-    cfg.threads = asked.threads
+    cfg = OmegaConf.create({key: asked[key] for key in ("seed", "device", "threads", "dataset", "eval")})
+    cfg.attack = {key: saved["attack"][key] for key in ("norm", "eps")}
+    cfg.update({key: brought.get(key, asked[key]) for key in ("model", "data_dir")})
     if asked.attack is not None:
         cfg.eval.attacks = {**cfg.eval.attacks, asked.attack.about.name: asked.attack}
     return cfg
 
 
-def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]) -> list[dict[str, Any]]:
+def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, which: list[str]) -> list[dict[str, Any]]:
     """Measure checkpoints of a run on the test split: the only place that reads it."""
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
+    title = names.name_of(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
+    where = Path(world.share_object(names.place(folder, config.plain(cfg), title)))
     found: list[dict[str, Any]] = []
     measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
-    for name in names:
+    for name in which:
         network, epoch = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
         # The last epoch is often the best one: the same weights under the same attack are measured once.
         weights = weights_sha256(network)
         if weights not in measured:
-            measured[weights] = examine(cfg, source, world, folder, name, network, test)
+            measured[weights] = examine(cfg, source, world, folder, where, name, network, test)
         evaluation, content = measured[weights]
-        content = {**content, "checkpoint": name, "epoch": epoch}
-        keep(folder, name, content, evaluation, world)
+        title = title if where == folder / EVALUATION else where.name
+        content = {**content, "name": title, "checkpoint": name, "epoch": epoch}
+        keep(cfg, where, name, content, evaluation, world)
         found.append(content)
     if world.main:
-        Ledger(folder / PARTS, {}).forget()
+        Ledger(folder / LEDGER, {}).forget()
     return found
 
 
 def examine(
-    cfg: DictConfig, source: Source, world: World, folder: Path, name: str, network: nn.Module, test: Images
+    cfg: DictConfig,
+    source: Source,
+    world: World,
+    folder: Path,
+    where: Path,
+    name: str,
+    network: nn.Module,
+    test: Images,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Run the configured evaluation on one network. What is interrupted goes on from the parts in the folder."""
+    """Run the configured evaluation on one network; figures so far go to `where`. What is interrupted goes on from the
+    parts in the folder.
+    """
     plan = make_plan(cfg, source, world, test)
     about = {
         "schema": SCHEMA,
@@ -140,126 +161,77 @@ def examine(
         "versions": {"torch": torch.__version__},
     }
     facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
-    ledger = Ledger(folder / PARTS, {k: v for k, v in facts.items() if k != "checkpoint"})
+    ledger = Ledger(folder / LEDGER, {k: v for k, v in facts.items() if k != "checkpoint"})
     victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
+    if world.main:
+        pulse = Pulse(name, console)
+        victim.watch = lambda at_work: pulse(at_work.doing, at_work.passes)
 
     def told(so_far: Evaluation) -> None:
         if world.main:
             content = {**about, "complete": False, **record.figures(so_far, source.classes)}
-            write_json(folder / "evaluation" / f"{name}.partial.json", content)
+            write_json(where / f"{name}.partial.json", content)
             finished(name, content, console)
 
     evaluation = evaluate_network(victim, test, plan, ledger, told)
     return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
 
 
-def keep(folder: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World) -> None:
-    """Write the record, its outcomes and its adversarial images."""
+def keep(
+    cfg: DictConfig, where: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World
+) -> None:
+    """Write the record, its outcomes, its adversarial images and the configuration that they follow from."""
     if world.main:
         images = record.examples(evaluation) if evaluation.plan.examples else {}
-        record.save(folder / "evaluation", name, content, record.arrays(evaluation), images)
+        settings = names.settings(config.plain(cfg))
+        files.save(where, name, content, record.arrays(evaluation), images, settings)
     world.barrier()
 
 
-def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
-    """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
-    chosen = cfg.eval
-    threat = assemble.make_threat(
-        cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
-        chosen.norm, chosen.eps,
-    )  # fmt: skip
-    norms = {norm: assemble.make_threat(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
-
-    def other(path: str) -> nn.Module:
-        return opened(path, source, world.device)
-
-    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
-    attacks = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
-    return Plan(
-        threat=threat,
-        steps=list(chosen.steps),
-        eps_grid=list(chosen.eps_grid),
-        eps_steps=chosen.eps_steps,
-        limit=chosen.limit,
-        attacks=attacks,
-        survivors=chosen.survivors,
-        audit=chosen.audit,
-        corruptions=list(chosen.corruptions),
-        reject=make_reject(chosen, source, threat, world),
-        norms={norm: its for norm, its in norms.items() if norm != threat.norm},
-        examples=chosen.examples,
-    )
-
-
-def make_reject(chosen: DictConfig, source: Source, threat: Threat, world: World) -> Reject | None:
-    """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
-    if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
-        return None
-    if CONFIDENT in chosen.attacks:
-        why = "eval.reject runs it on every image"
-        raise ConfigError(f"eval.attacks.{CONFIDENT}", "given with eval.reject", why, "leave one of them out")
-    if source.validation == 0:
-        why = f"its threshold stands on held-out images, and {source.name} holds none out"
-        raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
-    settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
-    held = source.train.take(source.parts()[0]).to(world.device)
-    return Reject(chosen.reject, held, Confident(threat.norm, threat.eps, **settings), settings)
-
-
-def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
-    """An attack in the threat of the evaluation, and the settings that it was made from.
-
-    A search of the training side (`attack=pgd`) keeps its ratio of step size to ε.
-    """
-    settings = {key: value for key, value in config.plain(node).items() if key not in ("about", "norm", "eps")}
-    if "step_size" in settings and node.get("eps"):
-        settings["step_size"] = settings["step_size"] / node.eps * offered["eps"]
-    made = build(settings, path, **welcome(settings, path, offered))
-    return (Searched(made) if isinstance(made, GradientAttack) else made), settings
-
-
-def opened(target: str, source: Source, device: torch.device) -> nn.Module:
-    """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
-    folder, (name,), saved = target_of(target, ["best"])
-    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
-    return network.eval().requires_grad_(False)
-
-
-def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
-    """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
-    if is_foreign(cfg):
-        return foreign.network(cfg, source, device), None
-    state = checkpoint.read(path, device)
-    network = assemble.make_model(cfg, source).to(device)
-    network.load_state_dict(state["model"])
-    return network, int(state["epoch"])
-
-
 def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
-    """`atbench eval verify=RUN`: every number of its records from its images. Raises DataError where one differs."""
-    test, numbers = source.test().to(world.device), []
-    for path in sorted((folder / "evaluation").glob("*.npz")):
-        name = path.stem
-        if name.endswith(".examples"):
-            continue
-        content = read_json(folder / "evaluation" / f"{name}.json")
-        if not content.get("examples"):
-            why = "it kept no adversarial images"
-            raise DataError("verify", path, why, "evaluate it again with eval.examples=true")
-        network, _ = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
-        for key, value in (("weights_sha256", weights_sha256(network)), ("data_sha256", test.sha256())):
-            if content[key] != value:
-                why = f"{key} is {value[:12]}, the record has {content[key][:12]}"
-                raise DataError("verify", path, why, "restore the checkpoint and the data")
-        victim = Victim(network, cfg.eval.batch_size)
-        with np.load(path, allow_pickle=False) as outcomes, np.load(path.with_name(content["examples"])) as kept:
-            held = source.train.take(source.parts()[0]).to(world.device) if content.get("reject") else None
-            numbers += [(name, number) for number in verify(victim, test, content, dict(outcomes), dict(kept), held)]
+    """`atbench eval verify=RUN`: all that its records say, again. Raises DataError where anything differs."""
+    found: list[tuple[str, Number]] = []
+    for path in record_files(folder):
+        name = "/".join(path.relative_to(folder / EVALUATION).with_suffix("").parts)
+        found += [(name, number) for number in _verified(cfg, source, world, folder, path)]
     if world.main:
-        verification(numbers, Console())
-    wrong = [f"{name} {number.name}" for name, number in numbers if not number.agrees]
-    if wrong or not numbers:
-        what = f"{len(wrong)} of {len(numbers)} numbers cannot be made again ({', '.join(wrong[:3])})"
+        verification(found, CONSISTENT, Console())
+    wrong = [f"{name} {number.name}" for name, number in found if not number.agrees]
+    if wrong or not found:
+        what = f"{len(wrong)} of {len(found)} values are not what was found again ({', '.join(wrong[:3])})"
+        if any(number.name == "random" and number.again == "other" for _, number in found):
+            what += "; the network draws numbers that torch's seed does not rule"
         raise DataError("verify", folder, what, "evaluate it again")
     return 1.0
+
+
+def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[Number]:
+    """One record, under the configuration that stands beside it."""
+    content, name = files.read(path), path.stem
+    if not content.get("examples"):
+        raise DataError("verify", path, "it kept no adversarial images", "evaluate it again with eval.examples=true")
+    beside = path.with_suffix(".yaml")
+    if not beside.is_file():
+        why = "the configuration that it was made with is not there"
+        raise DataError("verify", beside, why, "restore it, or evaluate again")
+    own = OmegaConf.create({**cfg, **OmegaConf.load(beside)})
+    own.eval.batch_size = cfg.eval.batch_size
+    source = source if own.dataset == cfg.dataset else assemble.make_source(own)
+    test = source.test().to(world.device)
+    network, epoch = load(own, source, world.device, folder / "checkpoints" / f"{name}.pt")
+    sums = {"weights_sha256": weights_sha256(network), "data_sha256": test.sha256()}
+    for key, value in sums.items():
+        if (claimed := str(content.get(key))) != value:
+            why = f"{key} is {value[:12]}, the record has {claimed[:12]}"
+            raise DataError("verify", path, why, "restore the checkpoint and the data")
+    size = len(test)
+    title = names.name_of(own.eval, min(own.eval.limit or size, size), size)
+    about = {
+        "schema": SCHEMA, "checkpoint": name, "split": "test", **sums, "complete": True, "epoch": epoch,
+        "name": title if path.parent == folder / EVALUATION else path.parent.name,
+        "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
+    }  # fmt: skip
+    outcomes, kept = (files.unpacked(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
+    plan, victim = make_plan(own, source, world, test), Victim(network, own.eval.batch_size)
+    return verify(victim, test, plan, content, outcomes, kept, source.classes, about)

@@ -16,15 +16,19 @@ from rich.text import Text
 from safetensors.torch import save
 from torch import nn
 
-from atbench import __version__, assemble, catalog, config, examine
+from atbench import __version__, assemble, catalog, config
+from atbench.brought import refuse_code, refuse_reading
 from atbench.build import READ_BY_RUN
 from atbench.commandline import quoted
 from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
-from atbench.folder import read_json, write_bytes, write_json, write_text
+from atbench.folder import write_bytes, write_json, write_text
 from atbench.models import Network
+from atbench.plan import load
 from atbench.reporting import card, leaderboard, markdown
+from atbench.reporting.headline import chosen
+from atbench.reporting.runs import evaluations
 from atbench.resume import target_of
 
 WEIGHTS = "model.safetensors"
@@ -37,14 +41,15 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
     Raises DataError where there is no record of these weights.
     """
-    config.trust(Path.cwd())
     folder, names, saved = target_of(str(run), [checkpoint])
+    refuse_code(saved, ("model", "dataset.source"), config.as_typed())
+    refuse_reading({key: saved[key] for key in ("model", "dataset", "data_dir")})
     name, cfg = names[0], OmegaConf.create(saved)
-    record = read_json(folder / "evaluation" / f"{name}.json")
-    if not record:
+    if not (found := evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")
+    record = chosen(found).record
     source = assemble.make_source(cfg)
-    network, _ = examine.load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
+    network, _ = load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:
         raise DataError("export", name, "is not what its record is of", f"evaluate it again: `atbench eval {folder}`")
     out = out or folder / "export"

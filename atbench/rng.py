@@ -26,6 +26,17 @@ def generator(device: torch.device | str, seed: int, *place: int | str) -> torch
     return torch.Generator(device).manual_seed(derive(seed, *place))
 
 
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of `device`, which a network's own draws come from.
+
+    `torch.manual_seed` keeps a note of every call for devices that are not there: a leak, once an image.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 class Draws:
     """Per-example random numbers for one batch of a training run.
 

@@ -7,7 +7,9 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from atbench.ranges import Range
 
 _SCALARS = (bool, int, float, str)
 
@@ -37,10 +39,15 @@ def _fits(value: Any, wanted: Any) -> bool:
     origin = typing.get_origin(wanted)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(wanted))
+    if origin is Annotated:
+        plain, *marks = typing.get_args(wanted)
+        return _fits(value, plain) and all(value in mark for mark in marks if isinstance(mark, Range))
     if origin is typing.Literal:
         return value in typing.get_args(wanted)
     if wanted is None or wanted is type(None):
         return value is None
+    if wanted is Any:
+        return True
     if wanted is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted is int:
@@ -49,6 +56,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, wanted)
     if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
         return _fits_all(value, [option for option in typing.get_args(wanted) if option is not ...])
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and _fits_all(list(value.values()), [typing.get_args(wanted)[1]])
     if value is None or isinstance(value, _SCALARS):
         # Something else than a plain value is wanted, such as a Tensor; a class can say no, anything looser cannot.
         return not inspect.isclass(wanted) or wanted is inspect.Parameter.empty or isinstance(value, wanted)
@@ -80,11 +89,15 @@ def _words(wanted: Any) -> Iterator[str]:
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(wanted):
             yield from _words(option)
+    elif origin is Annotated:
+        plain, *marks = typing.get_args(wanted)
+        yield next((mark.words for mark in marks if isinstance(mark, Range)), next(_words(plain)))
     elif origin is typing.Literal:
         yield f"one of {', '.join(repr(choice) for choice in typing.get_args(wanted))}"
     elif origin is not None:
         inner = [option for option in typing.get_args(wanted) if option is not ...]
-        yield f"a list of {' or '.join(_words(inner[0]))}" if inner else "a list"
+        group = "a mapping" if inspect.isclass(origin) and issubclass(origin, Mapping) else "a list"
+        yield f"{group} of {' or '.join(_words(inner[-1]))}" if inner else group
     else:
         known = {
             float: "a number",

@@ -23,6 +23,7 @@ LAYERS = (
     {"cli"},
     {"run", "doctor", "export"},
     {"examine"},
+    {"plan"},
     {"foreign"},
     {"assemble", "resume", "environment", "signals"},
     {"training"},
@@ -30,11 +31,11 @@ LAYERS = (
     {"methods"},
     {"attacks"},
     {"models", "data"},
-    {"config", "sweep", "folder"},
+    {"config", "sweep", "folder", "hydra_nodes", "brought"},
     {"checks", "catalog", "commandline"},
     {"build"},
-    {"mistakes", "typecheck"},
-    {"rng", "errors"},
+    {"mistakes", "typecheck", "allowed", "environ"},
+    {"rng", "errors", "ranges"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)

@@ -59,7 +59,8 @@ def pictures(cfg: DictConfig, n: int = 68) -> Source:
     """Random images in the data set's shape, four of them held out, as many of each class as of any other."""
     classes = cfg.dataset.source.get("classes") or [str(k) for k in range(100)]
     rng = torch.Generator().manual_seed(0)
-    shape = SHAPES[cfg.dataset.about.name]
+    channels, *sides = SHAPES[cfg.dataset.about.name]
+    shape = (channels, *(side + 2 * cfg.dataset.source.get("pad", 0) for side in sides))
     y = torch.arange(max(n, len(classes))) % len(classes)
     images = Images(torch.randint(256, (len(y), *shape), generator=rng, dtype=torch.uint8), y)
     source = cfg.dataset.source

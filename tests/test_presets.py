@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from atbench import assemble, catalog, config
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
-from atbench.examine import make_plan
+from atbench.plan import make_plan
 from atbench.training import World
 from tests.test_config import resolved
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from atbench import assemble, catalog
 from atbench.config import build, check
+from atbench.data import PadCropFlip
 from atbench.data.digits import digits
 from atbench.training import World
 from tests.contract import Log
@@ -56,9 +57,10 @@ def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
             50,
             128,
             5e-4,
-            {0: 0.1 / 7800, 10: 0.05 * (1 + 1 / 7800), 20: 0.1, 30: 0.0525, 40: 0.005, 45: 0.0025},
+            {0: 0.005, 9: 0.05, 19: 0.1, 29: 0.0525, 39: 0.005, 44: 0.0025, 49: 0.0},
         ),
         ("rst", 200, 256, 5e-4, {0: 0.1, 100: 0.05}),
+        ("shaham", 120, 100, 1e-3, {0: 0.01, 1: 0.01 / (1 + 600 * 5e-6), 100: 0.01 / (1 + 60_000 * 5e-6)}),
         ("gowal2020", 200, 512, 5e-4, {0: 0.2, 99: 0.2, 100: 0.02, 150: 0.002}),
         ("rebuffi2021", 400, 512, 5e-4, {0: 0.2, 266: 0.2, 267: 0.02, 399: 0.02}),
         ("wang2023", 400, 512, 5e-4, {0: 0.008, 9: 0.2, 399: 8e-7}),
@@ -71,6 +73,30 @@ def test_recipes_are_what_their_sources_say(
     assert (cfg.train.epochs, cfg.train.batch_size) == (epochs, batch)
     assert optimizer(cfg).param_groups[0]["weight_decay"] == decay
     assert {epoch: rate(cfg, epoch) for epoch in rates} == pytest.approx(rates, rel=1e-6)
+
+
+#: Whose crops are padded by reflection (np.pad, tf.pad or torchvision's Pad in their code); all others pad with zeros.
+REFLECTED = {f"paper/{name}" for name in ("early_stop", "iaat", "l1_penalty_at", "llr", "mma", "msd", "standard")}
+#: Whose crops are of 36 x 36 pixels (MadryLab/cifar10_challenge, cifar10_input.py, and what is made from it).
+NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
+    dataset = resolved(f"experiment={name}").dataset
+    crops = [part for part in dataset.augment or [] if part["_target_"].endswith("PadCropFlip") and part.pad]
+    pad = 16 if dataset.about.name == "imagenet" else 2 if name in NARROW else 4
+    expected = (pad, "reflect" if name in REFLECTED else "constant")
+    assert all((part.pad, part.get("padding_mode", "constant")) == expected for part in crops)
+    assert crops or name not in REFLECTED | NARROW
+
+
+@pytest.mark.parametrize("recipe", ["rice", "maini"])
+def test_recipes_that_reflect_do_so_where_there_are_crops(recipe: str) -> None:
+    augment, _ = assemble.make_augment(resolved(f"recipe={recipe}", "dataset=cifar100"))
+    assert isinstance(augment, PadCropFlip) and augment.padding_mode == "reflect"
+    for dataset in ("digits", "mnist"):
+        assert assemble.make_augment(resolved(f"recipe={recipe}", f"dataset={dataset}")) == (None, None)
 
 
 def test_a_schedule_by_epoch_follows_the_epochs_that_the_user_sets() -> None:

@@ -5,6 +5,7 @@ from atbench.attacks.ball import BALLS, L1, L2, Ball, Linf, ball
 from atbench.attacks.objectives import (
     LABEL_OBJECTIVES,
     Objective,
+    SelfLabelled,
     carlini,
     confidence,
     cross_entropy,
@@ -30,6 +31,7 @@ __all__ = [
     "Linf",
     "Objective",
     "Searched",
+    "SelfLabelled",
     "State",
     "Target",
     "ball",

@@ -11,8 +11,9 @@ from torch import Tensor
 from atbench.attacks.ascent import Outcome, Pace, ascend
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.ball import flat_norm
-from atbench.attacks.objectives import Objective, dlr_towards, label_objective
+from atbench.attacks.objectives import Objective, dlr_towards, fewest_classes, label_objective
 from atbench.attacks.pace import Momentum, Sparse
+from atbench.ranges import AnyCount, Count, NotNegative, Share
 from atbench.rng import ExampleDraws
 
 Try = tuple[tuple[int | str, ...], tuple[Tensor, ...]]
@@ -43,15 +44,16 @@ class APGD(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        restarts: int | None = None,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        restarts: Count | None = None,
         objective: str = "ce",
-        rho: float = 0.75,
-        draws: int = 1,
+        rho: Share = 0.75,
+        draws: Count = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
         self.value: Callable[..., Tensor] = label_objective(objective)
+        self.least_classes = fewest_classes(self.value)
         self.restarts = restarts or (5 if norm == "l1" and objective == "ce" else 1)
         self.rho, self.draws = rho, draws
 
@@ -111,15 +113,16 @@ class TargetedAPGD(APGD):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        restarts: int = 1,
-        targets: int | None = None,
-        rho: float = 0.75,
-        draws: int = 1,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        restarts: Count = 1,
+        targets: Count | None = None,
+        rho: Share = 0.75,
+        draws: Count = 1,
     ) -> None:
         super().__init__(norm, eps, steps, restarts, rho=rho, draws=draws)
         self.value, self.targets = dlr_towards, targets or (5 if norm == "l1" else 9)
+        self.least_classes = fewest_classes(self.value)
 
     def tries(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Try]:
         logits = target.logits(x).scatter(1, y[:, None], -torch.inf)

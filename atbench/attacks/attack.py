@@ -17,6 +17,7 @@ from atbench.attacks.ball import ball
 from atbench.attacks.objectives import Objective, cross_entropy
 from atbench.attacks.search import GradientAttack, State
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -37,6 +38,7 @@ class Attack(ABC):
         network's gradients) or `noise`.
     minimal: it looks for the nearest misclassified image and `eps` does not bound its answer; what lies outside the
         ball is then no success, but its distance is worth something.
+    least_classes: how many classes its objective needs.
 
     Args of every attack: `norm`, `eps`, and `steps`: iterations, or queries of an attack without gradients.
     Raises ConfigError for a norm that it is not defined for.
@@ -45,8 +47,9 @@ class Attack(ABC):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     knowledge: ClassVar[str] = "gradient"
     minimal: ClassVar[bool] = False
+    least_classes = 2
 
-    def __init__(self, norm: str, eps: float, steps: int) -> None:
+    def __init__(self, norm: str, eps: NotNegative, steps: AnyCount) -> None:
         if norm not in self.norms:
             why = f"{type(self).__name__} is not defined for it"
             raise ConfigError("eval.norm", norm, why, f"use {' or '.join(self.norms)}, or leave the attack out")

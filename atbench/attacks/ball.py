@@ -106,11 +106,17 @@ class Linf(Ball):
 
 
 class L2(Ball):
-    """‖δ‖₂ ≤ ε. The box is applied after the shrink: clipping towards x's side of the box never lengthens δ."""
+    """‖δ‖₂ ≤ ε. Ball and box one after the other, which is legal in either order: clipping never lengthens δ, and what
+    is shrunk towards x stays in the box. Neither is the exact joint projection; with `box_first` δ is longer.
+    """
 
     p = 2.0
 
+    def __init__(self, box_first: bool = False) -> None:
+        self.box_first = box_first
+
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        x_adv = x_adv.clamp(0, 1) if self.box_first else x_adv
         return (x + self.shrink(x_adv - x, eps)).clamp_(0, 1)
 
     def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
@@ -179,8 +185,8 @@ class L1(Ball):
 BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 
-def ball(norm: str, sparsity: float = SLIDE) -> Ball:
-    """The ball called `linf`, `l2` or `l1`; `sparsity` is for L1 alone."""
+def ball(norm: str, sparsity: float = SLIDE, box_first: bool = False) -> Ball:
+    """The ball called `linf`, `l2` or `l1`; `sparsity` is for L1 alone, `box_first` for L2."""
     if norm not in BALLS:
         raise ConfigError("attack.norm", norm, "there is no such norm", f"use one of {', '.join(BALLS)}")
-    return L1(sparsity) if norm == "l1" else BALLS[norm]()
+    return L1(sparsity) if norm == "l1" else L2(box_first) if norm == "l2" else BALLS[norm]()

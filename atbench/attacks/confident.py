@@ -11,6 +11,7 @@ from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import Objective, confidence
 from atbench.attacks.search import GradientAttack, State
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -38,11 +39,11 @@ class Confident(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        restarts: int,
-        rel_step_size: float,
-        momentum: float = 0.9,
+        eps: NotNegative,
+        steps: AnyCount,
+        restarts: Count,
+        rel_step_size: NotNegative,
+        momentum: NotNegative = 0.9,
         backtrack: float = 1.1,
     ) -> None:
         super().__init__(norm, eps, steps)

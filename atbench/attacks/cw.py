@@ -11,6 +11,7 @@ from atbench.attacks.attack import Attack, Target
 from atbench.attacks.minimum import Nearest
 from atbench.attacks.objectives import margin
 from atbench.attacks.search import REPACK
+from atbench.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.rng import ExampleDraws
 
 
@@ -48,11 +49,11 @@ class CarliniL2(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 1000,
-        searches: int = 9,
-        lr: float = 0.01,
-        first_c: float = 0.001,
+        eps: NotNegative,
+        steps: AnyCount = 1000,
+        searches: Count = 9,
+        lr: Positive = 0.01,
+        first_c: Positive = 0.001,
     ) -> None:
         super().__init__(norm, eps, steps)
         self.searches, self.lr, self.first_c = searches, lr, first_c
@@ -103,5 +104,5 @@ class CarliniL2(Attack):
         with torch.enable_grad():
             x_adv = (torch.tanh(v) + 1) / 2
             logits = target.logits(x_adv)
-            value = (x_adv - x).square().flatten(1).sum(dim=1) + c * (-margin(logits, y)).clamp_min(0)
+            value = (x_adv - x).square().flatten(1).sum(dim=1) + c * (-margin(logits, y)).relu()
         return value, x_adv.detach(), logits.detach().argmax(dim=1) != y

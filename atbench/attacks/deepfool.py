@@ -10,6 +10,7 @@ from torch import Tensor
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.minimum import TINY, Nearest, dual_norm, nearest_boundary, others, wide
 from atbench.attacks.search import REPACK
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -37,7 +38,9 @@ class DeepFool(Attack):
     #: become ever smaller short of the boundary.
     NUDGE = 1e-4
 
-    def __init__(self, norm: str, eps: float, steps: int = 50, overshoot: float = 0.02, targets: int = 9) -> None:
+    def __init__(
+        self, norm: str, eps: NotNegative, steps: AnyCount = 50, overshoot: NotNegative = 0.02, targets: Count = 9
+    ) -> None:
         super().__init__(norm, eps, steps)
         self.overshoot, self.targets = overshoot, targets
 

@@ -11,6 +11,7 @@ from atbench.attacks.attack import Target
 from atbench.attacks.objectives import Objective
 from atbench.attacks.pgd import Pgd
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.rng import ExampleDraws
 
 
@@ -35,15 +36,15 @@ class Diverse(Pgd):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        rel_step_size: float,
-        probability: float,
-        rate: float,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
+        probability: Share,
+        rate: Positive,
         start: str = "zero",
-        restarts: int = 1,
+        restarts: Count = 1,
         objective: str = "ce",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         keep: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, momentum, keep)

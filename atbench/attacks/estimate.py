@@ -17,6 +17,7 @@ from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import margin
 from atbench.attacks.search import REPACK
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.rng import ExampleDraws
 
 
@@ -39,7 +40,9 @@ class Estimated(Attack, ABC):
     #: Pairs that one pass may take even where the batch is smaller.
     AT_ONCE = 64
 
-    def __init__(self, norm: str, eps: float, steps: int, samples: int, radius: float, rel_step_size: float) -> None:
+    def __init__(
+        self, norm: str, eps: NotNegative, steps: AnyCount, samples: Count, radius: Positive, rel_step_size: NotNegative
+    ) -> None:
         super().__init__(norm, eps, steps)
         if samples < 2 or samples % 2:
             why = "queries are made in pairs, one to either side"
@@ -108,11 +111,11 @@ class SPSA(Estimated):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        samples: int = 128,
-        radius: float = 0.01,
-        rel_step_size: float = 0.32,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        samples: Count = 128,
+        radius: Positive = 0.01,
+        rel_step_size: NotNegative = 0.32,
     ) -> None:
         super().__init__(norm, eps, steps, samples, radius, rel_step_size)
 
@@ -141,12 +144,12 @@ class NES(Estimated):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 200,
-        samples: int = 50,
-        radius: float = 0.001,
-        rel_step_size: float = 0.2,
-        momentum: float = 0.9,
+        eps: NotNegative,
+        steps: AnyCount = 200,
+        samples: Count = 50,
+        radius: Positive = 0.001,
+        rel_step_size: NotNegative = 0.2,
+        momentum: NotNegative = 0.9,
     ) -> None:
         super().__init__(norm, eps, steps, samples, radius, rel_step_size)
         self.momentum = momentum

@@ -14,6 +14,7 @@ from torch import Tensor
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.fab_projection import to_hyperplane
 from atbench.attacks.minimum import TINY, Nearest, nearest_boundary, others, wide
+from atbench.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.rng import ExampleDraws
 
 
@@ -47,12 +48,12 @@ class FAB(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        restarts: int = 1,
-        alpha_max: float = 0.1,
-        eta: float = 1.05,
-        beta: float = 0.9,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        restarts: Count = 1,
+        alpha_max: Share = 0.1,
+        eta: Positive = 1.05,
+        beta: Share = 0.9,
     ) -> None:
         super().__init__(norm, eps, steps)
         self.restarts, self.alpha_max, self.eta, self.beta = restarts, alpha_max, eta, beta
@@ -119,13 +120,13 @@ class FABT(FAB):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        restarts: int = 1,
-        targets: int = 9,
-        alpha_max: float = 0.1,
-        eta: float = 1.05,
-        beta: float = 0.9,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        restarts: Count = 1,
+        targets: Count = 9,
+        alpha_max: Share = 0.1,
+        eta: Positive = 1.05,
+        beta: Share = 0.9,
     ) -> None:
         super().__init__(norm, eps, steps, restarts, alpha_max, eta, beta)
         self.targets = targets

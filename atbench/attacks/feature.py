@@ -13,6 +13,7 @@ from atbench.attacks.survivors import Leg, Survivors, always
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.models import Ensemble
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws, generator
 
 
@@ -83,7 +84,13 @@ class FeatureAttack(Attack):
     knowledge = "features"
 
     def __init__(
-        self, norm: str, eps: float, images: Images, steps: int = 50, rel_step_size: float = 0.125, targets: int = 100
+        self,
+        norm: str,
+        eps: NotNegative,
+        images: Images,
+        steps: AnyCount = 50,
+        rel_step_size: NotNegative = 0.125,
+        targets: Count = 100,
     ) -> None:
         super().__init__(norm, eps, steps)
         self.images, self.step_size = images, rel_step_size * self.eps

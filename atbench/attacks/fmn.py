@@ -11,6 +11,7 @@ from torch import Tensor
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.minimum import TINY, Nearest, dual_norm, wide
 from atbench.attacks.objectives import margin
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -42,7 +43,14 @@ class FMN(Attack):
 
     LAST_STEP, LAST_GAMMA = 0.01, 0.001  # pralab/Fast-Minimum-Norm-FMN-Attack, fmn.py
 
-    def __init__(self, norm: str, eps: float, steps: int = 1000, step_size: float = 1.0, gamma: float = 0.05) -> None:
+    def __init__(
+        self,
+        norm: str,
+        eps: NotNegative,
+        steps: AnyCount = 1000,
+        step_size: NotNegative = 1.0,
+        gamma: NotNegative = 0.05,
+    ) -> None:
         super().__init__(norm, eps, steps)
         self.step_size, self.gamma = step_size, gamma
 

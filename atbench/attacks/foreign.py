@@ -16,6 +16,7 @@ from atbench.attacks.ball import ball
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
 from atbench.models import untouched
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws, derive
 from atbench.typecheck import fits, spelled
 
@@ -57,9 +58,9 @@ class Foolbox(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
+        eps: NotNegative,
         name: str,
-        steps: int | None = None,
+        steps: AnyCount | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(norm, eps, 1 if steps is None else steps)

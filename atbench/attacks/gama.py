@@ -12,6 +12,7 @@ from atbench.attacks.objectives import Objective, margin
 from atbench.attacks.search import GradientAttack
 from atbench.attacks.survivors import Leg, Survivors
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 REFERENCES = ("start", "clean")
@@ -67,13 +68,13 @@ class GAMA(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 100,
-        rel_step_size: float = 2.0,
+        eps: NotNegative,
+        steps: AnyCount = 100,
+        rel_step_size: NotNegative = 2.0,
         drop: float = 10.0,
-        guide: float = 50.0,
+        guide: NotNegative = 50.0,
         reference: str = "start",
-        restarts: int = 5,
+        restarts: Count = 5,
     ) -> None:
         super().__init__(norm, eps, steps)
         if reference not in REFERENCES:

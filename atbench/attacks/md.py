@@ -13,6 +13,7 @@ from atbench.attacks.objectives import Objective, margin
 from atbench.attacks.search import GradientAttack
 from atbench.attacks.survivors import Leg, Survivors
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 SCHEDULES = ("cosine", "constant")
@@ -57,13 +58,13 @@ class MarginDecomposition(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 50,
-        restarts: int = 2,
+        eps: NotNegative,
+        steps: AnyCount = 50,
+        restarts: Count = 2,
         schedule: str = "cosine",
-        rel_first_step: float = 2.0,
-        rel_step_size: float = 0.25,
-        retreat: int = 1,
+        rel_first_step: NotNegative = 2.0,
+        rel_step_size: NotNegative = 0.25,
+        retreat: AnyCount = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
         if schedule not in SCHEDULES:

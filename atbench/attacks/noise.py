@@ -13,6 +13,7 @@ from atbench.attacks.objectives import margin
 from atbench.attacks.restarts import Attempt, over_survivors
 from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -34,7 +35,7 @@ class Noise(Attack):
     #: Values drawn per example at once. A fixed number of the image's size: numbers must not depend on the batch.
     AT_ONCE = 2**16
 
-    def __init__(self, norm: str, eps: float, steps: int, start: str = "uniform") -> None:
+    def __init__(self, norm: str, eps: NotNegative, steps: AnyCount, start: str = "uniform") -> None:
         super().__init__(norm, eps, steps)
         if start not in ("uniform", "corner") or (start == "corner" and norm != "linf"):
             raise ConfigError("attack.start", start, f"is no way to draw noise for {norm}", "use uniform")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atbench.attacks.ball import clip
 from atbench.errors import ConfigError
 
 
@@ -34,6 +35,25 @@ class Objective:
         return self.value(outputs, *given), outputs
 
 
+class SelfLabelled(Objective):
+    """`value(network(x'), labels)` with labels of the network's own: `pick` finds them in the logits of the point where
+    the search starts, in one pass with the gradient.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], value: Callable[..., Tensor], pick: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(network, value)
+        self.pick = pick
+
+    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
+        logits = self.network(x_adv)
+        if step == 0:
+            self.given = (self.pick(logits.detach()),)
+        (labels,) = self.given if rows is None else (tensor[rows] for tensor in self.given)
+        return self.value(logits, labels), logits
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log softmax(z)_y per example; `y` class indices (B,) or soft labels (B, K)."""
     return F.cross_entropy(logits, y, reduction="none")
@@ -56,7 +76,7 @@ def carlini(logits: Tensor, y: Tensor, kappa: float = 50.0) -> Tensor:
 
     κ = 50 (MadryLab/cifar10_challenge, pgd_attack.py): beyond it there is nothing to gain.
     """
-    return margin(logits, y).clamp(max=kappa)
+    return clip(margin(logits, y), -torch.inf, kappa)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -109,6 +129,11 @@ def dlr_towards(logits: Tensor, y: Tensor, t: Tensor) -> Tensor:
 def kl_from(logits: Tensor, p: Tensor) -> Tensor:
     """KL(p ‖ softmax(z)) = Σ_k p_k (log p_k − log softmax(z)_k) per example; `p` (B, K) probabilities."""
     return F.kl_div(F.log_softmax(logits, dim=1), p, reduction="none").sum(dim=1)
+
+
+def fewest_classes(value: Callable[..., Tensor]) -> int:
+    """How many classes an objective needs: DLR compares the three highest logits, its targeted form the four."""
+    return {dlr: 3, dlr_towards: 4}.get(value, 2)
 
 
 #: Objectives of (logits, labels) that a configuration can name.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, label_objective
+from atbench.attacks.objectives import Objective, fewest_classes, label_objective
 from atbench.attacks.search import GradientAttack
 from atbench.attacks.survivors import Leg, Survivors, always
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -47,16 +48,17 @@ class ODI(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 20,
-        rel_step_size: float = 0.25,
-        diverse_steps: int = 2,
-        rel_diverse_step: float = 1.0,
-        restarts: int = 20,
+        eps: NotNegative,
+        steps: AnyCount = 20,
+        rel_step_size: NotNegative = 0.25,
+        diverse_steps: AnyCount = 2,
+        rel_diverse_step: NotNegative = 1.0,
+        restarts: Count = 20,
         objective: str = "margin",
     ) -> None:
         super().__init__(norm, eps, steps)
         self.value, self.restarts, self.diverse_steps = label_objective(objective), restarts, diverse_steps
+        self.least_classes = fewest_classes(self.value)
         self.step_size, self.diverse_step = rel_step_size * self.eps, rel_diverse_step * self.eps
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, label_objective
+from atbench.attacks.objectives import Objective, fewest_classes, label_objective
 from atbench.attacks.restarts import Attempt, climb, over_survivors
 from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 #: What is judged: the final point, as the papers have it, or every point of the path.
@@ -49,15 +50,15 @@ class Pgd(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        rel_step_size: float,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
         start: str = "uniform",
-        restarts: int = 1,
+        restarts: Count = 1,
         objective: str = "ce",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         keep: str = "first",
-        draws: int = 1,
+        draws: Count = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
         check(norm, start, keep, restarts=restarts, draws=draws)
@@ -65,6 +66,7 @@ class Pgd(Attack):
             norm, self.eps, steps, rel_step_size * self.eps, start=start, keep=keep, momentum=momentum
         )
         self.restarts, self.draws, self.value = restarts, draws, label_objective(objective)
+        self.least_classes = fewest_classes(self.value)
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         if self.restarts == 1 and self.ascent.keep == "last":
@@ -108,12 +110,12 @@ class RandomFgsm(Pgd):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        rel_step_size: float,
-        rel_start_size: float,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
+        rel_start_size: NotNegative,
         start: str = "uniform",
-        restarts: int = 1,
+        restarts: Count = 1,
         objective: str = "ce",
         keep: str = "first",
     ) -> None:
@@ -131,7 +133,7 @@ class Averaged(Objective):
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, draws: int
+        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, draws: Count
     ) -> None:
         super().__init__(network, value, *given)
         self.draws = draws

@@ -13,6 +13,7 @@ from atbench.attacks.objectives import Objective, cross_entropy, margin, towards
 from atbench.attacks.search import GradientAttack, State
 from atbench.attacks.survivors import Leg, Survivors
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 FLOOR = 0.05  # of the scale, which halves from cycle to cycle: 0.5, 0.25, 0.125, 0.0625, 0.05
@@ -49,12 +50,12 @@ class ConstraintRelaxation(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int = 30,
-        cycles: int = 5,
-        targets: int | None = None,
-        restarts: int = 4,
-        first_steps: int = 10,
+        eps: NotNegative,
+        steps: AnyCount = 30,
+        cycles: Count = 5,
+        targets: Count | None = None,
+        restarts: Count = 4,
+        first_steps: AnyCount = 10,
         reset_scale: bool = True,
     ) -> None:
         super().__init__(norm, eps, steps)

@@ -19,6 +19,7 @@ from atbench.attacks.ball import SLIDE, Radius, Random, ball, per_example
 from atbench.attacks.objectives import Objective
 from atbench.attacks.rules import RULES, make_rule
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, NotNegative, Share
 
 Start = Literal["zero", "uniform", "gaussian", "corner"]
 Keep = Literal["last", "best", "first"]
@@ -57,8 +58,8 @@ class GradientAttack:
         eps: radius, in units of the [0, 1] pixel scale.
         steps: k, the number of gradient steps; one forward and one backward each.
         step_size: length of a step in the ball's norm.
-        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1), not clipped (TRADES,
-            Zhang et al. 2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
+        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
+            2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
         bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
         keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the
             `best` by objective, or the `first` that the stop rule named.
@@ -67,6 +68,9 @@ class GradientAttack:
         backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
             size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
         sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
+        clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
+            it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
+        box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, keep or rule.
     """
@@ -76,29 +80,35 @@ class GradientAttack:
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        step_size: float,
+        eps: NotNegative,
+        steps: AnyCount,
+        step_size: NotNegative,
         start: str = "uniform",
         bn: str = "eval",
         keep: str = "last",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         backtrack: float = 0.0,
         rule: str = "steepest",
-        sparsity: float = SLIDE,
+        sparsity: Share = SLIDE,
+        clip_start: bool | None = None,
+        box_first: bool = False,
     ) -> None:
         choices = (("start", start, STARTS), ("keep", keep, KEEPS), ("rule", rule, RULES))
         for key, value, known in choices:
             if value not in known:
                 fix = f"use one of {', '.join(known)}"
                 raise ConfigError(f"attack.{key}", value, "there is no such choice", fix)
+        if 0 < backtrack <= 1:
+            why = "a factor of 1 or less would not shorten a step"
+            raise ConfigError("attack.backtrack", backtrack, why, "use a factor above 1, or 0 for none")
         if backtrack and keep == "last":
             why = "the last step of keep=last is not looked at, so it could not be taken back"
             raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
-        self.norm, self.ball = norm, ball(norm, sparsity)
+        self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.keep = start, bn, keep
         self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
+        self.clip_start = start != "gaussian" if clip_start is None else clip_start
 
     def __call__(
         self,
@@ -131,10 +141,13 @@ class GradientAttack:
             return x.detach().clone()
         assert rng is not None, "a random start needs `rng`"
         if self.start == "gaussian":
-            return x.detach() + self.GAUSSIAN_SIGMA * rng.normal(x)
-        if self.start == "corner":
-            return (x.detach() + per_example(eps, x) * rng.uniform(x).sign()).clamp_(0, 1)
-        return (x.detach() + self.ball.sample(x, eps, rng)).clamp_(0, 1)
+            delta = self.GAUSSIAN_SIGMA * rng.normal(x)
+        elif self.start == "corner":
+            delta = per_example(eps, x) * rng.uniform(x).sign()
+        else:
+            delta = self.ball.sample(x, eps, rng)
+        begin = x.detach() + delta
+        return begin.clamp_(0, 1) if self.clip_start else begin
 
 
 #: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than it
@@ -154,7 +167,7 @@ class _Search:
         x: Tensor,
         eps: Radius,
         lengths: Tensor,
-        steps: int,
+        steps: AnyCount,
         stop: Stop | None,
     ) -> None:
         self.attack, self.objective, self.x, self.steps, self.stop = attack, objective, x.detach(), steps, stop

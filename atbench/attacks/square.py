@@ -11,6 +11,7 @@ from torch import Tensor
 from atbench.attacks.attack import Attack, Target
 from atbench.attacks.objectives import margin
 from atbench.attacks.square_norms import WINDOWS, Windows
+from atbench.ranges import AnyCount, Count, NotNegative, SomeShare
 from atbench.rng import ExampleDraws
 
 
@@ -32,7 +33,9 @@ class Square(Attack):
     #: Queries whose random numbers are drawn at once: (B, BLOCK, 2 to 8) of them are in memory.
     BLOCK = 250
 
-    def __init__(self, norm: str, eps: float, steps: int = 5000, p_init: float = 0.8, restarts: int = 1) -> None:
+    def __init__(
+        self, norm: str, eps: NotNegative, steps: AnyCount = 5000, p_init: SomeShare = 0.8, restarts: Count = 1
+    ) -> None:
         super().__init__(norm, eps, steps)
         self.p_init, self.restarts = p_init, restarts
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, dlr_towards, likelihood, towards
+from atbench.attacks.objectives import Objective, dlr_towards, fewest_classes, likelihood, towards
 from atbench.attacks.pgd import check
 from atbench.attacks.restarts import Attempt, climb, over_survivors
 from atbench.attacks.search import GradientAttack
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative
 from atbench.rng import ExampleDraws
 
 #: Objectives of (logits, y, t); the likelihood of t takes no notice of y.
@@ -48,15 +49,15 @@ class Targeted(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
-        steps: int,
-        rel_step_size: float,
-        targets: int,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
+        targets: Count,
         rule: str = "top",
         start: str = "uniform",
-        restarts: int = 1,
+        restarts: Count = 1,
         objective: str = "margin",
-        momentum: float = 0.0,
+        momentum: NotNegative = 0.0,
         keep: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps)
@@ -68,6 +69,7 @@ class Targeted(Attack):
             norm, self.eps, steps, rel_step_size * self.eps, start=start, keep=keep, momentum=momentum
         )
         self.targets, self.rule, self.restarts, self.value = targets, rule, restarts, OBJECTIVES[objective]
+        self.least_classes = fewest_classes(self.value)
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         with torch.no_grad():

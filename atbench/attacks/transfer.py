@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks.attack import Attack, Target
-from atbench.attacks.objectives import Objective, label_objective
+from atbench.attacks.objectives import Objective, fewest_classes, label_objective
 from atbench.attacks.search import GradientAttack, State
 from atbench.attacks.survivors import Survivors
 from atbench.errors import ConfigError
 from atbench.models import Cast, bn_mode, untouched
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import ExampleDraws
 
 
@@ -40,12 +41,12 @@ class Transfer(Attack):
     def __init__(
         self,
         norm: str,
-        eps: float,
+        eps: NotNegative,
         load: Callable[[str], nn.Module],
         run: str | None = None,
-        steps: int = 20,
-        rel_step_size: float = 0.25,
-        momentum: float = 1.0,
+        steps: AnyCount = 20,
+        rel_step_size: NotNegative = 0.25,
+        momentum: NotNegative = 1.0,
         start: str = "zero",
         objective: str = "ce",
         along: bool = False,
@@ -55,6 +56,7 @@ class Transfer(Attack):
             fix = "write attack.run=<path of a run or checkpoint>"
             raise ConfigError("attack.run", run, "the network to craft the images on is not named", fix)
         self.run, self.surrogate, self.value, self.along = run, load(run), label_objective(objective), along
+        self.least_classes = fewest_classes(self.value)
         self.attack = GradientAttack(norm, self.eps, steps, rel_step_size * self.eps, start, momentum=momentum)
 
     def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:

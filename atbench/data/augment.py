@@ -10,19 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count
 from atbench.rng import Draws
+
+PADDING_MODES = ("constant", "reflect")
 
 
 @dataclass(frozen=True)
 class View:
     """The crop and flip of each example: `top`, `left` (B,) offsets into the canvas padded by `pad`, `flip` (B,)
-    booleans.
+    booleans. `padding_mode`: `constant` (zeros) or `reflect` (mirrored at the edge pixels, which are not repeated).
     """
 
     pad: int
     top: Tensor
     left: Tensor
     flip: Tensor
+    padding_mode: str = "constant"
 
     def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Row (B, H, 1) and column (B, 1, W) of the padded canvas that each pixel of the view shows."""
@@ -32,16 +36,16 @@ class View:
         return rows[:, :, None], columns[:, None, :]
 
     def apply(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape: zero-pad by `pad`, crop at (top, left), flip."""
+        """(B, C, H, W) → the same shape: pad by `pad`, crop at (top, left), flip."""
         batch, _, height, width = images.shape
-        canvas = F.pad(images, [self.pad] * 4)
+        canvas = F.pad(images, [self.pad] * 4, mode=self.padding_mode)
         rows, columns = self._pixels(height, width)
         picked = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
         return picked.permute(0, 3, 1, 2).contiguous()
 
     def invert(self, images: Tensor) -> Tensor:
         """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v`
-        inside.
+        inside; a reflected margin repeats pixels that the inside shows, and is left out.
         """
         batch, channels, height, width = images.shape
         canvas = images.new_zeros(batch, height + 2 * self.pad, width + 2 * self.pad, channels)
@@ -52,12 +56,16 @@ class View:
 
 
 class PadCropFlip:
-    """The field's standard augmentation: zero-pad by `pad`, random crop to the old size, horizontal flip with
-    probability ½.
+    """The field's standard augmentation: pad by `pad`, random crop to the old size, horizontal flip with probability ½.
+
+    `padding_mode` is torchvision's: `constant` pads with zeros, `reflect` mirrors the image.
     """
 
-    def __init__(self, pad: int, flip: bool) -> None:
-        self.pad, self.flip = pad, flip
+    def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant") -> None:
+        if padding_mode not in PADDING_MODES:
+            fix = f"use one of {', '.join(PADDING_MODES)}"
+            raise ConfigError("dataset.padding_mode", padding_mode, "there is no such choice", fix)
+        self.pad, self.flip, self.padding_mode = pad, flip, padding_mode
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
         """Augmented images and the view that made them; `rng` gives each example's crop and flip."""
@@ -66,7 +74,7 @@ class PadCropFlip:
         unit = (rng.uniform(torch.empty(len(images), 3, dtype=torch.float64, device=images.device)) + 1) / 2
         offsets = (unit[:, :2] * (2 * self.pad + 1)).long().clamp_(max=2 * self.pad)
         flip = (unit[:, 2] < 0.5) & self.flip
-        view = View(self.pad, offsets[:, 0], offsets[:, 1], flip)
+        view = View(self.pad, offsets[:, 0], offsets[:, 1], flip, self.padding_mode)
         return view.apply(images), view
 
 
@@ -75,7 +83,7 @@ class Cutout:
     Taylor 2017, arXiv 1708.04552).
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: Count) -> None:
         self.length = length
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
@@ -89,6 +97,42 @@ class Cutout:
             inside.append((place >= 0) & (place < self.length))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
         return images.masked_fill(hole, 0.0), None
+
+
+class EdgePad:
+    """Each side padded by the edge's pixels, by round(U(0, `share`) · side), and the image shrunk back to its size by
+    linear interpolation: imgaug's CropAndPad(percent=(0, share), pad_mode="edge").
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Padded and shrunk images. No view: what moved cannot be put back."""
+        sides = torch.tensor([*images.shape[2:]] * 2, dtype=torch.float64, device=images.device)
+        unit = (rng.uniform(torch.empty(len(images), 4, dtype=torch.float64, device=images.device)) + 1) / 2
+        top, left, bottom, right = (unit * self.share * sides).round().unbind(1)
+        axes = [
+            ((torch.arange(side, device=images.device) + 0.5) * ((side + a + b) / side)[:, None] - a[:, None]) / side
+            for side, a, b in zip(images.shape[2:], (top, left), (bottom, right), strict=True)
+        ]
+        y, x = (2 * axis - 1 for axis in axes)  # -1 and 1 are the outer edges of the first and the last pixel
+        grid = torch.stack([x[:, None].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1)
+        return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False), None
+
+
+class Brightness:
+    """Pixels times U(low, high), one factor an image, clipped to [0, 1]: what imgaug's ContrastNormalization does to
+    floats, whose middle it takes to be 0.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Lighter or darker images."""
+        unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
+        return (images * (self.low + (self.high - self.low) * unit)).clamp(0, 1), None
 
 
 #: Batched augmentation of single images: the images, and the view that moved them, None where nothing is moved.
@@ -110,3 +154,20 @@ class Chain:
                 raise ConfigError("dataset.augment", "two crops", "an image has one view of itself", "leave one out")
             view = view if moved is None else moved
         return images, view
+
+
+class OneOf:
+    """One of several augmentations for each image, all equally likely. No view, whatever was drawn."""
+
+    def __init__(self, choices: Sequence[Augment]) -> None:
+        if not choices:
+            raise ConfigError("dataset.augment", [], "there is nothing to choose from", "name some augmentations")
+        self.choices = list(choices)
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Each image as the one that was drawn for it makes it; all draw for all, so that none depends on another."""
+        count = len(self.choices)
+        unit = (rng.uniform(torch.empty(len(images), dtype=torch.float64, device=images.device)) + 1) / 2
+        drawn = (unit * count).long().clamp_(max=count - 1)
+        made = torch.stack([choice(images, rng)[0] for choice in self.choices])
+        return made[drawn, torch.arange(len(images), device=images.device)], None

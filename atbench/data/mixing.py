@@ -14,13 +14,14 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from atbench.errors import ConfigError
+from atbench.ranges import Positive
 from atbench.rng import Draws
 
 
 class Mix(ABC):
     """Mixes a batch with partners, all by the same share λ ~ Beta(α, α) of the example itself, drawn for each batch."""
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: Positive) -> None:
         if alpha <= 0:
             raise ConfigError("dataset.augment.alpha", alpha, "Beta(α, α) needs α above 0", "use 1.0 for a uniform λ")
         self.alpha = alpha

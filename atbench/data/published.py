@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 
 from atbench.data.arrays import Array, alike, read_npz, to_images
 from atbench.data.download import fetch
@@ -49,18 +50,27 @@ def published(
     std: list[float],
     validation: int,
     download: bool = True,
+    pad: int = 0,
 ) -> Source:
     """The set `name` (mnist, fashion_mnist, cifar10, cifar100, svhn) with its official test split.
 
     Args:
         validation: how many of the train images are held out; the split is fixed and stratified.
         download: whether the network may be asked for what is not on the disk.
+        pad: black pixels added on every side, which are part of the image to everything after: 2 makes MNIST 32×32.
 
     Raises DataError, with the way to get the set, where it is not there, is damaged or cannot be fetched.
     """
     if name not in SHELVES:
         raise ConfigError("dataset.source.name", name, "is none of the published sets", hint(name, SHELVES))
-    read = _reader(data_dir, name, download)
+    if pad < 0:
+        raise ConfigError("dataset.source.pad", pad, "would cut pixels off", "use 0 for none")
+    load = _reader(data_dir, name, download)
+
+    def read(split: str) -> Images:
+        images = load(split)
+        return Images(F.pad(images.x[:], [pad] * 4), images.y) if pad else images
+
     train = read("train")
     return Source(
         name=name,

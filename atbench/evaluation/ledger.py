@@ -55,6 +55,7 @@ class Ledger:
         victim.reduce(torch.zeros(1, device=victim.device))  # every process has read the same, before any writes
         mine, since = _Table([]), time.monotonic()
         for batch in victim.batches(rows[~torch.isin(rows, torch.from_numpy(known.rows))]):
+            victim.doing = f"{name}: {len(known.rows) + victim.world * len(mine.rows)} of {len(rows)} images"
             mine.add(_measured(victim, batch, work))
             if place and time.monotonic() - since > self.SECONDS:
                 mine.write(place, victim.rank)

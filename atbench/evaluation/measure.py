@@ -17,7 +17,8 @@ from atbench.evaluation.audit import Check, audit
 from atbench.evaluation.corrupted import corrupted
 from atbench.evaluation.ledger import Ledger
 from atbench.evaluation.outcome import Outcome
-from atbench.evaluation.rejection import CONFIDENT, Reject, Rejection, confidence, kept, threshold
+from atbench.evaluation.probes import randomness
+from atbench.evaluation.rejection import CONFIDENT, Reject, Rejection, confidence, threshold
 from atbench.evaluation.suite import UNKNOWN, Found, Suite, Surface
 from atbench.evaluation.sweep import Threat
 from atbench.evaluation.victim import Victim
@@ -36,7 +37,7 @@ class Plan:
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
     reject: a share of confident predictions to accept, and the attack that knows of it. examples: whether adversarial
-    images are kept.
+    images are kept. notes: how it differs from what was asked for.
     """
 
     threat: Threat
@@ -51,6 +52,7 @@ class Plan:
     corruptions: Sequence[int] = ()
     reject: Reject | None = None
     examples: bool = True
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -58,8 +60,9 @@ class Evaluation:
     """Everything that was found, as it grows.
 
     logits: (n, K) without an attack. surface: PGD over k and ε; found: the further attacks by name; norms: PGD in other
-    norms; corrupted: figures and masks of `corrupted`; rejection: the threshold, and what is confidently wrong; checks:
-    the audit's.
+    norms; corrupted: figures and masks of `corrupted`; rejection: the threshold, and what is confidently wrong; random:
+    where a network that answers at random has its numbers from; of: how many images the split has; checks: the
+    audit's.
     """
 
     plan: Plan
@@ -71,6 +74,8 @@ class Evaluation:
     norms: dict[str, Surface] = field(default_factory=dict)
     corrupted: tuple[dict[str, Any], Array] | None = None
     rejection: Rejection | None = None
+    random: str | None = None
+    of: int = 0
     checks: list[Check] = field(default_factory=list)
 
     @property
@@ -103,11 +108,14 @@ def evaluate(
 ) -> Evaluation:
     """Run the plan. `told` hears of everything that is finished: an interrupted evaluation has its figures, too."""
     ledger = ledger or Ledger(None, {})
+    of = len(images)
     if plan.limit is not None:
         images = images.sample(plan.limit)
-    clean, logits = clean_logits(victim, images, ledger)
+    random = randomness(victim, images)
+    victim.random = random is not None
+    clean, logits = clean_logits(victim, images, ledger, plan.threat.seed)
     suite = Suite(victim, images, clean, ledger, plan.threat.seed)
-    so_far = Evaluation(plan, images, clean, logits)
+    so_far = Evaluation(plan, images, clean, logits, random=random, of=of)
     if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
         so_far.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.steps:
@@ -124,25 +132,33 @@ def evaluate(
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
     if plan.audit:
+        victim.doing = "audit"
         so_far.checks = audit(victim, images, clean, plan.threat, so_far.outcomes(), plan.audit)
     return so_far
 
 
 def rejected(suite: Suite, plan: Reject) -> Rejection:
     """The threshold of the held-out images, and the plan's attack on the images that are wrong without one."""
-    right, logits = clean_logits(suite.victim, plan.held, suite.ledger, "held_out")
-    tau = threshold(confidence(logits[right.numpy()]), plan.share) if right.any() else 0.0
+    held = held_out(suite, plan.held)
     mistaken = suite.attack(CONFIDENT, plan.attack, plan.settings, ~suite.clean)
-    return Rejection(plan.share, tau, kept(right.numpy(), logits, tau), mistaken)
+    return Rejection(plan.share, threshold(held, plan.share), held, mistaken)
 
 
-def clean_logits(victim: Victim, images: Images, ledger: Ledger, name: str = "clean") -> tuple[Tensor, Array]:
+def held_out(suite: Suite, images: Images) -> Array:
+    """Confidences of the right predictions on held-out images."""
+    right, logits = clean_logits(suite.victim, images, suite.ledger, suite.seed, "held_out")
+    return confidence(logits[right.numpy()])
+
+
+def clean_logits(
+    victim: Victim, images: Images, ledger: Ledger, seed: int, name: str = "clean"
+) -> tuple[Tensor, Array]:
     """Which images are right without an attack, and the logits of all. `name` is for the ledger."""
 
     def work(rows: Tensor) -> dict[str, Tensor]:
         x, y = victim.load(images, rows)
         with victim.ready(), torch.no_grad():
-            logits = victim.logits(x)
+            logits = victim.judged(x, images.places(rows), seed, name)
         return {"right": logits.argmax(dim=1) == y, "logits": logits.float()}
 
     columns = ledger.measure(victim, name, {}, torch.arange(len(images)), work)

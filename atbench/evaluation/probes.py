@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from atbench.attacks import LABEL_OBJECTIVES
 from atbench.data import Images, representative
 from atbench.evaluation.victim import Victim
+from atbench.rng import seed_global
 
 FORWARDS = 5  # Croce & Hein 2020 (fra31/auto-attack, checks.py) look five times as well
 ALONE = 16  # examples whose logits are computed alone and in company
@@ -92,6 +93,24 @@ def look(victim: Victim, images: Images, rows: Tensor) -> Outputs:
         company = _company(victim, images, rows[representative(torch.cat(labels), ALONE)])
         training = [name or "the network" for name, module in victim.network.named_modules() if module.training]
     return Outputs(torch.cat(logits), torch.cat(labels), spread, changed, company, training, backward)
+
+
+def randomness(victim: Victim, images: Images) -> str | None:
+    """`torch` for a network whose answers differ with the seed of torch and with nothing else, `other` for one that
+    draws its numbers elsewhere, None for one that gives the same answer twice. The same on all processes.
+    """
+    rows = representative(images.y, ALONE)
+    x, _ = victim.load(images, rows)
+    with victim.ready(), torch.no_grad():
+        passes = []
+        for seed in (0, 0, 1, 2):
+            seed_global(seed, victim.device)
+            passes.append(victim.logits(x))
+    rounding = 64 * torch.finfo(passes[0].dtype).eps * float(passes[0].abs().max())
+    differs = [bool((each - passes[0]).abs().max() > rounding) for each in passes[1:]]
+    found = torch.tensor([int(each) for each in differs], device=victim.device)
+    unseeded, *seeded = victim.reduce(found).bool().tolist()
+    return "other" if unseeded else "torch" if any(seeded) else None
 
 
 def _company(victim: Victim, images: Images, rows: Tensor) -> float:

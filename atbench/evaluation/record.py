@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,24 +21,27 @@ from atbench.evaluation.limits import warnings
 from atbench.evaluation.measure import Evaluation
 from atbench.evaluation.suite import UNKNOWN, Found
 from atbench.evaluation.sweep import NEVER
-from atbench.folder import write_bytes, write_json
 
 SHOWN = 8
-KINDS = ("json", "npz", "examples.npz")
 Array = NDArray[Any]
 
 
-def figures(found: Evaluation, classes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The record: accuracies, costs, statistics, the audit's verdict (docs/architecture.md, "The run folder")."""
+def figures(found: Evaluation, classes: tuple[str, ...] = (), adversarial: Array | None = None) -> dict[str, Any]:
+    """The record: accuracies, costs, statistics, the audit's verdict (docs/architecture.md, "The run folder").
+
+    adversarial: the logits under attack that the statistics are of, where they are not to be put together anew.
+    """
     n, plan = len(found.images), found.plan
     label = found.images.y.cpu().numpy()
     names = [*(["pgd"] if found.surface else []), *found.found]
     levels = [level.found for surface in _surfaces(found) for level in surface.levels.values()]
     everything = [*levels, *found.found.values(), *_mistaken(found)]
-    adversarial = adversarial_logits(found)
+    adversarial = adversarial_logits(found) if adversarial is None else adversarial
     names_of_classes = classes or tuple(str(k) for k in range(found.logits.shape[1]))
     return {
         "n": n,
+        "of": found.of or n,
+        "random": found.random,
         "threat": {"norm": plan.threat.norm, "eps": plan.threat.eps},
         "plan": _plan(found),
         "clean": mean(found.clean),
@@ -186,10 +188,11 @@ def adversarial_logits(found: Evaluation) -> Array | None:
 
 
 def arrays(found: Evaluation) -> dict[str, Array]:
-    """The outcome of every example, for the npz beside the record."""
+    """The outcome of every example, for the npz beside the record; and what the record says that is no mean of one."""
     grid = eps_masks(found)
     n, eps = len(found.images), found.plan.threat.eps
     out = {
+        "index": found.images.places(torch.arange(n)).numpy(),
         "label": found.images.y.cpu().numpy(),
         "clean": found.clean.numpy(),
         "robust": found.robust.numpy(),
@@ -213,6 +216,10 @@ def arrays(found: Evaluation) -> dict[str, Array]:
         out["confidence_adversarial"] = rejection.adversarial_confidence([*_main(found), *_mistaken(found)], n)
     for name, each in found.found.items():
         out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
+        if each.minimal:
+            out[f"distance_{name}"] = each.distance
+    if found.checks:
+        out["audit"] = np.array([json.dumps(asdict(check)) for check in found.checks])
     return {**out, **_pictures(found)}
 
 
@@ -266,30 +273,3 @@ def weights_sha256(network: nn.Module) -> str:
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def save(folder: Path, name: str, record: dict[str, Any], arrays: dict[str, Array], images: dict[str, Array]) -> None:
-    """Write `<name>.npz`, then `<name>.json`: a record never stands without its outcomes.
-
-    An earlier record of the same checkpoint is moved to `earlier/`, with a number: evaluations are not lost.
-    `images`: the adversarial ones, into `<name>.examples.npz`; none are kept where it is empty.
-    """
-    if (folder / f"{name}.json").exists():
-        earlier = folder / "earlier"
-        earlier.mkdir(exist_ok=True)
-        number = len(list(earlier.glob(f"{name}-*.json"))) + 1
-        for kind in KINDS:
-            if (path := folder / f"{name}.{kind}").exists():
-                path.replace(earlier / f"{name}-{number}.{kind}")
-    write_bytes(folder / f"{name}.npz", _packed(arrays))
-    if images:
-        write_bytes(folder / f"{name}.examples.npz", _packed(images))
-    kept = f"{name}.examples.npz" if images else None
-    write_json(folder / f"{name}.json", {**record, "outcomes": f"{name}.npz", "examples": kept})
-    (folder / f"{name}.partial.json").unlink(missing_ok=True)
-
-
-def _packed(arrays: dict[str, Array]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()

@@ -39,14 +39,19 @@ class Reject:
 
 @dataclass(frozen=True)
 class Rejection:
-    """What was found. kept: bool (m,), which of the right predictions on held-out images are accepted at `threshold`;
-    mistaken: the attack on the images that are wrong without one. Those on the others are `found[CONFIDENT]`.
+    """What was found. held: confidences (m,) of the right predictions on held-out images; mistaken: the attack on the
+    images that are wrong without one. Those on the others are `found[CONFIDENT]`.
     """
 
     share: float
     threshold: float
-    kept: Array
+    held: Array
     mistaken: Found
+
+    @property
+    def kept(self) -> Array:
+        """Which of the right predictions on held-out images are accepted, bool (m,)."""
+        return np.asarray(self.held >= self.threshold)
 
 
 def confidence(logits: Array) -> Array:
@@ -142,8 +147,3 @@ def figures(found: Rejection, attacks: Sequence[Found], right: Array, logits: Ar
         "forwards": cost.forwards,
         "gradients": cost.gradients,
     }
-
-
-def kept(right: Array, logits: Array, tau: float) -> Array:
-    """Which of the right predictions, bool (m,), are accepted."""
-    return np.asarray(confidence(logits[right]) >= tau) if right.any() else np.zeros(0, bool)

@@ -80,18 +80,25 @@ class Suite:
                 # A network that draws numbers of its own draws the same ones the next time.
                 torch.manual_seed(derive(self.seed, name, int(rows[0])))
                 x_adv = attack(victim, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
-                return self.judged(x, y, x_adv, attack.norm, attack.eps)
+                return self.judged(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
         columns = self.ledger.measure(victim, name, facts, tried.nonzero().flatten(), work)
         found = self._found(name, attack.knowledge, tried, columns, facts)
         return replace(found, minimal=attack.minimal)
 
-    def judged(self, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float) -> dict[str, Tensor]:
-        """What is believed of an attack's answer: the prediction at the image as it will be stored, if it is legal."""
+    def judged(
+        self, name: str, rows: Tensor, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float
+    ) -> dict[str, Tensor]:
+        """What is believed of an attack's answer: the prediction at the image as it will be stored, if it is legal.
+
+        `name` and `rows` are for the numbers that a network draws of its own.
+        """
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, x).float().to(x.dtype)
+        places = self.images.places(rows)
         with torch.no_grad():
-            logits, rounded = self.victim.logits(x_adv), self.victim.logits(eight_bit(x, x_adv))
+            logits = self.victim.judged(x_adv, places, self.seed, name)
+            rounded = self.victim.judged(eight_bit(x, x_adv), places, self.seed, name)
         wrong = logits.argmax(dim=1) != y
         broken = wrong & legal(x, x_adv, norm, eps)
         return {
@@ -148,7 +155,7 @@ class Suite:
             with victim.ready():
                 torch.manual_seed(derive(self.seed, "pgd", int(rows[0])))
                 found = search(victim, x, y, self.images.places(rows), threat, before[rows])
-                judged = self.judged(x, y, found.x_adv, threat.norm, threat.eps)
+                judged = self.judged(threat.norm, rows, x, y, found.x_adv, threat.norm, threat.eps)
             earlier = found.first < before[rows].clamp(max=threat.steps + 1).to(found.first.device)
             return {**judged, "broken": judged["broken"] & earlier, "first": found.first}
 

@@ -1,166 +1,176 @@
-"""Every number of a record, computed again from the images that it kept: nothing is searched, everything is judged."""
+"""Everything that a record says, again: from the images that it kept, its per-example arrays, its configuration and the
+data.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isclose
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atbench.data import Images
 from atbench.evaluation import record as records
-from atbench.evaluation.ledger import Ledger
-from atbench.evaluation.measure import Evaluation, Plan, clean_logits
-from atbench.evaluation.outcome import Outcome
-from atbench.evaluation.rejection import Rejection
-from atbench.evaluation.rejection import kept as accepted
-from atbench.evaluation.suite import UNKNOWN, Found, Level, Suite, Surface
-from atbench.evaluation.sweep import Threat
+from atbench.evaluation.measure import Plan
+from atbench.evaluation.rebuilt import rebuilt
 from atbench.evaluation.victim import Victim
 
 Array = NDArray[Any]
 
+#: Fields that nothing is held against: what it cost, and with which versions.
+FREE = frozenset({"seconds", "forwards", "gradients", "forward_passes", "gradient_passes", "versions"})
+#: What no kept image proves: it is held against a second copy, in the arrays beside the record, and no more.
+CONSISTENT = (
+    "the audit's checks",
+    "logits under attack of images that nothing broke",
+    "distances of what a minimum-norm attack found outside the ball",
+)
+#: How far logits may lie apart when they are computed in another batch or on another device, in parts of the largest.
+LOGITS = 0.01
+#: The same of figures that are taken from logits themselves. Masks and counts must be equal.
+CLOSE: Mapping[str, float] = {"reject.threshold": 1e-4, "reject.auc": 1e-3}
+#: Arrays that are logits, or made of them.
+ROUNDED = frozenset({"logits_clean", "logits_adversarial", "confidence_adversarial"})
+
 
 @dataclass(frozen=True)
 class Number:
-    """One number of a record and what became of it."""
+    """One value of a record, or one of its arrays as a whole, and what became of it."""
 
     name: str
-    claimed: float
-    again: float
+    claimed: Any
+    again: Any
+    agrees: bool
 
-    @property
-    def agrees(self) -> bool:
-        return self.claimed == self.again
+
+@dataclass(frozen=True)
+class Again:
+    """What follows from data, configuration and kept images: a record, and the arrays of its two npz files."""
+
+    record: Mapping[str, Any]
+    outcomes: Mapping[str, Array]
+    kept: Mapping[str, Array]
 
 
 def verify(
     victim: Victim,
     images: Images,
+    plan: Plan,
     record: Mapping[str, Any],
     outcomes: Mapping[str, Array],
     kept: Mapping[str, Array],
-    held: Images | None = None,
+    classes: tuple[str, ...] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> list[Number]:
-    """Judge all kept images anew: legal in their own radius, misclassified as floats and as 8-bit images.
+    """Hold every field and every array against what follows from `images` (the whole split), `plan` (from the
+    configuration) and the kept images: legal in their own radius, misclassified as floats and as 8-bit images.
 
-    `outcomes` and `kept` are the arrays of the record's two npz files; `held` are the images that the threshold of a
-    rejection was made on: what it accepts of them is counted again. Statistics of examples that nothing broke
-    (calibration under attack) are no part of it: their images are not kept.
+    `outcomes` and `kept` are the arrays of the record's two npz files, `about` the fields that its place and its
+    checkpoint say.
     """
-    images = images.sample(record["n"])
-    again = records.figures(_rebuilt(victim, images, record, outcomes, kept, held))
-    return list(_numbers(record, again))
+    again = computed(victim, images, plan, record, outcomes, kept, classes)
+    return compared(record, outcomes, kept, replace(again, record={**again.record, **(about or {})}))
 
 
-def _rebuilt(
+def computed(
     victim: Victim,
     images: Images,
+    plan: Plan,
     record: Mapping[str, Any],
     outcomes: Mapping[str, Array],
     kept: Mapping[str, Array],
-    held: Images | None,
-) -> Evaluation:
-    """The evaluation as the kept images prove it."""
-    clean, logits = clean_logits(victim, images, Ledger(None, {}))
-    plan = _plan(record["plan"])
-    judge = _Judge(Suite(victim, images, clean, Ledger(None, {}), plan.threat.seed), kept, len(logits[0]))
-    again = Evaluation(plan, images, clean, logits)
-    multiples = [float(multiple) for multiple in record["plan"]["multiples"]]
-    if multiples:
-        again.surface = judge.surface("pgd", plan.threat, multiples, plan.eps_steps)
-    for attack in record["attacks"]:
-        name, settings = attack["name"], attack["settings"]
-        tried = torch.from_numpy(outcomes[f"tried_{name}"])
-        again.found[name] = judge.found(name, tried, settings["norm"], settings["eps"])
-    for name, threat in plan.norms.items():
-        again.norms[name] = judge.surface(f"pgd_{name}", threat, [1.0], threat.steps)
-    if reject := record.get("reject"):
-        assert held is not None, "the threshold stands on held-out images"
-        right, logits = clean_logits(victim, held, Ledger(None, {}))
-        tau, threat = reject["threshold"], plan.threat
-        mistaken = judge.found("mistaken", ~clean, threat.norm, threat.eps)
-        again.rejection = Rejection(reject["share"], tau, accepted(right.numpy(), logits, tau), mistaken)
-    return again
+    classes: tuple[str, ...] = (),
+) -> Again:
+    """Everything again; of the record only a threshold that rounding may have moved is taken over."""
+    found = rebuilt(victim, images, plan, outcomes, kept)
+    arrays, adversarial = records.arrays(found), records.adversarial_logits(found)
+    # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
+    if _alike("logits_clean", outcomes.get("logits_clean"), found.logits):
+        found.logits = outcomes["logits_clean"]
+    if adversarial is not None and _alike("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
+        adversarial = outcomes["logits_adversarial"]
+    if found.rejection and (tau := _threshold(record, found.rejection.threshold)) is not None:
+        found.rejection = replace(found.rejection, threshold=tau)
+    return Again(records.figures(found, classes, adversarial), arrays, records.examples(found))
 
 
-def _plan(saved: Mapping[str, Any]) -> Plan:
-    norms = {name: Threat(**threat) for name, threat in saved["norms"].items()}
-    return Plan(Threat(**saved["threat"]), saved["steps"], saved["eps_grid"], saved["eps_steps"], norms=norms)
+def compared(
+    record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array], again: Again
+) -> list[Number]:
+    """Field by field and array by array."""
+    numbers = list(_fields(record, json.loads(json.dumps(again.record))))
+    for where, claimed, found in (("", outcomes, again.outcomes), ("examples: ", kept, again.kept)):
+        numbers += _arrays(where, claimed, found)
+    return numbers
 
 
-class _Judge:
-    """Turns kept images back into outcomes."""
-
-    def __init__(self, suite: Suite, kept: Mapping[str, Array], classes: int) -> None:
-        self.suite, self.kept, self.classes = suite, kept, classes
-
-    def found(self, name: str, tried: Tensor, norm: str, eps: float) -> Found:
-        rows, x_adv = self.kept[f"{name}.rows"], torch.from_numpy(self.kept[f"{name}.x_adv"])
-        victim, parts = self.suite.victim, []
-        with victim.ready():
-            for places in torch.arange(len(rows)).split(victim.batch_size):
-                x, y = victim.load(self.suite.images, torch.from_numpy(rows)[places])
-                given = x_adv[places].to(device=x.device, dtype=x.dtype)
-                parts.append(self.suite.judged(x, y, given, norm, eps))
-        right = torch.cat([part["broken"].cpu() for part in parts]).numpy() if parts else np.zeros(0, bool)
-        eight = torch.cat([part["eight"].cpu() for part in parts]).numpy() if parts else np.zeros(0, bool)
-        broken = torch.zeros_like(tried)
-        broken[torch.from_numpy(rows[right])] = True
-        n = len(tried)
-        logits, distance = np.full((n, self.classes), np.nan), np.full(n, np.nan)
-        if parts:
-            logits[rows] = torch.cat([part["logits"].cpu() for part in parts]).numpy()
-        outcome = Outcome(name, "", tried, broken & tried)
-        return Found(
-            outcome, rows[right], x_adv.numpy()[right], eight[right], logits, distance, {"norm": norm, "eps": eps}
-        )
-
-    def surface(self, name: str, threat: Threat, multiples: list[float], eps_steps: int) -> Surface:
-        levels: dict[float, Level] = {}
-        first = torch.where(self.suite.clean, UNKNOWN, 0)
-        for position, multiple in enumerate(multiples):
-            found = self.found(f"{name}.{position}", self.suite.clean, threat.norm, multiple * threat.eps)
-            steps = dict(zip(self.kept[f"{name}.{position}.rows"], self.kept[f"{name}.{position}.step"], strict=True))
-            first = first.clone()
-            for row in found.rows:
-                first[row] = min(int(first[row]), int(steps[row]))
-            levels[multiple] = Level(found, first)
-        return Surface(threat, levels, eps_steps)
+def _threshold(record: Mapping[str, Any], again: float) -> float | None:
+    """The recorded threshold of a rejection where it is the one found again, up to rounding."""
+    reject = record.get("reject")
+    claimed = reject.get("threshold") if isinstance(reject, Mapping) else None
+    return claimed if isinstance(claimed, float) and abs(claimed - again) <= CLOSE["reject.threshold"] else None
 
 
-def _numbers(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
-    """The accuracies of both, side by side."""
-    yield Number("clean", record["clean"]["accuracy"], again["clean"]["accuracy"])
-    for old, new in zip(record["steps"], again["steps"], strict=True):
-        yield Number(f"PGD-{old['k']}", old["accuracy"], new["accuracy"])
-    for old, new in zip(record["eps"], again["eps"], strict=True):
-        yield Number(f"PGD-{old['k']}, eps {old['eps']:.4g}", old["accuracy"], new["accuracy"])
-    for old, new in zip(record["attacks"], again["attacks"], strict=True):
-        if old["alone"] is not None:
-            yield Number(old["name"], old["alone"]["accuracy"], new["alone"]["accuracy"])
-        yield Number(f"after {old['name']}", old["after"]["accuracy"], new["after"]["accuracy"])
-    for name, old in record["norms"].items():
-        yield Number(name, old["accuracy"], again["norms"][name]["accuracy"])
-    if record["union"]:
-        yield Number("union of norms", *(each["union"]["union"]["accuracy"] for each in (record, again)))
-    yield from _rejected(record, again)
-    yield Number("worst case", record["robust"]["accuracy"], again["robust"]["accuracy"])
-    eight = record["robust"]["eight_bit"]["accuracy"], again["robust"]["eight_bit"]["accuracy"]
-    yield Number("worst case, 8-bit images", *eight)
+def _fields(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
+    """All leaves of both, in the order of the record."""
+    claimed, found = dict(_leaves(record)), dict(_leaves(again))
+    for name in dict.fromkeys([*claimed, *found]):
+        if FREE.isdisjoint(name.split(".")):
+            old, new = claimed.get(name, "nothing"), found.get(name, "nothing")
+            yield Number(name, old, new, _same(old, new, CLOSE.get(name, 1e-12)))
 
 
-def _rejected(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
-    """What was accepted and what of it is wrong. The area under the ROC curve to three digits: it is a mean over pairs,
-    of which rounding turns a few over.
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything that is no container; an empty container is a value. An entry of a list goes by its
+    name if it has one.
     """
-    old, new = record.get("reject"), again["reject"]
-    if not old:
-        return
-    for name in ("held_out", "tpr", "fpr", "accepted", "adversarial", "error", "robust_error"):
-        yield Number(f"reject {name}", *(each[name]["share"] or 0.0 for each in (old, new)))
-    yield Number("reject auc", *(round(each["auc"] or 0.0, 3) for each in (old, new)))
+    if isinstance(node, Mapping) and node:
+        for key, inner in node.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list) and node:
+        names = [each.get("name", each.get("class")) if isinstance(each, Mapping) else None for each in node]
+        labels = names if None not in names and len({*map(str, names)}) == len(names) else range(len(node))
+        yield f"{path} (order)", [str(label) for label in labels]
+        for label, inner in zip(labels, node, strict=True):
+            yield from _leaves(inner, f"{path}.{label}")
+    else:
+        yield path, node
+
+
+def _same(old: Any, new: Any, tolerance: float) -> bool:
+    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (old, new))
+    if numbers:
+        return isclose(old, new, rel_tol=1e-9, abs_tol=tolerance)
+    return type(old) is type(new) and old == new
+
+
+def _arrays(where: str, claimed: Mapping[str, Array], again: Mapping[str, Array]) -> Iterator[Number]:
+    for name in dict.fromkeys([*claimed, *again]):
+        old, new = claimed.get(name), again.get(name)
+        yield Number(f"{where}{name}", _said(old), _said(new, old), _alike(name, old, new))
+
+
+def _alike(name: str, old: Array | None, new: Array | None) -> bool:
+    """Whether two arrays say the same: equal, or up to LOGITS if they are made of logits. NaN equals NaN."""
+    if old is None or new is None or old.shape != new.shape or old.dtype.kind != new.dtype.kind:
+        return False
+    if old.dtype.kind != "f":
+        return bool(np.array_equal(old, new))
+    scale = np.abs(new[np.isfinite(new)]).max(initial=0.0)
+    tolerance = LOGITS * scale if name in ROUNDED else 1e-6 * scale
+    return bool(np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True))
+
+
+def _said(array: Array | None, other: Array | None = None) -> str:
+    """An array in a few words: its shape, and how many of its values another one has otherwise."""
+    if array is None:
+        return "nothing"
+    shape = "×".join(map(str, array.shape)) or "1"
+    if other is None or other.shape != array.shape or other.dtype.kind != array.dtype.kind:
+        return f"{array.dtype.kind}{array.dtype.itemsize} {shape}"
+    apart = int((~((array == other) | ((array != array) & (other != other)))).sum())
+    return f"{array.dtype.kind}{array.dtype.itemsize} {shape}, {apart} differ"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.models import Cast, bn_mode, image_type, untouched
+from atbench.rng import derive, seed_global
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -22,6 +23,8 @@ class Victim:
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
 
     dtype: of images, logits and all that is judged, whatever the network computes in; `answer` casts at its boundary.
+    doing: what it is asked for now, in words; `watch` hears of every pass.
+    random: whether it answers one image differently from pass to pass, as `probes.randomness` found.
     """
 
     def __init__(
@@ -32,6 +35,9 @@ class Victim:
         self.device, self.dtype = next(network.parameters()).device, image_type(network)
         self.answer = Cast(network)
         self.passes = self.gradients = 0
+        self.random = False
+        self.doing = ""
+        self.watch: Callable[[Victim], None] = lambda victim: None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -41,6 +47,7 @@ class Victim:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
+        self.watch(self)
         self.passes += len(x)
         self.gradients += len(x) * int(x.requires_grad)
         logits: Tensor = self.answer(x)
@@ -50,6 +57,19 @@ class Victim:
                 "logits", "NaN or infinite", f"first in row {row} of a batch", "check the weights and the images"
             )
         return logits
+
+    def judged(self, x: Tensor, places: Tensor, seed: int, *what: str) -> Tensor:
+        """Logits that count, (B, K). A network that answers at random is asked for one image at a time, torch seeded by
+        its place (B,): it must draw the same when it is verified, with other images in the batch.
+        """
+        if not self.random or len(x) == 0:
+            return self.logits(x)
+        answers = []
+        for one, place in zip(x.split(1), places.tolist(), strict=True):
+            seed_global(derive(seed, "judged", *what, place), self.device)
+            # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
+            answers.append(self.logits(one.expand(2, *one.shape[1:]).contiguous())[:1])
+        return torch.cat(answers)
 
     def batches(self, rows: Tensor) -> Iterator[Tensor]:
         """This process's part of the examples `rows`, in batches."""
@@ -67,5 +87,6 @@ class Victim:
         with self.ready(), torch.no_grad():
             for rows in self.batches(torch.arange(len(images))):
                 x, y = self.load(images, rows)
-                right[rows.to(self.device)] = (self.logits(x).argmax(dim=1) == y).long()
+                logits = self.judged(x, images.places(rows), 0, "clean")
+                right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
         return self.reduce(right).bool().cpu()

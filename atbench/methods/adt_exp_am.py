@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, cross_entropy
+from atbench.attacks.ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.rng import generator
 
 GENERATOR_NORMS = ("batch", "none")
@@ -69,6 +70,9 @@ class AdtExpAm(Method):
     def groups(self) -> dict[str, nn.Module]:
         return {"model": self.model, "generator": self.generator}
 
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # a generator in place of a search
+
     def perturb(self, batch: Batch) -> Batch:
         """What the generator is told; it perturbs in `loss`, in the pass that trains it."""
         with self.crafting():
@@ -85,7 +89,7 @@ class AdtExpAm(Method):
     def loss(self, batch: Batch) -> Loss:
         mean, spread = self.generator(batch.aux["told"]).chunk(2, dim=1)
         unit, entropy = sample(mean, F.softplus(spread), self.rng("noise").normal(batch.x))
-        x_adv = (batch.x + self.attack.eps * unit).clamp(0, 1)
+        x_adv = clip(batch.x + self.attack.eps * unit)
         logits = self.model(Reversed.apply(x_adv))
         risk = self.risk(logits, batch.y).mean()
         terms = {"ce": risk.detach(), "entropy": entropy.detach(), "accuracy": accuracy(logits, batch.y)}

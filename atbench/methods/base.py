@@ -27,11 +27,20 @@ from atbench.rng import Draws, generator
 class Loss(NamedTuple):
     """What `loss` returns: the scalar to minimise, and named detached terms for the record.
 
-    The term `accuracy`, if there, is the share of right predictions on what the method trains on.
+    The term `accuracy`, if there, is the share of right predictions on what the method trains on. The record's `loss`
+    is `total`, but the term `loss` of a method that `accumulates`, where a round's total is a part of something.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+
+
+class Steps(NamedTuple):
+    """A search as far as its steps go: how many, how long, in a ball of which radius."""
+
+    number: int
+    length: float
+    eps: float
 
 
 @dataclass
@@ -136,7 +145,8 @@ class Method(nn.Module):
     coupled = False
     #: The loss differentiates a gradient: fp32, uncompiled.
     second_order = False
-    #: One update accumulates over several rounds: a weight perturbation has no place to stand.
+    #: One update accumulates over several rounds: a weight perturbation has no place to stand, and a round's total is
+    #: not the loss, which the method records as a term.
     accumulates = False
     #: Looks up what the network says of the label: it must be one class, and mixed images (CutMix, MixUp) have two.
     one_label = False
@@ -184,6 +194,13 @@ class Method(nn.Module):
     def on_epoch(self, report: Report) -> Decision | None:
         """Called after each epoch with the validation figures, the same on every process."""
         return None
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        """The searches of training that make steps of one length, by where they are set; none where a method takes the
+        lengths of its steps from ε, or makes none.
+        """
+        own = self.attack
+        return {} if own.rule == "adam" else {"attack": Steps(own.steps, own.step_size, own.eps)}
 
     def groups(self) -> dict[str, nn.Module]:
         """One optimizer and schedule a name. What is in no group is not trained, clipped, averaged or perturbed."""

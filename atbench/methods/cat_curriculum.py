@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Decision, Keep, Loss, Method, Report, Restore, accuracy
+from atbench.methods.base import Decision, Keep, Loss, Method, Report, Restore, Steps, accuracy
 
 ADVANCES = ("validation", "training")
 
@@ -92,6 +92,9 @@ class CatCurriculum(Method):
         """The step size of every strength 0..top."""
         rng, eps = self.rng("length"), self.attack.eps
         return [0.0] + [2 * eps / j * rng.scalar(*sorted((1, 10 / j))) for j in range(1, top + 1)]
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # steps of a share of ε
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)

@@ -9,6 +9,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.trades import both
 
 
 class Dkl(Method):
@@ -19,7 +20,7 @@ class Dkl(Method):
     of M is the mean of softmax(z/T) over the clean images of class y, as training saw them in the epoch before; 1/K in
     the first.
     Inner: maximise CE(p, z') + β_a · ¼ Σ W (Δ − Δ')² from x + 0.001·N(0, 1) in eval mode with z fixed, at ε_e = ε · e/E
-    in epoch e = 1 … E, with steps that grow alike. Outer: clean and adversarial images in two forwards.
+    in epoch e = 1 … E, with steps that grow alike. Outer: adversarial and clean images in two forwards.
     Cost: (2k + 7) forward passes a batch.
 
     Paper and code: jiequancui/DKL, DKLv1/Adv-training-dkl/train_dkl_cifar10.py. Its schedule of 2, 3, 4, 5 steps over
@@ -78,7 +79,7 @@ class Dkl(Method):
         return soft + self.attack_beta * logit_deviation(clean, adversarial, weights)
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        clean, adversarial = both(self.model, batch, adversarial_first=True)
         natural = self.risk(clean, batch.y).mean()
         soft = cross_entropy(adversarial, clean.detach().softmax(dim=1)).mean()
         weights = self.table[batch.y] ** self.gamma

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Stage, accuracy
-from atbench.models import Ensemble, Network
+from atbench.methods.base import Loss, Method, Round, Stage, Steps, accuracy
+from atbench.models import Ensemble
+from atbench.models.activations import activations
 from atbench.rng import generator
 
 
@@ -21,10 +23,11 @@ class Dverge(Method):
     Inner, for each member j: feature distillation x'_j = argmin_{‖z − x‖∞ ≤ ε} MSE(f_j^l(z), f_j^l(x_s)), so that x'_j
     looks like x and holds the non-robust features that j sees in x_s, an image of a second, independent shuffle,
     whatever its label. From z = x by steps along the sign of a momentum of ∇/‖∇‖₁. Layer l is drawn once an epoch for
-    all members, among the outputs of the stages before pooling (they end before an activation) and the logits. Outer:
-    all x'_j from one snapshot, then one update a member, each x'_j in a forward of its own; no clean term. Members
-    begin as networks trained on clean images for a whole run each. The run's `attack` serves validation and evaluation;
-    its `bn` is the mode in which images are distilled.
+    all members, among what their activations are given (in a ResNet-20 the outputs of conv1-bn and of the 18 further
+    conv-bn, those behind a block's second with the shortcut) and the logits. Outer: all x'_j from one snapshot, then
+    one update a member, each x'_j in a forward of its own; no clean term. Members begin as networks trained on clean
+    images for a whole run each. The run's `attack` serves validation and evaluation; its `bn` is the mode in which
+    images are distilled.
     Cost: M·(2k + 1) passes of a member up to layer l and 3·M·(M − 1) whole ones a batch.
 
     Source: zjysteven/DVERGE, train/train_dverge.py and distillation.py; ε = 0.07 with M = 3, on ResNet-20 and CIFAR-10.
@@ -57,7 +60,7 @@ class Dverge(Method):
         self.stream: Stream | None = None
 
     @property
-    def members(self) -> list[Network]:
+    def members(self) -> list[nn.Module]:
         """The networks of the ensemble."""
         return networks(self.model)
 
@@ -73,24 +76,24 @@ class Dverge(Method):
         for i, member in enumerate(self.members):
             member.load_state_dict(stages[f"member{i}"].state_dict())
 
+    def fixed_steps(self) -> dict[str, Steps]:
+        own = self.distillation
+        return {"method.distill_steps": Steps(own.steps, own.step_size, own.eps)}
+
     @property
     def layer(self) -> int:
-        """This epoch's l: a stage before the last one, which pools, or, in that one's place, the logits."""
+        """This epoch's l: the number of an activation or, behind the last one, the logits."""
         source = generator("cpu", self.clock.seed, "dverge-layer", self.clock.epoch)
-        return int(torch.randint(self.members[0].depth, (), generator=source))
+        return int(torch.randint(len(activations(self.members[0])) + 1, (), generator=source))
 
     def perturb(self, batch: Batch) -> Batch:
         assert self.stream is not None, "setup(data) comes first"
         other = self.stream.batch(self.clock.epoch, self.clock.step).x
         return batch.having(distilled=[self._distill(member, batch.x, other) for member in self.members])
 
-    def _distill(self, member: Network, x: Tensor, other: Tensor) -> Tensor:
+    def _distill(self, member: nn.Module, x: Tensor, other: Tensor) -> Tensor:
         """x' near `x` with the features that `member` sees in `other`."""
-        layer = self.layer
-
-        def network(z: Tensor) -> Tensor:
-            return member(z) if layer == member.depth - 1 else member.features(z, upto=layer)
-
+        network = partial(before, member, self.layer)
         with self.crafting():
             with torch.no_grad():
                 target = network(other)
@@ -109,15 +112,37 @@ class Dverge(Method):
         return Loss(total, {"accuracy": torch.stack([accuracy(each, batch.y) for each in logits]).mean()})
 
 
-def networks(model: nn.Module) -> list[Network]:
+def networks(model: nn.Module) -> list[nn.Module]:
     """The members of an ensemble of two or more; anything else is refused."""
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     if len(members) < 2:
         raise ConfigError("model.members", len(members), "members learn from each other", "use 2 or more, such as 3")
-    known = [member for member in members if isinstance(member, Network)]
-    if len(known) < len(members):
-        raise ConfigError("model", type(members[0]).__name__, "dverge needs a model with stages", "use another model")
-    return known
+    return members
+
+
+class Reached(Exception):
+    """Ends a forward where its features are known."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+def before(network: nn.Module, layer: int, x: Tensor) -> Tensor:
+    """What activation number `layer` is given, with nothing computed behind it; the logits where there is none."""
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise Reached(inputs[0])
+
+    hooks = [place.register_forward_pre_hook(stop) for place in activations(network)[layer : layer + 1]]
+    try:
+        logits: Tensor = network(x)
+    except Reached as reached:
+        return reached.features
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits
 
 
 def closeness(features: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack
-from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Decision, Report, Stop
 from atbench.methods.pgd_at import PgdAt
@@ -47,18 +46,13 @@ class EarlyStop(PgdAt):
         clean_pass: bool = True,
         patience: float | None = None,
     ) -> None:
-        super().__init__(model, attack)
+        super().__init__(model, attack, clean_pass)
         if patience is not None and not 0 < patience <= 1:
             why, fix = "is a share of training", "use a number above 0, at most 1, or null"
             raise ConfigError("method.patience", patience, why, fix)
-        self.clean_pass, self.patience = clean_pass, patience
+        self.patience = patience
         self.register_buffer("best", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("best_epoch", torch.tensor(0))
-
-    @torch.no_grad()
-    def commit(self, batch: Batch) -> None:
-        if self.clean_pass:
-            self.model(batch.x)
 
     def on_epoch(self, report: Report) -> Decision | None:
         epoch, measured = int(report.row["epoch"]), report.row.get("val")
@@ -73,6 +67,3 @@ class EarlyStop(PgdAt):
         if epoch - best < patience:
             return None
         return Stop(f"held-out robust accuracy has not risen since epoch {best}")
-
-    def floor(self, steps: int) -> float:
-        return 2 * steps + 3 + self.clean_pass

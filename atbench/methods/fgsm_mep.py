@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.rng import Draws, generator
 
 
@@ -82,6 +82,9 @@ class FgsmMep(Method):
         classes = logits.shape[1]
         others = torch.full_like(logits, (1 - self.smoothing_target) / (classes - 1))
         return others.scatter_(1, y[:, None], self.smoothing_target)
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # one step of ε
 
     def commit(self, batch: Batch) -> None:
         ball, eps, grad = self.attack.ball, self.attack.eps, batch.aux["gradient"]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
+from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entropy, likelihood
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -94,7 +94,7 @@ class KurakinMixedBatch(Method):
     def _objective(self, batch: Batch, rows: Tensor) -> Objective:
         y = batch.y[rows]
         if self.target == "least_likely":
-            return LeastLikely(self.model)
+            return SelfLabelled(self.model, likelihood, lambda logits: logits.argmin(dim=1))
         if self.target == "label":
             return Objective(self.model, cross_entropy, y)
         u = (self.rng("target").uniform(batch.x[:, 0, 0, 0])[rows] + 1) / 2
@@ -116,19 +116,3 @@ class KurakinMixedBatch(Method):
 
     def floor(self, steps: int) -> float:
         return 2 * steps * self._share + 3
-
-
-class LeastLikely(Objective):
-    """log p_t(x'), t the least likely class at the point where the search starts: x itself, in one pass with the
-    gradient.
-    """
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__(network, likelihood)
-
-    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
-        logits = self.network(x_adv)
-        if step == 0:
-            self.given = (logits.detach().argmin(dim=1),)
-        (target,) = self.given if rows is None else (tensor[rows] for tensor in self.given)
-        return self.value(logits, target), logits

@@ -9,6 +9,7 @@ from torch import nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.msd import MultiSteepest
 from atbench.data import Batch
+from atbench.methods.base import Steps
 from atbench.methods.multi_norm import check_norms, step_length
 from atbench.methods.pgd_at import PgdAt
 
@@ -32,6 +33,7 @@ class Msd(PgdAt):
         radii: ε of each norm, in the order in which ties are settled: the later wins.
         reach: length of all steps of the search together, in units of the norm's ε.
         pixels: least and greatest number of pixels that share an L1 step; rounded, 1 at least.
+        l1_step: `code`, which moves no pixel that is exactly 0 or 1, or `steepest`, which moves it inward.
     """
 
     def __init__(
@@ -41,16 +43,23 @@ class Msd(PgdAt):
         radii: Mapping[str, float],
         reach: Mapping[str, float],
         pixels: Sequence[float],
+        l1_step: str = "code",
     ) -> None:
         super().__init__(model, attack)
         check_norms(attack, radii, reach=reach)
         lengths = {norm: step_length(eps, reach[norm], attack.steps) for norm, eps in radii.items()}
-        self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels)
+        self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels, l1_step)
 
     def perturb(self, batch: Batch) -> Batch:
         objective = Objective(self.model, cross_entropy, batch.y)
         with self.crafting():
             return batch.having(self.union(objective, batch.x, rng=self.rng()))
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        union = self.union
+        return {
+            f"method.reach.{norm}": Steps(union.steps, union.step_sizes[norm], eps) for norm, eps in union.radii.items()
+        }
 
     def floor(self, steps: int) -> float:
         norms = len(self.union.radii)

@@ -22,8 +22,8 @@ class Rst(Trades):
     1/B Σ_i [ CE(f(x_i), y_i) + β · KL(f(x_i) ‖ f(x'_i)) ] over all rows, y_i a label or a pseudo-label.
     Cost: (2k + 7) forward passes a batch, pool rows included; before that the labeller's run.
 
-    Paper and code: yaircarmon/semisup-adv (robust_self_training.py) draws pool images with replacement and forwards
-    adversarial images before clean ones; here permutations of the pool are walked through, and TRADES' order is kept.
+    Paper and code: yaircarmon/semisup-adv (robust_self_training.py) draws pool images with replacement; here
+    permutations of the pool are walked through. As in losses.py, adversarial images are forwarded before clean ones.
     The code shuffles each batch so that DataParallel gives every GPU both kinds; here every process has its share of
     both. Left out: rows without any label (entropy term), and the L2 stability variant without an attack (RST_stab).
     The paper's pool are 500,000 further images. Without such data part of the labels is dropped, and what is measured
@@ -35,6 +35,7 @@ class Rst(Trades):
     """
 
     one_label = True
+    adversarial_first = True
     LABEL_CHUNK = 1000  # images a forward of the labeller: bounds memory, changes nothing
 
     labels: Tensor

@@ -9,6 +9,7 @@ from atbench.attacks import GradientAttack, Objective
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.trades import both
 
 FORMS = ("trades", "pgd_at")
 
@@ -26,11 +27,11 @@ class Score(Method):
     Cost: (2k + 7) forward passes a batch, (2k + 3) for `form: pgd_at`.
 
     Paper and code: P2333/SCORE, gowal21uncovering/utils/trades.py (`trades_loss_LSE`) with generated data, and
-    without_DDPM/train_cifar.py without: there TRADES attacks in eval mode from 0.001·N(0, 1) (`attack.bn=eval
-    attack.start=gaussian`) and PGD-AT in train mode. Under CutMix the code attacks the distance to the mixed label in
-    place of p(x), here p(x); t is the mixed label in both. Its smoothing puts 1 − s on the label and s/(K − 1) on each
-    other class: `train.label_smoothing` is torch's, (1 − s) on the label and s/K on all, the same label for
-    s = s_code·K/(K − 1).
+    without_DDPM/train_cifar.py without: there TRADES attacks in eval mode from 0.001·N(0, 1) in the box
+    (`attack.bn=eval attack.start=gaussian attack.clip_start=true`) and forwards adversarial images before clean ones,
+    and PGD-AT attacks in train mode. Under CutMix the code attacks the distance to the mixed label in place of p(x),
+    here p(x); t is the mixed label in both. Its smoothing puts 1 − s on the label and s/(K − 1) on each other class:
+    `train.label_smoothing` is torch's, (1 − s) on the label and s/K on all, the same label for s = s_code·K/(K − 1).
     Known weaknesses: where p is near 0 or 1, as at a wrong and sure prediction, the gradient of the square vanishes
     with p (that of cross-entropy does not), and it is small early on: a longer warm-up or half the rate. Logits stay
     small, so that PGD on cross-entropy flatters it. Left by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with a million
@@ -41,6 +42,7 @@ class Score(Method):
         clip: c, below which a squared distance of x' to x costs nothing.
         total_clip: C, below which an example costs nothing; 0 for none.
         form: `trades` or `pgd_at`, which has neither β nor c.
+        adversarial_first: the order of the update's two forwards, which running statistics remember.
     """
 
     def __init__(
@@ -51,11 +53,13 @@ class Score(Method):
         clip: float = 0.0,
         total_clip: float = 0.0,
         form: str = "trades",
+        adversarial_first: bool = False,
     ) -> None:
         super().__init__(model, attack)
         if form not in FORMS:
             raise ConfigError("method.form", form, "there is no such choice", f"use one of {', '.join(FORMS)}")
         self.beta, self.clip, self.total_clip, self.form = beta, clip, total_clip, form
+        self.adversarial_first = adversarial_first
 
     def perturb(self, batch: Batch) -> Batch:
         reference = self.probabilities(batch.x) if self.form == "trades" else batch.y
@@ -67,7 +71,7 @@ class Score(Method):
             each = self._to_label(logits, batch.y)
             terms = {"accuracy": accuracy(logits, batch.y)}
         else:
-            clean, logits = self.model(batch.x), self.model(batch.x_adv)
+            clean, logits = both(self.model, batch, self.adversarial_first)
             natural = self._to_label(clean, batch.y)
             robust = (squared_distance(logits, clean.softmax(dim=1)) - self.clip).relu()
             each = natural + self.beta * robust

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 
 
 class Standard(Method):
@@ -14,6 +14,9 @@ class Standard(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         return batch.having(batch.x)
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {}  # no attack
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x)

@@ -9,7 +9,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.attacks.ball import flat_norm, per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.models import Network
 
 DIRECTIONS = ("loss", "alpha", "representation")
@@ -102,6 +102,9 @@ class StrongAdversary(Method):
             logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y)})
+
+    def fixed_steps(self) -> dict[str, Steps]:
+        return super().fixed_steps() if self.direction == "loss" else {}
 
     def floor(self, steps: int) -> float | None:
         if self.direction == "representation":

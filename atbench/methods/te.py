@@ -12,7 +12,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.pgd_at import PgdAt
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.trades import Trades, both, symmetric_gradient_kl
 
 
 class Ensembling(nn.Module):
@@ -69,8 +69,8 @@ class PgdAtTe(PgdAt):
 
     t_i is a moving average over epochs of p(x_i), the prediction for the image without attack (`Ensembling`): a label
     that the network can only learn by heart is not what it predicted. Inner: the same loss of each example, from a
-    uniform start; p(x) is taken in the attack's mode on the augmented image. Outer: no gradient flows into t. Before
-    the share `start` of training it is PGD-AT to the bit, and nothing is remembered.
+    uniform start that is not clipped to the box; p(x) is taken in the attack's mode on the augmented image. Outer: no
+    gradient flows into t. Before the share `start` of training it is PGD-AT to the bit, and nothing is remembered.
     Cost: (2k + 4) forward passes a batch, (2k + 3) before `start`, and K numbers for each train image.
 
     Source: dongyp13/memorization-AT (loss.py, train_te.py). There w has one value an epoch, here it rises from step to
@@ -177,7 +177,7 @@ class TradesTe(Trades):
         w = self.ensembling.strength(self.clock.fraction)
         if not w:
             return super().loss(batch)
-        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        clean, adversarial = both(self.model, batch)
         natural, drift = self.risk(clean, batch.y).mean(), disagreement(clean, batch.aux["target"]).mean()
         boundary = symmetric_gradient_kl(clean, adversarial).mean()
         terms = {"ce": natural, "kl": boundary, "mse": drift}

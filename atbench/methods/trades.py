@@ -28,6 +28,8 @@ class Trades(Method):
         beta: β = 1/λ, the weight of the robustness term.
     """
 
+    adversarial_first = False
+
     def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 6.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
@@ -37,7 +39,7 @@ class Trades(Method):
         return batch.having(self.search(objective, batch.x))
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        clean, adversarial = both(self.model, batch, self.adversarial_first)
         natural = self.risk(clean, batch.y).mean()
         boundary = symmetric_gradient_kl(clean, adversarial).mean()
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "accuracy": accuracy(adversarial, batch.y)}
@@ -45,6 +47,14 @@ class Trades(Method):
 
     def floor(self, steps: int) -> float:
         return 2 * steps + 7
+
+
+def both(network: torch.nn.Module, batch: Batch, adversarial_first: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits of the clean and of the adversarial images, in two forwards; running statistics lean to the second."""
+    if adversarial_first:
+        adversarial = network(batch.x_adv)
+        return network(batch.x), adversarial
+    return network(batch.x), network(batch.x_adv)
 
 
 def symmetric_gradient_kl(clean: Tensor, adversarial: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack
+from atbench.attacks.ball import clip
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, accuracy
+from atbench.methods.base import Loss, Method, Round, Steps, accuracy
 from atbench.models import Network
 
 FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
@@ -19,24 +20,28 @@ FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
 class Yopo(Method):
     """YOPO-m-n (Zhang et al. 2019a, NeurIPS, arXiv 1905.00877, alg. 1): m full passes, n cheap ascent steps after each.
 
-    With f = rest ∘ f₀ and the adjoint p = −∂CE/∂f₀ held fixed, the Hamiltonian is H(η) = ⟨p, f₀(x + η)⟩, and
-    η ← Π_{B(0, ε)}( η − s · d(∇_η H) ) costs a pass through f₀ alone. η starts at U(−ε, ε) for every batch.
+    With f = rest ∘ f₀ and the adjoint p = −∂CE/∂f₀ held fixed, the Hamiltonian is H(η) = ⟨p, f₀(clip(x + η))⟩, and
+    η ← Π_{B(0, ε)}( η − s · d(∇_η H) ) costs a pass through f₀ alone. η starts at U(−ε, ε) for every batch, and may
+    leave the pixels in the first full pass; there the clip stops H's gradient.
     Gradient of the update: for `rest` the mean over j of ∂CE/∂θ at x + η_{j−1}; for f₀ the mean of −∂H/∂θ₀ at the new
-    η_j. The m passes accumulate into one update. Cost: 3m forward passes a batch, and 2m·n passes through f₀.
+    η_j, and of ∂CE/∂θ₀ as for `rest`. The m passes accumulate into one update. Cost: 3m forward passes a batch, and
+    2m·n passes through f₀.
 
-    Here round j computes CE through `rest` on the detached f₀(x + η_{j−1}) and −H of round j−1 through f₀ at the same
-    η, in one forward; a last round of f₀ alone brings the m-th term. Every part goes through the wrapper of distributed
-    training.
+    Here round j computes CE through f at x + η_{j−1} (through `rest` alone where f₀ gets H only) and −H of round j−1 at
+    the same η, in one forward; a last round of f₀ alone brings the m-th term. Every part goes through the wrapper of
+    distributed training.
 
-    Paper and code: a1600012888/YOPO-You-Only-Propagate-Once adds the full pass's gradient to f₀'s from the second loop
-    on, because autograd accumulates in place into the tensor it had put aside (`first_layer_grad: both`); the intended
-    form is the default. Its sum of m gradients with lr/m is the mean here, at the recipe's lr.
+    Paper and code: a1600012888/YOPO-You-Only-Propagate-Once puts f₀'s gradient aside before each full pass, to drop
+    what that pass adds; but autograd adds in place, to the very tensor that was put aside, and both count. The
+    published figures come from there, so `both` is the default; `hamiltonian` is the paper's. (Since torch 2.0 a batch
+    begins without a tensor, and its first full pass is dropped; the authors ran 1.0, which begins with zeros.) Its m
+    gradients are summed, and are a mean here: the same update at m times its rate and an m-th of its weight decay. It
+    forwards the last images once more in train mode, for its log: running statistics of BatchNorm see them there.
     Left by AutoAttack: 44.83 % of the reported 47.98 % (RobustBench, WRN-34-10).
 
     Args:
         m, n: full passes, and steps through f₀ after each; the step size is the attack's.
-        first_layer_grad: `hamiltonian` (intended), `full` (the plain gradient at η_{j−1}), `both` (the repository from
-            j = 2 on).
+        first_layer_grad: f₀'s: `hamiltonian` (−∂H/∂θ₀ at η_j), `full` (the plain gradient at η_{j−1}), `both` added.
     """
 
     accumulates = True
@@ -47,7 +52,7 @@ class Yopo(Method):
         attack: GradientAttack,
         m: int = 5,
         n: int = 3,
-        first_layer_grad: str = "hamiltonian",
+        first_layer_grad: str = "both",
     ) -> None:
         super().__init__(model, attack)
         if first_layer_grad not in FIRST_LAYER_GRADIENTS:
@@ -70,6 +75,9 @@ class Yopo(Method):
     def perturb(self, batch: Batch) -> Batch:
         return batch  # the search shares its passes with the update
 
+    def fixed_steps(self) -> dict[str, Steps]:
+        return {"method.m x method.n": Steps(self.m * self.n, self.attack.step_size, self.attack.eps)}
+
     def rounds(self, batch: Batch) -> Iterator[Round]:
         eta = self.attack.ball.sample(batch.x, self.attack.eps, self.rng("start"))
         batch = batch.having(batch.x + eta)
@@ -87,7 +95,7 @@ class Yopo(Method):
         with self.crafting():
             for _ in range(self.n):
                 eta = eta.detach().requires_grad_()
-                rise = (self._first(x + eta) * adjoint).sum()
+                rise = (self._first(clip(x + eta)) * adjoint).sum()
                 grad = torch.autograd.grad(rise, eta)[0]
                 ahead = x + eta.detach() + self.attack.step_size * self.attack.ball.steepest(grad)
                 eta = self.attack.ball.project(x, ahead, self.attack.eps) - x
@@ -103,11 +111,12 @@ class Yopo(Method):
             total = (split * batch.aux["slope"]).sum()
         if loop == self.m:
             return Loss(total / self.m, {})
-        through = self.first_layer_grad == "full" or (self.first_layer_grad == "both" and loop > 0)
+        through = self.first_layer_grad != "hamiltonian"
         # A node of its own in either case: its gradient is ∂CE/∂f₀ alone, without the Hamiltonian's part.
         entry = split.view_as(split) if through else split.detach().requires_grad_()
         logits = self.network.classify(self.network.continue_from(entry, 1))
         risk = self.risk(logits, batch.y).mean()
         # The adjoint is read off the one backward pass there is, for `rounds` to ascend with.
         entry.register_hook(lambda grad: batch.aux.__setitem__("adjoint", grad.detach() * self.m))
-        return Loss((risk + total) / self.m, {"accuracy": accuracy(logits, batch.y)})
+        terms = {"loss": risk.detach(), "accuracy": accuracy(logits, batch.y)}
+        return Loss((risk + total) / self.m, terms)

@@ -7,6 +7,7 @@ from functools import partial
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.errors import ConfigError
@@ -29,7 +30,7 @@ class SmoothReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b = self.root.square()
-        positive = x.clamp(min=0)  # f is 0 at 0 with slope 0, so that the kink of the clamp does not show
+        positive = F.relu(x)  # f is 0 at 0 with slope 0, so that the kink does not show
         return positive - torch.log1p(b * positive) / b
 
 
@@ -47,9 +48,17 @@ ACTIVATIONS: Mapping[str, Make] = MappingProxyType(
     }
 )
 
+#: What counts as an activation of a network: ours and torchvision's; gates (sigmoids, the softmax of attention) do not.
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
+
 
 def maker(name: str) -> Make:
     """What makes activations called `name`; call it once a place. Raises ConfigError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ConfigError("model.activation", name, "there is no such activation", hint(name, ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def activations(network: nn.Module) -> list[nn.Module]:
+    """The activations of a network, in the order of its modules."""
+    return [module for module in network.modules() if isinstance(module, RECTIFIERS)]

@@ -10,6 +10,7 @@ from atbench.errors import ConfigError
 from atbench.models.activations import maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least
+from atbench.ranges import Count, Positive
 
 NORMS = ("batch", "none")
 
@@ -27,11 +28,11 @@ class CNN(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        width: int = 32,
+        width: Count = 32,
         norm: str = "batch",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         if norm not in NORMS:
             raise ConfigError("model.norm", norm, "there is no such choice", f"use one of {', '.join(NORMS)}")

@@ -16,12 +16,11 @@ from torchvision.models.googlenet import Inception as GoogleInception
 
 from atbench.errors import ConfigError
 from atbench.mistakes import hint
-from atbench.models.activations import Make, maker
+from atbench.models.activations import RECTIFIERS, Make, maker
 from atbench.models.boundary import Cast
 from atbench.models.heads import HEADS, make_head
 from atbench.models.network import Network, Shape, large_stem, named
-
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish)  # not the gates of attention
+from atbench.ranges import Positive
 
 
 class TorchVision(Network):
@@ -50,7 +49,7 @@ class TorchVision(Network):
         stem: str = "auto",
         activation: str | None = None,
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         known = models.list_models(module=models)
         if name not in known:

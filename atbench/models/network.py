@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +107,13 @@ def by_itself(x: Tensor) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: log of the mean of their softmax probabilities, which are logits of the mean
-    distribution.
+    """Several networks as one, whose softmax is the mean of theirs: z = log mean softmax(z_m) + mean logsumexp(z_m).
 
-    An attack on the ensemble differentiates through this, not through mean logits. Source: zjysteven/DVERGE,
-    models/ensemble.py, which clamps the probabilities; logsumexp needs no clamp.
+    The second term is the same for all classes: it changes no probability, no loss of them and no gradient of such a
+    loss, and gives the logits the size of the members'. Without it they would be log-probabilities, and what methods
+    say of logits themselves (their norm, their distance) would be said of something else; members that are all alike
+    are the ensemble. An attack differentiates through this, not through mean logits. Source: zjysteven/DVERGE,
+    models/ensemble.py, which has the first term alone and clamps the probabilities; logsumexp needs no clamp.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -118,7 +121,6 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_p = torch.stack([member(x).log_softmax(dim=1) for member in self.members])
-        return log_p.logsumexp(dim=0) - torch.log(
-            torch.tensor(float(len(self.members)), dtype=log_p.dtype, device=log_p.device)
-        )
+        logits = torch.stack([member(x) for member in self.members])
+        size = logits.logsumexp(dim=2, keepdim=True)
+        return (logits - size).logsumexp(dim=0) - log(len(self.members)) + size.mean(dim=0)

@@ -13,6 +13,7 @@ from torch import nn
 from atbench.models.activations import maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, named
+from atbench.ranges import AnyCount, Count, Positive
 
 
 class TradesMnist(Network):
@@ -31,7 +32,7 @@ class TradesMnist(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 16, "mnist_trades")
         act = maker(activation)
@@ -69,7 +70,7 @@ class FastMnist(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 4, "mnist_fast")
         act = maker(activation)
@@ -84,12 +85,14 @@ class FastMnist(Network):
 
 
 class LeNet(Network):
-    """Two 5×5 convolutions, each with activation and 2×2 max pool, and hidden linear layers.
+    """Two convolutions, each with activation and max pool, and hidden linear layers.
 
     Args:
         channels: of the two convolutions.
         padding: of each; 2 keeps the size.
+        pools: side and stride of the max pool behind each.
         hidden: widths of the linear layers before the head.
+        kernel: side of the convolutions.
     """
 
     def __init__(
@@ -98,28 +101,32 @@ class LeNet(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        channels: Sequence[int] = (6, 16),
-        padding: Sequence[int] = (2, 0),
-        hidden: Sequence[int] = (120, 84),
+        channels: Sequence[Count] = (6, 16),
+        padding: Sequence[AnyCount] = (2, 0),
+        pools: Sequence[Count] = (2, 2),
+        hidden: Sequence[Count] = (120, 84),
+        kernel: Count = 5,
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         # The smallest side that leaves a pixel after both pools, found backwards.
-        second = 2 - 2 * padding[1] + 4
-        at_least(shape, max(4, 2 * second - 2 * padding[0] + 4), "lenet")
+        second = pools[1] - 2 * padding[1] + kernel - 1
+        at_least(shape, max(4, pools[0] * second - 2 * padding[0] + kernel - 1), "lenet")
         act = maker(activation)
         count, *sides = shape
-        for pad in padding:
-            sides = [(side + 2 * pad - 4) // 2 for side in sides]
+        for pad, pool in zip(padding, pools, strict=True):
+            sides = [(side + 2 * pad - kernel + 1) // pool for side in sides]
         chain: dict[str, nn.Module] = {
-            "conv1": nn.Conv2d(count, channels[0], 5, padding=padding[0]),
+            "conv1": nn.Conv2d(count, channels[0], kernel, padding=padding[0]),
             "conv2": named(
-                act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(channels[0], channels[1], 5, padding=padding[1])
+                act=act(),
+                pool=nn.MaxPool2d(pools[0]),
+                conv=nn.Conv2d(channels[0], channels[1], kernel, padding=padding[1]),
             ),
         }
         count = channels[1] * sides[0] * sides[1]
-        before: dict[str, nn.Module] = {"act": act(), "pool": nn.MaxPool2d(2), "flat": nn.Flatten()}
+        before: dict[str, nn.Module] = {"act": act(), "pool": nn.MaxPool2d(pools[1]), "flat": nn.Flatten()}
         for number, width in enumerate(hidden, start=1):
             chain[f"fc{number}"] = named(**before, fc=nn.Linear(count, width))
             count, before = width, {"act": act()}
@@ -142,7 +149,7 @@ class ConvNet8(Network):
         std: Sequence[float],
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         at_least(shape, 8, "convnet8")
         act = maker(activation)

@@ -14,6 +14,7 @@ from atbench.errors import ConfigError
 from atbench.models.activations import Make, maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, large_stem, named
+from atbench.ranges import Count, Positive, SomeShare
 
 SHORTCUTS = ("activated", "raw", "raw3x3")
 WIDE_SHORTCUTS = ("activated", "projection", "pool", "pool3x3")
@@ -61,7 +62,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, count: int, width: int, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
+        self, count: int, width: Count, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
     ) -> None:
         super().__init__()
         out = 4 * width if bottleneck else width
@@ -132,7 +133,7 @@ class PreActResNet(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        blocks: Sequence[int],
+        blocks: Sequence[Count],
         bottleneck: bool = False,
         shortcut: str = "activated",
         padding: str = "symmetric",
@@ -140,7 +141,7 @@ class PreActResNet(Network):
         stem: str = "auto",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         check(shortcut, padding)
         at_least(shape, 8, "preactresnet")
@@ -192,14 +193,14 @@ class WRN(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        depth: int,
-        width: int,
+        depth: Count,
+        width: Count,
         padding: str = "symmetric",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
-        norm_momentum: float = 0.1,
-        stem_width: int = 16,
+        head_scale: Positive = 15.0,
+        norm_momentum: SomeShare = 0.1,
+        stem_width: Count = 16,
         shortcut: str = "activated",
         norm_affine: bool = True,
         standardise: str = "dataset",

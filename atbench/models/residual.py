@@ -16,6 +16,7 @@ from atbench.errors import ConfigError
 from atbench.models.activations import Make, maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, large_stem, named
+from atbench.ranges import Count, Positive
 
 SHORTCUTS = ("conv", "pad")
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, enter: nn.Module, count: int, width: int, stride: int, act: Make, bottleneck: bool, shortcut: str
+        self, enter: nn.Module, count: int, width: Count, stride: int, act: Make, bottleneck: bool, shortcut: str
     ) -> None:
         super().__init__()
         self.enter = enter
@@ -98,14 +99,14 @@ class ResNet(Network):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
-        blocks: Sequence[int],
-        width: int = 64,
+        blocks: Sequence[Count],
+        width: Count = 64,
         bottleneck: bool = False,
         shortcut: str = "conv",
         stem: str = "auto",
         activation: str = "relu",
         head: str = "linear",
-        head_scale: float = 15.0,
+        head_scale: Positive = 15.0,
     ) -> None:
         if shortcut not in SHORTCUTS:
             raise ConfigError("model.shortcut", shortcut, "there is no such choice", f"use {' or '.join(SHORTCUTS)}")

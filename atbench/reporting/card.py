@@ -7,6 +7,7 @@ from typing import Any
 
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
 from atbench.reporting.leaderboard import audited
+from atbench.reporting.records import unknown
 from atbench.reporting.runs import lookup
 from atbench.reporting.terminal import foot
 from atbench.reporting.wording import both_forms, interval, norm, options, percent
@@ -66,7 +67,8 @@ def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
     for attack in record["attacks"]:
         name = attack["name"] if attack["alone"] else f"after {attack['name']}"
         yield row(f"{name} ({options(attack['settings'])})", attack["alone"] or attack["after"])
-    yield row("worst case of all", record["robust"])
-    yield row("worst case, adversarial images in 8 bits", record["robust"]["eight_bit"])
+    if not unknown(record):
+        yield row("worst case of all", record["robust"])
+        yield row("worst case, adversarial images in 8 bits", record["robust"]["eight_bit"])
     for name, figure in record["norms"].items():
         yield row(f"PGD-{figure['k']}, {norm(name)}, ε = {both_forms(figure['eps'])}", figure)

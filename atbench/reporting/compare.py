@@ -90,7 +90,7 @@ class Row:
 
     def robust(self, checkpoint: str) -> Spread | None:
         """The worst case over all attacks that this row ran, whatever the others ran."""
-        return self.figure(checkpoint, lambda evaluation: evaluation.robust)
+        return self.figure(checkpoint, lambda evaluation: evaluation.headline)
 
     @property
     def most_steps(self) -> int | None:
@@ -100,6 +100,8 @@ class Row:
     def drop(self, headline: Measure | None) -> Spread | None:
         """Best minus last, seed by seed: robust overfitting (Rice et al. 2020)."""
         best, last = (self.figure(name, headline.of) if headline else None for name in CHECKPOINTS)
+        if len({evaluation.n for name in CHECKPOINTS for evaluation in self.evaluations(name)}) > 1:
+            return None
         return Spread(tuple(b - a for b, a in zip(best.values, last.values, strict=True))) if best and last else None
 
     @property

@@ -65,6 +65,9 @@ def notices(comparison: Comparison) -> Iterator[str]:
             "Not all rows were attacked alike, and worst cases over different attacks do not compare: those stand in "
             "the runs' own reports, here every column is one PGD."
         )
+    if len(sizes := sorted({e.n for e in comparison.counted})) > 1:
+        counts = ", ".join(map(str, sizes))
+        yield f"Different numbers of images were attacked ({counts}): figures on different images do not compare."
     for row in comparison.rows:
         for seed, best, last in row.collapsed:
             yield (

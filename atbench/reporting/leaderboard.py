@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atbench.reporting.records import STANDARD, autoattack, bound
+from atbench.reporting.records import STANDARD, autoattack, bound, unknown
 from atbench.reporting.runs import lookup
 
 
@@ -27,7 +27,7 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
         "architecture": lookup(config, "model.about.name") or lookup(config, "model._target_"),
         "eps": radius(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
-        "reported": _percent(record["robust"]),
+        "reported": None if unknown(record) else _percent(record["robust"]),
         "autoattack_acc": _percent(found) if (found := after_autoattack(record)) else None,
         "footnote": footnote(record),
         "unreliable": not record["audit"]["trusted"] if audited(record) else None,
@@ -36,7 +36,7 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
 
 def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
-    if not autoattack(record):
+    if not autoattack(record) or unknown(record):
         return None
     last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
     return last

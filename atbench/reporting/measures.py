@@ -40,6 +40,8 @@ def measures(evaluations: Sequence[Evaluation]) -> Measures:
     columns = tuple(_pgd(evaluations))
     if not evaluations:
         return Measures((), None, "")
+    if any(evaluation.headline is None for evaluation in evaluations):
+        return Measures(columns, None, "nothing, for a network here answers at random and was not attacked as one")
     if len({attacks(evaluation) for evaluation in evaluations}) > 1:
         shared = [m for m in columns if all(m.of(evaluation) is not None for evaluation in evaluations)]
         headline = shared[-1] if shared else None
@@ -48,7 +50,7 @@ def measures(evaluations: Sequence[Evaluation]) -> Measures:
     if not first.attacks:
         return Measures(columns, columns[-1] if columns else None, first.basis)
     names = tried(first.record)
-    worst = Measure(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.robust)
+    worst = Measure(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
     return Measures((*columns, worst), worst, first.basis)
 
 
@@ -64,7 +66,9 @@ def _options(evaluation: Evaluation) -> Options:
     if not evaluation.steps:
         return ()
     attack = evaluation.attack
-    values: Mapping[str, object] = {**attack, "step": round(attack["step_size"] / attack["eps"], 6)}
+    # At a radius of 0 there is no attack, and every length of step is the same.
+    share = attack["step_size"] / attack["eps"] if attack["eps"] else 0.0
+    values: Mapping[str, object] = {**attack, "step": round(share, 6)}
     return tuple((name, values[name]) for name in _SWEEP)
 
 

@@ -25,6 +25,7 @@ STANDARD = {
     "fab_t": {"steps": 100, "targets": 9},
     "square": {"steps": 5000},
 }
+RAND = {"apgd_ce": 20, "apgd_dlr": 20}  # passes averaged by its version `rand`
 STANDARD_L1 = {"apgd_ce": {"restarts": 5}, "apgd_t": {"targets": 5}}
 _Z95 = 1.959963984540054
 
@@ -120,6 +121,27 @@ class Evaluation:
         return str(self.record["threat"]["norm"]), float(self.record["threat"]["eps"])
 
     @property
+    def name(self) -> str:
+        """Of this evaluation among those of the same checkpoint; records of earlier versions have none."""
+        return str(self.record.get("name", ""))
+
+    @property
+    def of(self) -> int:
+        """How many images the split has; n where the record does not say."""
+        return int(self.record.get("of") or self.n)
+
+    @property
+    def random(self) -> bool:
+        return is_random(self.record)
+
+    @property
+    def headline(self) -> Accuracy | None:
+        """The worst case, if it may be quoted as one: not of a network that answers at random under attacks that do not
+        know it.
+        """
+        return None if unknown(self.record) else self.robust
+
+    @property
     def basis(self) -> str:
         """What `robust` is the worst case of, on one line."""
         return basis(self.record)
@@ -205,6 +227,22 @@ def autoattack(record: Mapping[str, Any]) -> bool:
         if any(key not in given or (given[key] is not None and given[key] < least[key]) for key in least):
             return False
     return True
+
+
+def is_random(record: Mapping[str, Any]) -> bool:
+    """Whether the network answers one image differently from pass to pass: the audit says so, or two passes did."""
+    return bool(record.get("random")) or "randomness" in record["audit"]["flags"]
+
+
+def unknown(record: Mapping[str, Any]) -> bool:
+    """Whether the network answers at random and was not attacked as one: no robust accuracy of it is known."""
+    return is_random(record) and not averaged(record)
+
+
+def averaged(record: Mapping[str, Any]) -> bool:
+    """Whether the record holds AutoAttack, version rand: attacks on the mean of so many passes as its authors take."""
+    draws = {attack["name"]: attack["settings"].get("draws") or 1 for attack in record["attacks"]}
+    return all(draws.get(name, 1) >= RAND[name] for name in RAND)
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -6,15 +6,28 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from atbench.folder import record_places
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import disagreements
-from atbench.reporting.document import Block, Code, Document, Facts, Figure, Heading, Notice, Paragraph
+from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
 from atbench.reporting.evaluation_figures import figures
 from atbench.reporting.evaluation_report import accuracies, distinct, full
+from atbench.reporting.headline import ASK_RAND, headline
 from atbench.reporting.measures import attacks
 from atbench.reporting.records import Evaluation, bound
 from atbench.reporting.runs import RunFolder, is_run, lookup, read
-from atbench.reporting.wording import NO_PROOF, both_forms, duration, norm, number, options, percent, points, size
+from atbench.reporting.wording import (
+    NO_PROOF,
+    NOTHING,
+    both_forms,
+    duration,
+    norm,
+    number,
+    options,
+    percent,
+    points,
+    size,
+)
 
 # What each file of a run folder is, in the order in which a reader would open them.
 _FILES = {
@@ -49,7 +62,13 @@ def document(run: RunFolder) -> Document:
     blocks = [*_headline(run, evaluations), Heading("What ran")]
     blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
     blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
-    blocks += [Heading("Accuracy"), *accuracies(evaluations), Heading("Audit"), *audit_report.blocks(evaluations)]
+    blocks += [
+        Heading("Accuracy"),
+        *_all(run),
+        *accuracies(evaluations),
+        Heading("Audit"),
+        *audit_report.blocks(evaluations),
+    ]
     blocks += [Heading("Figures"), *figures(evaluations), *_training(run)]
     blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
@@ -74,23 +93,49 @@ def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
     yield from audit_report.banner(evaluations)
     for evaluation in evaluations:
         epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
+        worst = headline(run.all_evaluations[evaluation.path.stem])
+        figure = worst.accuracy
+        robust = f"robust {full(figure)} under {worst.basis}" if figure else f"robust {NOTHING}: {ASK_RAND}"
+        of = "" if evaluation.n == evaluation.of else f" (of {evaluation.of})"
         yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, robust "
-            f"{full(evaluation.robust)} under {evaluation.basis} ({_ball(evaluation)}), on {evaluation.n} examples of "
-            f"the {evaluation.split} split. With 8-bit adversarial images: {full(evaluation.eight_bit)}."
+            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, {robust} "
+            f"({_ball(evaluation)}), on {evaluation.n}{of} examples of the {evaluation.split} split. "
+            f"With 8-bit adversarial images: {full(evaluation.eight_bit) if figure else NOTHING}."
         )
     for words in dict.fromkeys(bound(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
     if len({attacks(evaluation) for evaluation in evaluations}) > 1:
         yield Notice("The checkpoints were not attacked alike: their worst cases do not compare.")
+    if len({evaluation.n for evaluation in evaluations}) > 1:
+        yield Notice("The checkpoints were evaluated on different numbers of images: their figures do not compare.")
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.standing}")
-    for partial in sorted((run.path / "evaluation").glob("*.partial.json")):
-        yield Notice(
-            f"An evaluation has not ended (evaluation/{partial.name}); `atbench eval` goes on where it stopped"
-        )
+    for partial in (each for place in record_places(run.path) for each in sorted(place.glob("*.partial.json"))):
+        name = partial.relative_to(run.path)
+        yield Notice(f"An evaluation has not ended ({name}); `atbench eval` goes on where it stopped")
     yield from (Notice(text, grave=True) for e in evaluations for text in disagreements(e))
     yield from (Notice(f"Warning: {text}") for text in dict.fromkeys(text for e in evaluations for text in e.warnings))
+
+
+def _all(run: RunFolder) -> Iterator[Block]:
+    """Every evaluation of every checkpoint, where there is more than one of any."""
+    if all(len(found) == 1 for found in run.all_evaluations.values()):
+        return
+    yield Heading("Evaluations", part=True)
+    yield Paragraph(
+        "The headline is the worst case, example by example, over the evaluations of the most images in the threat of "
+        "the first of them. Figures on fewer images stand here alone. What follows is of the strongest evaluation."
+    )
+    rows = [
+        (
+            *(Cell(text) for text in (name, each.name or NOTHING, _ball(each), each.basis)),
+            *(Cell(full(figure), figure.value) if figure else Cell(NOTHING) for figure in (each.clean, each.headline)),
+            Cell(f"{each.n:,} of {each.of:,}", each.n),
+        )
+        for name, found in run.all_evaluations.items()
+        for each in found
+    ]
+    yield Table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), tuple(rows))
 
 
 def _ball(evaluation: Evaluation) -> str:

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atbench.errors import DataError
+from atbench.folder import record_files
+from atbench.reporting.headline import chosen
 from atbench.reporting.records import Evaluation, read_evaluation
 
 CHECKPOINTS = ("best", "last")
@@ -21,7 +23,10 @@ CHECKPOINTS = ("best", "last")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder holds, as it was on the disk when it was read."""
+    """What a run folder holds, as it was on the disk when it was read.
+
+    evaluations: by checkpoint, the one that stands for it (`headline.chosen`); all_evaluations: every one of it.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -30,6 +35,7 @@ class RunFolder:
     typed: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, Evaluation]
+    all_evaluations: Mapping[str, tuple[Evaluation, ...]]
 
     def about(self, group: str, key: str) -> str | None:
         """A word of the `about:` node of a config group."""
@@ -120,6 +126,7 @@ def read(path: Path) -> RunFolder:
         )
     if not (path / "config.yaml").is_file():
         raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
+    found = evaluations(path)
     return RunFolder(
         path=path,
         config=_yaml(path / "config.yaml"),
@@ -127,14 +134,20 @@ def read(path: Path) -> RunFolder:
         status=_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),
         rows=_rows(path / "metrics.jsonl"),
-        evaluations={name: read_evaluation(path / "evaluation" / f"{name}.json") for name in _recorded(path)},
+        evaluations={name: chosen(of_it) for name, of_it in found.items()},
+        all_evaluations=found,
     )
 
 
-def _recorded(path: Path) -> list[str]:
-    """The checkpoints that have a record: of a run those that it selects, elsewhere whatever was evaluated."""
-    found = sorted(file.stem for file in (path / "evaluation").glob("*.json") if not file.stem.endswith(".partial"))
-    return [name for name in CHECKPOINTS if name in found] or found
+def evaluations(path: Path) -> dict[str, tuple[Evaluation, ...]]:
+    """All records by checkpoint, the first made first: of a run those that it selects, elsewhere whatever was
+    evaluated.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in record_files(path):
+        found.setdefault(file.stem, []).append(file)
+    names = [name for name in CHECKPOINTS if name in found] or sorted(found)
+    return {name: tuple(read_evaluation(file) for file in found[name]) for name in names}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -148,11 +161,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not."""
+    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not. Nothing is looked up: a file
+    that says `${oc.env:...}` is shown saying so.
+    """
     if not path.is_file():
         return {}
     try:
-        value = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as fault:
         raise DataError("file", path, f"not YAML ({fault})", "restore it from a copy, or run again") from fault
     return {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}

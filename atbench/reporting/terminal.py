@@ -19,12 +19,15 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from atbench.reporting.records import bound
+from atbench.reporting.headline import ASK_RAND
+from atbench.reporting.records import bound, unknown
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
+# Of a verification, what is shown even if it agrees; there are too many of the others.
+_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
 
 
 def echo(facts: Sequence[tuple[str, str]], console: Console) -> None:
@@ -174,6 +177,21 @@ def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
     console.print(Text(line), soft_wrap=True, highlight=False)
 
 
+class Pulse:
+    """Says every so many seconds what an evaluation is at: an attack may take hours. Asked at every forward pass."""
+
+    SECONDS = 20.0
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.name, self.console, self.since = name, console, time.monotonic()
+
+    def __call__(self, doing: str, passes: int) -> None:
+        if time.monotonic() - self.since >= self.SECONDS:
+            self.since = time.monotonic()
+            line = f"{self.name}  {doing}, {passes:,} images forward so far"
+            self.console.print(Text(line, style="dim"), soft_wrap=True, highlight=False)
+
+
 def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console) -> None:
     """The end of a run: accuracies with interval and n, the audit's verdict, where everything is, what to type next."""
     strongest = max((step["k"] for record in records for step in record["steps"]), default=0)
@@ -190,12 +208,18 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
             _cell(record["clean"]),
             *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
             *(_cell(each[name]) if name in each else NOTHING for name in attacks),
-            *([_cell(record["robust"])] if attacks else []),
+            *([NOTHING if unknown(record) else _cell(record["robust"])] if attacks else []),
             str(record["n"]),
         )
     show(table, console)
     for line in dict.fromkeys(foot(record) for record in records):
         console.print(Text(line, style="dim"), soft_wrap=True)
+    for record in records:
+        if record["n"] < record.get("of", record["n"]):
+            part = f"{record['checkpoint']}: {record['n']} of {record['of']} images; a run's headline is of the most"
+            console.print(Text(part, style="yellow"), soft_wrap=True, highlight=False)
+        if unknown(record):
+            console.print(Text(f"{record['checkpoint']}: {ASK_RAND}", style="bold red"), soft_wrap=True)
     for record in records:
         if reject := record.get("reject"):
             console.print(
@@ -228,13 +252,24 @@ def tell_verdict(record: Mapping[str, Any], console: Console) -> None:
             console.print(Text(f"        {check['name']}: {check['sentence']}", style="red"), soft_wrap=True)
 
 
-def verification(numbers: Sequence[tuple[str, Any]], console: Console) -> None:
-    """Every number of the records beside what the kept images say."""
-    table = Table("checkpoint", "number", "record", "again", "", box=None, header_style="dim", pad_edge=False)
+def verification(numbers: Sequence[tuple[str, Any]], consistent: Sequence[str], console: Console) -> None:
+    """The accuracies of records beside what was found again, and whatever differs; of the rest, how much it was.
+
+    consistent: what could be held against a second copy only.
+    """
+    table = Table("record", "value", "recorded", "again", "", box=None, header_style="dim", pad_edge=False)
     for name, number in numbers:
-        agrees = "agrees" if number.agrees else "DIFFERS"
-        table.add_row(name, number.name, f"{100 * number.claimed:.2f} %", f"{100 * number.again:.2f} %", agrees)
+        if not number.agrees or (number.name.endswith(_SHOWN) and not number.name.startswith(_MANY)):
+            agrees = "agrees" if number.agrees else "DIFFERS"
+            table.add_row(name, number.name, _value(number.claimed), _value(number.again), agrees)
     show(table, console)
+    agree = sum(number.agrees for _, number in numbers)
+    console.print(Text(f"{agree} of {len(numbers)} values and arrays agree; not looked at: times and counts of passes"))
+    console.print(Text(f"held against a second copy only: {'; '.join(consistent)}"), soft_wrap=True, highlight=False)
+
+
+def _value(value: object) -> str:
+    return f"{100 * value:.2f} %" if isinstance(value, float) and 0 <= value <= 1 else str(value)
 
 
 def show(table: Table, console: Console) -> None:

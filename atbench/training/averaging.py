@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.methods.base import Clock
+from atbench.ranges import BelowOne
 
 #: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
 CleanPass = Callable[[], None]
@@ -64,7 +65,7 @@ class Ema(Average):
     0.995; without warm-up its average begins at the initial weights, here at those after the first update.
     """
 
-    def __init__(self, decay: float, warmup: float = 0.025) -> None:
+    def __init__(self, decay: BelowOne, warmup: BelowOne = 0.025) -> None:
         super().__init__()
         self.decay, self.warmup = decay, warmup
 
@@ -91,7 +92,7 @@ class Swa(Average):
     (VITA-Group/Alleviate-Robust-Overfitting, `bn_update`). The live network's are those of the images it trains on.
     """
 
-    def __init__(self, start: float) -> None:
+    def __init__(self, start: BelowOne) -> None:
         super().__init__()
         self.start = start
 

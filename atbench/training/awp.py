@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from atbench.ranges import BelowOne, NotNegative
+
 Gradients = dict[nn.Parameter, Tensor]
 
 
@@ -26,7 +28,7 @@ class WeightPerturbation:
         warmup: share of training before it starts (TRADES: 9 of 200 epochs, AT: none).
     """
 
-    def __init__(self, gamma: float, warmup: float = 0.0) -> None:
+    def __init__(self, gamma: NotNegative, warmup: BelowOne = 0.0) -> None:
         self.gamma, self.warmup = gamma, warmup
 
     @contextmanager

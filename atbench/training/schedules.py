@@ -10,6 +10,7 @@ from math import cos, pi, prod
 from typing import Protocol
 
 from atbench.errors import ConfigError
+from atbench.ranges import AnyCount, Count, NotNegative, Positive, Share
 
 ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 
@@ -26,7 +27,7 @@ class Piecewise:
     `gamma` is one factor for all milestones, or a list of one for each.
     """
 
-    def __init__(self, milestones: Sequence[float], gamma: float | Sequence[float]) -> None:
+    def __init__(self, milestones: Sequence[Share], gamma: NotNegative | Sequence[NotNegative]) -> None:
         factors = [gamma] * len(milestones) if isinstance(gamma, int | float) else list(gamma)
         if len(factors) != len(milestones):
             why = f"there are {len(milestones)} milestones"
@@ -38,20 +39,10 @@ class Piecewise:
         return prod(self.gamma[: bisect_right(self.milestones, fraction + ROUNDING)])
 
 
-class LinearTail:
-    """1 until `start`, then linear to 0 at the end."""
-
-    def __init__(self, start: float) -> None:
-        self.start = start
-
-    def __call__(self, fraction: float) -> float:
-        return min(1.0, (1 - fraction) / (1 - self.start))
-
-
 class PiecewiseLinear:
     """Straight lines through (at, factor), `at` from 0 to 1 (numpy.interp)."""
 
-    def __init__(self, at: Sequence[float], factors: Sequence[float]) -> None:
+    def __init__(self, at: Sequence[Share], factors: Sequence[NotNegative]) -> None:
         if len(at) != len(factors) or len(at) < 2 or list(at) != sorted(set(at)) or (at[0], at[-1]) != (0, 1):
             why = "is no way from 0 to 1 with a factor at each point"
             raise ConfigError("train.schedule.at", list(at), why, "let it rise from 0 to 1, with as many factors")
@@ -63,12 +54,22 @@ class PiecewiseLinear:
         return start + (end - start) * (fraction - low) / (high - low)
 
 
+class InverseTime:
+    """1 / (1 + decay · fraction): `learningRateDecay` of Torch7's SGD, times the number of all steps."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, fraction: float) -> float:
+        return 1 / (1 + self.decay * fraction)
+
+
 class OneCycle:
     """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's
     OneCycleLR, by step).
     """
 
-    def __init__(self, warmup: float, div: float = 25.0, final: float = 0.0) -> None:
+    def __init__(self, warmup: Share, div: Positive = 25.0, final: NotNegative = 0.0) -> None:
         self.warmup, self.low, self.final = warmup, 1 / div, final
 
     def __call__(self, fraction: float) -> float:
@@ -80,7 +81,7 @@ class OneCycle:
 class Triangular:
     """Linear from 0 to 1 at the fraction `peak`, and linear back to 0 at the end, by step (Smith 2017; CyclicLR)."""
 
-    def __init__(self, peak: float) -> None:
+    def __init__(self, peak: Share) -> None:
         self.peak = peak
 
     def __call__(self, fraction: float) -> float:
@@ -88,13 +89,16 @@ class Triangular:
 
 
 class CosineByEpoch:
-    """(1 + cos(π·e/E)) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017)."""
+    """(1 + cos(π·(e + first)/(E + first))) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017).
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    `first` is the number of the first epoch: 0, or 1 as DKL counts.
+    """
+
+    def __init__(self, epochs: Count, first: AnyCount = 0) -> None:
+        self.epochs, self.first = epochs, first
 
     def __call__(self, fraction: float) -> float:
-        return (1 + cos(pi * epoch_of(fraction, self.epochs) / self.epochs)) / 2
+        return (1 + cos(pi * (epoch_of(fraction, self.epochs) + self.first) / (self.epochs + self.first))) / 2
 
 
 class OneCycleByEpoch:
@@ -104,7 +108,7 @@ class OneCycleByEpoch:
     of SGD as well, which this does not.
     """
 
-    def __init__(self, epochs: int, warmup: float = 0.3, div: float = 25.0, final_div: float = 1e4) -> None:
+    def __init__(self, epochs: Count, warmup: Share = 0.3, div: Positive = 25.0, final_div: Positive = 1e4) -> None:
         self.epochs, self.top = epochs, warmup * epochs - 1
         self.low, self.final = 1 / div, 1 / (div * final_div)
 
@@ -118,7 +122,7 @@ class OneCycleByEpoch:
 class ExponentialByEpoch:
     """gamma^e all through epoch e = 0 … E−1 of `epochs`."""
 
-    def __init__(self, epochs: int, gamma: float) -> None:
+    def __init__(self, epochs: Count, gamma: NotNegative) -> None:
         self.epochs, self.gamma = epochs, gamma
 
     def __call__(self, fraction: float) -> float:

@@ -29,15 +29,15 @@ class Sums:
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, loss: Loss) -> None:
+    def add(self, terms: dict[str, Tensor]) -> None:
         """Count one round."""
-        for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+        for name, value in terms.items():
             value = value.detach().double()
             self.totals[name] = self.totals[name] + value if name in self.totals else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, world: World) -> dict[str, float]:
-        """Mean of every term over the epoch's rounds and the processes."""
+        """Mean of every term over the epoch's rounds that have it, and over the processes."""
         if not self.totals:
             return {}
         names = sorted(self.totals)
@@ -116,7 +116,7 @@ class Updater:
         if turn.step:
             for average in self.averages:
                 average.after_update(self.method.model, self.method.clock)
-        sums.add(loss)
+        sums.add(loss.terms if self.method.accumulates else {"loss": loss.total, **loss.terms})
 
     def perturb(self, batch: Batch) -> Batch:
         """The inner maximisation in the attack's precision."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import BALLS, L1, Ball, ball
+from atbench.attacks.ball import clip
 from atbench.errors import ConfigError
 from atbench.rng import Draws, generator
 
@@ -56,6 +57,15 @@ def test_projection_does_not_write_into_its_arguments(kind: Ball) -> None:
     assert torch.equal(x, before[0]) and torch.equal(far, before[1])
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.5, 0.25), (-torch.inf, 1.0)])
+def test_the_clip_passes_the_gradient_up_to_its_bounds(low: float, high: float) -> None:
+    """On every torch; `Tensor.clamp` does so up to 2.12 alone."""
+    x = torch.tensor([-2.0, low, 0.1, 0.2, high, 3.0], dtype=torch.float64).nan_to_num(neginf=-9).requires_grad_()
+    clipped = clip(x, low, high)
+    assert torch.equal(clipped, x.detach().clamp(low, high))
+    assert torch.equal(torch.autograd.grad(clipped.sum(), x)[0], ((x >= low) & (x <= high)).double())
+
+
 @pytest.mark.parametrize("name", ["linf", "l1"])
 def test_joint_projection_beats_every_other_legal_point(name: str) -> None:
     """Ball and box at once: no legal point among many is closer to the target."""
@@ -64,6 +74,21 @@ def test_joint_projection_beats_every_other_legal_point(name: str) -> None:
     for seed in range(50):
         rival = kind.project(x, (x + kind.sample(x, eps, Draws(generator("cpu", seed)))).clamp(0, 1), eps)
         assert (best <= (rival - far).flatten(1).norm(dim=1) + 1e-12).all()
+
+
+@pytest.mark.parametrize("box_first", [False, True])
+def test_l2_goes_to_ball_and_box_in_the_order_it_is_told(box_first: bool) -> None:
+    """By a slow loop over images; black and white pixels make the orders differ, and the box first is the longer δ."""
+    x, eps = images().round(), 0.7
+    far = x + noise()
+    found = ball("l2", box_first=box_first).project(x, far, eps)
+    for row in range(len(x)):
+        point = far[row].clamp(0, 1) if box_first else far[row]
+        delta = point - x[row]
+        point = x[row] + delta * min(1.0, eps / float(delta.norm()))
+        torch.testing.assert_close(found[row], point if box_first else point.clamp(0, 1), rtol=0, atol=1e-14)
+    length = ball("l2").norm(found - x)
+    assert (length - eps).abs().max() < 1e-12 if box_first else (length < eps - 0.05).all()
 
 
 def test_shrink_reaches_the_surface_and_only_from_outside(kind: Ball) -> None:

@@ -105,6 +105,24 @@ def test_corner_start_is_a_corner() -> None:
     torch.testing.assert_close((x_adv - x).abs(), torch.full_like(x, 0.1), rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("start", ["uniform", "corner", "gaussian"])
+def test_the_first_gradient_is_taken_where_an_unclipped_start_lies(start: str) -> None:
+    x = torch.stack([torch.zeros(1, 8, 8, dtype=F64), torch.ones(1, 8, 8, dtype=F64)])
+    seen: list[Tensor] = []
+
+    def network(z: Tensor) -> Tensor:
+        seen.append(z.detach().clone())
+        return cnn()(z)
+
+    for clip in (False, True):
+        seen.clear()
+        search = attack(start=start, clip_start=clip, steps=2)
+        x_adv = search(Objective(network, cross_entropy, torch.arange(2)), x, rng=draws())
+        outside = (seen[0] < 0) | (seen[0] > 1)
+        assert bool(outside.any()) == (not clip) and (start == "gaussian" or (seen[0] - x).abs().max() > 0.09)
+        assert all(bool((z >= 0).all()) and bool((z <= 1).all()) for z in (seen[1], x_adv))
+
+
 @pytest.mark.parametrize("keep", ["last", "best", "first"])
 def test_a_start_outside_the_box_is_never_returned(keep: str) -> None:
     """TRADES' start is x + noise, unclipped; an example that is done before the first step must be legal still."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,33 +22,51 @@ def draws(place: int = 0, rank: int = 0, world: int = 1) -> Draws:
     return Draws(generator("cpu", 0, "augment", place), rank, world)
 
 
-def slow(image: Tensor, pad: int, top: int, left: int, flip: bool) -> Tensor:
-    canvas = torch.zeros(image.shape[0], image.shape[1] + 2 * pad, image.shape[2] + 2 * pad, dtype=image.dtype)
-    canvas[:, pad : pad + image.shape[1], pad : pad + image.shape[2]] = image
+MODES = pytest.mark.parametrize("mode", ["constant", "reflect"])
+
+
+def slow(image: Tensor, pad: int, mode: str, top: int, left: int, flip: bool) -> Tensor:
+    canvas = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (pad, pad), (pad, pad)), mode=mode))  # type: ignore[call-overload]
     crop = canvas[:, top : top + image.shape[1], left : left + image.shape[2]]
     return crop.flip(2) if flip else crop
 
 
+@MODES
 @pytest.mark.parametrize("pad", [0, 1, 4])
 @pytest.mark.parametrize("flip", [False, True])
-def test_apply_equals_pad_crop_flip_one_by_one(pad: int, flip: bool) -> None:
+def test_apply_equals_pad_crop_flip_one_by_one(pad: int, flip: bool, mode: str) -> None:
     x = images()
-    out, view = PadCropFlip(pad, flip)(x, draws())
+    out, view = PadCropFlip(pad, flip, mode)(x, draws())
     rows = zip(x, view.top.tolist(), view.left.tolist(), view.flip.tolist(), strict=True)
-    assert torch.equal(out, torch.stack([slow(image, pad, *where) for image, *where in rows]))
+    assert torch.equal(out, torch.stack([slow(image, pad, mode, *where) for image, *where in rows]))
 
 
-@pytest.mark.parametrize("pad", [0, 1, 4])
-def test_invert_puts_every_shown_pixel_back(pad: int) -> None:
+@MODES
+@pytest.mark.parametrize("pad", [0, 1, 2])
+def test_invert_puts_every_shown_pixel_back(pad: int, mode: str) -> None:
+    """In images wider than twice the margin, what is reflected is shown inside as well: nothing is lost of it."""
     x = images()
-    out, view = PadCropFlip(pad, True)(x, draws())
+    out, view = PadCropFlip(pad, True, mode)(x, draws())
     back = view.invert(out)
-    shown = view.invert(view.apply(torch.ones_like(x))) > 0
+    shown = view.invert(torch.ones_like(x)) > 0
     assert torch.equal(back[shown], x[shown]) and not back[~shown].any()
     # What a view shows of an image is what it shows of the image put back.
     assert torch.equal(view.apply(back), out)
     share = (1 - pad / 2 / 6) * (1 - pad / 2 / 8) if pad else 1
     assert shown.double().mean().item() == pytest.approx(share, abs=0.12)
+
+
+def test_a_reflected_margin_is_not_written_over_the_inside() -> None:
+    """A view that differs in its margin alone is of the same image: the margin is not put back."""
+    x = images()
+    out, view = PadCropFlip(2, True, "reflect")(x, draws())
+    margin = view.apply(torch.zeros_like(x)) + View(2, view.top, view.left, view.flip).apply(torch.ones_like(x)) == 0
+    assert margin.any() and torch.equal(view.invert(out), view.invert(torch.where(margin, -1.0, out)))
+
+
+def test_an_unknown_padding_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.padding_mode: mirror"):
+        PadCropFlip(4, True, "mirror")
 
 
 def test_all_crops_and_both_flips_are_drawn_alike() -> None:

@@ -151,7 +151,7 @@ def verdicts(
     figures, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
     figures, kept = copy.deepcopy(figures), copy.deepcopy(kept)
     spoil(figures, kept)
-    return [number.name for number in verify(victim, found.images, figures, arrays, kept) if not number.agrees]
+    return [n.name for n in verify(victim, found.images, found.plan, figures, arrays, kept) if not n.agrees]
 
 
 def test_every_number_can_be_made_again_from_the_kept_images() -> None:
@@ -175,9 +175,9 @@ def test_a_number_that_the_images_do_not_bear_out_is_found() -> None:
     def harmless(figures: dict[str, Any], kept: dict[str, Any]) -> None:
         kept["pgd.1.x_adv"] = found.images.floats(torch.from_numpy(kept["pgd.1.rows"])).numpy()
 
-    assert verdicts(network, victim, found, claim) == ["pgd_20"]
-    assert "pgd_40" in verdicts(network, victim, found, illegal)
-    assert "PGD-8" in verdicts(network, victim, found, harmless)
+    assert verdicts(network, victim, found, claim) == ["attacks.pgd_20.alone.accuracy"]
+    assert "attacks.pgd_40.alone.accuracy" in verdicts(network, victim, found, illegal)
+    assert "steps.1.accuracy" in verdicts(network, victim, found, harmless)
 
 
 def test_figures_are_told_while_the_evaluation_runs() -> None:

@@ -44,6 +44,25 @@ def test_loss_is_the_formula(penalty: str, weight: float) -> None:
     assert exact == pytest.approx(measured, rel=1e-6)
 
 
+def test_both_halves_are_forwarded_for_themselves() -> None:
+    """Behind BatchNorm the pairs' logits are not those of the whole batch, and three forwards are counted."""
+    method, batch = make()
+    method.model = worlds.cnn(norm="batch").train()
+    batch = method.perturb(batch)
+    first, second = (method.model(batch.x_adv[start::2]) for start in (0, 1))
+    loss = method.loss(batch)
+    assert loss.terms["penalty"].item() == pytest.approx((first - second).square().mean().item(), abs=1e-12)
+    whole = PENALTIES["pairs"](method.model(batch.x_adv)).item()
+    assert loss.terms["penalty"].item() != pytest.approx(whole, rel=1e-3)
+    logits = method.model(batch.x_adv)
+    assert loss.terms["ce"].item() == pytest.approx(reference.mean(reference.ce(logits, batch.y)), abs=1e-12)
+    for penalty, forwards in (("pairs", 3), ("norms", 1)):
+        method.penalty, method.model = penalty, worlds.cnn(norm="batch").train()
+        method.loss(batch)
+        counts = [int(value) for name, value in method.model.state_dict().items() if name.endswith("tracked")]
+        assert set(counts) == {forwards}
+
+
 def test_penalties_by_hand() -> None:
     logits = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     assert PENALTIES["pairs"](logits).item() == pytest.approx((9 + 16 + 1 + 1) / 4)

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.dverge import Dverge
+from atbench.methods.dverge import Dverge, before
 from atbench.models import Ensemble, Network
+from atbench.models.activations import activations
+from atbench.models.residual import ResNet
 from tests.methods import reference, worlds
+from tests.models.nets import build, images, small
 
 EPS, STEP = 0.2, 0.03
 
@@ -41,15 +44,18 @@ def _drawn(method: Dverge, epoch: int) -> int:
     return method.layer
 
 
-def hidden(member: Network, z: Tensor, layer: int) -> Tensor:
-    """The output of a stage before pooling, or the logits."""
+def hidden(member: nn.Module, z: Tensor, layer: int) -> Tensor:
+    """The output of a stage before pooling, which is what an activation is given where there are no norms, or the
+    logits.
+    """
+    assert isinstance(member, Network)
     h = member.normalise(z)
     for stage in list(member.stages)[: layer + 1]:
         h = stage(h)
     return h if layer < len(member.stages) - 1 else member.head(h)
 
 
-def slow(member: Network, x: Tensor, other: Tensor, layer: int, momentum: float) -> Tensor:
+def slow(member: nn.Module, x: Tensor, other: Tensor, layer: int, momentum: float) -> Tensor:
     """One image: ten steps down the squared distance, along the sign of a momentum of normalised gradients."""
     z, velocity = x.clone(), torch.zeros_like(x)
     target = hidden(member, other[None], layer).detach()
@@ -85,7 +91,7 @@ def test_distilled_images_are_legal_and_nearer_in_features() -> None:
         for member, z in zip(method.members, batch.aux["distilled"], strict=True):
             assert (z - batch.x).abs().max() <= EPS + 1e-12 and z.min() >= 0 and z.max() <= 1
 
-            def distance(a: Tensor, member: Network = member, other: Tensor = other) -> Tensor:
+            def distance(a: Tensor, member: nn.Module = member, other: Tensor = other) -> Tensor:
                 gap = hidden(member, a, method.layer) - hidden(member, other, method.layer)
                 return gap.square().flatten(1).mean(dim=1)
 
@@ -93,7 +99,42 @@ def test_distilled_images_are_legal_and_nearer_in_features() -> None:
     assert torch.cat(nearer).double().mean() >= 0.95
 
 
-def test_layer_is_one_an_epoch_and_any_but_the_pooled() -> None:
+def test_a_resnet_20_has_the_twenty_layers_of_the_authors() -> None:
+    """Number 1 is conv1-bn, 2 to 19 are conv-bn of the blocks, every second with its shortcut, and 20 the logits."""
+    network = build(ResNet, (3, 8, 8), blocks=(3, 3, 3), width=4, shortcut="conv", stem="small").double().eval()
+    x = images(8)
+    expected = [network.features(x, upto=1)]
+    for stage in range(2, 11):
+        block = network.stages[stage]
+        conv1, bn1 = block.residual.conv1, block.residual.bn1  # type: ignore[union-attr]
+        expected += [bn1(conv1(expected[-1].relu())), network.features(x, upto=stage)]  # type: ignore[operator]
+    expected.append(network(x))
+    assert len(expected) == 20 == len(activations(network)) + 1
+    for layer, features in enumerate(expected):
+        assert torch.equal(before(network, layer, x), features)
+    assert all(not module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", ["wrn", "preact_bottleneck", "lenet", "convnet8"])
+def test_layers_of_other_networks_are_what_their_activations_are_given(name: str) -> None:
+    """And no layer behind it is run: running statistics there stay."""
+    network = small(name).train()
+    x = images(12 if name == "lenet" else 8)
+    given: list[Tensor] = []
+    hooks = [a.register_forward_pre_hook(lambda _, z: given.append(z[0].clone())) for a in activations(network)]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    assert len(given) > 3
+    for layer, features in enumerate(given):
+        torch.testing.assert_close(before(network, layer, x), features, rtol=0, atol=1e-12)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    before(network, 0, x)
+    moved = [key for key, value in network.state_dict().items() if not torch.equal(value, state[key])]
+    assert len([key for key in moved if key.endswith("running_mean")]) <= 1
+
+
+def test_layer_is_one_an_epoch_and_any_of_them() -> None:
     method, _ = make()
     drawn = []
     for epoch in range(200):
@@ -104,7 +145,7 @@ def test_layer_is_one_an_epoch_and_any_but_the_pooled() -> None:
         assert len(layers) == 1
         drawn.append(layers.pop())
     count = torch.bincount(torch.tensor(drawn), minlength=5)
-    assert len(count) == 5 == method.members[0].depth and count.min() > 20
+    assert len(count) == 5 == len(activations(method.members[0])) + 1 and count.min() > 20
     method.clock.seed = 1
     assert [_drawn(method, epoch) for epoch in range(200)] != drawn
 
@@ -235,5 +276,3 @@ def test_what_is_no_ensemble_is_refused() -> None:
     for model in (worlds.cnn(), Ensemble([worlds.cnn()])):
         with pytest.raises(ConfigError, match=r"model\.members: 1"):
             Dverge(model, worlds.attack(), EPS, STEP)
-    with pytest.raises(ConfigError, match="stages"):
-        Dverge(Ensemble([nn.Linear(2, 2), nn.Linear(2, 2)]), worlds.attack(), EPS, STEP)

@@ -19,8 +19,8 @@ from tests.methods import reference, worlds
 ONE_STEP: dict[str, Any] = {"steps": 1, "step_size": 0.1, "start": "zero"}
 
 
-def make(clean: float = 0.5, **options: Any) -> tuple[FgsmAt, Batch]:
-    given, method = worlds.data(), FgsmAt(worlds.cnn(**options), worlds.attack(**ONE_STEP), clean)
+def make(clean: float = 0.5, target: str = "label", **options: Any) -> tuple[FgsmAt, Batch]:
+    given, method = worlds.data(), FgsmAt(worlds.cnn(**options), worlds.attack(**ONE_STEP), clean, target)
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -50,6 +50,25 @@ def test_on_a_linear_model_the_adversarial_loss_has_the_closed_form() -> None:
         score = b + math.fsum(v * pixel for v, pixel in zip(w, x, strict=True))
         losses.append(math.log1p(math.exp(-((2 * y - 1) * score - 0.1 * math.fsum(map(abs, w))))))
     assert method.loss(batch).terms["adv"].item() == pytest.approx(reference.mean(losses), abs=1e-12)
+
+
+@pytest.mark.parametrize("target", ["label", "prediction"])
+def test_the_step_climbs_the_loss_of_its_target(target: str) -> None:
+    """Of a wrongly classified image the prediction's loss rises, whatever becomes of the label's."""
+    method, batch = make(target=target)
+    x = batch.x.clone().requires_grad_()
+    logits = method.model(x)
+    predicted = logits.argmax(dim=1)
+    assert (predicted != batch.y).any(), "nothing would tell one target from the other"
+    label = batch.y if target == "label" else predicted
+    slope = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, label, reduction="sum"), x)[0]
+    expected = (batch.x + 0.1 * slope.sign()).clamp(0, 1)
+    torch.testing.assert_close(method.perturb(batch).x_adv, expected, rtol=0, atol=1e-14)
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.target"):
+        make(target="random")
 
 
 @pytest.mark.parametrize(("clean", "limit"), [(1.0, Standard), (0.0, PgdAt)])

@@ -88,6 +88,17 @@ def test_only_the_gradient_of_the_image_frees_a_pixel_that_the_box_stops() -> No
     assert moved["delta"] == 0 and moved["image"] > 0.2
 
 
+@pytest.mark.parametrize("gradient", ["image", "delta"])
+@pytest.mark.parametrize("tone", [0.0, 1.0], ids=["black", "white"])
+def test_a_pixel_at_the_edge_of_the_box_moves(gradient: str, tone: float) -> None:
+    method, given = make(replays=1, gradient=gradient)
+    batch = given.batch(0, 0)
+    batch = replace(batch, x=torch.full_like(batch.x, tone), aux={})
+    method.loss(batch).total.backward()
+    method.commit(batch)
+    assert float((method.delta.abs() == 0.1).double().mean()) > 0.2
+
+
 def test_delta_stays_in_the_ball_of_any_norm() -> None:
     for norm in ("linf", "l2", "l1"):
         method, given = make(norm=norm, eps=0.3)

@@ -15,6 +15,7 @@ from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
 from tests.methods import reference, worlds
+from tests.test_config import resolved
 
 
 def make(given: TrainData, penalty: float = 0.01, proximal: bool = False, norm: str = "none") -> L1PenaltyAt:
@@ -93,6 +94,30 @@ def test_contract() -> None:
         assert worlds.legal(make(given).attack, batch.x, batch.x_adv, 0.1)
         worlds.check_resume(lambda proximal=proximal: make(given, 0.01, proximal), given)
         worlds.check_ranks(lambda own, proximal=proximal: make(own, 0.01, proximal))
+
+
+@pytest.mark.parametrize("proximal", [False, True])
+def test_the_clean_pass_is_seen_by_the_statistics_alone(proximal: bool) -> None:
+    """As early_stop's: one more forward of the clean batch through the updated weights, and nothing else of it."""
+    given = worlds.data()
+    plain, passing = make(given, proximal=proximal, norm="batch"), make(given, proximal=proximal, norm="batch")
+    passing.clean_pass = True
+    for each in (plain, passing):
+        worlds.steps(each, given, 1)
+    for (name, a), b in zip(plain.model.named_parameters(), passing.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    norm, other, stem = passing.model.stages[1][0], plain.model.stages[1][0], passing.model.stages[0]
+    with torch.no_grad():
+        mean = stem(passing.model.normalise(given.batch(0, 0).x)).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, 0.9 * other.running_mean + 0.1 * mean, rtol=0, atol=1e-12)
+    assert passing.floor(10) == plain.floor(10) + 1
+
+
+def test_the_paper_s_experiment_decays_every_parameter() -> None:
+    """--l1 leaves the optimizer as it is, --l2 alone spares biases and BatchNorm."""
+    for name in ("l1_penalty_at", "early_stop"):
+        cfg = resolved(f"experiment=paper/{name}")
+        assert (cfg.train.decay, cfg.train.optimizer.weight_decay, cfg.method.clean_pass) == ("all", 5e-4, True)
 
 
 def test_a_negative_penalty_is_refused() -> None:

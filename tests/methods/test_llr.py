@@ -18,7 +18,6 @@ from atbench.models import Network, bn_mode, captured
 from atbench.training import World
 from tests.contract import Log, trainer_of
 from tests.methods import reference, worlds
-from tests.test_config import resolved
 
 SETTINGS: dict[str, Any] = {"rule": "adam", "bn": "fixed", "step_size": 0.1}
 
@@ -206,7 +205,8 @@ def test_the_code_s_search_stops_the_tangent() -> None:
 
 
 def test_the_formula_s_search_finds_more_where_the_loss_is_nearly_linear() -> None:
-    """By default the code's is run; λ and μ are its own."""
+    """By default the code's is run, with λ and μ of the code (tests/paper/llr.yaml has those of the paper)."""
+    assert (make()[0].linearity, make()[0].slope) == (2.0, 0.6)
 
     def distance(**options: Any) -> float:
         method, batch = make(curved(smooth(), scale=2.0), **options)
@@ -217,16 +217,6 @@ def test_the_formula_s_search_finds_more_where_the_loss_is_nearly_linear() -> No
     assert distance() == distance(search="code")
     with pytest.raises(ConfigError, match=r"method\.search: paper .* code or formula"):
         make(search="paper")
-
-
-def test_searches_and_weights_belong_together() -> None:
-    """The default has all three from the code, the paper's experiment all three from the paper."""
-    for words, wanted in (
-        (["method=llr"], {"search": "code", "linearity": 2.0, "slope": 0.6}),
-        (["experiment=paper/llr"], {"search": "formula", "linearity": 4.0, "slope": 3.0}),
-    ):
-        method = resolved(*words).method
-        assert {name: method[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -71,3 +71,16 @@ def test_the_network_stays_in_training_mode_while_it_is_attacked() -> None:
     with torch.no_grad():
         mean = stem(method.model.normalise(batch.x)).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, 0.1 * mean, rtol=0, atol=1e-12)
+
+
+def test_the_paper_s_radii_are_of_padded_digits() -> None:
+    """Zeros around 28×28 digits of mean 0.1307 and deviation 0.3081 shrink the deviation, and with it every radius."""
+    share = 28**2 / 32**2
+    mean = share * 0.1307
+    deviation = (share * (0.3081**2 + 0.1307**2) - mean**2) ** 0.5
+    for norm, radius in (("linf", 0.2), ("l2", 2.0), ("l1", 2.0)):
+        words = [] if norm == "linf" else [f"attack.norm={norm}", "attack.eps=0.5504"]
+        cfg = config.resolve(compose_train(["experiment=paper/shaham_ro", *words]))
+        assert cfg.attack.eps == cfg.attack.step_size == pytest.approx(radius * deviation, rel=1e-3)
+        assert cfg.dataset.source.std == pytest.approx([deviation], rel=1e-3)
+        assert cfg.dataset.source.mean == pytest.approx([mean], rel=1e-3) and cfg.dataset.source.pad == 2

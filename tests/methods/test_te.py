@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from atbench.config import build
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.te import PgdAtTe, TradesTe
 from atbench.methods.trades import Trades
 from tests.methods import reference, worlds
+from tests.test_config import resolved
 
 Te = PgdAtTe | TradesTe
 BOTH = pytest.mark.parametrize("kind", [PgdAtTe, TradesTe])
@@ -151,6 +153,23 @@ def test_the_attack_climbs_the_whole_loss_of_each_example(kind: type[Te]) -> Non
     whole, without = (torch.cat([climb(w, i) for i in range(len(batch))]) for w in (30.0, 0.0))
     torch.testing.assert_close(found.x_adv, whole, rtol=0, atol=1e-12)
     assert (found.x_adv - without).abs().max() > 0.05
+
+
+def test_the_first_gradient_is_taken_where_the_start_lies() -> None:
+    """loss.py, PGD_TE: x + U(−ε, ε) is not clipped before it; every later point is."""
+    node = resolved("method=pgd_at_te", "attack.eps=0.1", "attack.steps=3").attack
+    given = worlds.data()
+    method = PgdAtTe(worlds.cnn(), build(node, "attack"), start=0.5)
+    method.setup(given)
+    worlds.start(method, given)
+    batch = given.batch(0, 0)
+    batch = Batch(batch.x.round(), batch.y, batch.index)  # black and white
+    seen: list[Tensor] = []
+    method.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    method.perturb(batch)
+    offset = 0.1 * method.rng().uniform(batch.x)
+    torch.testing.assert_close(seen[0], batch.x + offset, rtol=0, atol=0)
+    assert seen[0].min() < -0.09 and all(x.min() >= 0 and x.max() <= 1 for x in seen[1:])
 
 
 @pytest.mark.parametrize(("kind", "base"), [(PgdAtTe, PgdAt), (TradesTe, Trades)])

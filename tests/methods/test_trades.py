@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from atbench.attacks import Objective, kl_from
+from atbench.config import build
 from atbench.data import Batch, TrainData
 from atbench.methods.standard import Standard
 from atbench.methods.trades import Trades, symmetric_gradient_kl
 from tests.methods import reference, worlds
+from tests.test_config import resolved
 
 
 def make(beta: float = 6.0, **changes: Any) -> tuple[Trades, TrainData, Batch]:
@@ -63,6 +65,17 @@ def test_from_the_image_itself_the_attack_has_no_gradient() -> None:
     (grad,) = torch.autograd.grad(value.sum(), x)
     assert grad.abs().max() < 1e-15
     assert (method.perturb(batch).x_adv - batch.x).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["trades", "hat", "score", "dkl"])
+def test_its_l2_attack_is_that_of_the_authors(name: str) -> None:
+    """trades.py, `distance='l_2'`: δ into the box, then into the ball. On black images the other order is shorter."""
+    search = build(resolved(f"method={name}", "attack.norm=l2", "attack.eps=0.5").attack, "attack")
+    x, delta = torch.zeros(2, 1, 8, 8, dtype=torch.float64), torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    expected = delta.clamp(0, 1)
+    expected *= 0.5 / expected.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(search.ball.project(x, x + delta, 0.5), expected)
+    assert search.ball.norm(search.ball.project(x, x + delta, 0.5)).min() > 0.499
 
 
 def test_without_a_radius_the_kl_vanishes() -> None:

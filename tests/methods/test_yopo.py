@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,15 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.yopo import FIRST_LAYER_GRADIENTS, Yopo
 from atbench.models import Ensemble
+from atbench.training import World
+from atbench.training.update import Sums, Updater
 from tests.methods import worlds
 
 
-def make(m: int = 3, n: int = 2, layer: str = "hamiltonian", **changes: Any) -> tuple[Yopo, TrainData]:
-    given = worlds.data()
+def make(
+    m: int = 3, n: int = 2, layer: str = "hamiltonian", inset: float = 0.0, **changes: Any
+) -> tuple[Yopo, TrainData]:
+    given = worlds.data(worlds.source(inset=inset))
     method = Yopo(worlds.cnn(), worlds.attack(**changes), m, n, layer)
     worlds.start(method, given)
     return method, given
@@ -42,6 +47,12 @@ def split(method: Yopo) -> tuple[list[Tensor], list[Tensor]]:
     return first, [p for p in method.network.parameters() if all(p is not q for q in first)]
 
 
+def at_the_edges(batch: Batch) -> Batch:
+    """The batch with a third of its pixels black and a third white."""
+    tone = torch.randint(3, batch.x.shape, generator=torch.Generator().manual_seed(1))
+    return replace(batch, x=torch.where(tone == 0, 0.0, torch.where(tone == 1, 1.0, batch.x)), aux={})
+
+
 def slow(method: Yopo, batch: Batch, eta: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Algorithm 1 with backward passes of its own: mean gradients of f₀ and of the rest, and the last η."""
     network, attack, m = method.network, method.attack, method.m
@@ -52,18 +63,19 @@ def slow(method: Yopo, batch: Batch, eta: Tensor) -> tuple[list[Tensor], list[Te
         for t, g in zip(total, grads, strict=True):
             t += g / m
 
-    for j in range(m):
+    for _ in range(m):
         h = network.features(batch.x + eta, upto=0)
         value = F.cross_entropy(network.classify(network.continue_from(h, 1)), batch.y)
         p = -torch.autograd.grad(value, h, retain_graph=True)[0]
         add(others, torch.autograd.grad(value, rest, retain_graph=True))
-        if method.first_layer_grad == "full" or (method.first_layer_grad == "both" and j > 0):
+        if method.first_layer_grad != "hamiltonian":
             add(ours, torch.autograd.grad(value, first))
         for _ in range(method.n):
-            eta = eta.detach().requires_grad_()
-            hamiltonian = (network.features(batch.x + eta, upto=0) * p).sum()
-            step = eta - attack.step_size * torch.autograd.grad(hamiltonian, eta)[0].sign()
-            eta = (batch.x + step.clamp(-attack.eps, attack.eps)).clamp(0, 1).detach() - batch.x
+            z = (batch.x + eta).clamp(0, 1).requires_grad_()
+            slope = torch.autograd.grad((network.features(z, upto=0) * p).sum(), z)[0]
+            slope = slope * ((batch.x + eta >= 0) & (batch.x + eta <= 1))  # what the clip passes, bounds included
+            step = eta - attack.step_size * slope.sign()
+            eta = (batch.x + step.clamp(-attack.eps, attack.eps)).clamp(0, 1) - batch.x
         if method.first_layer_grad != "full":
             hamiltonian = (network.features(batch.x + eta, upto=0) * p).sum()
             add(ours, torch.autograd.grad(-hamiltonian, first))
@@ -72,9 +84,11 @@ def slow(method: Yopo, batch: Batch, eta: Tensor) -> tuple[list[Tensor], list[Te
 
 @pytest.mark.parametrize("layer", FIRST_LAYER_GRADIENTS)
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 2), (2, 0)])
-def test_gradients_equal_separate_backward_passes(layer: str, m: int, n: int) -> None:
+@pytest.mark.parametrize("edges", [False, True], ids=["grey", "black-and-white"])
+def test_gradients_equal_separate_backward_passes(layer: str, m: int, n: int, edges: bool) -> None:
+    """Where x + η leaves the pixels, as a start may, η stays; at their bounds it moves."""
     method, given = make(m, n, layer)
-    batch = given.batch(0, 0)
+    batch = at_the_edges(given.batch(0, 0)) if edges else given.batch(0, 0)
     seen = run(method, batch)
     ours, others, eta = slow(method, batch, seen[0].x_adv - batch.x)
     for parameters, grads in zip(split(method), (ours, others), strict=True):
@@ -99,7 +113,8 @@ def test_hamiltonian_identities_at_the_old_eta() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_with_one_cheap_step_eta_moves_like_pgd(norm: str) -> None:
-    method, given = make(m=4, n=1, norm=norm, eps=0.3, step_size=0.1)
+    """Within the pixels: outside of them the clip of H stops what PGD's start does not."""
+    method, given = make(m=4, n=1, inset=0.3, norm=norm, eps=0.3, step_size=0.1)
     batch = given.batch(0, 0)
     seen = run(method, batch)
     objective = Objective(method.model, cross_entropy, batch.y)
@@ -151,6 +166,18 @@ def test_full_passes_and_cheap_ones_are_counted() -> None:
     method.network.stages[0].register_forward_hook(lambda *_: first.append(1))
     run(method, given.batch(0, 0))
     assert len(whole) == 3 and len(first) == 3 + 3 * 2 + 1
+
+
+@pytest.mark.parametrize("layer", FIRST_LAYER_GRADIENTS)
+def test_the_recorded_loss_is_the_mean_cross_entropy_of_the_full_passes(layer: str) -> None:
+    method, given = make(m=3, layer=layer)
+    batch, sums = given.batch(0, 0), Sums()
+    seen = run(method, batch)
+    values = [F.cross_entropy(method.model(each.x_adv), batch.y).item() for each in seen[:3]]
+    method.zero_grad()
+    updater = Updater(method, method, [], World(torch.device("cpu")))
+    updater.batch(batch, sums)
+    assert sums.means(updater.world)["loss"] == pytest.approx(sum(values) / 3, abs=1e-12)
 
 
 def test_loss_repeats() -> None:

@@ -26,6 +26,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "mnist_fast": (FastMnist, {}, 4),
     "lenet": (LeNet, {}, 12),
     "lenet_madry": (LeNet, {"channels": (4, 8), "padding": (2, 2), "hidden": (16,)}, 4),
+    "lenet_3x3": (LeNet, {"channels": (4, 8), "padding": (1, 1), "hidden": (16,), "kernel": 3}, 4),
     "convnet8": (ConvNet8, {}, 8),
     "resnet": (ResNet, {"blocks": (1, 2, 1), "width": 8}, 8),
     "resnet_pad": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "pad"}, 8),

@@ -110,13 +110,15 @@ def test_ensemble_is_the_mean_of_probabilities() -> None:
     members, x = [cnn(seed=seed) for seed in range(3)], images()
     p = torch.stack([member(x).softmax(dim=1) for member in members]).mean(dim=0)
     out = Ensemble(members)(x)
-    torch.testing.assert_close(out, p.log(), rtol=0, atol=1e-14)
-    torch.testing.assert_close(out.exp().sum(dim=1), torch.ones(5, dtype=F64))
+    torch.testing.assert_close(out.log_softmax(dim=1), p.log(), rtol=0, atol=1e-14)
+    sizes = torch.stack([member(x).logsumexp(dim=1) for member in members]).mean(dim=0)
+    torch.testing.assert_close(out.logsumexp(dim=1), sizes, rtol=0, atol=1e-14)
 
 
 def test_ensemble_of_one_and_of_equals() -> None:
+    """They are the member, logits and all: a penalty of logits means the same of one network and of several."""
     member, x = cnn(), images()
-    expected = member(x).log_softmax(dim=1)
+    expected = member(x)
     torch.testing.assert_close(Ensemble([member])(x), expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(Ensemble([member] * 4)(x), expected, rtol=0, atol=1e-14)
 

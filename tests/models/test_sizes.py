@@ -45,6 +45,7 @@ PARAMETERS = [
     ("wrn_28_10", CIFAR, {}, 36_479_194),  # the paper's 36.5 M
     ("wrn_34_10", CIFAR, {}, 46_160_474),  # RobustBench
     ("wrn_32_10", CIFAR, {}, 46_160_474),
+    ("wrn_32_10", CIFAR, {"shortcut": "pool", "padding": "same"}, 45_901_914),  # JHL-HUST/RLFAT, model_bn.py, run
     ("wrn_34_20", CIFAR, {}, 184_531_674),  # RobustBench
     ("wrn_70_16", CIFAR, {}, 266_796_506),  # RobustBench
     ("wrn_40_2", CIFAR, {}, 2_243_546),  # the paper's 2.2 M
@@ -64,7 +65,15 @@ PARAMETERS = [
     ("torchvision", IMAGENET, {"name": "wide_resnet50_2"}, 68_883_240),
     ("torchvision", IMAGENET, {"name": "googlenet"}, 6_624_904),
     ("lenet", MNIST, {}, 61_706),  # the LeNet-5 of textbooks
+    # Padded to 32×32, by hand from mnist/train-mnist-robust-inf.lua of ushaham/adversarialPaper.
+    (
+        "lenet",
+        (1, 32, 32),
+        {"channels": [32, 64], "padding": [0, 0], "pools": [3, 2], "hidden": [200]},
+        105_506,
+    ),
     ("lenet_madry", MNIST, {}, 3_274_634),  # the network of TensorFlow's MNIST tutorial, which Madry et al. took
+    ("lenet_madry", MNIST, {"kernel": 3, "padding": [1, 1]}, 320 + 18_496 + 3_212_288 + 10_250),
     # Their sources give no count: from their layers by hand.
     ("mnist_trades", MNIST, {}, 320 + 9_248 + 18_496 + 36_928 + 205_000 + 40_200 + 2_010),
     ("mnist_fast", MNIST, {}, 272 + 8_224 + 156_900 + 1_010),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atbench.attacks import Attack, GradientAttack, Searched
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Outcome, Plan, Threat, record
+from atbench.evaluation import Evaluation, Outcome, Plan, Threat, files, record
 from atbench.evaluation.suite import UNKNOWN, Found, Level, Surface
 
 N, CLASSES = 60, 10
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, epoch: int, made: Made) -> None:
     }  # fmt: skip
     content["warnings"] = list(made.warnings)
     content["audit"] = made.audit or content["audit"]  # without one: as of an evaluation that was not audited
-    record.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation))
+    files.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation), {"made": name})
 
 
 def _evaluation(made: Made) -> Evaluation:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from atbench.evaluation import record
+from atbench.evaluation import files, record
 from atbench.reporting import summary
 from atbench.reporting.document import Paragraph, Table
 from atbench.reporting.evaluation_report import accuracies
@@ -23,7 +23,7 @@ from tests.evaluation.test_rejection import rejected
 def made(folder: Path, **changes: Any) -> Evaluation:
     _, found = rejected(**changes)
     about = {"schema": 2, "checkpoint": "best", "epoch": 1, "split": "test"}
-    record.save(folder, "best", {**about, **record.figures(found)}, record.arrays(found), {})
+    files.save(folder, "best", {**about, **record.figures(found)}, record.arrays(found), {}, {})
     return read_evaluation(folder / "best.json")
 
 

@@ -13,7 +13,6 @@ from tests.contract import Log, trainer_of
 from tests.test_config import resolved
 from tests.test_contract import ALONE
 
-
 PLAIN = ("train.optimizer.momentum=0", "train.optimizer.weight_decay=0")
 
 

@@ -13,7 +13,7 @@ from atbench.errors import ConfigError
 from atbench.training.schedules import (
     CosineByEpoch,
     ExponentialByEpoch,
-    LinearTail,
+    InverseTime,
     OneCycle,
     OneCycleByEpoch,
     Piecewise,
@@ -59,11 +59,11 @@ def test_a_line_that_does_not_lead_from_start_to_end_is_refused(at: list[float],
         PiecewiseLinear(at, factors)
 
 
-def test_linear_tail_is_constant_then_linear_to_zero() -> None:
-    schedule = LinearTail(0.6)
-    assert schedule(0.0) == schedule(0.6) == 1
-    assert schedule(0.8) == pytest.approx(0.5)
-    assert schedule(1.0) == 0
+def test_inverse_time_is_torch7s_decay_by_step() -> None:
+    steps, decay = 72_000, 5e-6
+    schedule = InverseTime(decay * steps)
+    for step in (0, 1, 600, 36_000, 71_999):
+        assert 0.01 * schedule(step / steps) == pytest.approx(0.01 / (1 + step * decay), rel=1e-12)
 
 
 def test_one_cycle_is_torchs_at_every_step() -> None:
