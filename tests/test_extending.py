@@ -60,7 +60,7 @@ def test_a_linear_model_breaks_exactly_where_the_closed_form_says(mine: Path, mo
     monkeypatch.syspath_prepend(str(mine / "mine"))
     import mydata  # type: ignore[import-not-found]
 
-    test = mydata.stripes().test().take(torch.arange(40))
+    test = mydata.stripes().test().sample(40)
     x, y = test.floats(dtype=torch.float64).flatten(1), test.y
     weight, bias = state["weights.weight"].double(), state["weights.bias"].double()
     gap = weight[y] - weight[1 - y]
