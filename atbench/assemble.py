@@ -35,14 +35,16 @@ def make_source(cfg: DictConfig) -> Source:
     return source
 
 
-def shared_source(cfg: DictConfig, world: World) -> Source:
+def shared_source(cfg: DictConfig, world: World, to_train: bool = False) -> Source:
     """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
-    cannot, all raise what it raised.
+    cannot, all raise what it raised. `to_train`: it is fit to be trained on, and to be evaluated on afterwards.
     """
     source, refusal = None, None
     if world.main:
         try:
             source = make_source(cfg)
+            if to_train:
+                source.refuse_unfit()
         except AtbenchError as error:
             refusal = error
     if refusal := world.share_object(refusal):
@@ -107,9 +109,6 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     given = facts_for(cfg.model, source)
     torch.manual_seed(derive(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
-    for member in members:
-        if not isinstance(member, nn.Module):
-            raise ConfigError("model._target_", cfg.model._target_, "does not make a torch.nn.Module", "return one")
     return members[0] if len(members) == 1 else Ensemble(members)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -16,18 +17,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from atbench.allowed import Place, place
 from atbench.errors import ConfigError
-from atbench.mistakes import hint
+from atbench.mistakes import hint, nearest
 from atbench.typecheck import fits, spelled, wants_mapping
 
-# Where a target may be defined. Not all of atbench: a config must not be able to call the command line or write files.
-ALLOWED = (
-    *(f"atbench.{part}" for part in ("data", "models", "attacks", "methods", "training", "evaluation", "reporting")),
-    "torch.optim",
-    "torch.nn",
-    "torchvision.models",
-    "torchvision.datasets",
-)
 # Keys of a node that the run reads itself, so that they are no arguments of the target.
 READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
 # What constructors raise where a setting does not suit them. No OSError: that is about the machine.
@@ -37,19 +31,18 @@ _TRUSTED = "ATBENCH_TRUSTED"
 _NOT_THE_USERS = tuple(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_RESERVED = frozenset({"atbench", "__main__"}) | sys.stdlib_module_names | frozenset(sys.builtin_module_names)
 
 
 def trust(*folders: Path) -> None:
-    """Let targets be defined in Python files under these folders, and make them importable.
+    """Let targets be defined in Python files under these folders.
 
-    Kept in the environment: the workers of a launcher or of torch are fresh processes that inherit nothing else.
+    Kept in the environment: the workers of a launcher or of torch are fresh processes that inherit nothing else. The
+    folders go on Python's path with the first target that is in them: until then no file in them is ever run, whatever
+    library it is called after.
     """
     known = trusted()
-    for folder in (path.resolve() for path in folders):
-        if folder not in known:
-            known.append(folder)
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    known += [folder for folder in dict.fromkeys(path.resolve() for path in folders) if folder not in known]
     os.environ[_TRUSTED] = os.pathsep.join(str(folder) for folder in known)
 
 
@@ -68,8 +61,9 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
         path: where the node lies in the configuration ("method"), for the messages.
         given: arguments that only the program has, such as the model and the attack.
 
-    Raises ConfigError, naming the key and a near miss, for a target that may not be built, an unknown, missing or
-    doubly given argument, a value that does not fit the argument's annotation, and whatever its constructor refuses.
+    Raises ConfigError, naming the key and a near miss, for a target that may not be built or makes something else than
+    is wanted at `path`, an unknown, missing or doubly given argument, a value that does not fit the argument's
+    annotation, and whatever its constructor refuses.
     """
     # Our own few lines rather than hydra.utils.instantiate: they know the path of the node and the signature, so that a
     # mistake gets one line with a near miss, and no allow-list hangs on a keyword that Hydra keeps renaming.
@@ -80,10 +74,15 @@ def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
         for key, value in _options(node, path).items()
     }
     if node.get("_partial_"):
-        return functools.partial(target, **arguments, **given)
-    _all_there(target, {*arguments, *given}, path)
-    with refusing(node, path):
-        return target(**arguments, **given)
+        made: Any = functools.partial(target, **arguments, **given)
+    else:
+        _all_there(target, {*arguments, *given}, path)
+        with refusing(node, path):
+            made = target(**arguments, **given)
+    where = place(path)
+    if where and where.types and not where.later and not isinstance(made, _types(where)):
+        raise _other_type(where, f"{path}._target_", node["_target_"], f"makes a {type(made).__name__} and no")
+    return made
 
 
 @contextmanager
@@ -138,18 +137,25 @@ def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> 
 
 
 def locate(name: str, key: str) -> Callable[..., Any]:
-    """The class or function called `name`. Raises ConfigError if there is none, or none that a config may build."""
-    root = name.partition(".")[0]
-    if root not in {place.partition(".")[0] for place in ALLOWED} and not _is_the_users(root):
+    """The class or function called `name`, for the key `<path>._target_`. Raises ConfigError if there is none, none
+    that a configuration may build there, or a class of another type.
+    """
+    where = place(key.removesuffix("._target_"))
+    if where is None:
+        raise ConfigError(key, name, "nothing is built at this place of the configuration", "leave it out")
+    if name not in where.names and not _is_the_users(name.partition(".")[0]):
         # Before the import, because importing a module already runs it.
-        raise _forbidden(name, key)
+        raise _forbidden(name, key, where)
+    if name not in where.names:
+        sys.path += [str(folder) for folder in trusted() if str(folder) not in sys.path]
     found = _import(name, key)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise ConfigError(key, name, "is neither a class nor a function", "name one")
-    # On the object, not the name: an alias inside an allowed module (`...digits.Path`) would pass a test of the name.
-    home = found.__module__
-    if not any(home == place or home.startswith(place + ".") for place in ALLOWED) and not _is_the_users(home):
-        raise _forbidden(name, key)
+    # On the object, not the name: what a file of the user's has imported (`mine.Path`) is not the user's.
+    if name not in where.names and not _is_the_users(found.__module__):
+        raise _forbidden(name, key, where)
+    if where.types and inspect.isclass(found) and not issubclass(found, _types(where)):
+        raise _other_type(where, key, name, "is no")
     return found
 
 
@@ -176,25 +182,45 @@ def _import(name: str, key: str) -> Any:
     raise ConfigError(key, name, "there is no such module", "write package.module.Class")
 
 
-def _forbidden(name: str, key: str) -> ConfigError:
-    fix = f"use one of {', '.join(ALLOWED)}, or a Python file in the current folder or beside --config-dir"
-    return ConfigError(key, name, "a configuration may not build this", fix)
+def _types(where: Place) -> tuple[type, ...]:
+    """What an object at a place has to be one of."""
+    names = (name.rpartition(".") for name in where.types)
+    return tuple(getattr(importlib.import_module(module), name) for module, _, name in names)
+
+
+def _other_type(where: Place, key: str, value: str, what: str) -> ConfigError:
+    return ConfigError(key, value, f"{what} {' or '.join(where.types)}", "name a class or function that makes one")
+
+
+def _forbidden(name: str, key: str, where: Place) -> ConfigError:
+    near = nearest(name, where.names)
+    fix = "name one of ours, or a class or function in a Python file in the current folder or beside --config-dir"
+    return ConfigError(key, name, "a configuration may not build this here", f"did you mean '{near}'?" if near else fix)
 
 
 def _is_the_users(module_name: str) -> bool:
-    """Whether the file of a module (found, not imported, where it is a top-level name) lies in a trusted folder."""
+    """Whether a module (found, not imported, where it is a top-level name) is a Python file in a trusted folder, or a
+    folder of such files.
+    """
+    root = module_name.partition(".")[0]
+    if root in _RESERVED:
+        return False
     module = sys.modules.get(module_name)
-    spec = module.__spec__ if module is not None else importlib.util.find_spec(module_name.partition(".")[0])
-    origin = getattr(module, "__file__", None) or (spec.origin if spec is not None else None)
-    if origin is None and spec is not None and spec.submodule_search_locations:
-        origin = next(iter(spec.submodule_search_locations))  # a folder without __init__.py
-    if origin is None or module_name.partition(".")[0] == "atbench":
+    path = [*sys.path, *(str(folder) for folder in trusted())]
+    spec = module.__spec__ if module is not None else importlib.machinery.PathFinder.find_spec(root, path)
+    if spec is None:
         return False
-    file = Path(origin).resolve()
+    if isinstance(spec.loader, importlib.machinery.SourceFileLoader) and spec.has_location and spec.origin:
+        files = [spec.origin]
+    else:
+        files = [] if spec.origin else list(spec.submodule_search_locations or [])  # a folder without __init__.py
+    return bool(files) and all(_lies_with_the_user(Path(file).resolve()) for file in files)
+
+
+def _lies_with_the_user(file: Path) -> bool:
     # A virtual environment inside the current folder holds everybody's code, not the user's.
-    if any(file.is_relative_to(place) for place in _NOT_THE_USERS):
-        return False
-    return any(file.is_relative_to(folder) for folder in trusted())
+    installed = any(file.is_relative_to(place) for place in _NOT_THE_USERS) or "site-packages" in file.parts
+    return not installed and any(file.is_relative_to(folder) for folder in trusted())
 
 
 def welcome(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:

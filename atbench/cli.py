@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atbench import __version__, catalog
-from atbench.commandline import Line, open_model, parse, target_first
+from atbench.commandline import Line, open_model, open_targets, parse, target_first
 from atbench.errors import ConfigError, Interrupted, exit_code, expected
 from atbench.mistakes import hint, is_composition, refusal
 
@@ -112,8 +112,7 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     if verb == "eval" and "--shell-completion" not in line.options:
         target_first(line)
         open_model(line)
-    if line.config_dir is not None and not line.config_dir.is_dir():
-        raise ConfigError("--config-dir", line.config_dir, "there is no such folder", "correct the path")
+    open_targets(line)
     if "--multirun" in line.options and "RANK" in os.environ:
         raise ConfigError(
             "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
@@ -121,11 +120,11 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
 
     from hydra.core.global_hydra import GlobalHydra
 
-    from atbench import config, sweep
+    from atbench import config, hydra_nodes, sweep
 
-    config.remember_typed(words)
-    config.trust(Path.cwd(), *([line.config_dir.parent] if line.config_dir else []))
+    config.remember_typed(words, line.config_dir)
     config.register()
+    hydra_nodes.guard()
     sweep.forget()
     if "--multirun" in line.options:
         sweep.go_on(line)
@@ -256,7 +255,10 @@ def _export(words: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default) or last")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
+    parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
     given = parser.parse_intermixed_args(words)
+    importlib.import_module("atbench.config").remember_typed(["export", *words], given.config_dir)
     return int(importlib.import_module("atbench.export").main(given.run, given.checkpoint, given.out))
 
 

@@ -30,6 +30,7 @@ _VALUED = {
     "-cd": "--config-dir",
     "-i": "--info",
 }
+_TARGET = re.compile(r"[\w.]+\._target_=")
 # Options that choose what is done; Hydra knows only one of them at a time.
 _MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
 _CHOICES = {
@@ -85,6 +86,15 @@ def target_first(line: Line) -> None:
 def open_model(line: Line) -> None:
     """`eval model.key=value`: any key of any network, which Hydra takes for the keys of a chosen option alone."""
     line.overrides = [f"++{word}" if word.startswith("model.") else word for word in line.overrides]
+
+
+def open_targets(line: Line) -> None:
+    """`eval RUN model.module._target_=mine.Net`, `train resume=RUN method._target_=mine.Mine`: a class that the run's
+    own configuration names, and that the composed one need not have a place for.
+    """
+    again = any(word.lstrip("+").startswith(("resume=", "target=", "verify=")) for word in line.overrides)
+    if again and "--multirun" not in line.options:
+        line.overrides = [f"++{word}" if _TARGET.match(word) else word for word in line.overrides]
 
 
 def quoted(text: str) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional, Union
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atbench.build import build, refusing, trust, trusted, welcome
 from atbench.checks import check
+from atbench.environ import at, unread
 from atbench.errors import ConfigError
 from atbench.mistakes import interpolation
 
@@ -22,9 +24,11 @@ __all__ = [
     "EvalConfig",
     "TrainConfig",
     "as_typed",
+    "as_written",
     "build",
     "check",
     "plain",
+    "recorded",
     "refusing",
     "register",
     "resolve",
@@ -209,6 +213,7 @@ def register() -> None:
 
 def resolve(cfg: DictConfig) -> DictConfig:
     """The configuration as plain values, read-only: interpolations followed, fractions floats, unknown keys refused.
+    Texts of the environment stay `${oc.env:...}`, which gives their value wherever one is asked for.
 
     Raises ConfigError for a value that was never given and for an interpolation that leads nowhere.
     """
@@ -216,10 +221,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     try:
         for key in sorted(OmegaConf.missing_keys(cfg)):
             raise ConfigError(key, "???", "has to be given", f"write {key}=...")
-        values = _tree(cfg, resolve=True)
+        values, typed = _tree(cfg, resolve=True), _tree(cfg, resolve=False)
     except OmegaConfBaseException as error:
         raise interpolation(error, _tree(cfg, resolve=False)) from error
-    result = OmegaConf.create({key: value if key in _TEXTS else _floats(value) for key, value in values.items()})
+    numbers = {key: value if key in _TEXTS else _floats(value) for key, value in values.items()}
+    result = OmegaConf.create(unread(numbers, typed, typed))
     OmegaConf.set_struct(result, True)
     OmegaConf.set_readonly(result, True)
     return result
@@ -230,9 +236,24 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return _tree(cfg, resolve=True)
 
 
-def remember_typed(argv: list[str]) -> None:
-    """Note what the user typed. In the environment, so that a launcher's worker knows it as well."""
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """The same for what is written down and sent away: what was read of the environment is not in it."""
+    return _tree(cfg, resolve=False)
+
+
+def as_written(cfg: DictConfig, key: str) -> Any:
+    """The value at a key of a resolved configuration, as it is written down."""
+    return at(recorded(cfg), key.split("."))
+
+
+def remember_typed(argv: list[str], config_dir: Path | None) -> None:
+    """Note what the user typed, and trust the Python files that go with it: those of the current folder, and those
+    beside the folder of configs. In the environment, so that a launcher's worker knows it as well.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError("--config-dir", config_dir, "there is no such folder", "correct the path")
     os.environ[_ARGV] = json.dumps(argv)
+    trust(Path.cwd(), *([config_dir.absolute().parent] if config_dir is not None else []))
 
 
 def as_typed() -> list[str]:

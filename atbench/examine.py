@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from atbench import assemble, config, foreign
+from atbench.brought import EVALUATED, refuse_code, refuse_reading, repeats, to_name_again
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import Evaluation, Ledger, Victim, files, names, record, weights_sha256
@@ -51,7 +52,8 @@ def evaluate(composed: DictConfig) -> float:
         records = checkpoints(cfg, source, here, folder, names)
         if here.main:
             report.write(folder)
-            summary(records, folder, [f"atbench eval verify={folder}", f"atbench report {folder}"], Console())
+            again = to_name_again(config.recorded(cfg))
+            summary(records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
@@ -77,25 +79,36 @@ def anybodys(cfg: DictConfig, folder: Path | None) -> float:
             if here.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
                 report.write(folder)
-                commands = [f"atbench eval verify={folder}", f"atbench export {folder}"]
+                again = to_name_again(config.recorded(cfg))
+                commands = [f"atbench eval verify={folder}{again}", f"atbench export {folder}{again}"]
                 summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
 def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
-    """The configuration of the run, with what `atbench eval` was told in place of what it had."""
+    """The parts of the run's configuration that an evaluation needs, with what `atbench eval` was told in place of what
+    it had.
+    """
     if composed.checkpoint is not None:
         why = "a run has checkpoints of its own"
         raise ConfigError("checkpoint", composed.checkpoint, why, "leave the run out, or name RUN/checkpoints/NAME.pt")
+    brought = {key: saved[key] for key in ("dataset", "model", "data_dir")}
+    brought["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
+    for key in ("dataset", "model"):
+        if repeats(composed[key], saved[key]):
+            composed[key] = None
     if composed.model is not None:
         foreign.refuse_nameless(composed.model)
+    brought = {key: value for key, value in brought.items() if composed[key] is None}
+    refuse_code(brought, EVALUATED, config.as_typed())
+    refuse_reading(brought)
     foreign.refuse_radius(config.as_typed())
     if composed.dataset is None:
-        composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
+        composed.dataset = brought["dataset"]  # an attack of the training side has the data set's radius
     asked = config.resolve(composed)
-    cfg = OmegaConf.create({**saved, "eval": asked.eval, "seed": asked.seed, "device": asked.device})
-    cfg.update({key: asked[key] for key in ("dataset", "model", "data_dir") if asked[key] is not None})
-    cfg.threads = asked.threads
+    cfg = OmegaConf.create({key: asked[key] for key in ("seed", "device", "threads", "dataset", "eval")})
+    cfg.attack = {key: saved["attack"][key] for key in ("norm", "eps")}
+    cfg.update({key: brought.get(key, asked[key]) for key in ("model", "data_dir")})
     if asked.attack is not None:
         cfg.eval.attacks = {**cfg.eval.attacks, asked.attack.about.name: asked.attack}
     return cfg

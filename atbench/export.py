@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from atbench import __version__, assemble, catalog, config
+from atbench.brought import refuse_code, refuse_reading
 from atbench.build import READ_BY_RUN
 from atbench.commandline import quoted
 from atbench.data import Source
@@ -40,8 +41,9 @@ def main(run: Path, checkpoint: str, out: Path | None) -> int:
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
     Raises DataError where there is no record of these weights.
     """
-    config.trust(Path.cwd())
     folder, names, saved = target_of(str(run), [checkpoint])
+    refuse_code(saved, ("model", "dataset.source"), config.as_typed())
+    refuse_reading({key: saved[key] for key in ("model", "dataset", "data_dir")})
     name, cfg = names[0], OmegaConf.create(saved)
     if not (found := evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")

@@ -15,7 +15,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from atbench.errors import DataError, EnvironmentFault, NumericalError, exit_code, expected
+from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalError, exit_code, expected
+
+#: What the program writes into a run folder.
+OWN = (
+    "as_typed.yaml", "checkpoints", "config.yaml", "environment.json", "evaluation", "export", "lock", "metrics.jsonl",
+    "pictures", "report.html", "report.md", "stages", "status.json", "wandb",
+)  # fmt: skip
 
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
 
@@ -27,7 +33,8 @@ def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        aside.unlink(missing_ok=True)  # a killed process of the same number left it, or it is a link that leads away
+        with aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -88,7 +95,11 @@ def now() -> str:
 
 
 def fresh(parent: Path, name: str) -> Path:
-    """A folder of its own for a new run: `<parent>/<date>-<time>-<name>`, numbered where that is taken."""
+    """A folder of its own for a new run: `<parent>/<date>-<time>-<name>`, numbered where that is taken.
+
+    Raises ConfigError for a name that would lead elsewhere, EnvironmentFault where there is no writing.
+    """
+    refuse_path("name", name)
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
     for count in range(1000):
         path = parent / (stem if count == 0 else f"{stem}-{count + 1}")
@@ -102,6 +113,25 @@ def fresh(parent: Path, name: str) -> Path:
                 "runs", parent, f"cannot be written ({error.strerror})", "set runs=FOLDER"
             ) from error
     raise EnvironmentFault("runs", parent, f"already holds a thousand folders called {stem}", "set name=NAME")
+
+
+def refuse_path(key: str, name: str) -> None:
+    """Raise ConfigError for a name of a file or folder that would lead elsewhere."""
+    if any(sign in name for sign in ("/", "\\", "\0")):
+        raise ConfigError(key, name, "is a path and not the name of one file or folder", "leave the slashes out")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise DataError for a symbolic link among what a run writes in its folder: it would be followed, and what it
+    leads to cut off or written over. The folder itself may be one.
+    """
+    for name in OWN:
+        top = folder / name
+        # In `wandb` it is W&B that writes, and that makes links of its own.
+        below = os.walk(top) if name != "wandb" and top.is_dir() and not top.is_symlink() else ()
+        inside = (Path(place) / entry for place, folders, files in below for entry in (*folders, *files))
+        if link := next((path for path in (top, *inside) if path.is_symlink()), None):
+            raise DataError("run", link, "is a symbolic link", "put what it leads to in its place")
 
 
 def set_status(folder: Path, **fields: Any) -> None:

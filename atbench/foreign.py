@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from atbench import assemble, config, sweep
+from atbench.brought import EVALUATED, refuse_code, refuse_reading, repeats
 from atbench.data import Source
 from atbench.environment import environment
 from atbench.errors import ConfigError, DataError
@@ -48,12 +49,13 @@ def asked(composed: DictConfig) -> DictConfig:
     if file is not None and not Path(file).is_file():
         raise DataError("checkpoint", file, "there is no such file", "correct the path")
     stem = re.sub(r"[^\w+-]", "_", Path(file).stem if file else target(typed).rpartition(".")[2])
-    kept = {key: typed[key] for key in ("seed", "device", "threads", "runs", "dataset", "model", "eval")}
+    written = config.recorded(typed)
+    kept = {key: written[key] for key in ("seed", "device", "threads", "runs", "dataset", "model", "eval")}
     cfg = OmegaConf.create(
         {
             "name": typed.name or f"{typed.dataset.about.name}-{stem}",
             **kept,
-            "data_dir": typed.data_dir or "data",
+            "data_dir": written["data_dir"] or "data",
             "checkpoint": str(Path(file).absolute()) if file else None,
         }
     )
@@ -66,12 +68,18 @@ def again(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> Dict
     """The configuration of an earlier evaluation: as it was, or with another `eval` where one is typed; `seed` stays
     unless it is typed. `checkpoint` says where the file has gone to.
     """
-    keys = {word.lstrip("+~").partition("=")[0].partition(".")[0] for word in typed[1:] if "=" in word}
+    given = [word.lstrip("+~").partition("=")[0] for word in typed[1:] if "=" in word]
+    keys = {key.partition(".")[0] for key in given if not key.endswith("._target_")}
     for key in _FIXED:
-        if key in keys:
+        if key in keys or (composed[key] is not None and not repeats(composed[key], saved[key])):
             why = "a folder is of one network and one data set"
             raise ConfigError(key, "given with a folder", why, "leave it out, or leave the folder out")
-    composed.dataset = saved["dataset"]  # an attack of the training side has the data set's radius
+    refuse_code(saved, EVALUATED, typed)
+    refuse_reading(saved, [key for key in ("data_dir", "checkpoint") if composed[key] is not None])
+    composed.model, composed.dataset = (
+        None,
+        saved["dataset"],
+    )  # an attack of the training side has the data set's radius
     new = config.resolve(composed)
     cfg = OmegaConf.create(saved)
     cfg.update({"device": new.device, "threads": new.threads, "data_dir": new.data_dir or cfg.data_dir})

@@ -14,6 +14,7 @@ from atbench import assemble, config, foreign
 from atbench.attacks import Attack, GradientAttack, Searched
 from atbench.attacks.confident import Confident
 from atbench.attacks.objectives import fewest_classes, label_objective
+from atbench.brought import refuse_code, refuse_reading
 from atbench.config import build, welcome
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
@@ -90,6 +91,8 @@ def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tupl
 def opened(target: str, source: Source, device: torch.device) -> nn.Module:
     """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
     folder, (name,), saved = target_of(target, ["best"])
+    refuse_code(saved, ("model",), config.as_typed())
+    refuse_reading(saved["model"])
     network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
     return network.eval().requires_grad_(False)
 

@@ -11,9 +11,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.config import TrainConfig, plain, resolve
+from atbench.brought import readings, refuse_code, refuse_reading
+from atbench.config import TrainConfig, as_typed, as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
-from atbench.folder import read_json
+from atbench.folder import read_json, refuse_links, refuse_path
 from atbench.reporting.runs import lookup
 from atbench.training import checkpoint
 
@@ -34,6 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         sweep = (folder / "multirun.yaml").is_file()
         fix = f"of a sweep: `atbench train -m resume={folder}`" if sweep else "name a folder under runs/"
         raise DataError("run", folder, "is not a run folder: it has no config.yaml", fix)
+    refuse_links(folder)
     try:
         content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
@@ -48,8 +50,14 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the
     others.
     """
-    cfg = OmegaConf.create(_complete(read_config(folder), folder / "config.yaml"))
-    now, said = resolve(composed), _said(folder)
+    saved, now, said = read_config(folder), resolve(composed), _said(folder)
+    refuse_code(saved, ("",), as_typed())
+    refuse_reading(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
+    cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
+    for key, _ in readings(saved):  # said again on the line
+        OmegaConf.update(cfg, key, as_written(now, key))
+    for name in cfg.eval.checkpoints:
+        refuse_path("eval.checkpoints", name)
     for word in typed:
         name, _, value = word.lstrip("+~").partition("=")
         key = name.partition("@")[0]
@@ -57,7 +65,7 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
             continue
         new, old = (_plain(OmegaConf.select(each, key)) for each in (now, cfg))
         if _free(key):
-            OmegaConf.update(cfg, key, new, merge=False, force_add=True)
+            OmegaConf.update(cfg, key, as_written(now, key), merge=False, force_add=True)
         elif key == "experiment" or difference(old, new, key) or difference(new, old, key):
             named = lookup(old, "about.name") or ("another" if isinstance(old, dict) or key == "experiment" else old)
             why = f"the run has {named}; a resumed run keeps its configuration"
@@ -82,7 +90,7 @@ def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | No
 
 def refuse_other(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
     """Raise DataError if the configuration that a checkpoint was `saved` with is not that of its run."""
-    if found := difference(saved, plain(cfg)):
+    if found := difference(saved, recorded(cfg)):
         key, then, now = found
         why = f"{key} was {then} when it was trained, and config.yaml has {now}"
         raise DataError("checkpoint", path, why, "restore config.yaml")
@@ -97,7 +105,7 @@ def finished(folder: Path) -> float | None:
 
 def twin(sweep: Path, cfg: DictConfig) -> Path | None:
     """The run in the folder of a sweep that has this configuration: the job that is to be done, done or begun."""
-    now = plain(cfg)
+    now = recorded(cfg)
     for path in sorted(sweep.glob("*/config.yaml")):
         saved = read_config(path.parent)
         if not difference(saved, now) and not difference(now, saved):
@@ -152,6 +160,10 @@ def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str,
     path = Path(target)
     if path.suffix != ".pt":
         config = read_config(path)
-        return path, config["eval"]["checkpoints"] if is_foreign(config) else which, config
+        names = config["eval"]["checkpoints"] if is_foreign(config) else which
+        for name in names:
+            refuse_path("eval.checkpoints", name)
+        return path, names, config
     saved: dict[str, Any] = checkpoint.read(path, needs=("config", "model", "epoch"))["config"]
-    return path.parent.parent, [path.stem], plain(OmegaConf.create(saved))
+    refuse_links(path.parent.parent)
+    return path.parent.parent, [path.stem], saved

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from atbench import assemble, config, examine, sweep
+from atbench.brought import to_name_again
 from atbench.data import Source
 from atbench.environment import NOTED, compared, environment, facts
 from atbench.errors import DataError, exit_code
@@ -49,7 +50,8 @@ def train(composed: DictConfig) -> float:
         return score
     warnings = config.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        run = Run(cfg, assemble.shared_source(cfg, here), here, signal, resumed or Path())
+        source = assemble.shared_source(cfg, here, to_train=True)
+        run = Run(cfg, source, here, signal, resumed or Path())
         state = run.last() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare(fresh=state is None)
@@ -191,13 +193,13 @@ class Run:
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.tracker.position() if self.tracker else 0
-        content = {**state, "config": config.plain(self.cfg), "metrics": position}
+        content = {**state, "config": config.recorded(self.cfg), "metrics": position}
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _tracker(self) -> Tracker:
         group = parent.name if (parent := sweep.current()) else None
         logger = None if self.label or not self.cfg.logger else config.plain(self.cfg.logger)
-        return Tracker(self.folder, logger, config.plain(self.cfg), self.folder.name, group)
+        return Tracker(self.folder, logger, config.recorded(self.cfg), self.folder.name, group)
 
     def last(self) -> dict[str, Any] | None:
         """What the last checkpoint holds, or None if there is none yet. Raises DataError for one that is gone, or that
@@ -225,7 +227,7 @@ class Run:
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
         """Train what a method asked for first, kept by the hash of its configuration: done once, resumed by itself."""
-        cfg = OmegaConf.create(config.plain(self.cfg))
+        cfg = OmegaConf.create(config.recorded(self.cfg))
         cfg.method, cfg.plus = stage.method, {}
         cfg.model = {**cfg.model, **stage.model}
         cfg.seed = cfg.seed + stage.offset
@@ -267,7 +269,8 @@ class Run:
             self.tracker.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
         others = sweep.current() or f"{self.folder} OTHER_RUN"
-        commands = [f"atbench eval {self.folder} eval=auto", f"atbench report {others}"]
+        again = to_name_again(config.recorded(self.cfg))
+        commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 
     def done(self, trainer: Trainer, exit_code: int | None = None) -> None:

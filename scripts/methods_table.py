@@ -91,7 +91,7 @@ def cost(name: str) -> float:
         write_json(run.folder / "status.json", {})
         trainer = run.prepare(fresh=True)
         with Count() as count:
-            run.fit(trainer)
+            run.fit(trainer, None)
     return count.total / (forward.total * trainer.data.steps * cfg.train.epochs)
 
 

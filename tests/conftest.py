@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 from collections.abc import Callable
@@ -53,3 +54,16 @@ def stub(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     module.evaluate = lambda cfg: recorded.record("evaluate", cfg)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "atbench.run", module)
     return recorded
+
+
+@pytest.fixture
+def unpacked(here: Path) -> Path:
+    """A folder as somebody unpacked it: a module that is a trap, something to unpack, and a run's folder."""
+    (here / "trap.py").write_text(
+        "from pathlib import Path\nPath('sprung').touch()\nfrom torch import nn\nclass Net(nn.Linear): pass\n"
+    )
+    (here / "x.gz").write_bytes(gzip.compress(b"sprung"))
+    for folder in ("checkpoints", "evaluation"):
+        (here / "run" / folder).mkdir(parents=True)
+    sys.modules.pop("trap", None)
+    return here

@@ -31,10 +31,10 @@ LAYERS = (
     {"methods"},
     {"attacks"},
     {"models", "data"},
-    {"config", "sweep", "folder"},
+    {"config", "sweep", "folder", "hydra_nodes", "brought"},
     {"checks", "catalog", "commandline"},
     {"build"},
-    {"mistakes", "typecheck"},
+    {"mistakes", "typecheck", "allowed", "environ"},
     {"rng", "errors", "ranges"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -237,7 +237,8 @@ def test_a_method_of_ones_own(stub: Stub, here: Path, capsys: pytest.CaptureFixt
     )
     (folder / "mytrain.yaml").write_text("defaults: [train, {override method: ours}, _self_]\nseed: 9\n")
     (here / "mine" / "ours_module.py").write_text(
-        "class Ours:\n    def __init__(self, gain: float = 1.0): self.gain = gain\n"
+        "from torch import nn\nfrom atbench.methods import Method\nclass Ours(Method):\n"
+        "    def __init__(self, gain: float = 1.0):\n        nn.Module.__init__(self)\n        self.gain = gain\n"
     )
 
     def act(cfg: Any) -> float:

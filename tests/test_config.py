@@ -100,9 +100,10 @@ class TestBuild:
     def test_nested_nodes_and_lists_are_built_and_plain(self) -> None:
         options = OmegaConf.create({"args": [1]})
         inner = OmegaConf.create(node(PIECEWISE, milestones=[0.75, 0.5], gamma=0.1))
-        built = config.build({"_target_": "torch.nn.ModuleDict", "modules": {"a": {"_target_": "torch.nn.ReLU"}}}, "x")
+        layers = {"_target_": "torch.nn.ModuleDict", "modules": {"a": {"_target_": "torch.nn.ReLU"}}}
+        built = config.build(layers, "model")
         assert isinstance(built["a"], torch.nn.ReLU) and options.args == [1]
-        assert type(config.build(inner, "s").milestones) is list
+        assert type(config.build(inner, "train.schedule").milestones) is list
 
     def test_a_node_stays_one_where_settings_are_wanted(self) -> None:
         given = {"model": torch.nn.Linear(1, 1), "attack": config.build(node(SEARCH, **LINF), "attack")}
@@ -115,8 +116,8 @@ class TestBuild:
     def test_the_members_of_a_model_are_the_runs_business(self) -> None:
         given = {"shape": (1, 8, 8), "classes": 10, "mean": (0.0,), "std": (1.0,)}
         assert config.build(node("atbench.models.cnn.CNN", members=3, width=8), "model", **given)
-        with pytest.raises(ConfigError, match=r"other\.members"):
-            config.build(node("atbench.models.cnn.CNN", members=3, width=8), "other", **given)
+        with pytest.raises(ConfigError, match=r"method\.teacher\.members"):
+            config.build(node("atbench.models.cnn.CNN", members=3, width=8), "method.teacher", **given)
 
     @pytest.mark.parametrize(
         ("options", "given", "said"),
@@ -141,8 +142,8 @@ class TestBuild:
         assert config.build(node(SEARCH, norm="linf", eps=1, steps=1, step_size=1), "attack").eps == 1
 
     def test_lists_are_looked_into(self) -> None:
-        with pytest.raises(ConfigError, match=r"s\.milestones.*a list of a share"):
-            config.build(node(PIECEWISE, milestones=[0.5, "late"], gamma=0.1), "s")
+        with pytest.raises(ConfigError, match=r"schedule\.milestones.*a list of a share"):
+            config.build(node(PIECEWISE, milestones=[0.5, "late"], gamma=0.1), "train.schedule")
 
     @pytest.mark.parametrize(
         "target",
@@ -168,22 +169,23 @@ class TestBuild:
         assert "antigravity" not in sys.modules
 
     def test_a_mistyped_target(self) -> None:
-        with pytest.raises(ConfigError, match=r"method\._target_.*did you mean 'Piecewise'"):
-            config.build({"_target_": "atbench.training.schedules.Piecewize"}, "method")
-        with pytest.raises(ConfigError, match="no 'schedulers'; did you mean 'schedules'"):
-            config.build({"_target_": "atbench.training.schedulers.Piecewise"}, "method")
+        for name in ("atbench.training.schedules.Piecewize", "atbench.training.schedulers.Piecewise"):
+            with pytest.raises(
+                ConfigError, match=r"schedule\._target_.*did you mean 'atbench\..*schedules\.Piecewise'"
+            ):
+                config.build({"_target_": name}, "train.schedule")
 
 
 class TestTrust:
     def test_only_files_below_a_trusted_folder(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (here / "ours_trusted.py").write_text("class Ours: pass\n")
+        (here / "ours_trusted.py").write_text("from torch import nn\nclass Ours(nn.Module): pass\n")
         monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
         with pytest.raises(ConfigError, match="may not build"):
-            config.build({"_target_": "ours_trusted.Ours"}, "method")
+            config.build({"_target_": "ours_trusted.Ours"}, "model")
         assert "ours_trusted" not in sys.modules  # not even imported
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
         config.trust(here)
-        assert type(config.build({"_target_": "ours_trusted.Ours"}, "method")).__name__ == "Ours"
+        assert type(config.build({"_target_": "ours_trusted.Ours"}, "model")).__name__ == "Ours"
 
     def test_an_environment_inside_a_trusted_folder_is_not_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATBENCH_TRUSTED", "")

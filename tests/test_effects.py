@@ -64,7 +64,7 @@ def trained(name: str, *overrides: str) -> Trainer:
         run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
         write_text(run.folder / "status.json", "{}")
         trainer = run.prepare(fresh=True)
-        run.fit(trainer)
+        run.fit(trainer, None)
     return trainer
 
 

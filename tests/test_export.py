@@ -43,8 +43,9 @@ class Net(nn.Module):
     def forward(self, x):
         return self.b(self.act(self.a(x.flatten(1))))
 """
+NAMED = "model.module._target_=export_theirs.Net"  # a folder names code, and only a line has it run
 NET = (
-    "model=module", "model.module._target_=export_theirs.Net", "model.module.classes=10", "model.module.widths=[5]",
+    "model=module", NAMED, "model.module.classes=10", "model.module.widths=[5]",
     "+model.module.act={_target_:torch.nn.LeakyReLU,_partial_:true,negative_slope:0.3}", "dataset=digits",
 )  # fmt: skip
 
@@ -88,7 +89,7 @@ def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "exported"
-    assert main(["export", str(folder), "--out", str(out)]) == 0
+    assert main(["export", str(folder), "--out", str(out), NAMED]) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(list(out.iterdir())) == 4
     network, how = network_of(folder), read(out / "config.json")
@@ -116,7 +117,7 @@ def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
 
 
 def test_the_entry_holds_what_the_record_holds(folder: Path) -> None:
-    assert main(["export", str(folder)]) == 0
+    assert main(["export", str(folder), NAMED]) == 0
     found = read(folder / "export" / f"{folder.name}.json")
     record = read(next((folder / "evaluation").glob("best.json" if "trained" in str(folder) else "Net.json")))
     assert found["clean_acc"] == f"{100 * record['clean']['accuracy']:.2f}"

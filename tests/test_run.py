@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from atbench import run
 from atbench.cli import main
 from atbench.data import Images, Source
+from atbench.data.digits import digits
 from atbench.training import checkpoint
 from atbench.training.validation import Validation
 
@@ -106,22 +108,41 @@ def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
 
 
 def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what is looked at before the first step: none of it is kept, and other pixels leave the same weights."""
+    seen: list[weakref.ref[Images]] = []
+    begun: list[bool] = []
+
     def sealed(cfg: Any) -> Source:
         source = real(cfg)
-        object.__setattr__(source, "test", forbidden)
+        object.__setattr__(source, "test", before_training)
         return source
 
-    def forbidden() -> Images:
-        raise AssertionError("test data was read")
+    def before_training() -> Images:
+        if begun:
+            raise AssertionError("test data was read")
+        images = digits().test()
+        images = Images(255 - images.x, images.y.flip(0))
+        seen.append(weakref.ref(images))
+        return images
 
-    real = run.assemble.make_source
-    monkeypatch.setattr(run.assemble, "make_source", sealed)
+    def fit(self: run.Run, *given: Any) -> None:
+        assert seen and all(images() is None for images in seen)
+        begun.append(True)
+        fitted(self, *given)
+
+    real, fitted = run.assemble.make_source, run.Run.fit
     monkeypatch.setattr(run.Run, "evaluate", lambda self, names: [])
     monkeypatch.setattr(run.Run, "finish", lambda self, trainer, records: None)
-    assert train("method=rst", "plus=swa") == 0
+    assert train("method=rst", "plus=swa", "name=open") == 0
+    monkeypatch.setattr(run.assemble, "make_source", sealed)
+    monkeypatch.setattr(run.Run, "fit", fit)
+    assert train("method=rst", "plus=swa", "name=sealed") == 0
+    assert same_weights(*(next((folder / "runs").glob(f"*-{name}")) for name in ("sealed", "open")))
     monkeypatch.undo()
     monkeypatch.chdir(folder)
+    begun.clear()
     monkeypatch.setattr(run.assemble, "make_source", sealed)
+    monkeypatch.setattr(run.Run, "fit", fit)
     assert train("method=standard", "name=again") == 1
 
 

@@ -6,14 +6,35 @@ x^{t+1} = argmax { objective(z) : z = Π_{B_p(x, ε_p) ∩ [0,1]}( x^t + α_p ·
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from atbench.attacks.ball import L1, ball, per_example
+from atbench.attacks.ball import L1, SLIDE, Radius, ball, per_example
 from atbench.attacks.objectives import Objective
 from atbench.errors import ConfigError
 from atbench.rng import Draws
+
+
+class FrozenL1(L1):
+    """The L1 ball as locuslab/robust_union steps in it (`l1_dir_topk`) and projects on it: on the ball, then the box.
+
+    With k pixels to a step, those move by length/k whose |gradient| is at least the k-th largest, among those that are
+    neither exactly 0 or 1 nor closer to the bound that they would move to than length/k.
+    """
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+        flat, point = grad.flatten(1), x_adv.flatten(1)
+        k = max(1, round(self.sparsity * flat.shape[1]))
+        pixel = (length.flatten(1) if length.ndim else length) / k
+        stuck = (point <= 0) | (point >= 1) | ((flat < 0) & (point <= pixel)) | ((flat > 0) & (point >= 1 - pixel))
+        free = flat.masked_fill(stuck, 0)
+        least = free.abs().topk(k, dim=1).values[:, -1:]
+        return (point + pixel * free.sign() * (free.abs() >= least)).view_as(x_adv)
+
+    def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
+        return (x + self.shrink(x_adv - x, eps)).clamp_(0, 1)
 
 
 class MultiSteepest:
@@ -27,10 +48,12 @@ class MultiSteepest:
     for two, and more for three. And where BatchNorm takes its statistics from the batch, the winners are another batch
     than each norm's candidates.
 
-    Paper and code: locuslab/robust_union (`msd_v0`) leaves out coordinates of an L1 step that are within the step of
-    the box; here they go as far as they can, and the rest of the length is spent on the next (Croce & Hein 2021, Prop.
-    2.2). It projects on the L1 ball and clips afterwards; here both at once (ibid., Prop. 2.1), which is nearer and
-    keeps the ball. It does not count the start among the points that may be returned.
+    Paper and code: the figures were made with the L1 steps of locuslab/robust_union (`msd_v0`), `l1_step: code`
+    (`FrozenL1`), which move no pixel that is exactly 0 or 1, inward or outward: L1 never attacks most of a digit.
+    `steepest` goes as far as the box lets it, spends the rest of the length on the next pixel (Croce & Hein 2021, Prop.
+    2.2), and projects on ball and box at once (ibid., Prop. 2.1). Where one image of a batch has left the L1 ball, the
+    code's projection also stretches those inside until they touch it; that is not done here. It does not count the
+    start among the points that may be returned.
 
     Args:
         radii: ε of each norm, in the order in which ties are settled.
@@ -38,9 +61,11 @@ class MultiSteepest:
         steps: k.
         start: `zero`, or `uniform`: in the last norm's ball, scaled into the others (the code's option on MNIST).
         pixels: least and greatest number of pixels that share an L1 step; drawn at every step for the whole batch.
+        l1_step: `code` or `steepest`.
     """
 
     STARTS = ("zero", "uniform")
+    L1_STEPS: Mapping[str, type[L1]] = MappingProxyType({"code": FrozenL1, "steepest": L1})
 
     def __init__(
         self,
@@ -49,14 +74,19 @@ class MultiSteepest:
         steps: int,
         start: str = "zero",
         pixels: Sequence[float] = (5, 20),
+        l1_step: str = "steepest",
     ) -> None:
         if start not in self.STARTS:
             fix = f"use one of {', '.join(self.STARTS)}"
             raise ConfigError("attack.start", start, "a union of balls has no such start", fix)
+        if l1_step not in self.L1_STEPS:
+            fix = f"use {' or '.join(self.L1_STEPS)}"
+            raise ConfigError("method.l1_step", l1_step, "there is no such choice", fix)
         if len(pixels) != 2 or pixels[0] > pixels[1]:
             fix = "write [least, greatest]"
             raise ConfigError("method.pixels", list(pixels), "is no range of numbers of pixels", fix)
-        self.balls = {norm: ball(norm) for norm in radii}
+        self.l1 = self.L1_STEPS[l1_step]
+        self.balls = {norm: self.l1(SLIDE) if norm == "l1" else ball(norm) for norm in radii}
         self.radii, self.step_sizes, self.steps, self.start, self.pixels = radii, step_sizes, steps, start, pixels
 
     def __call__(
@@ -75,7 +105,7 @@ class MultiSteepest:
         value, grad = _look(objective, point, 0, gradient=True)
         most, alone = value, len(self.balls) == 1
         for step, sparsity in enumerate(self._sparsities(x, rng), start=1):
-            balls = {norm: L1(sparsity) if norm == "l1" else its for norm, its in self.balls.items()}
+            balls = {norm: self.l1(sparsity) if norm == "l1" else its for norm, its in self.balls.items()}
             ahead = [projects[norm](its.ascend(point, grad, lengths[norm])) for norm, its in balls.items()]
             more = step < self.steps
             point, value, grad = _worst(objective, ahead, step, gradient=more and alone)

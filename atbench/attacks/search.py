@@ -58,8 +58,8 @@ class GradientAttack:
         eps: radius, in units of the [0, 1] pixel scale.
         steps: k, the number of gradient steps; one forward and one backward each.
         step_size: length of a step in the ball's norm.
-        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1), not clipped (TRADES,
-            Zhang et al. 2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
+        start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
+            2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
         bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
         keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the
             `best` by objective, or the `first` that the stop rule named.
@@ -68,8 +68,8 @@ class GradientAttack:
         backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
             size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
         sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
-        clip_start: whether a `uniform` or `corner` start is clipped to the box before the first gradient, as Madry et
-            al. do; some of the code after them clips after the first step only.
+        clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
+            it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, keep or rule.
@@ -90,7 +90,7 @@ class GradientAttack:
         backtrack: float = 0.0,
         rule: str = "steepest",
         sparsity: Share = SLIDE,
-        clip_start: bool = True,
+        clip_start: bool | None = None,
         box_first: bool = False,
     ) -> None:
         choices = (("start", start, STARTS), ("keep", keep, KEEPS), ("rule", rule, RULES))
@@ -108,7 +108,7 @@ class GradientAttack:
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.keep = start, bn, keep
         self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
-        self.clip_start = clip_start
+        self.clip_start = start != "gaussian" if clip_start is None else clip_start
 
     def __call__(
         self,
@@ -141,9 +141,11 @@ class GradientAttack:
             return x.detach().clone()
         assert rng is not None, "a random start needs `rng`"
         if self.start == "gaussian":
-            return x.detach() + self.GAUSSIAN_SIGMA * rng.normal(x)
-        corner = self.start == "corner"
-        delta = per_example(eps, x) * rng.uniform(x).sign() if corner else self.ball.sample(x, eps, rng)
+            delta = self.GAUSSIAN_SIGMA * rng.normal(x)
+        elif self.start == "corner":
+            delta = per_example(eps, x) * rng.uniform(x).sign()
+        else:
+            delta = self.ball.sample(x, eps, rng)
         begin = x.detach() + delta
         return begin.clamp_(0, 1) if self.clip_start else begin
 

@@ -1,6 +1,6 @@
 """Data sets as uint8 tensors on the device, and the batches that training draws from them."""
 
-from atbench.data.augment import Augment, Chain, Cutout, PadCropFlip, View
+from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
 from atbench.data.loader import Share, Stream, TrainData
 from atbench.data.mixing import CutMix, Mix, MixUp
@@ -9,12 +9,15 @@ from atbench.data.splits import Images, Source, representative
 __all__ = [
     "Augment",
     "Batch",
+    "Brightness",
     "Chain",
     "CutMix",
     "Cutout",
+    "EdgePad",
     "Images",
     "Mix",
     "MixUp",
+    "OneOf",
     "PadCropFlip",
     "Share",
     "Source",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atbench.data.splits import Images, Source, stratified
-from atbench.errors import DataError
+from atbench.errors import ConfigError, DataError
 
 Array = NDArray[Any]
 SPLIT_SEED = 0
@@ -44,7 +45,7 @@ def npz(
     if apart.exists():
         rest, held = train, None
     else:
-        held_rows, rows = stratified(train.y, (count(test, len(train)),), SPLIT_SEED)
+        held_rows, rows = stratified(train.y, (some(test, len(train)),), SPLIT_SEED)
         rest, held = train.take(rows), train.take(held_rows)
     channels = train.x.shape[1]
     return Source(
@@ -54,13 +55,31 @@ def npz(
         classes=names,
         mean=tuple(mean or [0.5] * channels),
         std=tuple(std or [0.25] * channels),
-        validation=count(validation, len(rest)),
+        validation=count(validation, len(rest), "validation"),
     )
 
 
-def count(part: float, whole: int) -> int:
-    """How many of `whole` examples `part` means: a share below 1, a number from there on."""
-    return round(part * whole) if part < 1 else round(part)
+def count(part: float, whole: int, key: str) -> int:
+    """How many of `whole` examples `part` means: a share below 1, a number from there on. Raises ConfigError, naming
+    `key`, for what is neither or leaves nothing over.
+    """
+    if not 0 <= part < math.inf or (part >= 1 and part != int(part)):
+        why = "is neither a share from 0 to below 1 nor a number of examples"
+        raise ConfigError(f"dataset.source.{key}", part, why, "correct the number")
+    number = round(part * whole) if part < 1 else int(part)
+    if number >= whole:
+        why = f"leaves nothing of {whole} examples to train on"
+        raise ConfigError(f"dataset.source.{key}", part, why, "use a smaller part")
+    return number
+
+
+def some(part: float, whole: int) -> int:
+    """How many examples of a data set without test data of its own are tested on: one at least."""
+    number = count(part, whole, "test")
+    if number == 0:
+        why = f"leaves nothing to test on, of {whole} examples without a test split"
+        raise ConfigError("dataset.source.test", part, why, "use a larger part, or put test data beside the train data")
+    return number
 
 
 def found(data_dir: Path, path: str, key: str = "dataset.source.path", origin: str = "") -> Path:

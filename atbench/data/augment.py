@@ -99,6 +99,42 @@ class Cutout:
         return images.masked_fill(hole, 0.0), None
 
 
+class EdgePad:
+    """Each side padded by the edge's pixels, by round(U(0, `share`) · side), and the image shrunk back to its size by
+    linear interpolation: imgaug's CropAndPad(percent=(0, share), pad_mode="edge").
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Padded and shrunk images. No view: what moved cannot be put back."""
+        sides = torch.tensor([*images.shape[2:]] * 2, dtype=torch.float64, device=images.device)
+        unit = (rng.uniform(torch.empty(len(images), 4, dtype=torch.float64, device=images.device)) + 1) / 2
+        top, left, bottom, right = (unit * self.share * sides).round().unbind(1)
+        axes = [
+            ((torch.arange(side, device=images.device) + 0.5) * ((side + a + b) / side)[:, None] - a[:, None]) / side
+            for side, a, b in zip(images.shape[2:], (top, left), (bottom, right), strict=True)
+        ]
+        y, x = (2 * axis - 1 for axis in axes)  # -1 and 1 are the outer edges of the first and the last pixel
+        grid = torch.stack([x[:, None].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1)
+        return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False), None
+
+
+class Brightness:
+    """Pixels times U(low, high), one factor an image, clipped to [0, 1]: what imgaug's ContrastNormalization does to
+    floats, whose middle it takes to be 0.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Lighter or darker images."""
+        unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
+        return (images * (self.low + (self.high - self.low) * unit)).clamp(0, 1), None
+
+
 #: Batched augmentation of single images: the images, and the view that moved them, None where nothing is moved.
 Augment = Callable[[Tensor, Draws], tuple[Tensor, View | None]]
 
@@ -118,3 +154,20 @@ class Chain:
                 raise ConfigError("dataset.augment", "two crops", "an image has one view of itself", "leave one out")
             view = view if moved is None else moved
         return images, view
+
+
+class OneOf:
+    """One of several augmentations for each image, all equally likely. No view, whatever was drawn."""
+
+    def __init__(self, choices: Sequence[Augment]) -> None:
+        if not choices:
+            raise ConfigError("dataset.augment", [], "there is nothing to choose from", "name some augmentations")
+        self.choices = list(choices)
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Each image as the one that was drawn for it makes it; all draw for all, so that none depends on another."""
+        count = len(self.choices)
+        unit = (rng.uniform(torch.empty(len(images), dtype=torch.float64, device=images.device)) + 1) / 2
+        drawn = (unit * count).long().clamp_(max=count - 1)
+        made = torch.stack([choice(images, rng)[0] for choice in self.choices])
+        return made[drawn, torch.arange(len(images), device=images.device)], None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atbench.data.arrays import SPLIT_SEED, count, found, npz
+from atbench.data.arrays import SPLIT_SEED, count, found, npz, some
 from atbench.data.pictures import GIB, Crew, Pictures
 from atbench.data.splits import Images, Source, stratified
 from atbench.errors import ConfigError, DataError
@@ -71,7 +71,7 @@ def folder(
     if apart:
         held = _test_split(place, classes)
     else:
-        held_rows, rows = stratified(labels, (count(test, len(files)),), SPLIT_SEED)
+        held_rows, rows = stratified(labels, (some(test, len(files)),), SPLIT_SEED)
         held = [files[row] for row in held_rows.tolist()], labels[held_rows]
     return Source(
         name=place.name,
@@ -80,7 +80,7 @@ def folder(
         classes=classes,
         mean=tuple(mean or [0.5] * 3),
         std=tuple(std or [0.25] * 3),
-        validation=count(validation, len(rows)),
+        validation=count(validation, len(rows), "validation"),
     )
 
 
@@ -122,7 +122,7 @@ def tiny_imagenet(
         classes=_in_words(place / "words.txt", classes),
         mean=tuple(mean),
         std=tuple(std),
-        validation=count(validation, len(files)),
+        validation=count(validation, len(files), "validation"),
     )
 
 

@@ -100,8 +100,7 @@ class Pictures:
         Raises DataError for a file that is no picture: now, and not when its turn comes in an epoch of hours.
         """
         if self.shape.numel() > self.memory:
-            for _ in self.crew.threads.map(look, self.files):
-                pass
+            self.look()
             return self._like(self.files, device)
         whole = torch.empty(self.shape, dtype=torch.uint8)
         for first in range(0, len(self), self.BLOCK):
@@ -109,6 +108,11 @@ class Pictures:
             for row, future in zip(rows, self._order(rows), strict=True):
                 whole[row] = torch.from_numpy(future.result())
         return whole.to(device)
+
+    def look(self) -> None:
+        """Read the headers of all files. Raises DataError for one that is no picture."""
+        for _ in self.crew.threads.map(look, self.files):
+            pass
 
     def names(self) -> Iterable[tuple[str, int]]:
         """Folder and name, and size in bytes, of every file: what a checksum is made of without reading everything."""
@@ -133,12 +137,14 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombEr
 def decode(file: str, size: int, resize: int) -> Pixels:
     """(3, size, size): the shorter side scaled to `resize`, the middle cut out; a file of that size as it is.
 
-    Raises DataError.
+    The orientation in a photograph's EXIF data is not followed, as torchvision and the published networks have it.
+    Raises DataError for a damaged file and one that is no single opaque picture.
     """
     try:
         with Image.open(file) as opened:
+            refuse_several(opened, file)
             opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
-            picture = opened.convert("RGB")
+            picture = in_colour(opened, file)
     except _DAMAGE as fault:
         raise _damaged(file, fault) from fault
     width, height = picture.size
@@ -151,12 +157,53 @@ def decode(file: str, size: int, resize: int) -> Pixels:
 
 
 def look(file: str) -> None:
-    """Read the header of a picture. Raises DataError where there is none."""
+    """Read the header of a picture. Raises DataError where there is none, or not that of a single picture."""
     try:
-        with Image.open(file):
-            pass
+        with Image.open(file) as opened:
+            refuse_several(opened, file)
     except _DAMAGE as fault:
         raise _damaged(file, fault) from fault
+
+
+def refuse_several(opened: Image.Image, file: str) -> None:
+    """Raise DataError for an animation, and for pixels that are no grey levels or colours."""
+    # A telephone's JPEG may hold further frames (MPO): a preview, a map of depths. The first is the picture.
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1 and opened.format != "MPO":
+        raise DataError("picture", file, f"is an animation of {frames} frames", "save the frame that is meant")
+    if opened.mode == "F":
+        raise DataError("picture", file, "has floating-point pixels, of no known range", "save it with 8 bits a pixel")
+
+
+def in_colour(opened: Image.Image, file: str) -> Image.Image:
+    """The picture as RGB of 8 bits. Grey levels of 16 bits are scaled to 8, where Pillow's conversion makes them white.
+
+    Raises DataError where that would guess: transparent pixels have no colour, and 16-bit pixels that use 12 bits at
+    most may as well be dark as of another scale.
+    """
+    tile = getattr(opened, "tile", None)
+    raw = str(tile[0][3]) if tile else ""  # how the pixels lie in the file, before they are decoded
+    if opened.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        levels = np.asarray(opened).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise DataError("picture", file, "has grey levels beyond 16 bits", "save it with 8 bits a pixel")
+        _refuse_dim(int(levels.max()), file)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if opened.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
+        alpha = opened.convert("RGBA").getchannel("A").getextrema()
+        if alpha != (255, 255):
+            fix = "put it on the background that is meant, and save it without transparency"
+            raise DataError("picture", file, "has transparent pixels, which have no colour", fix)
+    picture = opened.convert("RGB")
+    if ";16" in raw:  # colours, of which Pillow keeps the upper 8 bits
+        _refuse_dim(256 * int(np.asarray(picture).max()) + 255, file)
+    return picture
+
+
+def _refuse_dim(highest: int, file: str) -> None:
+    if 0 < highest < 4096:
+        why = f"has 16 bits a pixel and no level above {highest}: levels of fewer bits, or nearly black"
+        raise DataError("picture", file, why, "save it with 8 bits a pixel, scaled as is meant")
 
 
 def _damaged(file: str, fault: BaseException) -> DataError:

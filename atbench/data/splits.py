@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atbench.data.joined import Joined
 from atbench.data.pictures import Pictures
-from atbench.errors import DataError
+from atbench.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,30 @@ class Source:
 
     def __post_init__(self) -> None:
         check(self.name, self.train, len(self.classes))
+        if not 0 <= self.validation < len(self.train):
+            why = f"of {len(self.train)} examples; some have to be left to train on"
+            raise ConfigError("dataset.source.validation", self.validation, why, "use a smaller number, from 0")
+
+    def refuse_unfit(self) -> None:
+        """Refuse a data set of which a training could not be finished: before its first step, and not after its last.
+
+        The test split is read once, and let go of: nothing of it is handed on. Raises ConfigError and DataError.
+        """
+        if self.validation == 0:
+            why = "the best checkpoint is chosen on images that are held out"
+            raise ConfigError("dataset.source.validation", 0, why, "hold some out")
+        left = torch.bincount(self.train.y[self.parts()[1]], minlength=len(self.classes))
+        if lacking := (left == 0).nonzero().flatten().tolist():
+            why = f"leaves no example of class '{self.classes[lacking[0]]}' to train on"
+            raise ConfigError("dataset.source.validation", self.validation, why, "hold out less")
+        test = self.test()
+        if len(test) == 0:
+            raise DataError(self.name, "no test example", "there is nothing to evaluate on", "add some")
+        check(self.name, test, len(self.classes), every=False)
+        if (theirs := tuple(test.x.shape[1:])) != self.shape:
+            raise DataError(self.name, f"test images {theirs}", f"the train images are {self.shape}", "make them alike")
+        if isinstance(test.x, Pictures):
+            test.x.look()
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Positions in `train` of what is held out and of what may be trained on: the same for every run."""
@@ -105,9 +129,9 @@ class Source:
         return int(channels), int(height), int(width)
 
 
-def check(name: str, images: Images, classes: int) -> None:
-    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and every class has an
-    example.
+def check(name: str, images: Images, classes: int, every: bool = True) -> None:
+    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and, if `every`, each class
+    has an example.
     """
     x, y = images.x, images.y
     if x.dtype != torch.uint8 or x.ndim != 4:
@@ -123,6 +147,8 @@ def check(name: str, images: Images, classes: int) -> None:
         raise DataError(
             name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file"
         )
+    if not every:
+        return
     empty = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
     if empty:
         raise DataError(name, f"class {empty[0]}", "has no example to train on", "drop the class or add examples")

@@ -22,7 +22,7 @@ class Ccat(Method):
 
     (1 − f)·CE(f(x), y) over one part of the batch + f·CE(f(x'), t) over the other,
     t = (1 − γ)·onehot(y) + γ/K,  γ = 1 − (1 − min(1, ‖x' − x‖/ε))^ρ, in the norm of the attack.
-    Inner: max_{k≠y} p_k(x') from one of three starts, drawn for each example: Gaussian noise, a random direction of
+    Inner: max_{k≠y} p_k(x') from one of three starts, drawn for each example: Gaussian noise, a Gaussian direction of
     random length, x itself. Steps follow a running mean of steepest directions, those that lower the objective are
     taken back (`attack.backtrack`), the best point counts. δ and γ are constants. Every second row of the joint batch
     is attacked, one forward holds all rows. Since f is the attacked share too, the loss is the mean over the rows. An
@@ -62,12 +62,12 @@ class Ccat(Method):
         return batch.having(x_adv)
 
     def _start(self, x: Tensor) -> Tensor:
-        """x + δ in ball and box: δ Gaussian with σ = ε/(2 ln D) for D pixels, a random direction of the length
-        ε·U(0, 1), or 0, each for a third of the examples.
+        """x + δ in ball and box: δ Gaussian with σ = ε/(2 ln D) for D pixels, a Gaussian direction of the length
+        ε·U(0, 1) in the attack's norm, or 0, each for a third of the examples.
         """
         eps, ball, rng = self.attack.eps, self.attack.ball, self.rng("start")
         gaussian = eps / (2 * math.log(x[0].numel())) * rng.normal(x)
-        direction = ball.sample(x, 1.0, rng)
+        direction = rng.normal(x)  # in L∞ most of its pixels move far less than the one that gives it its length
         direction = direction / ball.norm(direction).clamp_min(TINY).view(-1, *[1] * (x.ndim - 1))
         length, choice = ((rng.uniform(x[:, :1, :1, :1]) + 1) / 2 for _ in range(2))
         delta = torch.where(3 * choice < 1, gaussian, torch.where(3 * choice < 2, eps * length * direction, 0.0))

@@ -65,8 +65,9 @@ class Iaat(Method):
         old, right = self.eps[batch.index], self._right(batch.x, batch.y)
         if self._warm:
             return torch.full_like(old, self.attack.eps) * right
-        holds_above = self._right(self._search(batch, old + self.gamma, "above"), batch.y)
-        holds = self._right(self._search(batch, old, "at"), batch.y)
+        # In this order: in train mode running statistics remember it.
+        at, above = self._search(batch, old, "at"), self._search(batch, old + self.gamma, "above")
+        holds, holds_above = self._right(at, batch.y), self._right(above, batch.y)
         candidate = torch.where(holds_above, old + self.gamma, torch.where(holds, old, old - self.gamma))
         return self.beta * (candidate * right).clamp_min(0) + (1 - self.beta) * old
 

@@ -33,6 +33,7 @@ class Msd(PgdAt):
         radii: ε of each norm, in the order in which ties are settled: the later wins.
         reach: length of all steps of the search together, in units of the norm's ε.
         pixels: least and greatest number of pixels that share an L1 step; rounded, 1 at least.
+        l1_step: `code`, which moves no pixel that is exactly 0 or 1, or `steepest`, which moves it inward.
     """
 
     def __init__(
@@ -42,11 +43,12 @@ class Msd(PgdAt):
         radii: Mapping[str, float],
         reach: Mapping[str, float],
         pixels: Sequence[float],
+        l1_step: str = "code",
     ) -> None:
         super().__init__(model, attack)
         check_norms(attack, radii, reach=reach)
         lengths = {norm: step_length(eps, reach[norm], attack.steps) for norm, eps in radii.items()}
-        self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels)
+        self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels, l1_step)
 
     def perturb(self, batch: Batch) -> Batch:
         objective = Objective(self.model, cross_entropy, batch.y)

@@ -27,11 +27,15 @@ class MultiNorm(Method):
       then (what Maini et al. 2020 run as AVG on CIFAR-10: locuslab/robust_union, `triple_adv`).
     Cost in forward passes, with K = Σ_p k_p: avg and sequential 2K + 3n, max 2K + n + 3, alternate 2k_p + 3.
 
-    Paper and code: ftramer/MultiRobustness (train.py, pgd_attack.py) starts L2 on the sphere and L1 at Laplace noise of
-    norm ε. Here starts are uniform in the ball, of the same directions and u^(1/d) of that length: 0.985 on average for
-    8×8 pixels, 0.9997 for CIFAR-10. It projects on the L1 ball without the box; here both at once. Left out: rotations
-    and translations, affine mixtures of attacks, restarts; its HALF_BATCH and HALF_LR are `train.batch_size` and
-    `train.optimizer.lr`.
+    Paper and code: ftramer/MultiRobustness (train.py, pgd_attack.py) starts L2 on the sphere and L1 at Laplace
+    noise of norm ε. Here starts are uniform in the ball, of the same directions and u^(1/d) of that length: 0.985
+    on average for 8×8 pixels, 0.9997 for CIFAR-10. It clips x + δ to the box and not δ, and from there on keeps δ
+    in a box around the clipped image less δ, not around x: a black pixel that started below 0 has to make up for
+    that first. Its searches find less on MNIST than these do, where most pixels are black (CE 2.46 against 3.19 at
+    the same weights). It projects on the L1 ball without the box; here both at once. Without `a` its step is 2.5
+    ε/k in L∞ and L2, and 1 in L1 whatever ε and k; with `a` it stays as long while the radii are small (`warmup`),
+    as it does here. Left out: rotations and translations, affine mixtures of attacks, restarts; its HALF_BATCH and
+    HALF_LR are `train.batch_size` and `train.optimizer.lr`.
     Known weaknesses: n times the price of PGD-AT, for less in each norm than training on it alone. MNIST networks under
     L∞ mask their gradients from L2 and L1 searches, so that those find too little to train on. Union accuracy with 10
     restarts on CIFAR-10 (README of robust_union): AVG 40.6 %, MAX 34.9 %, MSD 46.1 %. On MNIST about 50 % in the paper

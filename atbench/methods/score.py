@@ -27,11 +27,11 @@ class Score(Method):
     Cost: (2k + 7) forward passes a batch, (2k + 3) for `form: pgd_at`.
 
     Paper and code: P2333/SCORE, gowal21uncovering/utils/trades.py (`trades_loss_LSE`) with generated data, and
-    without_DDPM/train_cifar.py without: there TRADES attacks in eval mode from 0.001·N(0, 1) (`attack.bn=eval
-    attack.start=gaussian`) and forwards adversarial images before clean ones, and PGD-AT attacks in train mode. Under
-    CutMix the code attacks the distance to the mixed label in place of p(x), here p(x); t is the mixed label in both.
-    Its smoothing puts 1 − s on the label and s/(K − 1) on each other class: `train.label_smoothing` is torch's, (1 − s)
-    on the label and s/K on all, the same label for s = s_code·K/(K − 1).
+    without_DDPM/train_cifar.py without: there TRADES attacks in eval mode from 0.001·N(0, 1) in the box
+    (`attack.bn=eval attack.start=gaussian attack.clip_start=true`) and forwards adversarial images before clean ones,
+    and PGD-AT attacks in train mode. Under CutMix the code attacks the distance to the mixed label in place of p(x),
+    here p(x); t is the mixed label in both. Its smoothing puts 1 − s on the label and s/(K − 1) on each other class:
+    `train.label_smoothing` is torch's, (1 − s) on the label and s/K on all, the same label for s = s_code·K/(K − 1).
     Known weaknesses: where p is near 0 or 1, as at a wrong and sure prediction, the gradient of the square vanishes
     with p (that of cross-entropy does not), and it is small early on: a longer warm-up or half the rate. Logits stay
     small, so that PGD on cross-entropy flatters it. Left by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with a million

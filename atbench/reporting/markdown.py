@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from html import escape
+from urllib.parse import quote
 
 from atbench.reporting.document import Block, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
 
-_SPECIAL = re.compile(r"([\\`*_<>\[\]|])")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~])")
+_BREAK = re.compile(r"[\n\r\v\f\x85\u2028\u2029]")
 
 
 def render(document: Document) -> str:
@@ -16,8 +19,16 @@ def render(document: Document) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that shows as it is: nothing in a formula or a folder name becomes emphasis, a tag or a column."""
-    return _SPECIAL.sub(r"\\\1", text).replace("\n", " ")
+    """Text that shows as it is: nothing in a formula or a folder name becomes emphasis, a tag or a column.
+
+    Tags are written as entities, for not every reader of Markdown takes a backslash before `<`.
+    """
+    return _BREAK.sub(" ", _SPECIAL.sub(r"\\\1", escape(text, quote=False)))
+
+
+def _fence(text: str) -> str:
+    """A fence that no line of the text can end."""
+    return "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
 
 
 def _row(cells: list[str]) -> str:
@@ -41,6 +52,6 @@ def _block(block: Block) -> str:
         case Table(columns, rows):
             return _table([_plain(c) for c in columns], [[_plain(cell.text) for cell in row] for row in rows])
         case Code(text, language):
-            return f"```{language}\n{text}\n```"
+            return f"{_fence(text)}{language}\n{text}\n{_fence(text)}"
         case Figure(name, _, caption):
-            return f"![{_plain(caption)}](pictures/{name}.png)\n\n*{_plain(caption)}*"
+            return f"![{_plain(caption)}](pictures/{quote(name)}.png)\n\n*{_plain(caption)}*"

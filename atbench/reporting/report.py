@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from atbench.errors import DataError
-from atbench.folder import write_bytes, write_text
+from atbench.folder import refuse_links, write_bytes, write_text
 from atbench.reporting import comparison_report, html, markdown, run_report
 from atbench.reporting.compare import compare
 from atbench.reporting.comparison_json import as_json as comparison_json
@@ -22,6 +22,7 @@ from atbench.reporting.terminal import show, summary
 
 def write(run: Path) -> None:
     """Write report.md, report.html and pictures/ into a run folder, over what is there."""
+    refuse_links(run)
     _publish(run_report.document(_evaluated(run)), run)
 
 

@@ -161,11 +161,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not."""
+    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not. Nothing is looked up: a file
+    that says `${oc.env:...}` is shown saying so.
+    """
     if not path.is_file():
         return {}
     try:
-        value = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, OSError) as fault:
         raise DataError("file", path, f"not YAML ({fault})", "restore it from a copy, or run again") from fault
     return {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}

@@ -10,7 +10,7 @@ from math import cos, pi, prod
 from typing import Protocol
 
 from atbench.errors import ConfigError
-from atbench.ranges import Count, NotNegative, Positive, Share
+from atbench.ranges import AnyCount, Count, NotNegative, Positive, Share
 
 ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 
@@ -89,13 +89,16 @@ class Triangular:
 
 
 class CosineByEpoch:
-    """(1 + cos(π·e/E)) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017)."""
+    """(1 + cos(π·(e + first)/(E + first))) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017).
 
-    def __init__(self, epochs: Count) -> None:
-        self.epochs = epochs
+    `first` is the number of the first epoch: 0, or 1 as DKL counts.
+    """
+
+    def __init__(self, epochs: Count, first: AnyCount = 0) -> None:
+        self.epochs, self.first = epochs, first
 
     def __call__(self, fraction: float) -> float:
-        return (1 + cos(pi * epoch_of(fraction, self.epochs) / self.epochs)) / 2
+        return (1 + cos(pi * (epoch_of(fraction, self.epochs) + self.first) / (self.epochs + self.first))) / 2
 
 
 class OneCycleByEpoch:

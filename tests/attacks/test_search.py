@@ -105,7 +105,7 @@ def test_corner_start_is_a_corner() -> None:
     torch.testing.assert_close((x_adv - x).abs(), torch.full_like(x, 0.1), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("start", ["uniform", "corner"])
+@pytest.mark.parametrize("start", ["uniform", "corner", "gaussian"])
 def test_the_first_gradient_is_taken_where_an_unclipped_start_lies(start: str) -> None:
     x = torch.stack([torch.zeros(1, 8, 8, dtype=F64), torch.ones(1, 8, 8, dtype=F64)])
     seen: list[Tensor] = []
@@ -119,7 +119,7 @@ def test_the_first_gradient_is_taken_where_an_unclipped_start_lies(start: str) -
         search = attack(start=start, clip_start=clip, steps=2)
         x_adv = search(Objective(network, cross_entropy, torch.arange(2)), x, rng=draws())
         outside = (seen[0] < 0) | (seen[0] > 1)
-        assert bool(outside.any()) == (not clip) and (seen[0] - x).abs().max() > 0.09
+        assert bool(outside.any()) == (not clip) and (start == "gaussian" or (seen[0] - x).abs().max() > 0.09)
         assert all(bool((z >= 0).all()) and bool((z <= 1).all()) for z in (seen[1], x_adv))
 
 

@@ -64,6 +64,18 @@ def test_distance_is_in_the_norm_of_the_attack() -> None:
         assert method.uniform(flat).tolist() == pytest.approx([share] * len(x))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_start_in_a_direction_is_gaussian_in_every_norm(norm: str) -> None:
+    """Mean square over squared mean of a pixel's size: π/2 for Gaussian numbers, 4/3 for uniform, 2 for Laplace."""
+    method, x = make(norm=norm, eps=0.4), torch.full((3000, 1, 8, 8), 0.5, dtype=torch.float64)
+    delta = (method._start(x) - x).flatten(1)
+    length = method.attack.ball.norm(delta)
+    longer = delta[(length > 0.4 / 2) & (length < 0.4 - 1e-9)]  # not the zeros, nor noise that was projected
+    assert len(longer) > 300
+    ratio = longer.square().mean(dim=1) / longer.abs().mean(dim=1).square()
+    assert float(ratio.mean()) == pytest.approx(math.pi / 2, abs=0.1)
+
+
 def slow_loss(method: Ccat, batch: Batch, rows: list[int]) -> float:
     """(1 − f)·mean over the clean half + f·mean over the attacked one, f = 1/2, element by element."""
     halves: tuple[list[float], list[float]] = ([], [])

@@ -99,6 +99,7 @@ def test_the_teacher_learns_in_train_mode_and_its_statistics_see_clean_images_on
     assert method.teacher.training, "the attack puts its mode back"
     copy, student = maker("batch")({}).train(), worlds.cnn(norm="batch").train()
     taught, adversarial = copy(batch.x), student(perturbed.x_adv)
+    student(batch.x)  # whose statistics see both
     loss = method.loss(perturbed)
     assert loss.terms["mse"].item() == pytest.approx(squared(adversarial, taught), abs=1e-12)
     for network, expected in ((method.teacher, copy), (method.model, student)):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,13 +12,16 @@ from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, margin, soft_margin
 from atbench.data import TrainData
+from atbench.errors import ConfigError
 from atbench.methods.mma import Mma
+from atbench.methods.standard import Standard
+from atbench.models import bn_mode
 from tests.methods import worlds
 
 D_MAX, MIN_EPS = 0.15, 0.03
 
 
-def make(given: TrainData, network: nn.Module, search: GradientAttack | None = None, **options: float) -> Mma:
+def make(given: TrainData, network: nn.Module, search: GradientAttack | None = None, **options: Any) -> Mma:
     method = Mma(network, search or worlds.attack(), **{"d_max": D_MAX, "min_eps": MIN_EPS, **options})
     method.setup(given)
     worlds.start(method, given)
@@ -80,19 +86,43 @@ def test_examples_right_beyond_d_max_are_moved_but_do_not_count() -> None:
 def test_right_and_wrong_are_those_of_train_mode() -> None:
     """Where running and batch statistics disagree, the loss and the search take the same examples for wrong."""
     given = worlds.data()
-    method = make(given, worlds.cnn(norm="batch"))
+    method = make(given, worlds.cnn(norm="batch"), bisect_bn="batch")
     worlds.steps(method, given, 24, epochs=10, lr=0.5)
     for module in method.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean += 2.0  # type: ignore[operator]
+            module.running_mean += 20.0  # type: ignore[operator]
     batch = given.batch(5, 0)
-    before = worlds.snapshot(method)
     found = method.perturb(batch)
-    assert worlds.same(before, worlds.snapshot(method))
     trained_right = soft_margin(method.model(batch.x), batch.y) < 0
     method.eval()
     assert not torch.equal(trained_right, soft_margin(method.model(batch.x), batch.y) < 0), "modes should disagree"
     assert torch.equal(found.aux["margin"] > 0, trained_right)
+
+
+def test_boundaries_are_those_of_the_bisections_mode() -> None:
+    """In train mode every look moves the running statistics, as the clean batch does before; `batch` finds the same
+    without.
+    """
+    given = worlds.data()
+    trained = worlds.cnn(norm="batch")
+    worlds.steps(Standard(trained, worlds.attack()), given, 24, epochs=10, lr=0.1)
+    found, looks = {}, {}
+    for mode in ("train", "batch", "eval"):
+        network = copy.deepcopy(trained)
+        method = make(given, network, d_max=0.4, bisections=40, bisect_bn=mode)
+        before = int(network.state_dict()["stages.1.0.num_batches_tracked"])
+        batch = method.perturb(given.batch(5, 0))
+        looks[mode] = int(network.state_dict()["stages.1.0.num_batches_tracked"]) - before
+        found[mode] = batch.aux["margin"]
+    assert looks == {"train": 41, "batch": 1, "eval": 1}
+    assert torch.equal(found["train"], found["batch"]) and not torch.equal(found["train"], found["eval"])
+    pushed = (found["eval"] > 0) & (found["eval"] < 0.4)
+    assert bool(pushed.any()), "eval ran last: its running statistics are still those of its search"
+    with bn_mode(method, "eval"):
+        slack = soft_margin(method.model(batch.x_adv).detach(), batch.y)
+    assert float(slack[pushed].abs().max()) < 1e-6
+    with pytest.raises(ConfigError, match=r"method\.bisect_bn: fixed"):
+        make(given, network, bisect_bn="fixed")
 
 
 def test_d_max_0_leaves_the_wrong_examples_and_the_clean_loss() -> None:

@@ -27,7 +27,8 @@ ORDERS: dict[tuple[str, ...], list[str]] = {
     ("trades_te", "method.start=0"): [CLEAN, ADVERSARIAL],
     # imrahulr/hat, core/utils/hat.py
     ("hat",): [CLEAN, ADVERSARIAL, OTHER],
-    # dvlab-research/LBGAT, lbgat.py, which forwards the clean images with beta 0 too
+    # dvlab-research/LBGAT, lbgat.py, whatever beta is
+    ("lbgat",): [ADVERSARIAL, CLEAN],
     ("lbgat", "method.beta=6"): [ADVERSARIAL, CLEAN],
 }
 

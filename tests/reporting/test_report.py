@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from atbench.errors import DataError
-from atbench.reporting import report
+from atbench.reporting import markdown, report
+from atbench.reporting.document import Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
 from tests.reporting.conftest import MakeRun
 
 
@@ -79,7 +81,7 @@ def test_the_page_is_whole_by_itself(written: Path) -> None:
 
 def test_config_text_is_shown_not_interpreted(written: Path) -> None:
     assert "| &lt;b&gt;" in (written / "report.html").read_text()
-    assert "\\| \\<b\\>" in (written / "report.md").read_text()
+    assert "\\| &lt;b&gt;" in (written / "report.md").read_text()
 
 
 def test_pictures_of_the_markdown_exist(written: Path) -> None:
@@ -148,6 +150,30 @@ def test_one_run_prints_its_figures(make_run, capsys) -> None:
     assert report.main([run], None, False) == 0
     out = capsys.readouterr().out
     assert "96.7 % [88.6, 99.1]" in out and "60.0 %" in out and "upper bound" in out and str(run / "report.html") in out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>",
+        "\\<b>",
+        "a\r<b>",
+        "a\u2028<b>",
+        "```\n<b>\n```",
+        "~~~",
+        "[x](javascript:1)",
+        "&lt;b&gt;",
+    ],
+)
+def test_a_name_brings_no_markup_along(text: str) -> None:
+    """In prose as entities; in a block of code inside a fence that the text cannot end."""
+    blocks = (Heading(text), Paragraph(text), Notice(text), Facts(((text, text),)), Table((text,), ((Cell(text),),)))
+    prose = markdown.render(Document(text, blocks))
+    assert not set("<\r\u2028") & set(prose) and not re.search(r"(?<!\\)\]\(", prose) and "\n~~~" not in prose
+    shown = unescape(re.sub(r"\\(.)", r"\1", prose.splitlines()[0]))
+    assert shown == "# " + re.sub("[\r\u2028\n]", " ", text)
+    opening, *_, closing = markdown.render(Document("x", (Code(text, ""),))).splitlines()[2:]
+    assert opening == closing and set(opening) == {"`"} and opening not in text
 
 
 @pytest.mark.usefixtures("undrawn")
