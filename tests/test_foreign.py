@@ -172,11 +172,11 @@ def test_the_folder_again_is_the_same_evaluation(theirs: Path, capsys: pytest.Ca
     assert figures(folder / "evaluation" / "x.json") == before, "another evaluation has a place of its own"
     after = read(folder / "evaluation" / "standard-n40" / "x.json")
     assert after["threat"] == {"norm": "l2", "eps": 0.5} and after["plan"]["threat"]["seed"] == 3
+    assert main(["eval", f"verify={folder}", AGAIN]) == main(["report", str(folder), str(folder), "--json"]) == 0
+    assert len(list((folder / "evaluation" / "earlier").glob("*.json"))) == len(list((theirs / "runs").iterdir())) == 1
     assert "L2, ε = 0.5" in (folder / "report.md").read_text()
-    assert len(list((theirs / "runs").iterdir())) == 1
-    assert main(["report", str(folder), str(folder), "--json"]) == 0
-    assert main(["eval", str(folder), "dataset=mnist"]) == 2
-    assert "dataset: given with a folder" in capsys.readouterr().err
+    refused = main(["eval", str(folder), "dataset=mnist"])
+    assert refused == 2 and "dataset: given with a folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("unreported")

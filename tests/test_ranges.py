@@ -24,7 +24,6 @@ class TestRanges:
             (["train.schedule.div=0"], r"train\.schedule\.div: 0 .*above 0"),
             (["recipe=rice", "train.schedule.milestones=[1/2,100]"], r"train\.schedule\.milestones.*share from 0 to 1"),
             (["recipe=rice", "train.schedule.gamma=-0.1"], r"train\.schedule\.gamma: -0\.1"),
-            (["method=adt_exp_am", "train.groups.generator.schedule.start=1"], r"generator\.schedule\.start: 1 "),
             (["train.optimizer.lr=-0.1"], r"train\.optimizer\.lr: -0\.1"),
             (["train.optimizer.momentum=2"], r"train\.optimizer\.momentum: 2"),
             (["method=adt_exp_am", "train.groups.generator.optimizer.lr=-1"], r"generator\.optimizer\.lr: -1"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from atbench import run
 from atbench.cli import main
 from atbench.environment import checksum, compared
 from atbench.errors import ConfigError, DataError
+from atbench.reporting import report
 from atbench.training import Trainer, checkpoint
 from tests.test_run import QUICK, read
 
@@ -285,3 +288,67 @@ def test_a_read_only_run_is_refused_before_any_work(
     assert main(["train", f"resume={begun}"]) == 5
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"error: run: {begun} — cannot be written (Read-only file system)") and unspent == []
+
+
+# What is finished.
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("when", ["evaluation", "end of training", "swallowed"])
+def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
+    when: str, sent: signal.Signals, code: int, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, fitted, evaluate, fit = Path.cwd(), [0], run.Run.evaluate, Trainer.fit
+
+    def stopped(self: run.Run, names: list[str]) -> list[dict[str, Any]]:
+        try:
+            os.kill(os.getpid(), sent)
+        except Exception:
+            if when != "swallowed":
+                raise
+        if when == "evaluation":
+            raise AssertionError("went on")
+        return evaluate(self, names)
+
+    def last_step(self: Trainer) -> None:
+        fit(self)
+        os.kill(os.getpid(), sent)
+
+    if when == "end of training":
+        monkeypatch.setattr(Trainer, "fit", last_step)
+    else:
+        monkeypatch.setattr(run.Run, "evaluate", stopped)
+    assert main(["train", f"resume={begun}", "train.minutes=10"]) == code
+    status = read(begun / "status.json")
+    assert (status["state"], status["exit_code"]) == ("interrupted", code)
+    monkeypatch.undo()
+    enter(home, monkeypatch)
+    monkeypatch.setattr(Trainer, "_one_batch", lambda self: fitted.append(1))
+    assert main(["train", f"resume={begun}", "train.minutes=10"]) == 0 and fitted == [0]
+    assert (begun / "report.html").is_file() and read(begun / "status.json")["state"] == "done"
+
+
+def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_says_so(
+    begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path) -> None:
+        frozen.append((folder / "status.json").read_bytes())
+        raise Killed
+
+    frozen: list[bytes] = []
+    write = report.write
+    monkeypatch.setattr(report, "write", killed)
+    with pytest.raises(Killed):
+        main(["train", f"resume={begun}", "train.minutes=10"])
+    (begun / "status.json").write_bytes(frozen[0])  # as kill -9 leaves it
+    monkeypatch.setattr(report, "write", write)
+    assert main(["train", f"resume={begun}", "train.minutes=10"]) == 0
+    assert (begun / "report.html").is_file()
+    before = contents(begun)
+    capsys.readouterr()
+    assert main(["train", f"resume={begun}"]) == 0
+    assert f"{begun} is done" in capsys.readouterr().err and contents(begun) == before
+    assert main(["train", f"resume={begun}", "train.epochs=7"]) == 2
