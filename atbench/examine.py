@@ -119,7 +119,7 @@ def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, whi
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
     title = names.name_of(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
-    where = Path(world.share_object(names.place(folder, config.plain(cfg), title)))
+    where = Path(world.share_object(names.place(folder, config.recorded(cfg), title)))
     found: list[dict[str, Any]] = []
     measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
     for name in which:
@@ -184,7 +184,7 @@ def keep(
     """Write the record, its outcomes, its adversarial images and the configuration that they follow from."""
     if world.main:
         images = record.examples(evaluation) if evaluation.plan.examples else {}
-        settings = names.settings(config.plain(cfg))
+        settings = names.settings(config.recorded(cfg))
         files.save(where, name, content, record.arrays(evaluation), images, settings)
     world.barrier()
 
@@ -211,11 +211,12 @@ def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path:
     content, name = files.read(path), path.stem
     if not content.get("examples"):
         raise DataError("verify", path, "it kept no adversarial images", "evaluate it again with eval.examples=true")
-    beside = path.with_suffix(".yaml")
-    if not beside.is_file():
-        why = "the configuration that it was made with is not there"
-        raise DataError("verify", beside, why, "restore it, or evaluate again")
-    own = OmegaConf.create({**cfg, **OmegaConf.load(beside)})
+    known, beside = names.settings(config.recorded(cfg)), files.settings(path.with_suffix(".yaml"))
+    # Like any configuration that is read: what of it the folder's own does not say chooses no code.
+    brought = {key: value for key, value in beside.items() if key in known and value != known[key]}
+    refuse_code(brought, EVALUATED, config.as_typed())
+    refuse_reading(brought)
+    own = OmegaConf.create({**config.plain(cfg), **brought})
     own.eval.batch_size = cfg.eval.batch_size
     source = source if own.dataset == cfg.dataset else assemble.make_source(own)
     test = source.test().to(world.device)

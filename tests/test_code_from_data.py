@@ -14,7 +14,7 @@ import torch
 import torchvision
 import yaml
 
-from atbench import allowed, brought, catalog, config, examine, hydra_nodes
+from atbench import allowed, brought, catalog, config, hydra_nodes, plan
 from atbench.build import locate
 from atbench.cli import main
 from atbench.data.digits import digits
@@ -80,7 +80,7 @@ def test_what_the_user_named(unpacked: Path) -> None:
 def test_the_network_of_another_run_is_of_its_file_as_well(unpacked: Path) -> None:
     put(unpacked / "run", model=MINE)
     with pytest.raises(ConfigError, match="chooses no code"):
-        examine.opened("run", digits(), torch.device("cpu"))
+        plan.opened("run", digits(), torch.device("cpu"))
     assert "trap" not in sys.modules
 
 

@@ -24,8 +24,9 @@ def net():
     torch.manual_seed(4)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 """
+AGAIN = "model._target_=verified_net.net"
 WORDS = (
-    "model._target_=verified_net.net", "dataset=digits", "name=x", "eval=standard", "eval.limit=40", "eval.steps=[1,3]",
+    AGAIN, "dataset=digits", "name=x", "eval=standard", "eval.limit=40", "eval.steps=[1,3]",
     "eval.eps_grid=[0,1]", "eval.eps_steps=2", "eval.audit=4", "attack=fmn", "attack.steps=5", "threads=1",
 )  # fmt: skip
 
@@ -58,7 +59,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     capsys.readouterr()
-    code = main(["eval", f"verify={folder}"])
+    code = main(["eval", f"verify={folder}", AGAIN])
     return code, capsys.readouterr().err.splitlines()
 
 
@@ -111,13 +112,14 @@ EDITS = {
     "a key less": record(lambda content: content.pop("bound")),
     "an array less": arrays("net.examples.npz", lambda content: content.pop("fmn.rows")),
     "no record": lambda place: (place / "net.json").write_text("[]"),
+    "half a configuration": lambda place: (place / "net.yaml").write_text("eval: {"),
     "half an archive": lambda place: (place / "net.npz").write_bytes((place / "net.npz").read_bytes()[:500]),
 }
 
 
 def test_what_nobody_touched_is_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["eval", f"verify={folder}"]) == 0
+    assert main(["eval", f"verify={folder}", AGAIN]) == 0
     said = capsys.readouterr().out
     assert "DIFFERS" not in said and "values and arrays agree" in said and "held against a second copy only" in said
 
@@ -141,13 +143,13 @@ def test_a_short_evaluation_leaves_the_record_where_it_is(folder: Path, capsys: 
     """And its own stands beside it, named, complete and verified too."""
     before = (folder / "evaluation" / "net.json").read_text()
     short = ("eval=smoke", "eval.limit=20", "attack=pgd", "attack.steps=2", "threads=1")
-    assert main(["eval", str(folder), *short]) == 0
+    assert main(["eval", str(folder), AGAIN, *short]) == 0
     assert (folder / "evaluation" / "net.json").read_text() == before
     beside = json.loads((folder / "evaluation" / "smoke-n20" / "net.json").read_text())
     assert beside["name"] == "smoke-n20" and beside["n"] == 20 and beside["of"] == 450
     assert verify(folder, capsys)[0] == 0
-    assert main(["eval", str(folder), *short, "eval.name=earlier"]) == 2
-    assert main(["eval", str(folder), *short, "eval.name=../x"]) == 2
+    assert main(["eval", str(folder), AGAIN, *short, "eval.name=earlier"]) == 2
+    assert main(["eval", str(folder), AGAIN, *short, "eval.name=../x"]) == 2
 
 
 def test_a_long_attack_says_how_far_it_is(
@@ -156,9 +158,23 @@ def test_a_long_attack_says_how_far_it_is(
     from atbench.reporting import terminal
 
     monkeypatch.setattr(terminal.Pulse, "SECONDS", 0.0)
-    assert main(["eval", str(folder), "eval=smoke", "eval.limit=20", "threads=1"]) == 0
+    assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     said = capsys.readouterr().err
     assert "net  noise: 0 of " in said and "images forward so far" in said
     monkeypatch.setattr(terminal.Pulse, "SECONDS", 3600.0)
-    assert main(["eval", str(folder), "eval=smoke", "eval.limit=20", "threads=1"]) == 0
+    assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     assert "forward so far" not in capsys.readouterr().err
+
+
+def test_a_configuration_beside_a_record_chooses_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = folder / "evaluation" / "net.yaml"
+    Path("verified_evil.py").write_text("open('ran', 'w').close()\n\ndef make(norm, eps):\n    return None\n")
+    content = yaml.safe_load(place.read_text())
+    content["eval"]["attacks"]["fmn"] = {"_target_": "verified_evil.make"}
+    place.write_text(yaml.safe_dump(content))
+    code, said = verify(folder, capsys)
+    assert code == 2 and "eval.attacks.fmn._target_: verified_evil.make" in said[-1] and not Path("ran").exists()
+    content["eval"]["attacks"], content["dataset"]["source"]["more"] = {}, "${oc.env:HOME}"
+    place.write_text(yaml.safe_dump(content))
+    code, said = verify(folder, capsys)
+    assert code == 2 and "does not look up values of this machine" in said[-1]

@@ -61,6 +61,18 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def settings(path: Path) -> dict[str, Any]:
+    """The configuration beside a record. Raises DataError where it is gone or damaged."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as fault:
+        why = f"the configuration that the record follows from cannot be read ({type(fault).__name__})"
+        raise DataError("verify", path, why, "restore it, or evaluate again") from fault
+    if not isinstance(content, dict):
+        raise DataError("verify", path, "is no configuration", "restore it, or evaluate again")
+    return content
+
+
 def unpacked(path: Path) -> dict[str, Array]:
     """All arrays of an npz beside a record. Raises DataError where it is gone or damaged."""
     try:

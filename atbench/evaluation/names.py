@@ -20,8 +20,12 @@ _INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation's numbers depend on besides weights and data: kept beside its records, for `verify`."""
-    return {key: config[key] for key in ("seed", "dataset", "model", "attack", "eval")}
+    """What an evaluation's numbers depend on besides weights and data: kept beside its records, for `verify`. Of the
+    attack of training that is the threat, and nothing of augmentation.
+    """
+    dataset = {key: node for key, node in config["dataset"].items() if key != "augment"}
+    threat = {key: config["attack"][key] for key in ("norm", "eps")}
+    return {**{key: config[key] for key in ("seed", "model", "eval")}, "dataset": dataset, "attack": threat}
 
 
 def name_of(chosen: Mapping[str, Any], n: int, of: int) -> str:

@@ -63,7 +63,14 @@ def test_a_network_that_answers_at_random_is_quoted_by_rand_or_not_at_all(said: 
 
 def config(**changes: Any) -> dict[str, Any]:
     chosen = {"about": {"name": "auto"}, "steps": [1], "limit": None, "batch_size": 5, "name": None, **changes}
-    return {"seed": 0, "dataset": {}, "model": {}, "attack": {"eps": 0.1}, "eval": chosen, "train": "ignored"}
+    return {
+        "seed": 0,
+        "dataset": {},
+        "model": {},
+        "attack": {"norm": "linf", "eps": 0.1},
+        "eval": chosen,
+        "train": "ignored",
+    }
 
 
 def test_every_evaluation_has_a_place_of_its_own(tmp_path: Path) -> None:
