@@ -16,7 +16,10 @@ def _named(package: str, names: str) -> frozenset[str]:
 SOURCES = _named(
     "atbench.data", "arrays.npz digits.digits folders.folder folders.tiny_imagenet published.published"
 )  # fmt: skip
-AUGMENTATIONS = _named("atbench.data", "augment.Chain augment.Cutout augment.PadCropFlip mixing.CutMix mixing.MixUp")
+AUGMENTATIONS = _named(
+    "atbench.data",
+    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip mixing.CutMix mixing.MixUp",
+)
 MODELS = _named(
     "atbench.models",
     "cnn.CNN library.TorchVision library.Wrapped plain.ConvNet8 plain.FastMnist plain.LeNet plain.TradesMnist"
