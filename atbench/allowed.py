@@ -18,7 +18,8 @@ SOURCES = _named(
 )  # fmt: skip
 AUGMENTATIONS = _named(
     "atbench.data",
-    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip mixing.CutMix mixing.MixUp",
+    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip"
+    " mixing.CutMix mixing.MixUp",
 )
 MODELS = _named(
     "atbench.models",
