@@ -29,9 +29,9 @@ class TestConstructors:
         [
             ("torch.nn.Conv2d", {"in_channels": 3, "out_channels": 5, "kernel_size": 3, "groups": 2}, "model",
              r"^model: .*groups=2.* — Conv2d cannot be built \(ValueError: "),
-            ("torch.nn.BatchNorm2d", {"num_features": -3}, "x", r"^x\.num_features: -3 .*RuntimeError"),
-            ("torch.nn.Softplus", {"beta": 1, "treshold": 2}, "x", r"^x\.treshold.*did you mean 'threshold'"),
-            ("torch.nn.Dropout", {"p": 1.5}, "x", r"^x\.p: 1\.5 .*ValueError"),
+            ("torch.nn.BatchNorm2d", {"num_features": -3}, "model", r"^model\.num_features: -3 .*RuntimeError"),
+            ("torch.nn.Softplus", {"beta": 1, "treshold": 2}, "model", r"^model\.treshold.*did you mean 'threshold'"),
+            ("torch.nn.Dropout", {"p": 1.5}, "model", r"^model\.p: 1\.5 .*ValueError"),
         ],
     )  # fmt: skip
     def test_of_torch(self, target: str, options: dict[str, Any], path: str, said: str) -> None:
@@ -40,7 +40,7 @@ class TestConstructors:
 
     def test_of_the_users(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (here / "ours_failing.py").write_text(
-            "class Net:\n    def __init__(self, width):\n        self.w = 1 / width\n"
+            "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, width):\n        self.w = 1 / width\n"
         )
         monkeypatch.setattr("sys.path", [str(here)])
         monkeypatch.setenv("ATBENCH_TRUSTED", "")

@@ -43,8 +43,8 @@ def write_idx(path: Path, array: Array, packed: bool = False) -> None:
     path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(content) if packed else content)
 
 
-def write_mnist(folder: Path, packed: bool = False) -> dict[str, tuple[Array, Array]]:
-    splits = {"train": made(), "t10k": made(n=20)}
+def write_mnist(folder: Path, packed: bool = False, n: int = 40) -> dict[str, tuple[Array, Array]]:
+    splits = {"train": made(n=n), "t10k": made(n=20)}
     for part, (image, label) in splits.items():
         write_idx(folder / f"{part}-images-idx3-ubyte", image[..., 0], packed)
         write_idx(folder / f"{part}-labels-idx1-ubyte", label, packed)
@@ -53,7 +53,8 @@ def write_mnist(folder: Path, packed: bool = False) -> dict[str, tuple[Array, Ar
 
 def opened(name: str, data_dir: Path, **options: Any) -> Any:
     """The source as `dataset=name` would build it."""
-    return build(resolved(f"dataset={name}").dataset.source, "dataset.source", data_dir=data_dir, **options)
+    node = resolved(f"dataset={name}", "dataset.source.validation=2").dataset.source  # the sets here are small
+    return build(node, "dataset.source", data_dir=data_dir, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -246,14 +247,12 @@ def test_each_brings_radii_augmentation_and_sizes(name: str) -> None:
 def test_doctor_tells_what_is_there_and_asks_no_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], unplugged: list[str]
 ) -> None:
-    write_mnist(tmp_path / "MNIST" / "raw")
+    write_mnist(tmp_path / "MNIST" / "raw", n=1040)
     assert main(["doctor", "--json", "--data-dir", str(tmp_path), "--runs", str(tmp_path)]) == 0
     findings = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert findings["mnist"]["value"].startswith("40 images") and findings["mnist"]["state"] == "ok"
-    assert (
-        findings["cifar10"]["state"] == "note"
-        and f"dataset=cifar10 data_dir={tmp_path}" in findings["cifar10"]["value"]
-    )
+    assert findings["mnist"]["value"].startswith("1040 images") and findings["mnist"]["state"] == "ok"
+    assert findings["cifar10"]["state"] == "note"
+    assert f"dataset=cifar10 data_dir={tmp_path}" in findings["cifar10"]["value"]
     assert "dataset.source.path=" in findings["npz"]["value"] and not unplugged
 
 
