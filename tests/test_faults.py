@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -206,3 +207,30 @@ def test_a_dead_worker_takes_all_down_and_the_run_goes_on(tmp_path: Path) -> Non
             os.kill(int(worker), 0)
     (run,) = runs(tmp_path)
     assert last(run)["step"] + last(run)["epoch"] > 0
+
+
+def test_the_one_that_is_left_says_that_it_lost_the_other(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    joined = {**environment(), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            command("method=trades", *WORDS, "train.epochs=200"),
+            cwd=tmp_path,
+            env={**joined, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    await_that(lambda: list(tmp_path.glob("runs/*/checkpoints/last.pt")), processes[0])
+    processes[1].kill()
+    _, said = processes[0].communicate(timeout=60)
+    processes[1].communicate()
+    assert processes[0].returncode == 5
+    last = said.decode().strip().splitlines()[-1]
+    assert last.startswith("error: processes: rank 0 — has lost another one") and b"Traceback" not in said
+    (run,) = runs(tmp_path)
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 5) and "rank 0" in status["message"]
