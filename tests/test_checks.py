@@ -40,7 +40,7 @@ class TestConstructors:
 
     def test_of_the_users(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (here / "ours_failing.py").write_text(
-            "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, width):\n        self.w = 1 / width\n"
+            "from torch import nn\n\nclass Net(nn.Module):\n    def __init__(self, width):\n        1 / width\n"
         )
         monkeypatch.setattr("sys.path", [str(here)])
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
