@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE)
 # How torch says it where the class does not: on the CPU, and in CUDA's libraries.
 _MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+_SHOWN = 24  # names that still fit on a terminal's line or two
 _PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that `word` most likely stands for, or None where nothing is close."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
+    return names[close[0]] if close else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """The last part of a refusal: the near miss if there is one, else what there is to choose from."""
+    names = sorted(set(known))
+    near = nearest(word, names)
+    if near is not None:
+        return f"did you mean '{near}'?"
+    if not names:
+        return "there is nothing to choose from"
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"known: {', '.join(names[:_SHOWN])}{more}"
 
 
 class AtbenchError(Exception):

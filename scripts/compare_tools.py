@@ -23,11 +23,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from atbench import assemble, examine
 from atbench.data import Images
 from atbench.evaluation import figure
-from atbench.evaluation.suite import legal
-from atbench.resume import target_of
+from atbench.evaluation.attack_runner import legal
+from atbench.workflows import evaluate, factory
+from atbench.workflows.resume import target_of
 
 BATCH = 200
 
@@ -173,8 +173,8 @@ def main() -> None:
     torch.set_num_threads(1)
     _, _, saved = target_of(given.run, ["best"])
     cfg = OmegaConf.create({**saved, "data_dir": given.data_dir})
-    source = assemble.make_source(cfg)
-    network = examine.opened(given.run, source, torch.device("cpu"))
+    source = factory.make_source(cfg)
+    network = evaluate.opened(given.run, source, torch.device("cpu"))
     x, y = images(source.test(), network, given.n)
     lines = [f"{len(x)} of {given.n} test images are right without an attack; eps {given.eps:g}, one thread.", ""]
     lines += [

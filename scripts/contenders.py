@@ -16,11 +16,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from atbench import catalog
-from atbench.build import build, welcome
+from atbench.config import registry
+from atbench.config.instantiate import build, welcome
 from atbench.evaluation import Threat, Victim
-from atbench.evaluation.sweep import search
-from atbench.rng import ExampleDraws
+from atbench.evaluation.pgd_sweep import search
+from atbench.seeding import ExampleDraws
 
 #: (x, y, rows) → images; rows are places in the data set.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,7 +44,7 @@ def here(*modules: str) -> bool:
 def ours(network: nn.Module, name: str, eps: float, norm: str = "linf", **changes: Any) -> Run:
     """An attack of conf/attack, with some of its options replaced."""
     victim = Victim(network, 250)
-    node = yaml.safe_load((catalog.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8")) | changes
+    node = yaml.safe_load((registry.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8")) | changes
     attack = build(node, "attack", **welcome(node, "attack", {"norm": norm, "eps": eps}))
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

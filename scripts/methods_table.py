@@ -30,14 +30,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from atbench import assemble, config
-from atbench.catalog import conf_dir, entries
+from atbench.config import schema, values
+from atbench.config.registry import conf_dir, entries
 from atbench.data.digits import digits
-from atbench.folder import write_json
-from atbench.run import Run
-from atbench.signals import watched
+from atbench.runs.run_dir import write_json
+from atbench.runs.signals import watched
 from atbench.training import World, threads
 from atbench.training.cost import Count
+from atbench.workflows import factory
+from atbench.workflows.train import Run
 
 TRAIN = ("dataset=digits", "model.width=16", "logger=none", "threads=1")
 EVAL = (
@@ -79,13 +80,13 @@ def train(home: Path, name: str, seed: int) -> str:
 
 def cost(name: str) -> float:
     """Forward passes of one network for each train image and epoch: all operations of a training, stage 0 included."""
-    config.register()
+    schema.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("train", overrides=[f"method={name}", *TRAIN, *COUNTED])
-    cfg, source, here = config.resolve(composed), digits(), World(torch.device("cpu"))
-    single = OmegaConf.create({**config.plain(cfg), "model": {**cfg.model, "members": 1}})
+    cfg, source, here = values.resolve(composed), digits(), World(torch.device("cpu"))
+    single = OmegaConf.create({**values.plain(cfg), "model": {**cfg.model, "members": 1}})
     with Count() as forward, torch.no_grad():
-        assemble.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))
+        factory.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))
     with TemporaryDirectory() as folder, watched() as signal, threads(1), redirect_stderr(StringIO()):
         run = Run(cfg, source, here, signal, Path(folder), label=name)
         write_json(run.folder / "status.json", {})

@@ -20,7 +20,7 @@ torch.set_num_threads(1)  # the workers of xdist share the cores
 
 @dataclass
 class Stub:
-    """Stands in for `atbench.run`: keeps what it was given, and does what `act` says."""
+    """Stands in for `atbench.workflows.train`: keeps what it was given, and does what `act` says."""
 
     act: Callable[[Any], float] = lambda cfg: 0.0
     configs: list[Any] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Stub:
     verbs: list[str] = field(default_factory=list)
 
     def record(self, verb: str, cfg: Any) -> float:
-        from atbench.config import as_typed
+        from atbench.config.argv import as_typed
 
         self.verbs.append(verb)
         self.configs.append(cfg)
@@ -49,10 +49,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stub(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
     """An empty current folder, and a program whose runs are recorded instead of run."""
     recorded = Stub()
-    module = ModuleType("atbench.run")
-    module.train = lambda cfg: recorded.record("train", cfg)  # type: ignore[attr-defined]
-    module.evaluate = lambda cfg: recorded.record("evaluate", cfg)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "atbench.run", module)
+    for verb in ("train", "evaluate"):
+        module = ModuleType(f"atbench.workflows.{verb}")
+        setattr(module, verb, lambda cfg, verb=verb: recorded.record(verb, cfg))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return recorded
 
 

@@ -13,13 +13,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from atbench import assemble, config
-from atbench.catalog import conf_dir
+from atbench.config import schema, values
+from atbench.config.registry import conf_dir
 from atbench.data import Source
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
+from atbench.workflows import factory
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 OVERRIDES = (
@@ -54,12 +55,12 @@ class Log:
 
 def configuration(name: str, *overrides: str) -> DictConfig:
     """The configuration of a short run of a method."""
-    return config.resolve(compose_train([f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides]))
+    return values.resolve(compose_train([f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides]))
 
 
 def compose_train(overrides: list[str]) -> DictConfig:
     """The configuration of `atbench train` with these words, unresolved."""
-    config.register()
+    schema.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides=overrides)
 
@@ -84,18 +85,18 @@ def trainer_of(name: str, here: World, log: Log, *overrides: str, stop_after: in
     cfg = configuration(name, *overrides)
     whole = digits()
     source = replace(whole, train=whole.train.take(torch.arange(96)), validation=32)
-    data = assemble.make_data(cfg, source, here)
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
+    data = factory.make_data(cfg, source, here)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, here)
     begin_untrained(method, cfg, source)
-    return assemble.make_trainer(cfg, method, data, here, log, Interruption(stop_after))
+    return factory.make_trainer(cfg, method, data, here, log, Interruption(stop_after))
 
 
 def begin_untrained(method: Method, cfg: DictConfig, source: Source) -> None:
     """Hand over untrained networks where the method asked for trained ones."""
     stages = {}
     for number, (name, stage) in enumerate(method.stage0().items()):
-        changed = {**config.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
-        stages[name] = assemble.make_model(OmegaConf.create(changed), source)
+        changed = {**values.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
+        stages[name] = factory.make_model(OmegaConf.create(changed), source)
     method.begin(stages)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from atbench import catalog
+from atbench.config import registry
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "atbench"
@@ -21,25 +22,19 @@ PACKAGE = REPOSITORY / "atbench"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"run", "doctor", "export"},
-    {"examine"},
-    {"plan"},
-    {"foreign"},
-    {"assemble", "resume", "environment", "signals"},
+    {"workflows"},
     {"training"},
     {"evaluation", "reporting"},
     {"methods"},
     {"attacks"},
     {"models", "data"},
-    {"config", "sweep", "folder", "hydra_nodes", "brought"},
-    {"checks", "catalog", "commandline"},
-    {"build"},
-    {"mistakes", "typecheck", "allowed", "environ"},
-    {"rng", "errors", "ranges"},
+    {"runs"},
+    {"config"},
+    {"seeding", "errors"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)
-OPTIONS = sorted(path for group in catalog.KINDS.values() for path in (catalog.conf_dir() / group).rglob("*.yaml"))
+OPTIONS = sorted(path for group in registry.KINDS.values() for path in (registry.conf_dir() / group).rglob("*.yaml"))
 
 
 def part_of(path: Path) -> str:
@@ -59,6 +54,25 @@ def imported(path: Path) -> Iterator[str]:
                 yield rest.partition(".")[0]
 
 
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def parents(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def modules(path: Path) -> Iterator[str]:
+    """The modules of atbench that a file imports as it is imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("atbench"):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path) -> None:
     own = part_of(path)
@@ -68,6 +82,16 @@ def test_imports_point_down(path: Path) -> None:
     assert own in LEVEL, f"{own} has no place in LAYERS"
     for other in imported(path):
         assert other == own or LEVEL[other] > LEVEL[own], f"{own} imports {other}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Of the modules of one part as well; what a package's `__init__` offers counts as an import of that package."""
+    names = {module_of(path): path for path in SOURCES}
+    graph = {
+        name: {other for other in modules(path) if other in names and other != name} for name, path in names.items()
+    }
+    order = graphlib.TopologicalSorter({name: needs - set(parents(name)) for name, needs in graph.items()})
+    order.prepare()  # raises CycleError
 
 
 # Where the name that is imported is not the package's.
@@ -100,11 +124,15 @@ def test_files_are_short(path: Path) -> None:
 def test_the_first_answer_needs_neither_torch_nor_hydra() -> None:
     code = """
 import sys
-from atbench import catalog, cli, commandline, errors, mistakes
+from atbench import errors
+from atbench.cli import main as cli
+from atbench.config import hydra_errors, overrides, registry
 assert cli.main(["list", "methods"]) == 0 and cli.main(["--help"]) == 0
 heavy = {"torch", "torchvision", "hydra", "omegaconf", "wandb", "numpy", "matplotlib", "sklearn"} & set(sys.modules)
 assert not heavy, heavy
-from atbench import config, doctor, build, checks, sweep
+from atbench.cli import doctor
+from atbench.config import argv, instantiate, schema, validate, values
+from atbench.runs import sweep
 heavy = {"torch", "torchvision", "wandb", "numpy", "matplotlib", "sklearn"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -114,11 +142,11 @@ assert not heavy, heavy
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_option_says_what_it_is(path: Path) -> None:
-    group, *folders = path.relative_to(catalog.conf_dir()).parent.parts
-    about = catalog.about(path, group)
+    group, *folders = path.relative_to(registry.conf_dir()).parent.parts
+    about = registry.about(path, group)
     assert about.get("name") == "/".join([*folders, path.stem])
     assert about.get("line") and about.get("family")
-    assert set(about) <= set(catalog.FIELDS)
+    assert set(about) <= set(registry.FIELDS)
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from atbench.assemble import make_model, network_maker
 from atbench.data.digits import digits
+from atbench.workflows.factory import make_model, network_maker
 from tests.contract import configuration
 
 

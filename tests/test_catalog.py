@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from atbench import catalog
-from atbench.build import locate
-from atbench.cli import main
+from atbench.cli.main import main
+from atbench.config import registry
+from atbench.config.instantiate import locate
 from atbench.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_about_is_found_in_both_places_and_may_be_missing(folder: Path) -> None:
-    rows = {row["name"]: row for row in catalog.entries("methods", [folder])}
+    rows = {row["name"]: row for row in registry.entries("methods", [folder])}
     assert list(rows) == ["bare", "empty", "inner", "outer"]
     assert rows["inner"]["survey"] is True and rows["outer"]["line"] == "second"
     assert rows["bare"] == {"name": "bare"} and rows["empty"] == {"name": "empty"}
@@ -40,16 +40,16 @@ def test_about_lies_under_the_options_own_name_where_a_run_may_have_several(tmp_
     (tmp_path / "plus").mkdir()
     text = "# @package _global_\nplus: {mine: {about: {name: mine, line: here}}, other: {about: {name: other}}}\n"
     (tmp_path / "plus" / "mine.yaml").write_text(text)
-    assert catalog.entries("plus", [tmp_path]) == [{"name": "mine", "line": "here"}]
+    assert registry.entries("plus", [tmp_path]) == [{"name": "mine", "line": "here"}]
 
 
 def test_survey_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert catalog.show("methods", [folder], as_json=True, survey=True) == 0
+    assert registry.show("methods", [folder], as_json=True, survey=True) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["inner"]
 
 
 def test_a_table_shows_text_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    catalog.show("methods", [folder], as_json=False, survey=False)
+    registry.show("methods", [folder], as_json=False, survey=False)
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
@@ -57,23 +57,25 @@ def test_a_later_folder_adds_and_replaces(folder: Path, tmp_path_factory: pytest
     later = tmp_path_factory.mktemp("later")
     (later / "method").mkdir()
     (later / "method" / "inner.yaml").write_text("method: {about: {name: inner, line: replaced}}\n")
-    rows = {row["name"]: row for row in catalog.entries("methods", [folder, later])}
+    rows = {row["name"]: row for row in registry.entries("methods", [folder, later])}
     assert rows["inner"]["line"] == "replaced" and len(rows) == 4
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "method" / "broken.yaml").write_text("a: [b\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
-        catalog.entries("methods", [folder])
+        registry.entries("methods", [folder])
 
 
 def test_every_kind_lists_all_files_of_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     kinds = {row["name"]: row["options"] for row in json.loads(capsys.readouterr().out)}
-    for kind, group in catalog.KINDS.items():
+    for kind, group in registry.KINDS.items():
         assert main(["list", kind, "--json"]) == 0
         names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-        files = [path.relative_to(catalog.conf_dir() / group) for path in (catalog.conf_dir() / group).rglob("*.yaml")]
+        files = [
+            path.relative_to(registry.conf_dir() / group) for path in (registry.conf_dir() / group).rglob("*.yaml")
+        ]
         assert names == sorted(path.with_suffix("").as_posix() for path in files)
         assert len(names) == kinds[kind]
 
@@ -93,12 +95,14 @@ STATUS = {"code read", "paper read", "partly from memory"}
 EFFECTS = {"clean", "robust", "faint", "transfer", "union", "rejection"}
 
 
-@pytest.mark.parametrize("entry", catalog.entries("methods", [catalog.conf_dir()]), ids=lambda entry: entry["name"])
+@pytest.mark.parametrize("entry", registry.entries("methods", [registry.conf_dir()]), ids=lambda entry: entry["name"])
 def test_a_method_says_what_it_is(entry: dict[str, object]) -> None:
     """Its family is the survey's; how well its source is known and what it is to show come from short lists."""
-    assert set(entry) == set(catalog.FIELDS)
+    assert set(entry) == set(registry.FIELDS)
     assert entry["family"] in FAMILIES and entry["status"] in STATUS and entry["effect"] in EFFECTS
-    target = yaml.safe_load((catalog.conf_dir() / "method" / f"{entry['name']}.yaml").read_text())["method"]["_target_"]
+    target = yaml.safe_load((registry.conf_dir() / "method" / f"{entry['name']}.yaml").read_text())["method"][
+        "_target_"
+    ]
     told = (locate(target, "method._target_").__doc__ or "").replace("\n    ", " ")
     assert entry["status"] != "partly from memory" or "from memory" in told.lower(), (
         "the docstring says what is from memory"

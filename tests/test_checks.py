@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from atbench import assemble, config
+from atbench.config import instantiate, validate
 from atbench.data import Images
 from atbench.data.digits import digits
+from atbench.data.lazy_images import Crew, Pictures
 from atbench.data.overlap import shared
-from atbench.data.pictures import Crew, Pictures
 from atbench.errors import ConfigError
 from atbench.training import World
+from atbench.workflows import factory
 from tests.test_config import node, resolved
 
 HERE = World(torch.device("cpu"))
@@ -36,7 +37,7 @@ class TestConstructors:
     )  # fmt: skip
     def test_of_torch(self, target: str, options: dict[str, Any], path: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            config.build(node(target, **options), path)
+            instantiate.build(node(target, **options), path)
 
     def test_of_the_users(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (here / "ours_failing.py").write_text(
@@ -44,18 +45,16 @@ class TestConstructors:
         )
         monkeypatch.setattr("sys.path", [str(here)])
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        config.trust(here)
+        instantiate.trust(here)
         with pytest.raises(ConfigError, match=r"model: width=0 — Net cannot be built \(ZeroDivisionError"):
-            config.build({"_target_": "ours_failing.Net", "width": 0}, "model")
+            instantiate.build({"_target_": "ours_failing.Net", "width": 0}, "model")
 
     def test_an_optimizer_that_is_built_later(self) -> None:
         cfg = resolved("method=pgd_at", "recipe=adam", "+train.optimizer.eps=-1", "model.width=4")
         source = digits()
-        method = assemble.make_method(
-            cfg, assemble.make_model(cfg, source), assemble.make_data(cfg, source, HERE), HERE
-        )
+        method = factory.make_method(cfg, factory.make_model(cfg, source), factory.make_data(cfg, source, HERE), HERE)
         with pytest.raises(ConfigError, match=r"train\.optimizer\.eps: -1\.?0? .*ValueError"):
-            assemble.make_groups(cfg, method)
+            factory.make_groups(cfg, method)
 
     @pytest.mark.parametrize(
         ("words", "changed", "said"),
@@ -69,16 +68,16 @@ class TestConstructors:
     )
     def test_a_normalisation_that_is_none(self, words: list[str], changed: dict[str, Any], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            assemble.make_model(resolved(*words), replace(digits(), **changed))
+            factory.make_model(resolved(*words), replace(digits(), **changed))
 
 
 def doubts(*words: str) -> list[str]:
     """What is said of a run before it begins, on digits and without images in common."""
     cfg, source = resolved("model.width=4", *words), digits()
-    assert config.check(cfg) == []
-    data = assemble.make_data(cfg, source, HERE)
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, HERE)
-    return assemble.doubts(method, data, source.test())
+    assert validate.check(cfg) == []
+    data = factory.make_data(cfg, source, HERE)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, HERE)
+    return factory.doubts(method, data, source.test())
 
 
 class TestDoubts:
@@ -118,9 +117,9 @@ class TestDoubts:
         mixed = Images(torch.cat([source.train.x, test.x[:9]]), torch.cat([source.train.y, test.y[:9]]))
         changed = replace(source, train=mixed)
         cfg = resolved("method=standard", "model.width=4")
-        data = assemble.make_data(cfg, changed, HERE)
-        method = assemble.make_method(cfg, assemble.make_model(cfg, changed), data, HERE)
-        said = assemble.doubts(method, data, test)
+        data = factory.make_data(cfg, changed, HERE)
+        method = factory.make_method(cfg, factory.make_model(cfg, changed), data, HERE)
+        said = factory.doubts(method, data, test)
         assert sum(int(each.split()[1]) for each in said) == 9 and all("test images are in" in each for each in said)
 
 

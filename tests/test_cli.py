@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.errors import ConfigError, DataError, Interrupted
 from tests.conftest import Stub
 
@@ -242,7 +242,8 @@ def test_a_method_of_ones_own(stub: Stub, here: Path, capsys: pytest.CaptureFixt
     )
 
     def act(cfg: Any) -> float:
-        from atbench.config import build, resolve
+        from atbench.config.instantiate import build
+        from atbench.config.values import resolve
 
         return float(build(resolve(cfg).method, "method").gain)
 

@@ -14,11 +14,12 @@ import torch
 import torchvision
 import yaml
 
-from atbench import allowed, brought, catalog, config, hydra_nodes, plan
-from atbench.build import locate
-from atbench.cli import main
+from atbench.cli.main import main
+from atbench.config import allow_list, hydra_section, instantiate, registry, schema, untrusted
+from atbench.config.instantiate import locate
 from atbench.data.digits import digits
 from atbench.errors import ConfigError
+from atbench.workflows import eval_plan
 from tests.unpacked import put, saved
 
 UNPACK = {"_target_": "torchvision.datasets.utils._decompress", "from_path": "x.gz", "to_path": "sprung"}
@@ -68,19 +69,19 @@ def test_what_the_user_named(unpacked: Path) -> None:
         ["eval", "run", "--config-dir", "conf"],
     ):
         with pytest.raises(ConfigError, match="chooses no code"):
-            brought.refuse_code(cfg, ("model",), typed)
+            untrusted.refuse_code(cfg, ("model",), typed)
     del cfg["model"]["inner"]
     typed = ["model._target_=trap.Net", "++model={_target_: trap.Net}", "--config-dir=conf"]
     for word in typed:
-        brought.refuse_code(cfg, ("model",), ["eval", "run", word])
-    assert brought.repeats({"_target_": "trap.Net"}, cfg["model"])
-    assert not brought.repeats({"_target_": "trap.Net", "width": 3}, cfg["model"]) and not brought.repeats({}, {})
+        untrusted.refuse_code(cfg, ("model",), ["eval", "run", word])
+    assert untrusted.repeats({"_target_": "trap.Net"}, cfg["model"])
+    assert not untrusted.repeats({"_target_": "trap.Net", "width": 3}, cfg["model"]) and not untrusted.repeats({}, {})
 
 
 def test_the_network_of_another_run_is_of_its_file_as_well(unpacked: Path) -> None:
     put(unpacked / "run", model=MINE)
     with pytest.raises(ConfigError, match="chooses no code"):
-        plan.opened("run", digits(), torch.device("cpu"))
+        eval_plan.opened("run", digits(), torch.device("cpu"))
     assert "trap" not in sys.modules
 
 
@@ -96,8 +97,8 @@ def test_an_experiment_has_nothing_run(node: dict[str, Any], unpacked: Path) -> 
 
 def test_every_option_is_in_the_table() -> None:
     """And stands at a place: what is written in `conf` can be built, and a run of it can be gone back to."""
-    for path in catalog.conf_dir().rglob("*.yaml"):
-        group = path.relative_to(catalog.conf_dir()).parts[0]
+    for path in registry.conf_dir().rglob("*.yaml"):
+        group = path.relative_to(registry.conf_dir()).parts[0]
         node = yaml.safe_load(path.read_text())
         if group in ("hydra", "train.yaml", "eval.yaml") or not isinstance(node, dict):
             continue
@@ -105,16 +106,16 @@ def test_every_option_is_in_the_table() -> None:
         prefix = {"recipe": "train", "dataset": "dataset", "model": "model", "attack": "attack", "eval": "eval"}
         parts = node if whole else {f"plus.{path.stem}" if group == "plus" else prefix.get(group, group): node}
         for part, inner in parts.items():
-            strange = list(brought._strange(inner, part))
+            strange = list(untrusted._strange(inner, part))
             assert not strange, f"{path}: {strange}"
 
 
 def test_what_the_table_names_exists_and_is_of_its_place() -> None:
-    for path, where in allowed.PLACES.items():
+    for path, where in allow_list.PLACES.items():
         for name in where.names:
             assert locate(name, f"{path}._target_")
     known = torchvision.models.list_models(module=torchvision.models)
-    assert {name.rpartition(".")[2] for name in allowed.CLASSIFIERS} <= set(known)
+    assert {name.rpartition(".")[2] for name in allow_list.CLASSIFIERS} <= set(known)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_what_the_table_names_exists_and_is_of_its_place() -> None:
     [
         ("dataset.source", "torchvision.datasets.utils._decompress"),
         ("dataset.source", "torchvision.datasets.FakeData"),
-        ("dataset.source", "atbench.data.arrays.read_npz"),
+        ("dataset.source", "atbench.data.npz.read_npz"),
         ("dataset.augment.0", "atbench.data.download.fetch"),
         ("model", "torch.nn.modules.module.torch.load"),
         ("model", "torch.optim.SGD"),
@@ -130,9 +131,9 @@ def test_what_the_table_names_exists_and_is_of_its_place() -> None:
         ("method", "atbench.models.cnn.CNN"),
         ("plus.x", "atbench.training.checkpoint.save"),
         ("train.optimizer", "torch.nn.ReLU"),
-        ("train.groups.model.schedule", "atbench.training.awp.WeightPerturbation"),
+        ("train.groups.model.schedule", "atbench.training.weight_perturbation.WeightPerturbation"),
         ("eval.attacks.x", "atbench.data.digits.digits"),
-        ("logger", "atbench.reporting.tracker.truncate"),
+        ("logger", "atbench.reporting.metrics_log.truncate"),
         ("runs", "torch.nn.ReLU"),
     ],
 )
@@ -166,15 +167,15 @@ def other(): return 3
         ("dataset.source", "net", "makes a ReLU and no atbench.data.Source"),
         ("dataset.augment", "other", "makes a int and no collections.abc.Callable"),
         ("train.optimizer", "Net", "is no torch.optim.Optimizer"),
-        ("plus.own", "Other", "is no atbench.training.averaging.Average or"),
+        ("plus.own", "Other", "is no atbench.training.weight_averaging.Average or"),
     ],
 )
 def test_the_users_own_is_of_the_type_of_its_place(key: str, name: str, said: str | None, own: Path) -> None:
     if said is None:
-        assert config.build({"_target_": f"own_code.{name}"}, key)
+        assert instantiate.build({"_target_": f"own_code.{name}"}, key)
         return
     with pytest.raises(ConfigError, match=said):
-        config.build({"_target_": f"own_code.{name}"}, key)
+        instantiate.build({"_target_": f"own_code.{name}"}, key)
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def own(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("ATBENCH_TRUSTED", "")
     (here / "own_code.py").write_text(OWN)
-    config.trust(here)
+    instantiate.trust(here)
     for name in ("own_code", "own_built"):
         sys.modules.pop(name, None)
     return here
@@ -195,7 +196,7 @@ def own(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_what_comes_with_python_is_nobodys_own(name: str, own: Path) -> None:
     with pytest.raises(ConfigError, match="may not build"):
-        config.build({"_target_": name, "file": "made", "mode": "w"}, "model")
+        instantiate.build({"_target_": name, "file": "made", "mode": "w"}, "model")
     assert not (own / "made").exists() and not (own / "built-in").exists()
 
 
@@ -205,13 +206,13 @@ def test_only_source_files_are_the_users(own: Path) -> None:
     (own / "lib" / "site-packages" / "installed_there.py").write_text(OWN)
     for name in ("own_built.Net", "lib.site-packages.installed_there.Net", "__main__.main"):
         with pytest.raises(ConfigError, match="may not build"):
-            config.build({"_target_": name}, "model")
+            instantiate.build({"_target_": name}, "model")
 
 
 def test_no_library_is_taken_from_the_current_folder(own: Path) -> None:
     """A file called as a library that is not installed, or a folder of Hydra's plugins, must not run by itself."""
     assert str(own) not in sys.path
-    config.build({"_target_": "own_code.Net"}, "model")
+    instantiate.build({"_target_": "own_code.Net"}, "model")
     assert sys.path[-1] == str(own), "behind everything that is installed"
 
 
@@ -232,10 +233,10 @@ FREE = ["hydra.sweep.dir=elsewhere", "+hydra.launcher.partition=gpu", "hydra.swe
 
 @pytest.mark.parametrize("words", [*([node] for node in NODES), FREE, ["hydra/job_logging=stdout"]], ids=str)
 def test_nodes_of_hydras(words: list[str]) -> None:
-    config.register()
-    hydra_nodes.guard()
+    schema.register()
+    hydra_section.guard()
     refused = pytest.raises(ConfigError, match=r"^hydra\.") if words[0] in NODES else nullcontext()
-    with hydra.initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"), refused:
+    with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"), refused:
         hydra.compose("train", words, return_hydra_config=True)
 
 

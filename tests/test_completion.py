@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atbench.cli import main
+from atbench.cli.main import main
 from tests.conftest import Stub
 
 REPOSITORY = Path(__file__).resolve().parent.parent

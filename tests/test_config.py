@@ -13,19 +13,19 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from atbench import catalog, config
+from atbench.config import instantiate, registry, schema, validate, values
 from atbench.errors import ConfigError
 
 
 def composed(*words: str, verb: str = "train") -> DictConfig:
     """What Hydra hands to a run, without the detour over the command line, which composes twice."""
-    config.register()
-    with hydra.initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
+    schema.register()
+    with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
         return hydra.compose(verb, list(words))
 
 
 def resolved(*words: str) -> DictConfig:
-    return config.resolve(composed(*words))
+    return values.resolve(composed(*words))
 
 
 def node(target: str, **options: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def node(target: str, **options: Any) -> dict[str, Any]:
 
 
 SGD = "torch.optim.SGD"
-SEARCH = "atbench.attacks.search.GradientAttack"
+SEARCH = "atbench.attacks.ascent.gradient_ascent.GradientAttack"
 LINF = {"norm": "linf", "eps": 0.1, "steps": 1, "step_size": 0.1}
 PIECEWISE = "atbench.training.schedules.Piecewise"
 
@@ -43,7 +43,7 @@ class TestResolve:
         words = ["attack.eps=8/255", "train.minutes=1/2", "+train.groups.x={a: [1/4, b]}", "train.label_smoothing=1/10"]
         cfg = resolved(*words)
         assert cfg.attack.eps == 8 / 255 and cfg.train.minutes == 0.5 and cfg.train.label_smoothing == 0.1
-        assert config.plain(cfg)["train"]["groups"]["x"]["a"] == [0.25, "b"]
+        assert values.plain(cfg)["train"]["groups"]["x"]["a"] == [0.25, "b"]
 
     def test_a_threat_follows_the_norm(self) -> None:
         assert resolved("attack.norm=l2").attack.eps == 1.0
@@ -57,7 +57,7 @@ class TestResolve:
         cfg = resolved("attack.eps=8/255", "attack.step_size='${times:${attack.eps},1.25}'")
         assert math.isclose(cfg.attack.step_size, 10 / 255)
         assert (
-            config.resolve(OmegaConf.create({"a": "8/255", "b": "${times:${a},1/2}", "c": "${times:4,3/2}"})).b
+            values.resolve(OmegaConf.create({"a": "8/255", "b": "${times:${a},1/2}", "c": "${times:4,3/2}"})).b
             == 4 / 255
         )
         with pytest.raises(ConfigError, match="not a pair of numbers"):
@@ -89,11 +89,11 @@ class TestResolve:
 
 class TestBuild:
     def test_drops_what_is_no_argument_and_adds_what_is_given(self) -> None:
-        attack = config.build(node(SEARCH, norm="linf", steps=2, step_size=0.1), "attack", eps=0.3)
+        attack = instantiate.build(node(SEARCH, norm="linf", steps=2, step_size=0.1), "attack", eps=0.3)
         assert (attack.norm, attack.steps, attack.eps) == ("linf", 2, 0.3)
 
     def test_partial(self) -> None:
-        make = config.build(node(SGD, _partial_=True, lr=0.1), "train.optimizer")
+        make = instantiate.build(node(SGD, _partial_=True, lr=0.1), "train.optimizer")
         assert isinstance(make, functools.partial)
         assert make.func is torch.optim.SGD and make.keywords == {"lr": 0.1}
 
@@ -101,23 +101,23 @@ class TestBuild:
         options = OmegaConf.create({"args": [1]})
         inner = OmegaConf.create(node(PIECEWISE, milestones=[0.75, 0.5], gamma=0.1))
         layers = {"_target_": "torch.nn.ModuleDict", "modules": {"a": {"_target_": "torch.nn.ReLU"}}}
-        built = config.build(layers, "model")
+        built = instantiate.build(layers, "model")
         assert isinstance(built["a"], torch.nn.ReLU) and options.args == [1]
-        assert type(config.build(inner, "train.schedule").milestones) is list
+        assert type(instantiate.build(inner, "train.schedule").milestones) is list
 
     def test_a_node_stays_one_where_settings_are_wanted(self) -> None:
-        given = {"model": torch.nn.Linear(1, 1), "attack": config.build(node(SEARCH, **LINF), "attack")}
+        given = {"model": torch.nn.Linear(1, 1), "attack": instantiate.build(node(SEARCH, **LINF), "attack")}
         teacher = {"_target_": "torch.nn.ReLU"}
         asked = []
         given["network"] = lambda changes: asked.append(changes) or torch.nn.ReLU()
-        config.build(OmegaConf.create(node("atbench.methods.lbgat.Lbgat", teacher=teacher)), "method", **given)
+        instantiate.build(OmegaConf.create(node("atbench.methods.lbgat.Lbgat", teacher=teacher)), "method", **given)
         assert asked == [teacher]
 
     def test_the_members_of_a_model_are_the_runs_business(self) -> None:
         given = {"shape": (1, 8, 8), "classes": 10, "mean": (0.0,), "std": (1.0,)}
-        assert config.build(node("atbench.models.cnn.CNN", members=3, width=8), "model", **given)
+        assert instantiate.build(node("atbench.models.cnn.CNN", members=3, width=8), "model", **given)
         with pytest.raises(ConfigError, match=r"method\.teacher\.members"):
-            config.build(node("atbench.models.cnn.CNN", members=3, width=8), "method.teacher", **given)
+            instantiate.build(node("atbench.models.cnn.CNN", members=3, width=8), "method.teacher", **given)
 
     @pytest.mark.parametrize(
         ("options", "given", "said"),
@@ -136,14 +136,14 @@ class TestBuild:
     )
     def test_arguments_that_do_not_fit(self, options: dict[str, Any], given: dict[str, Any], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            config.build(node(SEARCH, **options), "attack", **given)
+            instantiate.build(node(SEARCH, **options), "attack", **given)
 
     def test_an_integer_is_a_number(self) -> None:
-        assert config.build(node(SEARCH, norm="linf", eps=1, steps=1, step_size=1), "attack").eps == 1
+        assert instantiate.build(node(SEARCH, norm="linf", eps=1, steps=1, step_size=1), "attack").eps == 1
 
     def test_lists_are_looked_into(self) -> None:
         with pytest.raises(ConfigError, match=r"schedule\.milestones.*a list of a share"):
-            config.build(node(PIECEWISE, milestones=[0.5, "late"], gamma=0.1), "train.schedule")
+            instantiate.build(node(PIECEWISE, milestones=[0.5, "late"], gamma=0.1), "train.schedule")
 
     @pytest.mark.parametrize(
         "target",
@@ -153,8 +153,8 @@ class TestBuild:
             "builtins.eval",
             "antigravity.webbrowser",
             "atbench.cli.main",
-            "atbench.folder.write_text",
-            "atbench.data.splits.hashlib.new",  # an alias in an allowed module
+            "atbench.runs.run_dir.write_text",
+            "atbench.data.dataset.hashlib.new",  # an alias in an allowed module
             "atbench.errors.ConfigError",
             "torch.load",
             "torch.hub.load",
@@ -165,7 +165,7 @@ class TestBuild:
     )
     def test_what_a_config_may_not_build(self, target: str) -> None:
         with pytest.raises(ConfigError, match=r"may not build|neither a class nor a function"):
-            config.build({"_target_": target}, "method")
+            instantiate.build({"_target_": target}, "method")
         assert "antigravity" not in sys.modules
 
     def test_a_mistyped_target(self) -> None:
@@ -173,7 +173,7 @@ class TestBuild:
             with pytest.raises(
                 ConfigError, match=r"schedule\._target_.*did you mean 'atbench\..*schedules\.Piecewise'"
             ):
-                config.build({"_target_": name}, "train.schedule")
+                instantiate.build({"_target_": name}, "train.schedule")
 
 
 class TestTrust:
@@ -181,27 +181,27 @@ class TestTrust:
         (here / "ours_trusted.py").write_text("from torch import nn\nclass Ours(nn.Module): pass\n")
         monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
         with pytest.raises(ConfigError, match="may not build"):
-            config.build({"_target_": "ours_trusted.Ours"}, "model")
+            instantiate.build({"_target_": "ours_trusted.Ours"}, "model")
         assert "ours_trusted" not in sys.modules  # not even imported
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        config.trust(here)
-        assert type(config.build({"_target_": "ours_trusted.Ours"}, "model")).__name__ == "Ours"
+        instantiate.trust(here)
+        assert type(instantiate.build({"_target_": "ours_trusted.Ours"}, "model")).__name__ == "Ours"
 
     def test_an_environment_inside_a_trusted_folder_is_not_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
         monkeypatch.setattr(sys, "path", list(sys.path))
-        config.trust(Path("/"))
+        instantiate.trust(Path("/"))
         for target in ("yaml.unsafe_load", "shutil.rmtree"):
             with pytest.raises(ConfigError, match="may not build"):
-                config.build({"_target_": target}, "method")
+                instantiate.build({"_target_": target}, "method")
 
     def test_an_error_inside_the_users_file_is_shown(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (here / "ours_broken.py").write_text("import there_is_no_such_thing\n")
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        config.trust(here)
+        instantiate.trust(here)
         with pytest.raises(ModuleNotFoundError, match="there_is_no_such_thing"):
-            config.build({"_target_": "ours_broken.Ours"}, "method")
+            instantiate.build({"_target_": "ours_broken.Ours"}, "method")
 
 
 class TestCheck:
@@ -210,10 +210,10 @@ class TestCheck:
         [[], ["attack=fgsm", "method=pgd_at"], ["method=standard", "plus=[awp,ema,swa]", "logger=none", "eval=smoke"]],
     )
     def test_what_we_ship_is_sound(self, words: list[str]) -> None:
-        assert config.check(resolved(*words)) == []
+        assert validate.check(resolved(*words)) == []
 
     def test_eval_is_sound(self) -> None:
-        assert config.check(config.resolve(composed("target=runs/x", verb="eval"))) == []
+        assert validate.check(values.resolve(composed("target=runs/x", verb="eval"))) == []
 
     @pytest.mark.parametrize(
         ("word", "said"),
@@ -225,7 +225,10 @@ class TestCheck:
             ("attack.steps=ten", r"attack\.steps: 'ten'"),
             ("+method.bata=3", r"method\.bata: 3 .*'beta'"),
             ("+train.optimizer.momentun=0.9", r"train\.optimizer\.momentun.*'momentum'"),
-            ("+plus.awp={_target_: atbench.training.awp.WeightPerturbation, gama: 1}", r"plus\.awp\.gama.*'gamma'"),
+            (
+                "+plus.awp={_target_: atbench.training.weight_perturbation.WeightPerturbation, gama: 1}",
+                r"plus\.awp\.gama.*'gamma'",
+            ),
             ("train.epochs=0", r"train\.epochs: 0"),
             ("train.batch_size=-1", r"train\.batch_size: -1"),
             ("train.precision.attack=bf61", r"train\.precision\.attack: bf61 .*'bf16'"),
@@ -243,11 +246,11 @@ class TestCheck:
     )
     def test_what_is_refused(self, word: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            config.check(resolved(word))
+            validate.check(resolved(word))
 
     def test_an_option_that_the_method_ignores_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="PgdAt takes no 'beta'"):
-            config.check(resolved("method=pgd_at", "+method.beta=6"))
+            validate.check(resolved("method=pgd_at", "+method.beta=6"))
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -259,6 +262,6 @@ class TestCheck:
         ],
     )
     def test_what_is_doubtful_is_said_once(self, words: list[str], said: str | None) -> None:
-        warnings = config.check(resolved(*words))
+        warnings = validate.check(resolved(*words))
         assert len(warnings) == (said is not None)
         assert said is None or said in warnings[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atbench.cli import main
+from atbench.cli.main import main
 
 
 def found(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
@@ -34,7 +34,7 @@ def test_a_folder_that_cannot_be_written_breaks_it(here: Path, capsys: pytest.Ca
 def test_a_fault_in_one_look_does_not_hide_the_others(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("atbench.doctor._devices", lambda: 1 / 0)
+    monkeypatch.setattr("atbench.cli.doctor._devices", lambda: 1 / 0)
     assert main(["doctor", "--json"]) == 5
     findings = found(capsys)
     assert findings["devices"][0] == "broken" and "digits" in findings

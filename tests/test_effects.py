@@ -13,15 +13,15 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from atbench import config
 from atbench.attacks import Objective, confidence, cross_entropy
-from atbench.catalog import conf_dir, entries
+from atbench.config import values
+from atbench.config.registry import conf_dir, entries
 from atbench.data.digits import digits
-from atbench.folder import write_text
 from atbench.models import Ensemble
-from atbench.run import Run
-from atbench.signals import watched
+from atbench.runs.run_dir import write_text
+from atbench.runs.signals import watched
 from atbench.training import Trainer
+from atbench.workflows.train import Run
 from tests.contract import compose_train
 from tests.test_contract import ALONE
 
@@ -59,7 +59,7 @@ def having(effect: str) -> list[str]:
 def trained(name: str, *overrides: str) -> Trainer:
     """A method after a short training of everything that it trains."""
     words = [f"method={name}", *SHORT, *OWN.get(name, ()), *overrides]
-    cfg = config.resolve(compose_train(words))
+    cfg = values.resolve(compose_train(words))
     with TemporaryDirectory() as folder, watched() as signal:
         run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
         write_text(run.folder / "status.json", "{}")
@@ -70,7 +70,7 @@ def trained(name: str, *overrides: str) -> Trainer:
 
 def accuracy(trainer: Trainer, norm: str, steps: int = 10) -> float:
     """Of what is evaluated (the average, if there is one) on the held-out part, under PGD at the data set's radius."""
-    radius = config.plain(config.resolve(compose_train([]))).get("dataset")["threat"][norm]
+    radius = values.plain(values.resolve(compose_train([]))).get("dataset")["threat"][norm]
     with trainer.evaluated() as network:
         return trainer.validation.accuracy(network, norm=norm, **radius, steps=steps)
 

@@ -7,7 +7,7 @@ import errno
 import pytest
 import torch
 
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.errors import DataError, exit_code, expected
 from tests.conftest import Stub
 

@@ -17,13 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from atbench import export, plan
-from atbench.cli import main
-from atbench.config import trust
+from atbench.cli.main import main
+from atbench.config.instantiate import trust
 from atbench.data.digits import digits
 from atbench.evaluation import weights_sha256
-from atbench.reporting import card, leaderboard, report
-from atbench.resume import read_config
+from atbench.reporting import leaderboard, model_card, report
+from atbench.workflows import eval_plan, export
+from atbench.workflows.resume import read_config
 
 LIMITS = (
     "eval=standard", "eval.limit=40", "eval.steps=[1,3]", "eval.eps_grid=[0,1]", "eval.eps_steps=2", "eval.audit=0",
@@ -82,7 +82,7 @@ def network_of(folder: Path) -> torch.nn.Module:
     trust(Path.cwd())
     name = "best" if folder.parent.name == "trained" else "Net"
     path = folder / "checkpoints" / f"{name}.pt"
-    return plan.load(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
+    return eval_plan.load(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
 
 
 def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
@@ -196,7 +196,7 @@ def test_an_untrusted_evaluation_says_so_first() -> None:
     record = record_of(trusted=False)
     found = leaderboard.entry({}, record, "x")
     assert found["unreliable"] is True and "do not cite" in found["footnote"]
-    first, second = card.document({}, record, how).blocks[:2]
+    first, second = model_card.document({}, record, how).blocks[:2]
     assert "do not cite" in str(first) and type(first).__name__ == type(second).__name__ == "Notice"
     assert "they vanish" in str(second)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.training import checkpoint
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from atbench import assemble
 from atbench.data import Batch
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import World
 from atbench.training.cost import Count
+from atbench.workflows import factory
 from tests.contract import METHODS, begin_untrained, configuration
 from tests.ties import Watched
 
@@ -32,8 +32,8 @@ def method_of(name: str) -> tuple[Method, Batch, int]:
     here = World(torch.device("cpu"))
     cfg = configuration(name, "model.width=16", f"attack.steps={STEPS}", f"train.batch_size={SIZE}")
     source = digits()
-    data = assemble.make_data(cfg, source, here)
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
+    data = factory.make_data(cfg, source, here)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, here)
     begin_untrained(method, cfg, source)
     method.clock.epoch, method.clock.epochs = 1, 2  # past every warm-up
     with Count() as count, torch.no_grad():

@@ -15,7 +15,7 @@ import filelock
 import pytest
 
 from atbench.errors import DataError, EnvironmentFault, Interrupted
-from atbench.folder import accounted, owned, read_json, set_status, write_bytes
+from atbench.runs.run_dir import accounted, owned, read_json, set_status, write_bytes
 
 DEAD = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01T00:00:00+00:00"}
 

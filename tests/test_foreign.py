@@ -18,9 +18,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.data.digits import digits
-from atbench.evaluation import ledger
+from atbench.evaluation import result_cache
 from atbench.models import CNN
 from atbench.reporting import report
 
@@ -185,7 +185,7 @@ def test_what_was_interrupted_goes_on(
 ) -> None:
     undisturbed = read(only(theirs) / "evaluation" / "x.json")
     shutil.rmtree(theirs / "runs")
-    written, measured = ledger._Table.write, ledger._measured
+    written, measured = result_cache._Table.write, result_cache._measured
     batches: list[int] = []
 
     def counted(victim: Any, batch: Tensor, work: Any) -> Any:
@@ -197,14 +197,14 @@ def test_what_was_interrupted_goes_on(
         if len(batches) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(ledger, "_measured", counted)
-    monkeypatch.setattr(ledger.Ledger, "SECONDS", 0.0)
-    monkeypatch.setattr(ledger._Table, "write", stopped)
+    monkeypatch.setattr(result_cache, "_measured", counted)
+    monkeypatch.setattr(result_cache.Ledger, "SECONDS", 0.0)
+    monkeypatch.setattr(result_cache._Table, "write", stopped)
     assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 143
     folder = only(theirs)
     assert "stopped by SIGTERM; go on with `atbench eval runs/" in capsys.readouterr().err
     assert read(folder / "status.json")["state"] == "interrupted" and not (folder / "lock").exists()
-    monkeypatch.setattr(ledger._Table, "write", written)
+    monkeypatch.setattr(result_cache._Table, "write", written)
     assert main(["eval", str(folder), AGAIN]) == 0
     assert read(folder / "status.json")["state"] == "done"
     again = read(folder / "evaluation" / "x.json")

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from atbench import config
-from atbench.cli import main
+from atbench.cli.main import main
+from atbench.config import values
 from atbench.errors import ConfigError, DataError
-from atbench.folder import fresh, refuse_links, write_text
-from atbench.reporting import runs
-from atbench.resume import changed
+from atbench.reporting import run_folder
+from atbench.runs.run_dir import fresh, refuse_links, write_text
+from atbench.workflows.resume import changed
 from tests.test_config import composed
 from tests.unpacked import put
 
@@ -85,14 +85,14 @@ class TestEnvironment:
             "+logger.twin='${logger.more}'",
             "name='${seed}'",
         ]
-        cfg = config.resolve(composed(*words))
+        cfg = values.resolve(composed(*words))
         assert cfg.data_dir == "hunter2/data" and cfg.runs == "hunter2/data/runs" and cfg.logger.twin.b == ["x-hunter2"]
-        assert config.plain(cfg)["logger"]["more"] == {"a": "hunter2", "b": ["x-hunter2"]}
-        assert "hunter2" not in OmegaConf.to_yaml(cfg) and "hunter2" not in str(config.recorded(cfg))
-        assert config.recorded(cfg)["data_dir"] == "${oc.env:SECRET}/data" and config.recorded(cfg)["name"] == "0"
+        assert values.plain(cfg)["logger"]["more"] == {"a": "hunter2", "b": ["x-hunter2"]}
+        assert "hunter2" not in OmegaConf.to_yaml(cfg) and "hunter2" not in str(values.recorded(cfg))
+        assert values.recorded(cfg)["data_dir"] == "${oc.env:SECRET}/data" and values.recorded(cfg)["name"] == "0"
 
     def test_a_number_is_written_down(self) -> None:
-        assert config.recorded(config.resolve(composed("attack.eps='${oc.env:RADIUS}'")))["attack"]["eps"] == 8 / 255
+        assert values.recorded(values.resolve(composed("attack.eps='${oc.env:RADIUS}'")))["attack"]["eps"] == 8 / 255
 
     @pytest.mark.parametrize(
         "words",
@@ -107,12 +107,12 @@ class TestEnvironment:
 
     def test_a_file_is_shown_as_it_is(self, unpacked: Path) -> None:
         put(unpacked / "run", name="${oc.env:SECRET}")
-        assert runs._yaml(unpacked / "run" / "config.yaml")["name"] == "${oc.env:SECRET}"
+        assert run_folder._yaml(unpacked / "run" / "config.yaml")["name"] == "${oc.env:SECRET}"
 
     def test_a_run_goes_on_with_what_is_said_again(self, unpacked: Path) -> None:
-        whole = {**config.recorded(config.resolve(composed())), "data_dir": "${oc.env:SECRET}"}
+        whole = {**values.recorded(values.resolve(composed())), "data_dir": "${oc.env:SECRET}"}
         (unpacked / "run" / "config.yaml").write_text(yaml.safe_dump(whole))
         again = changed(unpacked / "run", composed("data_dir='${oc.env:SECRET}'"), ["data_dir=x"])
-        assert again.data_dir == "hunter2" and config.recorded(again)["data_dir"] == "${oc.env:SECRET}"
+        assert again.data_dir == "hunter2" and values.recorded(again)["data_dir"] == "${oc.env:SECRET}"
         again = changed(unpacked / "run", composed("data_dir=here"), ["data_dir=here"])
         assert again.data_dir == "here"

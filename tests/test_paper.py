@@ -23,9 +23,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from atbench import assemble, config
+from atbench.config import validate, values
 from atbench.data import Images, Source
 from atbench.training import Trainer, World
+from atbench.workflows import factory
 from tests.contract import Log, begin_untrained
 from tests.test_config import resolved
 
@@ -52,7 +53,7 @@ class Paper:
 
 @pytest.fixture(params=sorted(FACTS))
 def paper(request: pytest.FixtureRequest) -> Paper:
-    return Paper(request.param, config.plain(config.resolve(OmegaConf.load(FACTS[request.param]))))
+    return Paper(request.param, values.plain(values.resolve(OmegaConf.load(FACTS[request.param]))))
 
 
 def pictures(cfg: DictConfig, n: int = 68) -> Source:
@@ -68,16 +69,16 @@ def pictures(cfg: DictConfig, n: int = 68) -> Source:
 
 
 def made(cfg: DictConfig, source: Source, log: Log, begin: bool = False) -> Trainer:
-    data = assemble.make_data(cfg, source, HERE)
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, HERE)
+    data = factory.make_data(cfg, source, HERE)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, HERE)
     if begin:
         begin_untrained(method, cfg, source)
-    return assemble.make_trainer(cfg, method, data, HERE, log, lambda: 0)
+    return factory.make_trainer(cfg, method, data, HERE, log, lambda: 0)
 
 
 def test_the_settings_are_the_authors(paper: Paper) -> None:
     cfg = paper.configuration()
-    config.check(cfg)
+    validate.check(cfg)
     for key, wanted in paper.facts["equal"].items():
         found = OmegaConf.select(cfg, key, throw_on_missing=True)
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
@@ -89,7 +90,7 @@ def test_the_rates_are_the_authors(paper: Paper) -> None:
     for group, rates in {"model": paper.facts["rates"], **paper.facts.get("rates_of", {})}.items():
         assert len(rates) >= 4, "four points of the schedule"
         node = {**cfg.train, **cfg.train.groups.get(group, {})}
-        schedule = assemble.build(node["schedule"], "train.schedule")
+        schedule = factory.build(node["schedule"], "train.schedule")
         for epoch, rate in rates.items():
             now = float(node["optimizer"]["lr"]) * schedule(epoch / cfg.train.epochs)
             assert now == pytest.approx(rate, rel=1e-6, abs=1e-12), (group, epoch)
@@ -97,7 +98,7 @@ def test_the_rates_are_the_authors(paper: Paper) -> None:
 
 def test_the_network_has_the_authors_parameters(paper: Paper) -> None:
     cfg = paper.configuration()
-    network = assemble.make_model(cfg, pictures(cfg))
+    network = factory.make_model(cfg, pictures(cfg))
     assert sum(parameter.numel() for parameter in network.parameters()) == paper.facts["parameters"]
 
 

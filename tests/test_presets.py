@@ -8,20 +8,21 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from atbench import assemble, catalog, config
+from atbench.config import registry, validate
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
-from atbench.plan import make_plan
 from atbench.training import World
+from atbench.workflows import factory
+from atbench.workflows.eval_plan import make_plan
 from tests.test_config import resolved
 
-PRESETS = catalog.options("eval", [catalog.conf_dir()])
+PRESETS = registry.options("eval", [registry.conf_dir()])
 
 
 def planned(*words: str) -> tuple[DictConfig, Plan]:
     cfg = resolved("method=pgd_at", *words)
-    config.check(cfg)
-    source = assemble.make_source(cfg)
+    validate.check(cfg)
+    source = factory.make_source(cfg)
     return cfg, make_plan(cfg, source, World(torch.device("cpu")), source.test())
 
 
@@ -54,7 +55,7 @@ def test_the_radius_that_is_typed_counts_for_all() -> None:
 def test_rejection_stands_on_held_out_images_and_attacks_in_the_threat() -> None:
     cfg, plan = planned("eval=reject", "eval.norm=l2", "eval.reject_steps=7")
     assert plan.reject is not None and plan.reject.share == 0.99
-    held = assemble.make_data(cfg, assemble.make_source(cfg), World(torch.device("cpu"))).validation
+    held = factory.make_data(cfg, factory.make_source(cfg), World(torch.device("cpu"))).validation
     assert torch.equal(plan.reject.held.x, held.x) and torch.equal(plan.reject.held.y, held.y)
     attack = plan.reject.attack
     assert (attack.norm, attack.eps, attack.steps) == ("l2", plan.threat.eps, 7)
@@ -67,6 +68,6 @@ def test_a_rejection_that_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval\.reject: 1\.5"):
         planned("eval=reject", "eval.reject=1.5")
     cfg = resolved("method=pgd_at", "eval=reject")
-    source = replace(assemble.make_source(cfg), validation=0)
+    source = replace(factory.make_source(cfg), validation=0)
     with pytest.raises(ConfigError, match=r"eval\.reject: 0\.99"):
         make_plan(cfg, source, World(torch.device("cpu")), source.test())

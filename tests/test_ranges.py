@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from atbench import catalog, config
+from atbench.config import instantiate, registry, validate
 from atbench.errors import ConfigError
 from tests.test_config import resolved
 
-METHODS = catalog.options("method", [catalog.conf_dir()])
+METHODS = registry.options("method", [registry.conf_dir()])
 
 
 class TestRanges:
@@ -40,25 +40,25 @@ class TestRanges:
     )  # fmt: skip
     def test_a_number_outside_its_range_is_refused_by_its_key(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            config.check(resolved(*words))
+            validate.check(resolved(*words))
 
     def test_a_range_within_a_mapping(self) -> None:
         with pytest.raises(ConfigError, match=r"method\.reach.*a mapping of a number"):
-            config.check(resolved("method=msd", "method.reach.l1=wide"))
+            validate.check(resolved("method=msd", "method.reach.l1=wide"))
 
     def test_a_groups_rate_of_nothing_is_doubtful(self) -> None:
         words = ("method=adt_exp_am", "train.groups.generator.optimizer.lr=0")
-        assert config.check(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
+        assert validate.check(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
 
     def test_a_factor_that_shortens_no_step(self) -> None:
         with pytest.raises(ConfigError, match=r"attack\.backtrack: 0\.5"):
-            config.build(resolved("+attack.keep=best", "+attack.backtrack=0.5").attack, "attack")
+            instantiate.build(resolved("+attack.keep=best", "+attack.backtrack=0.5").attack, "attack")
 
 
 class TestOwnAttack:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_as_it_is_passes(self, method: str) -> None:
-        config.check(resolved(f"method={method}", "attack.eps=8/255"))
+        validate.check(resolved(f"method={method}", "attack.eps=8/255"))
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -76,11 +76,11 @@ class TestOwnAttack:
     )
     def test_another_attack_than_the_methods_own_is_refused(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            config.check(resolved(*words))
+            validate.check(resolved(*words))
 
     @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart"])
     def test_where_any_attack_is_meant_any_is_taken(self, method: str) -> None:
-        config.check(resolved(f"method={method}", "attack.steps=1", "attack.start=zero", "attack.step_size=0.2"))
+        validate.check(resolved(f"method={method}", "attack.steps=1", "attack.start=zero", "attack.step_size=0.2"))
 
     def test_a_radius_of_nothing_is_no_other_attack(self) -> None:
-        config.check(resolved("method=fgsm_at", "attack.eps=0"))
+        validate.check(resolved("method=fgsm_at", "attack.eps=0"))

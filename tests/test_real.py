@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from atbench import assemble, config
+from atbench.config import values
 from atbench.evaluation import Victim, broken_at, robust
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import Log, compose_train
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
@@ -30,14 +31,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     """PreActResNet-18 on a single batch again and again: x_adv is legal, the loss under attack falls."""
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=preactresnet18", "method=pgd_at", "attack.steps=2"]
-    cfg = config.resolve(compose_train([*words, "train.batch_size=16", "train.epochs=1", "train.optimizer.lr=0.5"]))
+    cfg = values.resolve(compose_train([*words, "train.batch_size=16", "train.epochs=1", "train.optimizer.lr=0.5"]))
     here = World(torch.device("cpu"))
-    source = assemble.make_source(cfg)
+    source = factory.make_source(cfg)
     assert len(source.train) == 50_000 and len(source.classes) == 10
-    data = assemble.make_data(cfg, source, here)
-    model = assemble.make_model(cfg, source)
+    data = factory.make_data(cfg, source, here)
+    model = factory.make_model(cfg, source)
     assert sum(parameter.numel() for parameter in model.parameters()) == 11_172_170
-    trainer = assemble.make_trainer(cfg, assemble.make_method(cfg, model, data, here), data, here, Log(), lambda: 0)
+    trainer = factory.make_trainer(cfg, factory.make_method(cfg, model, data, here), data, here, Log(), lambda: 0)
     batch = trainer.method.perturb(data.batch(0, 0))
     assert float((batch.x_adv - batch.x).abs().max()) <= 8 / 255 + 1e-6
     assert float(batch.x_adv.min()) >= 0 and float(batch.x_adv.max()) <= 1
@@ -52,13 +53,13 @@ def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
 
 def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path) -> None:
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=cnn", "method=standard"]
-    cfg = config.resolve(compose_train(words))
-    source = assemble.make_source(cfg)
+    cfg = values.resolve(compose_train(words))
+    source = factory.make_source(cfg)
     test = source.test()
     assert len(test) == 10_000 and torch.equal(torch.bincount(test.y), torch.full((10,), 1000))
     few = test.take(torch.arange(256))
-    victim = Victim(assemble.make_model(cfg, source), 128)
+    victim = Victim(factory.make_model(cfg, source), 128)
     clean = victim.correct(few)
-    broken = broken_at(victim, few, assemble.make_threat(cfg, 3), clean)
+    broken = broken_at(victim, few, factory.make_threat(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
     assert robust(broken, 3).sum() <= clean.sum()

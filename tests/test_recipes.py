@@ -10,17 +10,19 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from atbench import assemble, catalog
-from atbench.config import build, check
+from atbench.config import registry
+from atbench.config.instantiate import build
+from atbench.config.validate import check
 from atbench.data import PadCropFlip
 from atbench.data.digits import digits
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import Log
 from tests.test_config import resolved
 
-CONF = catalog.conf_dir()
-RECIPES = catalog.options("recipe", [CONF])
-PAPERS = [name for name in catalog.options("experiment", [CONF]) if name.startswith("paper/")]
+CONF = registry.conf_dir()
+RECIPES = registry.options("recipe", [CONF])
+PAPERS = [name for name in registry.options("experiment", [CONF]) if name.startswith("paper/")]
 
 
 def optimizer(cfg: DictConfig) -> torch.optim.Optimizer:
@@ -93,10 +95,10 @@ def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["rice", "maini"])
 def test_recipes_that_reflect_do_so_where_there_are_crops(recipe: str) -> None:
-    augment, _ = assemble.make_augment(resolved(f"recipe={recipe}", "dataset=cifar100"))
+    augment, _ = factory.make_augment(resolved(f"recipe={recipe}", "dataset=cifar100"))
     assert isinstance(augment, PadCropFlip) and augment.padding_mode == "reflect"
     for dataset in ("digits", "mnist"):
-        assert assemble.make_augment(resolved(f"recipe={recipe}", f"dataset={dataset}")) == (None, None)
+        assert factory.make_augment(resolved(f"recipe={recipe}", f"dataset={dataset}")) == (None, None)
 
 
 def test_a_schedule_by_epoch_follows_the_epochs_that_the_user_sets() -> None:
@@ -131,7 +133,7 @@ def test_every_paper_composes(name: str) -> None:
 
 def test_every_method_has_the_setting_of_its_paper() -> None:
     methods = {Path(name).name for name in PAPERS}
-    assert methods <= {*catalog.options("method", [CONF]), *RECIPES}
+    assert methods <= {*registry.options("method", [CONF]), *RECIPES}
     assert len(methods) >= 13
 
 
@@ -153,12 +155,12 @@ def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
     cfg = resolved("dataset=digits", *words, *pool, "attack.steps=1")
     check(cfg)
     here, log = World(torch.device("cpu")), Log()
-    data = assemble.make_data(cfg, whole, here)
+    data = factory.make_data(cfg, whole, here)
     assert data.steps == (len(whole.train) - whole.validation) // 64 and data.generated == 300
     assert int((data.batch(0, 0).index >= len(data.train) - 300).sum()) == 44
-    method = assemble.make_method(cfg, assemble.make_model(cfg, whole), data, here)
-    trainer = assemble.make_trainer(cfg, method, data, here, log, lambda: 0)
+    method = factory.make_method(cfg, factory.make_model(cfg, whole), data, here)
+    trainer = factory.make_trainer(cfg, method, data, here, log, lambda: 0)
     trainer.fit()
     assert log.rows[0]["val"]["n"] == whole.validation and log.rows[0]["train"]["loss"] > 0
-    facts = assemble.describe(cfg, whole, trainer)
+    facts = factory.describe(cfg, whole, trainer)
     assert (facts["train"], facts["generated"], facts["pool"]) == (len(data.train) - 300, 300, 0)

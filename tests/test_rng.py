@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atbench.rng import Draws, ExampleDraws, derive, generator
+from atbench.seeding import Draws, ExampleDraws, derive, generator
 
 
 def test_derive_depends_on_every_part() -> None:

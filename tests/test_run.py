@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 
-from atbench import run
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.data import Images, Source
 from atbench.data.digits import digits
 from atbench.training import checkpoint
 from atbench.training.validation import Validation
+from atbench.workflows import factory
+from atbench.workflows.train import Run
 
 QUICK = (
     "logger=none",
@@ -125,24 +126,24 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
         seen.append(weakref.ref(images))
         return images
 
-    def fit(self: run.Run, *given: Any) -> None:
+    def fit(self: Run, *given: Any) -> None:
         assert seen and all(images() is None for images in seen)
         begun.append(True)
         fitted(self, *given)
 
-    real, fitted = run.assemble.make_source, run.Run.fit
-    monkeypatch.setattr(run.Run, "evaluate", lambda self, names: [])
-    monkeypatch.setattr(run.Run, "finish", lambda self, trainer, records: None)
+    real, fitted = factory.make_source, Run.fit
+    monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
+    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: None)
     assert train("method=rst", "plus=swa", "name=open") == 0
-    monkeypatch.setattr(run.assemble, "make_source", sealed)
-    monkeypatch.setattr(run.Run, "fit", fit)
+    monkeypatch.setattr(factory, "make_source", sealed)
+    monkeypatch.setattr(Run, "fit", fit)
     assert train("method=rst", "plus=swa", "name=sealed") == 0
     assert same_weights(*(next((folder / "runs").glob(f"*-{name}")) for name in ("sealed", "open")))
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     begun.clear()
-    monkeypatch.setattr(run.assemble, "make_source", sealed)
-    monkeypatch.setattr(run.Run, "fit", fit)
+    monkeypatch.setattr(factory, "make_source", sealed)
+    monkeypatch.setattr(Run, "fit", fit)
     assert train("method=standard", "name=again") == 1
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from atbench import run, sweep
-from atbench.cli import main
+from atbench.cli.main import main
+from atbench.runs import sweep
+from atbench.workflows.train import Run
 from tests.conftest import Stub
 from tests.test_run import QUICK, read
 
@@ -77,18 +78,20 @@ def test_a_sweep_goes_on(again: str, here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     words = ["train", "-m", *QUICK, "method=standard", "train.epochs=1", "seed=0,1,2", "hydra.sweep.dir=mine"]
     trained: list[tuple[int, bool]] = []
-    fit = run.Run.fit
+    fit = Run.fit
 
-    def fitted(self: run.Run, trainer: Any, state: Any) -> None:
+    def fitted(self: Run, trainer: Any, state: Any) -> None:
         trained.append((self.cfg.seed, state is not None))
         if len(trained) == 2:
             self.signal.code = 143
         fit(self, trainer, state)
 
-    monkeypatch.setattr(run.Run, "fit", fitted)
-    monkeypatch.setattr(run.Run, "evaluate", lambda self, names: [])
-    monkeypatch.setattr(run, "report", type("report", (), {"write": staticmethod(lambda folder: None)}))
-    monkeypatch.setattr(run, "summary", lambda *_: None)
+    monkeypatch.setattr(Run, "fit", fitted)
+    monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
+    monkeypatch.setattr(
+        "atbench.workflows.train.report", type("report", (), {"write": staticmethod(lambda folder: None)})
+    )
+    monkeypatch.setattr("atbench.workflows.train.summary", lambda *_: None)
     assert main(words) == 143
     assert trained == [(0, False), (1, False)]
     assert main(["train", "-m", "resume=mine"] if again == "resume" else words) == 0

@@ -1,8 +1,9 @@
 """No gradient of ours depends on the version of torch.
 
 From torch 2.15 on the gradient of `clamp` at its bounds is another than up to 2.12 (0 or ½ instead of 1), and so is
-that of a few functions which are made of it. Whatever trains or attacks uses `atbench.attacks.ball.clip`, or what has
-always been the same (relu), wherever a gradient passes. Methods are looked at in test_floor.py.
+that of a few functions which are made of it. Whatever trains or attacks uses
+`atbench.attacks.norms.lp_ball.clip`, or what has always been the same (relu), wherever a gradient passes. Methods are
+looked at in test_floor.py.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from atbench import catalog
-from atbench.config import check
+from atbench.config import registry
+from atbench.config.validate import check
 from tests.test_config import composed, resolved
 from tests.test_recipes import PAPERS
 
-CONF = catalog.conf_dir()
-METHODS = catalog.options("method", [CONF])
-TUNED = catalog.options("tuned", [CONF])
+CONF = registry.conf_dir()
+METHODS = registry.options("method", [CONF])
+TUNED = registry.options("tuned", [CONF])
 #: A file of the authors', one of their options, or a paper.
 SOURCE = re.compile(r"\w\.(py|sh|json|ya?ml|lua)\b|--\w|README|arXiv|et al\.|(?i:from memory)")
 
@@ -70,7 +70,7 @@ def test_a_number_without_a_source_would_be_seen() -> None:
 @pytest.mark.parametrize("name", TUNED)
 def test_what_is_tuned_is_for_one_data_set_and_method_and_for_no_paper(name: str) -> None:
     dataset, _, method = name.partition("_")
-    assert method in METHODS and dataset in catalog.options("dataset", [CONF])
+    assert method in METHODS and dataset in registry.options("dataset", [CONF])
     paper = composed(f"experiment=paper/{method}")
     with_it = (CONF / "tuned" / f"{name}.yaml").read_text(encoding="utf-8")
     for key, _ in settings(with_it):

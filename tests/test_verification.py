@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.reporting import report
 
 CODE = """
@@ -155,13 +155,13 @@ def test_a_short_evaluation_leaves_the_record_where_it_is(folder: Path, capsys: 
 def test_a_long_attack_says_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from atbench.reporting import terminal
+    from atbench.reporting import console
 
-    monkeypatch.setattr(terminal.Pulse, "SECONDS", 0.0)
+    monkeypatch.setattr(console.Pulse, "SECONDS", 0.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     said = capsys.readouterr().err
     assert "net  noise: 0 of " in said and "images forward so far" in said
-    monkeypatch.setattr(terminal.Pulse, "SECONDS", 3600.0)
+    monkeypatch.setattr(console.Pulse, "SECONDS", 3600.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     assert "forward so far" not in capsys.readouterr().err
 

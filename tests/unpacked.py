@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from atbench import catalog, config
+from atbench.config import registry, values
 from atbench.training import checkpoint
 
 
@@ -18,16 +18,16 @@ def saved(**parts: Any) -> dict[str, Any]:
         {
             "seed": 0,
             "data_dir": "data",
-            "dataset": yaml.safe_load((catalog.conf_dir() / "dataset" / "digits.yaml").read_text()),
+            "dataset": yaml.safe_load((registry.conf_dir() / "dataset" / "digits.yaml").read_text()),
             "model": {"_target_": "atbench.models.cnn.CNN"},
-            "attack": {"_target_": "atbench.attacks.search.GradientAttack", "norm": "linf", "eps": 0.1},
+            "attack": {"_target_": "atbench.attacks.ascent.gradient_ascent.GradientAttack", "norm": "linf", "eps": 0.1},
             "method": {"_target_": "atbench.methods.standard.Standard"},
             "eval": {"checkpoints": ["best"]},
         }
     )
     for key, node in parts.items():
         OmegaConf.update(cfg, key.replace("__", "."), node, merge=False)
-    return config.recorded(cfg)
+    return values.recorded(cfg)
 
 
 def put(run: Path, **parts: Any) -> None:

@@ -1,8 +1,8 @@
 """The inner maximisation: balls, objectives, and the search that joins them."""
 
-from atbench.attacks.attack import Attack, Searched, Target, wrong
-from atbench.attacks.ball import BALLS, L1, L2, Ball, Linf, ball
-from atbench.attacks.objectives import (
+from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.base import Attack, Searched, Target, wrong
+from atbench.attacks.losses import (
     LABEL_OBJECTIVES,
     Objective,
     SelfLabelled,
@@ -18,7 +18,7 @@ from atbench.attacks.objectives import (
     soft_margin,
     towards,
 )
-from atbench.attacks.search import GradientAttack, State
+from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, Linf, ball
 
 __all__ = [
     "BALLS",

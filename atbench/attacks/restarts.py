@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atbench.attacks.objectives import Objective
-from atbench.attacks.search import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.losses import Objective
 
 
 @dataclass(frozen=True)

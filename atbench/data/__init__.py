@@ -2,9 +2,9 @@
 
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
+from atbench.data.dataset import Images, Source, representative
 from atbench.data.loader import Share, Stream, TrainData
-from atbench.data.mixing import CutMix, Mix, MixUp
-from atbench.data.splits import Images, Source, representative
+from atbench.data.mixup import CutMix, Mix, MixUp
 
 __all__ = [
     "Augment",

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atbench.config.ranges import AnyCount, Count
 from atbench.errors import ConfigError
-from atbench.ranges import AnyCount, Count
-from atbench.rng import Draws
+from atbench.seeding import Draws
 
 PADDING_MODES = ("constant", "reflect")
 

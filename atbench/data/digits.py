@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from atbench.data.splits import Images, Source, stratified
+from atbench.data.dataset import Images, Source, stratified
 
 TEST, VALIDATION, SPLIT_SEED = 450, 200, 0
 

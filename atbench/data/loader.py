@@ -12,11 +12,11 @@ from torch import Tensor
 
 from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
-from atbench.data.joined import Joined
-from atbench.data.mixing import Mix, shares
-from atbench.data.splits import Images, Source, representative, stratified
+from atbench.data.concat import Joined
+from atbench.data.dataset import Images, Source, representative, stratified
+from atbench.data.mixup import Mix, shares
 from atbench.errors import ConfigError
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 
 
 @dataclass(frozen=True)

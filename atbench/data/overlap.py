@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atbench.data.pictures import Pictures
-from atbench.data.splits import Images
+from atbench.data.dataset import Images
+from atbench.data.lazy_images import Pictures
 
 CHUNK = 4096  # rows that are hashed at a time
 

@@ -1,12 +1,12 @@
 """Measuring: per-example outcomes under attack, intervals, an audit, records."""
 
+from atbench.evaluation.attack_result import Outcome
+from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.evaluator import Evaluation, Plan, evaluate
 from atbench.evaluation.interval import figure, wilson
-from atbench.evaluation.ledger import Ledger
-from atbench.evaluation.measure import Evaluation, Plan, evaluate
-from atbench.evaluation.outcome import Outcome
+from atbench.evaluation.pgd_sweep import Threat, broken_at, robust
 from atbench.evaluation.record import weights_sha256
-from atbench.evaluation.sweep import Threat, broken_at, robust
-from atbench.evaluation.victim import Victim
+from atbench.evaluation.result_cache import Ledger
 
 __all__ = [
     "Evaluation",

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atbench.data import representative
-from atbench.evaluation import rejection, statistics
-from atbench.evaluation.audit import verdict
+from atbench.evaluation import metrics, rejection
+from atbench.evaluation.attack_limits import warnings
+from atbench.evaluation.attack_runner import UNKNOWN, Found
+from atbench.evaluation.audit.audit import verdict
+from atbench.evaluation.evaluator import Evaluation
 from atbench.evaluation.interval import figure
-from atbench.evaluation.limits import warnings
-from atbench.evaluation.measure import Evaluation
-from atbench.evaluation.suite import UNKNOWN, Found
-from atbench.evaluation.sweep import NEVER
+from atbench.evaluation.pgd_sweep import NEVER
 
 SHOWN = 8
 Array = NDArray[Any]
@@ -58,10 +58,10 @@ def figures(found: Evaluation, classes: tuple[str, ...] = (), adversarial: Array
         "union": _union(found) if found.norms else None,
         "corruptions": found.corrupted[0] if found.corrupted else None,
         "reject": _reject(found),
-        "classes": statistics.per_class(label, found.robust.numpy(), names_of_classes),
+        "classes": metrics.per_class(label, found.robust.numpy(), names_of_classes),
         "calibration": {
-            "clean": statistics.calibration(found.logits, label),
-            "adversarial": statistics.calibration(adversarial, label) if adversarial is not None else None,
+            "clean": metrics.calibration(found.logits, label),
+            "adversarial": metrics.calibration(adversarial, label) if adversarial is not None else None,
         },
         "audit": {**verdict(found.checks), "checks": [asdict(check) for check in found.checks]},
         "seconds": round(sum(each.outcome.seconds for each in everything), 2),
@@ -93,7 +93,7 @@ def mean(mask: Tensor) -> dict[str, float]:
 def _union(found: Evaluation) -> dict[str, Any]:
     """Right under the main threat's attacks and under PGD in every other norm."""
     masks = {name: (surface.main.first == UNKNOWN).numpy() for name, surface in found.norms.items()}
-    return statistics.union({found.plan.threat.norm: found.robust.numpy(), **masks})
+    return metrics.union({found.plan.threat.norm: found.robust.numpy(), **masks})
 
 
 def _reject(found: Evaluation) -> dict[str, Any] | None:
@@ -158,7 +158,7 @@ def _attacks(found: Evaluation) -> Iterator[dict[str, Any]]:
         }
         if each.minimal:
             far = each.distance[outcome.tried.numpy()]
-            entry["distance"] = statistics.median_distance(far, np.isfinite(far))
+            entry["distance"] = metrics.median_distance(far, np.isfinite(far))
         yield entry
 
 
@@ -203,7 +203,7 @@ def arrays(found: Evaluation) -> dict[str, Array]:
     if (adversarial := adversarial_logits(found)) is not None:
         out["logits_adversarial"] = adversarial
         names = [str(k) for k in range(adversarial.shape[1])]
-        out["confusion"] = np.array(statistics.confusion(out["label"], adversarial.argmax(axis=1), names)["counts"])
+        out["confusion"] = np.array(metrics.confusion(out["label"], adversarial.argmax(axis=1), names)["counts"])
     if found.surface:
         out["broken_at"] = step_codes(found.surface.main.first)
         out["surface_eps"] = np.array([multiple * eps for multiple in found.surface.levels])

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from atbench.attacks import Attack
 from atbench.data import Images
+from atbench.evaluation.attack_runner import Found
 from atbench.evaluation.interval import wilson
-from atbench.evaluation.suite import Found
 
 Array = NDArray[Any]
 #: The name that the attack on rightly classified images goes by, like every attack of the main threat.

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from atbench.data import Images
 from atbench.evaluation import record as records
-from atbench.evaluation.measure import Plan
-from atbench.evaluation.rebuilt import rebuilt
-from atbench.evaluation.victim import Victim
+from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.evaluator import Plan
+from atbench.evaluation.recompute import rebuilt
 
 Array = NDArray[Any]
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, cross_entropy
-from atbench.attacks.ball import clip
+from atbench.attacks.norms.lp_ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy
-from atbench.rng import generator
+from atbench.seeding import generator
 
 GENERATOR_NORMS = ("batch", "none")
 

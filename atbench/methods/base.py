@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
-from atbench.attacks.ball import Radius
-from atbench.attacks.search import Stop as StopRule
+from atbench.attacks.ascent.gradient_ascent import Stop as StopRule
+from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
 from atbench.models import bn_mode, untouched
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 
 
 class Loss(NamedTuple):

@@ -14,7 +14,7 @@ from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Stage, Steps, accuracy
 from atbench.models import Ensemble
 from atbench.models.activations import activations
-from atbench.rng import generator
+from atbench.seeding import generator
 
 
 class Dverge(Method):

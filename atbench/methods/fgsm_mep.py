@@ -9,7 +9,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.methods.base import Loss, Method, Steps, accuracy
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 
 
 class FgsmMep(Method):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack
-from atbench.attacks.ball import clip
+from atbench.attacks.norms.lp_ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Steps, accuracy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, soft_margin
-from atbench.attacks.ball import per_example
+from atbench.attacks.norms.lp_ball import per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy

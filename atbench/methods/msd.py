@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
-from atbench.attacks.msd import MultiSteepest
+from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.data import Batch
 from atbench.methods.base import Steps
 from atbench.methods.multi_norm import check_norms, step_length
@@ -19,7 +19,8 @@ class Msd(PgdAt):
 
     Inner: one trajectory from x; at every step the steepest step of each norm, projected on that norm's ball and the
     box, and per example the candidate of largest cross-entropy; the best point of the way is kept
-    (`atbench/attacks/msd.py`). An L1 step is shared by a number of pixels drawn at each step. Outer: CE(f(x'), y).
+    (`atbench/attacks/ascent/multi_norm.py`). An L1 step is shared by a number of pixels drawn at each step. Outer:
+    CE(f(x'), y).
     Cost: ((n + 2)·k + 3) forward passes a batch for n ≥ 2 norms, (2k + 4) for one.
 
     Paper and code: locuslab/robust_union (CIFAR10/cifar_funcs.py, MNIST/mnist_funcs.py) searches in train mode, as no

@@ -10,7 +10,7 @@ from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Clock, Loss, Method, accuracy
 from atbench.methods.trades import Trades, symmetric_gradient_kl
-from atbench.rng import generator
+from atbench.seeding import generator
 
 
 class Rlfat(Method):

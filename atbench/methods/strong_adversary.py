@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, cross_entropy
-from atbench.attacks.ball import flat_norm, per_example
+from atbench.attacks.norms.lp_ball import flat_norm, per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy

@@ -1,9 +1,9 @@
 """Networks: [0, 1] images in, logits out."""
 
-from atbench.models.boundary import Cast, image_type
+from atbench.models.batchnorm import BN_MODES, Frozen, bn_mode, captured, untouched
 from atbench.models.cnn import CNN
+from atbench.models.dtype import Cast, image_type
 from atbench.models.heads import Hypersphere
-from atbench.models.modes import BN_MODES, Frozen, bn_mode, captured, untouched
 from atbench.models.network import Ensemble, Network
 
 __all__ = [

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbench.errors import ConfigError
-from atbench.mistakes import hint
+from atbench.errors import ConfigError, hint
 
 Make = Callable[[], nn.Module]
 

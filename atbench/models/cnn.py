@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from atbench.config.ranges import Count, Positive
 from atbench.errors import ConfigError
 from atbench.models.activations import maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least
-from atbench.ranges import Count, Positive
 
 NORMS = ("batch", "none")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from atbench.config.ranges import AnyCount, Count, Positive
 from atbench.models.activations import maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, named
-from atbench.ranges import AnyCount, Count, Positive
 
 
 class TradesMnist(Network):

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atbench.config.ranges import Count, Positive, SomeShare
 from atbench.errors import ConfigError
 from atbench.models.activations import Make, maker
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, at_least, large_stem, named
-from atbench.ranges import Count, Positive, SomeShare
 
 SHORTCUTS = ("activated", "raw", "raw3x3")
 WIDE_SHORTCUTS = ("activated", "projection", "pool", "pool3x3")

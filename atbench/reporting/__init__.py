@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atbench.reporting import report
-from atbench.reporting.terminal import Progress, echo, summary
-from atbench.reporting.tracker import Tracker, truncate
+from atbench.reporting.console import Progress, echo, summary
+from atbench.reporting.metrics_log import Tracker, truncate
 
 __all__ = ["Progress", "Tracker", "echo", "report", "summary", "truncate"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atbench.reporting.records import Array, Evaluation
+from atbench.reporting.results import Array, Evaluation
 
 NEVER = -1  # in a mask of first broken steps: nothing broke this example
 

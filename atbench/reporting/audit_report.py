@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atbench.reporting.document import Block, Cell, Notice, Paragraph, Table
-from atbench.reporting.records import Evaluation
+from atbench.reporting.results import Evaluation
 from atbench.reporting.wording import NOTHING
 
 _ORDER = ("flag", "not run", "pass")

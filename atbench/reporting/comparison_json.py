@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from atbench.reporting.compare import Comparison, Row, Spread
-from atbench.reporting.measures import HEADLINE_STEPS, Measure
-from atbench.reporting.runs import CHECKPOINTS
+from atbench.reporting.columns import HEADLINE_STEPS, Measure
+from atbench.reporting.comparison import Comparison, Row, Spread
+from atbench.reporting.run_folder import CHECKPOINTS
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from rich.table import Table as RichTable
 from atbench.reporting import plots
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.audit_report import flagged
-from atbench.reporting.compare import Comparison, Row, Spread
+from atbench.reporting.columns import Measure, attacks
+from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
 from atbench.reporting.evaluation_figures import eps_curve, steps_curve
-from atbench.reporting.measures import Measure, attacks
 from atbench.reporting.plots import Curve
-from atbench.reporting.records import Accuracy, Evaluation, bound
+from atbench.reporting.results import Accuracy, Evaluation, bound
+from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
 from atbench.reporting.run_report import threat
-from atbench.reporting.runs import CHECKPOINTS, RunFolder
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atbench.reporting.drawing import Drawing
+from atbench.reporting.figure_format import Drawing
 
 
 @dataclass(frozen=True)

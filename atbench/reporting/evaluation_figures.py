@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from atbench.reporting import pictures, plots
+from atbench.reporting import example_grid, plots
 from atbench.reporting.document import Block, Figure
 from atbench.reporting.plots import Curve
-from atbench.reporting.records import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, Evaluation
 
 _BAND = "Bands: 95 % interval."
 
@@ -25,7 +25,7 @@ def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
     first = evaluations[0]
     if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
         caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(first.path.stem, pictures.grid(first.outcomes), caption)
+        yield Figure(first.path.stem, example_grid.grid(first.outcomes), caption)
 
 
 def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
@@ -34,11 +34,11 @@ def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
     diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
     if diagrams:
         caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
-        yield Figure(f"reliability-{name}", pictures.reliability(diagrams, f"reliability-{name}"), caption)
+        yield Figure(f"reliability-{name}", example_grid.reliability(diagrams, f"reliability-{name}"), caption)
     classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
-    if "confusion" in arrays and len(classes) <= pictures.MOST_CLASSES:
+    if "confusion" in arrays and len(classes) <= example_grid.MOST_CLASSES:
         caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
-        yield Figure(f"confusion-{name}", pictures.confusion(arrays["confusion"], classes), caption)
+        yield Figure(f"confusion-{name}", example_grid.confusion(arrays["confusion"], classes), caption)
 
 
 def steps_curve(evaluation: Evaluation) -> Curve:

@@ -11,8 +11,8 @@ from typing import Any
 
 from atbench.reporting.agreement import standing
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
-from atbench.reporting.records import Accuracy, Attacked, Evaluation, tried
 from atbench.reporting.rejection_report import rejection
+from atbench.reporting.results import Accuracy, Attacked, Evaluation, tried
 from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
 
 _MOST_ROWS = 20  # of a table over classes: more are not read

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atbench.reporting.records import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, Evaluation
 
 ASK_RAND = "the network answers at random, and these attacks do not know it: `eval=rand` averages over its passes"
 

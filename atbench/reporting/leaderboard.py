@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atbench.reporting.records import STANDARD, autoattack, bound, unknown
-from atbench.reporting.runs import lookup
+from atbench.reporting.results import STANDARD, autoattack, bound, unknown
+from atbench.reporting.run_folder import lookup
 
 
 def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:

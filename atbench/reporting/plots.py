@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atbench.reporting.drawing import INK, SHADES, Drawing, canvas, shade, vector
-from atbench.reporting.records import wilson
+from atbench.reporting.figure_format import INK, SHADES, Drawing, canvas, shade, vector
+from atbench.reporting.results import wilson
 from atbench.reporting.wording import flatten
 
 if TYPE_CHECKING:

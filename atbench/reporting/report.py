@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.text import Text
 
 from atbench.errors import DataError
-from atbench.folder import refuse_links, write_bytes, write_text
 from atbench.reporting import comparison_report, html, markdown, run_report
-from atbench.reporting.compare import compare
+from atbench.reporting.comparison import compare
 from atbench.reporting.comparison_json import as_json as comparison_json
+from atbench.reporting.console import show, summary
 from atbench.reporting.document import Document
-from atbench.reporting.runs import RunFolder, expand, read
-from atbench.reporting.terminal import show, summary
+from atbench.reporting.run_folder import RunFolder, expand, read
+from atbench.runs.run_dir import refuse_links, write_bytes, write_text
 
 
 def write(run: Path) -> None:

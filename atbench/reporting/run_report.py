@@ -6,16 +6,15 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from atbench.folder import record_places
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import disagreements
+from atbench.reporting.columns import attacks
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
 from atbench.reporting.evaluation_figures import figures
 from atbench.reporting.evaluation_report import accuracies, distinct, full
 from atbench.reporting.headline import ASK_RAND, headline
-from atbench.reporting.measures import attacks
-from atbench.reporting.records import Evaluation, bound
-from atbench.reporting.runs import RunFolder, is_run, lookup, read
+from atbench.reporting.results import Evaluation, bound
+from atbench.reporting.run_folder import RunFolder, is_run, lookup, read
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
@@ -28,6 +27,7 @@ from atbench.reporting.wording import (
     points,
     size,
 )
+from atbench.runs.run_dir import record_places
 
 # What each file of a run folder is, in the order in which a reader would open them.
 _FILES = {

@@ -1,11 +1,11 @@
 """The outer minimisation: trainer, optimizers, averages, weight perturbation, checkpoints, several processes."""
 
 from atbench.training import checkpoint
-from atbench.training.averaging import Average, Ema, Swa
-from atbench.training.awp import WeightPerturbation
 from atbench.training.distributed import World, threads, world
-from atbench.training.optim import Group, make_group
+from atbench.training.param_groups import Group, make_group
 from atbench.training.trainer import Recipe, Trainer, Watcher
+from atbench.training.weight_averaging import Average, Ema, Swa
+from atbench.training.weight_perturbation import WeightPerturbation
 
 __all__ = [
     "Average",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from atbench.errors import DataError
-from atbench.folder import write_bytes
+from atbench.runs.run_dir import write_bytes
 
 LENGTH = 64  # of a SHA-256 in hexadecimal
 SCHEMA = 1  # of what is in a checkpoint: another number, other content

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from math import cos, pi, prod
 from typing import Protocol
 
+from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.errors import ConfigError
-from atbench.ranges import AnyCount, Count, NotNegative, Positive, Share
 
 ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
 

@@ -15,13 +15,13 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import Threat
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.rng import derive
-from atbench.training.averaging import Average
-from atbench.training.awp import WeightPerturbation
+from atbench.seeding import derive
 from atbench.training.distributed import World
-from atbench.training.optim import Group
+from atbench.training.param_groups import Group
 from atbench.training.update import Sums, Updater, wrap
 from atbench.training.validation import Validation
+from atbench.training.weight_averaging import Average
+from atbench.training.weight_perturbation import WeightPerturbation
 
 
 @dataclass(frozen=True)

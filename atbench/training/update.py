@@ -14,10 +14,10 @@ from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.base import Loss, Method, Round
 from atbench.models import bn_mode
-from atbench.training.averaging import Average
-from atbench.training.awp import Gradients, WeightPerturbation
 from atbench.training.distributed import World
-from atbench.training.optim import Group, clear
+from atbench.training.param_groups import Group, clear
+from atbench.training.weight_averaging import Average
+from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 

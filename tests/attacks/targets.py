@@ -8,11 +8,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from atbench import catalog
 from atbench.attacks import Attack
-from atbench.build import build, locate, welcome
+from atbench.config import registry
+from atbench.config.instantiate import build, locate, welcome
 from atbench.data import Images
-from atbench.rng import ExampleDraws
+from atbench.seeding import ExampleDraws
 
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
@@ -74,7 +74,7 @@ def draws(n: int, seed: int = 0) -> ExampleDraws:
 
 def node(name: str, **changes: Any) -> dict[str, Any]:
     """The YAML of an attack as a dictionary, `norm` and `eps` left out, with some of its options replaced."""
-    content = yaml.safe_load((catalog.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((registry.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8"))
     return {key: value for key, value in {**content, **changes}.items() if key not in ("norm", "eps")}
 
 
@@ -99,7 +99,7 @@ def kind(name: str) -> type:
 
 
 #: The attacks that only an evaluation can run, by name.
-NAMES = sorted(name for name in catalog.options("attack", [catalog.conf_dir()]) if issubclass(kind(name), Attack))
+NAMES = sorted(name for name in registry.options("attack", [registry.conf_dir()]) if issubclass(kind(name), Attack))
 CASES = [(name, norm) for name in NAMES for norm in kind(name).norms]
 #: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find,
 #: and a single step goes from its random start towards a mixture of the classes.

@@ -12,10 +12,11 @@ from pyautoattack import autopgd_base as official
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from atbench.attacks import Objective, ascent, ball, cross_entropy
-from atbench.attacks.apgd import APGD, TargetedAPGD
-from atbench.attacks.ascent import ascend
-from atbench.attacks.pace import Momentum, Sparse
+from atbench.attacks import Objective, ball, cross_entropy
+from atbench.attacks.gradient import apgd_ascent
+from atbench.attacks.gradient.apgd import APGD, TargetedAPGD
+from atbench.attacks.gradient.apgd_ascent import ascend
+from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 
@@ -124,7 +125,7 @@ def test_every_point_is_that_of_the_authors_code(
     x, y, reference, own = x[:30], y[:30], Recorder(network), Recorder(network)
     theirs(reference, kind, norm, seed=3).perturb(x, y)
     torch.manual_seed(3)
-    monkeypatch.setattr(ascent, "REPACK", 2.0)  # all examples to the end, as there
+    monkeypatch.setattr(apgd_ascent, "REPACK", 2.0)  # all examples to the end, as there
     ours(kind, norm)(Aim(own), x, y, OfficialL1Draws() if norm == "l1" else OfficialDraws())
     points, expected = torch.stack(own.points), torch.stack(reference.points[1:])  # it looks at x first
     assert points.shape == expected.shape and len(points) == (103 if norm == "l1" else 101)
@@ -185,7 +186,7 @@ def test_the_answer_is_the_first_misclassified_point_or_the_best(
     norm: str, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, x, y = trained
-    monkeypatch.setattr(ascent, "REPACK", 2.0)
+    monkeypatch.setattr(apgd_ascent, "REPACK", 2.0)
     recorder = Recorder(network)
     x_adv = APGD(norm, EPS[norm], 20, restarts=1)(Aim(recorder), x, y, draws(len(x)))
     points = torch.stack(recorder.points)
@@ -202,7 +203,7 @@ def test_dropping_broken_examples_changes_nothing(norm: str, trained: Any, monke
     network, x, y = trained
     x, y, answers, passes = x[:30], y[:30], [], []
     for share in (0.0, 0.25, 2.0):
-        monkeypatch.setattr(ascent, "REPACK", share)
+        monkeypatch.setattr(apgd_ascent, "REPACK", share)
         aim = Aim(network)
         answers.append(APGD(norm, EPS[norm], 20, restarts=1)(aim, x, y, draws(len(x))))
         passes.append(aim.passes)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import BALLS, L1, Ball, ball
-from atbench.attacks.ball import clip
+from atbench.attacks.norms.lp_ball import clip
 from atbench.errors import ConfigError
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 
 SHAPE = (6, 2, 4, 4)
 NORMS = tuple(BALLS)

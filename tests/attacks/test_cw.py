@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks.cw import CarliniL2
+from atbench.attacks.min_norm.cw import CarliniL2
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 from tests.attacks.trained import balanced, distances, trained
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from atbench.attacks import ball
-from atbench.attacks.deepfool import DeepFool
-from atbench.attacks.minimum import others
+from atbench.attacks.min_norm.base import others
+from atbench.attacks.min_norm.deepfool import DeepFool
 from tests.attacks.targets import DUAL, Aim, Linear, distance, draws, images
 from tests.attacks.trained import distances, trained
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.attacks.diverse import Diverse, shrinking, transform
-from atbench.attacks.pgd import Pgd
+from atbench.attacks.gradient.di_fgsm import Diverse, shrinking, transform
+from atbench.attacks.gradient.pgd import Pgd
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, draws, images
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import margin
-from atbench.attacks.estimate import NES, SPSA, Estimated
+from atbench.attacks.black_box.spsa_nes import NES, SPSA, Estimated
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 

@@ -8,7 +8,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
 from atbench.attacks import ball
-from atbench.attacks.fab import FAB, FABT
+from atbench.attacks.min_norm.fab import FAB, FABT
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 from tests.attacks.trained import balanced, distances, trained
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import brentq, linprog
 from torch import Tensor
 
-from atbench.attacks.fab_projection import to_hyperplane
+from atbench.attacks.min_norm.fab_projection import to_hyperplane
 
 INF = float("inf")
 NORMS = (1.0, 2.0, INF)

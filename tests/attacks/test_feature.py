@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.feature import FeatureAttack, Tap
-from atbench.attacks.odi import ODI
+from atbench.attacks.gradient.feature import FeatureAttack, Tap
+from atbench.attacks.gradient.odi import ODI
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.models import Ensemble

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import ball
-from atbench.attacks.fmn import FMN
+from atbench.attacks.min_norm.fmn import FMN
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 from tests.attacks.trained import balanced, distances, trained
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Searched, ball
-from atbench.attacks.foreign import Foolbox
+from atbench.attacks.foolbox import Foolbox
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 

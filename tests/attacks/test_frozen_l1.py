@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, ball, cross_entropy
-from atbench.attacks.msd import MultiSteepest
+from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.errors import ConfigError
 from tests.methods.test_msd import RADII, SIZES, draws, images
 from tests.test_config import resolved

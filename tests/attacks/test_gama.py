@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atbench.attacks import ball
-from atbench.attacks.gama import GAMA, Guided, probability_margin
+from atbench.attacks.gradient.gama import GAMA, Guided, probability_margin
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, draws, images
 from tests.attacks.traces import N, Trace, uniform, world, wrong

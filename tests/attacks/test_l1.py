@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks.l1 import project_l1, project_l1_box
+from atbench.attacks.norms.l1_projection import project_l1, project_l1_box
 
 F64 = torch.float64
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.md import MarginDecomposition
-from atbench.attacks.odi import ODI
+from atbench.attacks.gradient.margin_decomposition import MarginDecomposition
+from atbench.attacks.gradient.odi import ODI
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, draws
 from tests.attacks.traces import N, Trace, gap, true, uniform, world, wrong

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atbench.attacks import ball
-from atbench.attacks.minimum import Nearest, dual_norm, nearest_boundary, others
+from atbench.attacks.min_norm.base import Nearest, dual_norm, nearest_boundary, others
 from tests.attacks.targets import DUAL, Linear, distance, images
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import ball
-from atbench.attacks.noise import Noise
+from atbench.attacks.black_box.noise import Noise
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 

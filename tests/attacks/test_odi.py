@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atbench.attacks.odi import ODI
+from atbench.attacks.gradient.odi import ODI
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, draws
 from tests.attacks.traces import N, Trace, gap, uniform, world

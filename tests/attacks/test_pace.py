@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, ball
-from atbench.attacks.ascent import Pace, ascend
-from atbench.attacks.pace import Momentum, Sparse, checkpoints
+from atbench.attacks.gradient.apgd_ascent import Pace, ascend
+from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse, checkpoints
 
 F64 = torch.float64
 

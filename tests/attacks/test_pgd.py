@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Searched, cross_entropy, margin
-from atbench.attacks.pgd import Averaged, Pgd, RandomFgsm
+from atbench.attacks.gradient.pgd import Averaged, Pgd, RandomFgsm
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images, make
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks.relaxation import ConstraintRelaxation
+from atbench.attacks.gradient.constraint_relaxation import ConstraintRelaxation
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, draws
 from tests.attacks.traces import N, Trace, uniform, world

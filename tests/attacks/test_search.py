@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy, margin
 from atbench.errors import ConfigError
 from atbench.models import Network
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 from tests.methods.worlds import attack, cnn, linear
 
 F64 = torch.float64
@@ -209,7 +209,7 @@ def test_dropping_finished_rows_changes_nothing(
     settings: dict[str, Any], keep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Re-packed at every hit, never, or by the default: the same points to the bit, in the same order."""
-    from atbench.attacks import search as module
+    from atbench.attacks.gradient.apgd_ascent import gradient_ascent as module
 
     network, (x, y) = linear(scale=0.2), middle(24)
     results, calls = [], []

@@ -8,7 +8,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from atbench.attacks import margin
-from atbench.attacks.square import Square
+from atbench.attacks.black_box.square import Square
 from atbench.data.digits import digits
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 

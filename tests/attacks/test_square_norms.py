@@ -8,8 +8,8 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from atbench.attacks import ball
-from atbench.attacks.l1 import project_l1_box
-from atbench.attacks.square_norms import INSIDE, WINDOWS, L1Windows, PyramidWindows, Windows, place, pyramid
+from atbench.attacks.black_box.square_norms import INSIDE, WINDOWS, L1Windows, PyramidWindows, Windows, place, pyramid
+from atbench.attacks.norms.l1_projection import project_l1_box
 
 EPS = {"linf": 0.1, "l2": 0.8, "l1": 3.0}
 SHAPES = [(3, 8, 8), (1, 7, 12), (2, 5, 3), (1, 1, 4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from atbench.attacks import GradientAttack, Objective, margin
-from atbench.attacks.survivors import Leg, Survivors, always
+from atbench.attacks.robust_tracker import Leg, Survivors, always
 from tests.attacks.targets import Aim, Linear, images
 
 

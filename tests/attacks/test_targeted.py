@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks.pgd import Pgd
-from atbench.attacks.targeted import OBJECTIVES, Targeted
+from atbench.attacks.gradient.multitargeted import OBJECTIVES, Targeted
+from atbench.attacks.gradient.pgd import Pgd
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from atbench.attacks import cross_entropy
-from atbench.attacks.transfer import Transfer
+from atbench.attacks.gradient.transfer import Transfer
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, draws, images
 from tests.attacks.traces import world

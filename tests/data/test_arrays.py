@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from atbench.data.arrays import Array, npz, read_npz, to_images
+from atbench.data.npz import Array, npz, read_npz, to_images
 from atbench.errors import DataError
 
 RNG = np.random.default_rng(0)

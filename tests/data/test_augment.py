@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atbench.data import Chain, Cutout, PadCropFlip, View
 from atbench.errors import ConfigError
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 
 
 def images(n: int = 40, channels: int = 2, height: int = 6, width: int = 8) -> Tensor:

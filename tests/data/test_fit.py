@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from atbench.data import Images
-from atbench.data.arrays import npz
 from atbench.data.digits import digits
+from atbench.data.npz import npz
 from atbench.errors import AtbenchError
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from atbench.cli import main
-from atbench.data import Images, PadCropFlip, Share, TrainData, pictures
-from atbench.data.folders import folder, tiny_imagenet
-from atbench.data.pictures import GIB, Crew, Pictures, decode
+from atbench.cli.main import main
+from atbench.data import Images, PadCropFlip, Share, TrainData, lazy_images
+from atbench.data.image_folder import folder, tiny_imagenet
+from atbench.data.lazy_images import GIB, Crew, Pictures, decode
 from atbench.errors import ConfigError, DataError
 from tests.test_run import final, rows, same_weights
 
@@ -174,7 +174,7 @@ class TestStreaming:
             return decode(file, size, resize)
 
         given = data(trees(tmp_path / "trees"), ONE)
-        monkeypatch.setattr(pictures, "decode", spy)
+        monkeypatch.setattr(lazy_images, "decode", spy)
         given.batch(0, 0)
         assert isinstance(given.train.x, Pictures)
         for future in next(iter(given.train.x._coming.values())):

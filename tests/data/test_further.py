@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from atbench import assemble
 from atbench.data import TrainData
-from atbench.data.further import further
+from atbench.data.extra_data import further
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import configuration
 from tests.data.test_folders import SIDE, trees
 from tests.methods.worlds import data, source
@@ -73,7 +73,7 @@ def test_it_is_asked_for_by_its_path(tmp_path: Path) -> None:
     words = ["train.pool.labelled=null", "train.pool.path=more.npz", f"data_dir={tmp_path}"]
     cfg = configuration("rst", *words)
     here = World(torch.device("cpu"))
-    given = assemble.make_data(cfg, source(n=60), here)
+    given = factory.make_data(cfg, source(n=60), here)
     assert isinstance(given, TrainData) and given.pool is not None and len(given.pool) == 100
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source(n=60)), given, here)
+    method = factory.make_method(cfg, factory.make_model(cfg, source(n=60)), given, here)
     assert len(method.labels) == 100

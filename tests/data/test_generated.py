@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from atbench import assemble
 from atbench.data import Batch, CutMix, Images, PadCropFlip, Share, TrainData
+from atbench.data.concat import Joined
 from atbench.data.digits import digits
-from atbench.data.folders import folder
-from atbench.data.further import further
-from atbench.data.joined import Joined
+from atbench.data.extra_data import further
+from atbench.data.image_folder import folder
 from atbench.errors import ConfigError, DataError
 from atbench.methods import Method
 from atbench.methods.fgsm_mep import FgsmMep
 from atbench.methods.rst import Rst
 from atbench.methods.trades import Trades
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import configuration
 from tests.data.test_folders import SIDE, trees
 from tests.data.test_loader import epoch_of, equal
@@ -220,14 +220,14 @@ class TestConfiguration:
         archive(tmp_path / "more.npz")
         words = ["train.pool.path=more.npz", "train.pool.labels=true", "train.pool.fraction=0.7"]
         cfg = configuration("trades", *words, f"data_dir={tmp_path}")
-        given = assemble.make_data(cfg, worlds.source(), World(torch.device("cpu")))
+        given = factory.make_data(cfg, worlds.source(), World(torch.device("cpu")))
         batch: Batch = given.batch(0, 0)
         assert len(batch) == 16 and int((batch.index >= ORIGINALS).sum()) == 11 and given.generated == 50
 
     def test_labels_of_nothing_are_refused(self) -> None:
         cfg = resolved("train.pool.labels=true")
         with pytest.raises(ConfigError, match=r"train\.pool\.labels: True.*train\.pool\.path"):
-            assemble.make_pool(cfg, digits())
+            factory.make_pool(cfg, digits())
 
     def test_images_that_are_decoded_as_they_are_asked_for_are_refused(self, tmp_path: Path) -> None:
         trees(tmp_path / "trees")

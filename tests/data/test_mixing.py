@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench import assemble
-from atbench.catalog import conf_dir, options
+from atbench.config.registry import conf_dir, options
 from atbench.data import Chain, CutMix, Cutout, Mix, MixUp, PadCropFlip, Share
 from atbench.errors import ConfigError
 from atbench.methods import Method
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import configuration
 from tests.data.test_loader import equal
 from tests.methods.worlds import attack, cnn, data, linear, source, start
@@ -95,12 +95,12 @@ ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pg
 
 @pytest.mark.parametrize("name", options("method", [conf_dir()]))
 def test_every_method_takes_shares_or_says_that_it_does_not(name: str) -> None:
-    cfg = configuration(name, "dataset.augment={_target_: atbench.data.mixing.CutMix, alpha: 1.0}")
+    cfg = configuration(name, "dataset.augment={_target_: atbench.data.mixup.CutMix, alpha: 1.0}")
     here = World(torch.device("cpu"))
     origin = source(n=60)
-    given = assemble.make_data(cfg, origin, here)
+    given = factory.make_data(cfg, origin, here)
     try:
-        method = assemble.make_method(cfg, assemble.make_model(cfg, origin), given, here)
+        method = factory.make_method(cfg, factory.make_model(cfg, origin), given, here)
     except ConfigError as refusal:
         assert name in ONE_LABEL and "CutMix" in str(refusal)
         return
@@ -126,13 +126,13 @@ def test_risk_of_shares_is_the_mean_risk_of_classes() -> None:
 
 class TestConfiguration:
     def make(self, *words: str) -> tuple[object, Mix | None]:
-        return assemble.make_augment(resolved("dataset=cifar10", *words))
+        return factory.make_augment(resolved("dataset=cifar10", *words))
 
     def test_one_node_or_a_list(self) -> None:
         crop, cut, mix = (
             "{_target_: atbench.data.augment.PadCropFlip, pad: 4, flip: true}",
             "{_target_: atbench.data.augment.Cutout, length: 8}",
-            "{_target_: atbench.data.mixing.CutMix, alpha: 1.0}",
+            "{_target_: atbench.data.mixup.CutMix, alpha: 1.0}",
         )
         augment, none = self.make()
         assert isinstance(augment, PadCropFlip) and none is None

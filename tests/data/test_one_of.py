@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from atbench.data import Brightness, EdgePad, OneOf, PadCropFlip
 from atbench.errors import ConfigError
-from atbench.rng import Draws
+from atbench.seeding import Draws
 from tests.data.test_augment import draws, images
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atbench.data.pictures import decode
+from atbench.data.lazy_images import decode
 from atbench.errors import DataError
 
 SIDE = 12

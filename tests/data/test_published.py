@@ -17,14 +17,14 @@ import pytest
 import torch
 from torchvision import datasets
 
-from atbench import assemble
-from atbench.cli import main
-from atbench.config import build
+from atbench.cli.main import main
+from atbench.config.instantiate import build
 from atbench.data import download
-from atbench.data.arrays import Array
-from atbench.data.published import SHELVES, published, read_idx
+from atbench.data.npz import Array
+from atbench.data.torchvision_sets import SHELVES, published, read_idx
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
+from atbench.workflows import factory
 from tests.test_config import resolved
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -154,10 +154,10 @@ def test_processes_agree_on_a_set_that_cannot_be_had(tmp_path: Path, unplugged: 
 
     cfg = resolved("dataset=cifar10", f"data_dir={tmp_path}")
     with pytest.raises(DataError, match="cifar10: x"):
-        assemble.shared_source(cfg, Second(torch.device("cpu"), 1, 2))
+        factory.shared_source(cfg, Second(torch.device("cpu"), 1, 2))
     assert not unplugged
     with pytest.raises(DataError, match="unreachable"):
-        assemble.shared_source(cfg, World(torch.device("cpu")))
+        factory.shared_source(cfg, World(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("change", ["short", "long", "magic", "empty", "gzip"])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from atbench.data import Images
+from atbench.data.dataset import check, representative, stratified
 from atbench.data.digits import digits
-from atbench.data.splits import check, representative, stratified
 from atbench.errors import DataError
 from tests.methods.worlds import source
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.evaluation import Threat, Victim
-from atbench.evaluation.audit import Check, audit, verdict
-from atbench.evaluation.check import judge, tolerance
-from atbench.evaluation.comparisons import NAMES, RADII
-from atbench.evaluation.outcome import Outcome
-from atbench.evaluation.probes import fingerprints, look, slopes
-from atbench.evaluation.searches import STEPS, Searches
+from atbench.evaluation.attack_result import Outcome
+from atbench.evaluation.audit.attack_checks import NAMES, RADII
+from atbench.evaluation.audit.attack_probes import STEPS, Searches
+from atbench.evaluation.audit.audit import Check, audit, verdict
+from atbench.evaluation.audit.outputs import fingerprints, look, slopes
+from atbench.evaluation.audit.verdicts import judge, tolerance
 
 SIDE, N = 5, 120
 THREAT = Threat("linf", 0.04, 0.01, 20)

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from atbench import assemble, run
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.data import Source
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
-from atbench.evaluation.limits import warnings
-from atbench.evaluation.measure import evaluate
-from atbench.evaluation.victim import Victim
-from atbench.plan import make_plan
+from atbench.evaluation.attack_limits import warnings
+from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.evaluator import evaluate
 from atbench.training import World
+from atbench.workflows import factory
+from atbench.workflows.eval_plan import make_plan
+from atbench.workflows.train import Run
 from tests.methods.worlds import linear, source
 from tests.test_config import resolved
 
@@ -90,7 +91,7 @@ def test_the_refusal_comes_before_training(
     image = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "two" / "train.npz", image=image, label=np.arange(40) % 2)
     words = ["dataset=npz", "dataset.source.path=two", "method=standard", "+attack@eval.attacks.dlr=pgd_dlr"]
-    monkeypatch.setattr(run.Run, "fit", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(Run, "fit", lambda *_: pytest.fail("it trained"))
     assert main(["train", *QUICK, *words]) == 2
     assert "needs 3 classes, and there are 2" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -115,4 +116,4 @@ def test_a_radius_of_nothing_leaves_clean_accuracy(words: list[str]) -> None:
 
 def test_a_search_of_the_training_side_at_no_radius_keeps_its_step() -> None:
     cfg = resolved("attack.eps=0")
-    assert assemble.make_threat(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"
+    assert factory.make_threat(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"

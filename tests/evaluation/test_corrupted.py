@@ -11,8 +11,8 @@ from atbench.data import Images
 from atbench.data.corruptions import corrupt
 from atbench.errors import ConfigError
 from atbench.evaluation import Victim, figure, wilson
-from atbench.evaluation.corrupted import corrupted
-from atbench.rng import ExampleDraws
+from atbench.evaluation.corruption_accuracy import corrupted
+from atbench.seeding import ExampleDraws
 
 SIDE, NAMES = 8, ("gaussian_noise", "contrast", "fog")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from atbench.assemble import make_threat
-from atbench.checks import _unusual
+from atbench.config.validate import _unusual
 from atbench.errors import ConfigError
-from atbench.evaluation.limits import guessing
-from atbench.foreign import refuse_radius
+from atbench.evaluation.attack_limits import guessing
+from atbench.workflows.external_model import refuse_radius
+from atbench.workflows.factory import make_threat
 
 
 @pytest.mark.parametrize(("accuracy", "n", "warned"), [(0.1, 400, 1), (0.02, 400, 1), (0.2, 400, 0), (0.1, 5, 0)])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.transfer import Transfer
+from atbench.attacks.gradient.transfer import Transfer
 from atbench.data import Images
 from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record
-from atbench.evaluation.audit import audit
-from atbench.models.library import Wrapped
+from atbench.evaluation.audit.audit import audit
+from atbench.models.torchvision_models import Wrapped
 from tests.attacks.targets import draws, make
 
 CLASSES, SIDE, EPS = 4, 6, 0.06

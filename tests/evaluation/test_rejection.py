@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Attack, Objective, cross_entropy
-from atbench.attacks.confident import Confident, _Best
-from atbench.attacks.search import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.gradient.max_confidence import Confident, _Best
 from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, files, record
+from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record, record_files
+from atbench.evaluation.attack_runner import Found, legal
 from atbench.evaluation.rejection import SLACK, Reject, adversarial_confidence, auc, confidence, masks, share, threshold
-from atbench.evaluation.suite import Found, legal
 from atbench.evaluation.verify import verify
 from atbench.reporting.agreement import disagreements
-from atbench.reporting.records import read_evaluation
-from atbench.rng import ExampleDraws
+from atbench.reporting.results import read_evaluation
+from atbench.seeding import ExampleDraws
 from tests.attacks.targets import Aim
 from tests.attacks.trained import trained
 from tests.evaluation.test_sweep import Flat, images
@@ -234,7 +234,7 @@ def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) 
     assert found.plan.reject is not None
     content, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
     about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 2}
-    files.save(tmp_path, "best", {**about, **content}, arrays, kept, {})
+    record_files.save(tmp_path, "best", {**about, **content}, arrays, kept, {})
     assert disagreements(read_evaluation(tmp_path / "best.json")) == ()
 
     def wrong(figures: dict[str, Any], kept: dict[str, Any]) -> list[str]:
@@ -259,6 +259,6 @@ def test_a_record_that_its_arrays_do_not_bear_out_is_called_out(tmp_path: Any) -
         lied = copy.deepcopy(content)
         lied["reject"][name]["share"] += 0.01
         full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 2, **lied}
-        files.save(tmp_path, "best", full, record.arrays(found), {}, {})
+        record_files.save(tmp_path, "best", full, record.arrays(found), {}, {})
         lines = disagreements(read_evaluation(tmp_path / "best.json"))
         assert len(lines) == 1 and lines[0].startswith(f"reject {name}:")

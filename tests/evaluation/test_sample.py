@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from atbench.data import Images
-from atbench.evaluation import Plan, Threat, Victim, audit, evaluate, probes, record
+from atbench.evaluation import Plan, Threat, Victim, evaluate, record
+from atbench.evaluation.audit.audit import outputs, run
 from atbench.training import World
 from atbench.training.validation import Validation
 from tests.methods import worlds
@@ -67,7 +68,7 @@ def test_pictures_are_of_many_classes() -> None:
 
 def test_the_audit_probes_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    look, company = probes.look, probes._company
+    look, company = outputs.look, outputs._company
 
     def looked(victim: Victim, images: Images, rows: torch.Tensor) -> Any:
         seen.append(images.y[rows])
@@ -77,8 +78,8 @@ def test_the_audit_probes_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(images.y[rows])
         return company(victim, images, rows)
 
-    monkeypatch.setattr(audit, "look", looked)
-    monkeypatch.setattr(probes, "_company", accompanied)
+    monkeypatch.setattr(run, "look", looked)
+    monkeypatch.setattr(outputs, "_company", accompanied)
     evaluated(audit=20)
     assert [len(labels.unique()) >= 8 for labels in seen] == [True, True], seen
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atbench.evaluation import figure
-from atbench.evaluation.statistics import calibration, confusion, median_distance, per_class, union
+from atbench.evaluation.metrics import calibration, confusion, median_distance, per_class, union
 
 NAMES = ("cat", "dog", "owl")
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from atbench.attacks import Attack, GradientAttack, Searched, Target, ball
 from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, evaluate, record
-from atbench.evaluation.suite import UNKNOWN, Suite, eight_bit, legal
-from atbench.evaluation.sweep import broken_at
+from atbench.evaluation.attack_runner import UNKNOWN, Suite, eight_bit, legal
+from atbench.evaluation.pgd_sweep import broken_at
 from atbench.evaluation.verify import verify
-from atbench.rng import ExampleDraws
+from atbench.seeding import ExampleDraws
 from tests.evaluation.test_sweep import Flat, images
 
 THREAT = Threat("linf", 0.02, 0.004, 8)

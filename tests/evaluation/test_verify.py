@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.confident import Confident
+from atbench.attacks.gradient.max_confidence import Confident
 from atbench.data import Images
 from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record
 from atbench.evaluation.rejection import Reject

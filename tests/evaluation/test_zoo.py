@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from atbench.evaluation import Threat, Victim
-from atbench.evaluation.audit import Check, audit, verdict
+from atbench.evaluation.audit.audit import Check, audit, verdict
 from tests.evaluation import zoo
 
 N = 100

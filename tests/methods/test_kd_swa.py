@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.config import resolve
+from atbench.config.values import resolve
 from atbench.data import Batch, TrainData
 from atbench.methods.kd_swa import KdSwa, distillation
 from atbench.methods.pgd_at import PgdAt

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from atbench import assemble
 from atbench.data import Batch, TrainData
 from atbench.methods.lbgat import Lbgat
 from atbench.training import World
+from atbench.workflows import factory
 from tests.contract import configuration
 from tests.methods import reference, worlds
 
@@ -129,8 +129,8 @@ def test_the_teacher_may_be_another_architecture() -> None:
 def assembled(*words: str) -> Lbgat:
     """The method as a run builds it."""
     cfg, source, here = configuration("lbgat", *words), worlds.source(), World(torch.device("cpu"))
-    data = assemble.make_data(cfg, source, here)
-    method = assemble.make_method(cfg, assemble.make_model(cfg, source), data, here)
+    data = factory.make_data(cfg, source, here)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, here)
     assert isinstance(method, Lbgat)
     return method
 

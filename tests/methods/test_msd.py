@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import BALLS, GradientAttack, Objective, ball, cross_entropy
-from atbench.attacks.msd import MultiSteepest
+from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.msd import Msd
-from atbench.rng import Draws, generator
+from atbench.seeding import Draws, generator
 from tests.methods import reference, worlds
 from tests.test_config import resolved
 from tests.test_floor import Count, cost

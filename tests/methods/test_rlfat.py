@@ -15,7 +15,7 @@ from atbench.methods import Clock, Method
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.rlfat import Rlfat, RlfatTrades, block_shuffle
 from atbench.methods.trades import Trades
-from atbench.rng import generator
+from atbench.seeding import generator
 from tests.methods import reference, worlds
 
 BOTH = [Rlfat, RlfatTrades]

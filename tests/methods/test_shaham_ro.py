@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atbench.attacks import GradientAttack
-from atbench.config import build
+from atbench.config.instantiate import build
 from atbench.data import Batch
 from atbench.methods.fgsm_at import FgsmAt
 from atbench.methods.pgd_at import PgdAt

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.config import build
+from atbench.config.instantiate import build
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atbench.attacks import Objective, kl_from
-from atbench.config import build
+from atbench.config.instantiate import build
 from atbench.data import Batch, TrainData
 from atbench.methods.standard import Standard
 from atbench.methods.trades import Trades, symmetric_gradient_kl

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atbench.models import CNN, Network
-from atbench.models.library import TorchVision
 from atbench.models.network import Shape
 from atbench.models.plain import ConvNet8, FastMnist, LeNet, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
+from atbench.models.torchvision_models import TorchVision
 
 Make = Callable[..., Network]
 

@@ -14,9 +14,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from atbench.errors import DataError
 from atbench.models import Network
-from atbench.models.interop import load_published
 from atbench.models.plain import FastMnist, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
+from atbench.models.published_weights import load_published
 from atbench.models.residual import ResNet
 from tests.models import foreign
 from tests.models.nets import Make

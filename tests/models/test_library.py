@@ -12,8 +12,8 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
 
 from atbench.errors import ConfigError
-from atbench.models.interop import load_published
-from atbench.models.library import TorchVision, Wrapped, behead, calm, chain
+from atbench.models.published_weights import load_published
+from atbench.models.torchvision_models import TorchVision, Wrapped, behead, calm, chain
 from tests.models.nets import build, library, on_meta, operations
 
 # One of each way to be taken apart, at a size that keeps it quick; the last three are one stage and a head.

@@ -13,15 +13,15 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from atbench import catalog
-from atbench.build import build
+from atbench.config import registry
+from atbench.config.instantiate import build
 from atbench.models import Network
 from atbench.models.network import Shape, large_stem
 from tests.models.nets import count, on_meta
 
 CIFAR, IMAGENET, MNIST = (3, 32, 32), (3, 224, 224), (1, 28, 28)
 IAAT = {"shortcut": "pool3x3", "norm_affine": False, "head": "convolution"}
-FOLDER = catalog.conf_dir() / "model"
+FOLDER = registry.conf_dir() / "model"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 # For 10 classes on CIFAR and MNIST, 1000 on ImageNet. pytorch-cifar: kuangliu's networks as counted by

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from atbench.reporting import pictures, plots
-from atbench.reporting.drawing import Drawing
+from atbench.reporting import example_grid, plots
+from atbench.reporting.figure_format import Drawing
 from tests.reporting.outcomes import STEPS, Made, write
 
 MakeRun = Callable[..., Path]
@@ -26,9 +26,9 @@ def run_maker() -> MakeRun:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made up but not rendered, which is most of a report's time."""
-    for module in (plots, pictures):
+    for module in (plots, example_grid):
         monkeypatch.setattr(module, "vector", lambda figure, name: Drawing("<svg/>", b"\x89PNG"))
-    monkeypatch.setattr(pictures, "raster", lambda figure: Drawing(None, b"\x89PNG"))
+    monkeypatch.setattr(example_grid, "raster", lambda figure: Drawing(None, b"\x89PNG"))
 
 
 @pytest.fixture

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from atbench.attacks import Attack, GradientAttack, Searched
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Outcome, Plan, Threat, files, record
-from atbench.evaluation.suite import UNKNOWN, Found, Level, Surface
+from atbench.evaluation import Evaluation, Outcome, Plan, Threat, record, record_files
+from atbench.evaluation.attack_runner import UNKNOWN, Found, Level, Surface
 
 N, CLASSES = 60, 10
 STEPS = (1, 5, 20, 50)
 LABEL = np.arange(N) % CLASSES
 # AutoAttack's four at the authors' effort, and how many examples each breaks of those that are left.
 STANDARD: dict[str, dict[str, Any]] = {
-    "apgd_ce": {"_target_": "atbench.attacks.apgd.APGD", "objective": "ce", "steps": 100, "breaks": 3},
-    "apgd_t": {"_target_": "atbench.attacks.apgd.TargetedAPGD", "steps": 100, "targets": 9, "breaks": 2},
-    "fab_t": {"_target_": "atbench.attacks.fab.FAB", "steps": 100, "targets": 9, "breaks": 1, "minimal": True},
-    "square": {"_target_": "atbench.attacks.square.Square", "steps": 5000, "breaks": 0},
+    "apgd_ce": {"_target_": "atbench.attacks.gradient.apgd.APGD", "objective": "ce", "steps": 100, "breaks": 3},
+    "apgd_t": {"_target_": "atbench.attacks.gradient.apgd.TargetedAPGD", "steps": 100, "targets": 9, "breaks": 2},
+    "fab_t": {"_target_": "atbench.attacks.min_norm.fab.FAB", "steps": 100, "targets": 9, "breaks": 1, "minimal": True},
+    "square": {"_target_": "atbench.attacks.black_box.square.Square", "steps": 5000, "breaks": 0},
 }
 
 
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, epoch: int, made: Made) -> None:
     }  # fmt: skip
     content["warnings"] = list(made.warnings)
     content["audit"] = made.audit or content["audit"]  # without one: as of an evaluation that was not audited
-    files.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation), {"made": name})
+    record_files.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation), {"made": name})
 
 
 def _evaluation(made: Made) -> Evaluation:

@@ -10,9 +10,9 @@ import pytest
 
 from atbench.errors import DataError
 from atbench.reporting import report
-from atbench.reporting.compare import compare
+from atbench.reporting.comparison import compare
 from atbench.reporting.comparison_report import rows_table
-from atbench.reporting.runs import expand
+from atbench.reporting.run_folder import expand
 from tests.reporting.outcomes import STANDARD
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -14,9 +14,9 @@ from atbench.reporting import report
 from atbench.reporting.audit_report import banner, blocks
 from atbench.reporting.document import Block, Facts, Notice, Paragraph, Table
 from atbench.reporting.evaluation_report import accuracies, distinct
-from atbench.reporting.records import Evaluation, read_evaluation
+from atbench.reporting.results import Evaluation, read_evaluation
+from atbench.reporting.run_folder import read
 from atbench.reporting.run_report import document
-from atbench.reporting.runs import read
 from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atbench.evaluation import names
+from atbench.evaluation import eval_names
 from atbench.reporting.headline import chosen, headline
 from atbench.reporting.leaderboard import entry
-from atbench.reporting.records import Evaluation, read_evaluation
+from atbench.reporting.results import Evaluation, read_evaluation
 from tests.reporting.outcomes import STANDARD, Made, N, write
 
 
@@ -77,18 +77,23 @@ def test_every_evaluation_has_a_place_of_its_own(tmp_path: Path) -> None:
     def done(where: Path, of: dict[str, Any]) -> Path:
         where.mkdir(parents=True, exist_ok=True)
         (where / "best.json").write_text("{}")
-        (where / "best.yaml").write_text(json.dumps(names.settings(of)))
+        (where / "best.yaml").write_text(json.dumps(eval_names.settings(of)))
         return where
 
     top = tmp_path / "evaluation"
-    assert done(names.place(tmp_path, config(), "auto"), config()) == top
-    assert names.place(tmp_path, config(batch_size=9, about={"name": "other"}), "auto") == top, "the same evaluation"
+    assert done(eval_names.place(tmp_path, config(), "auto"), config()) == top
+    assert eval_names.place(tmp_path, config(batch_size=9, about={"name": "other"}), "auto") == top, (
+        "the same evaluation"
+    )
     short = config(limit=40)
-    assert done(names.place(tmp_path, short, "auto-n40"), short) == top / "auto-n40"
-    assert names.place(tmp_path, config(limit=40, steps=[2]), "auto-n40") == top / "auto-n40-2"
-    assert names.place(tmp_path, short, "anything") == top / "auto-n40"
-    assert names.name_of(short["eval"], 40, 450) == "auto-n40" and names.name_of(config()["eval"], 450, 450) == "auto"
-    assert names.name_of(config(name="mine")["eval"], 40, 450) == "mine"
+    assert done(eval_names.place(tmp_path, short, "auto-n40"), short) == top / "auto-n40"
+    assert eval_names.place(tmp_path, config(limit=40, steps=[2]), "auto-n40") == top / "auto-n40-2"
+    assert eval_names.place(tmp_path, short, "anything") == top / "auto-n40"
+    assert (
+        eval_names.name_of(short["eval"], 40, 450) == "auto-n40"
+        and eval_names.name_of(config()["eval"], 450, 450) == "auto"
+    )
+    assert eval_names.name_of(config(name="mine")["eval"], 40, 450) == "mine"
 
 
 def test_masks_of_another_size_do_not_mix(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from atbench.reporting import pictures, plots
-from atbench.reporting.drawing import canvas
+from atbench.reporting import example_grid, plots
+from atbench.reporting.figure_format import canvas
 from atbench.reporting.plots import Curve
 
 
@@ -87,17 +87,17 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
             "shown_broken": np.arange(3),
         }
         for change in (0.0, 0.1):
-            drawing = pictures.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
+            drawing = example_grid.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
             assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")
 
 
 def test_confusions_are_counted_and_coloured_by_class() -> None:
     counts = np.array([[30, 10, 0], [1, 0, 0], [0, 0, 0]])
-    assert pictures.confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
+    assert example_grid.confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "raster", drawn.append)
-        pictures.confusion(counts, ["cat", "dog", "empty"])
+        patch.setattr(example_grid, "raster", drawn.append)
+        example_grid.confusion(counts, ["cat", "dog", "empty"])
     (axis,) = drawn[0].axes
     written = {text.get_position(): text.get_text() for text in axis.texts}
     assert written == {(0, 0): "30", (1, 0): "10", (0, 1): "1"}, "column, row; nothing where there is nothing"
@@ -111,11 +111,11 @@ def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
     ]
     full = [bins[0], {**bins[1], "confidence": 0.9, "accuracy": 0.8, "low": 0.7, "high": 0.9, "n": 10}]
     diagrams = {"clean": {"ece": 0.1, "bins": full}, "adversarial": {"ece": 0.15, "bins": bins}}
-    assert "ECE 15.0 points" in (pictures.reliability(diagrams, "r").svg or "")
+    assert "ECE 15.0 points" in (example_grid.reliability(diagrams, "r").svg or "")
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "vector", lambda figure, name: drawn.append(figure))
-        pictures.reliability(diagrams, "r")
+        patch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
+        example_grid.reliability(diagrams, "r")
     left, right = drawn[0].axes
     points = [container[0].get_xydata() for container in left.containers]
     assert points[0] == pytest.approx(np.array([[40, 25], [90, 80]])) and points[1] == pytest.approx(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atbench.reporting.agreement import disagreements
-from atbench.reporting.records import Evaluation, autoattack, basis, bound, read_evaluation
+from atbench.reporting.results import Evaluation, autoattack, basis, bound, read_evaluation
 from tests.reporting.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from atbench.evaluation import files, record
+from atbench.evaluation import record, record_files
 from atbench.reporting import summary
 from atbench.reporting.document import Paragraph, Table
 from atbench.reporting.evaluation_report import accuracies
-from atbench.reporting.mirror import _values
-from atbench.reporting.records import Evaluation, read_evaluation
 from atbench.reporting.rejection_report import rejection
+from atbench.reporting.results import Evaluation, read_evaluation
+from atbench.reporting.wandb_logger import _values
 from tests.evaluation.test_rejection import rejected
 
 
 def made(folder: Path, **changes: Any) -> Evaluation:
     _, found = rejected(**changes)
     about = {"schema": 2, "checkpoint": "best", "epoch": 1, "split": "test"}
-    files.save(folder, "best", {**about, **record.figures(found)}, record.arrays(found), {}, {})
+    record_files.save(folder, "best", {**about, **record.figures(found)}, record.arrays(found), {}, {})
     return read_evaluation(folder / "best.json")
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from atbench.errors import ConfigError, DataError
-from atbench.reporting import Tracker, mirror, truncate
+from atbench.reporting import Tracker, truncate, wandb_logger
 from tests.reporting.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
@@ -26,7 +26,7 @@ def row(epoch: int, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "_broken", False)
+    monkeypatch.setattr(wandb_logger, "_broken", False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
 
@@ -72,7 +72,9 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Run, **changes: Any) -> dic
         Settings=lambda **keywords: keywords,
     )
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(mirror.socket, "create_connection", lambda *_, **__: types.SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(
+        wandb_logger.socket, "create_connection", lambda *_, **__: types.SimpleNamespace(close=lambda: None)
+    )
     return given
 
 
@@ -245,8 +247,8 @@ def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
 
 def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, monkeypatch, capsys) -> None:
     fake_wandb(monkeypatch, Run(), logged_in=True)
-    monkeypatch.setattr(mirror, "_REACH", 0.1)
-    monkeypatch.setattr(mirror.socket, "create_connection", lambda *_, **__: __import__("time").sleep(30))
+    monkeypatch.setattr(wandb_logger, "_REACH", 0.1)
+    monkeypatch.setattr(wandb_logger.socket, "create_connection", lambda *_, **__: __import__("time").sleep(30))
     Tracker(tmp_path, WANDB, {}, "n", None).close()
     assert "cannot be reached" in capsys.readouterr().err
 

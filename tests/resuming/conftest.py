@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from atbench import run
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.training import Trainer
+from atbench.workflows.train import Run
 from tests.resuming.begun_runs import WORDS, enter, only
 
 
@@ -39,6 +39,6 @@ def unspent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Training and evaluation are left out: what is called of them, by name."""
     calls: list[str] = []
     monkeypatch.setattr(Trainer, "fit", lambda self: calls.append("fit"))
-    monkeypatch.setattr(run.Run, "evaluate", lambda self, names: calls.append("evaluate") or [])
-    monkeypatch.setattr(run.Run, "finish", lambda self, trainer, records: calls.append("finish"))
+    monkeypatch.setattr(Run, "evaluate", lambda self, names: calls.append("evaluate") or [])
+    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: calls.append("finish"))
     return calls

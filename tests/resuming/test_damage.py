@@ -12,10 +12,10 @@ import filelock
 import pytest
 import yaml
 
-from atbench import run
-from atbench.cli import main
+from atbench.cli.main import main
 from atbench.reporting import report
 from atbench.training import Trainer, checkpoint
+from atbench.workflows.train import Run
 from tests.resuming.begun_runs import contents, enter
 from tests.test_run import read
 
@@ -109,9 +109,9 @@ def test_a_read_only_run_is_refused_before_any_work(
 def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     when: str, sent: signal.Signals, code: int, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, fitted, evaluate, fit = Path.cwd(), [0], run.Run.evaluate, Trainer.fit
+    home, fitted, evaluate, fit = Path.cwd(), [0], Run.evaluate, Trainer.fit
 
-    def stopped(self: run.Run, names: list[str]) -> list[dict[str, Any]]:
+    def stopped(self: Run, names: list[str]) -> list[dict[str, Any]]:
         try:
             os.kill(os.getpid(), sent)
         except Exception:
@@ -128,7 +128,7 @@ def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     if when == "end of training":
         monkeypatch.setattr(Trainer, "fit", last_step)
     else:
-        monkeypatch.setattr(run.Run, "evaluate", stopped)
+        monkeypatch.setattr(Run, "evaluate", stopped)
     assert main(["train", f"resume={begun}", "train.minutes=10"]) == code
     status = read(begun / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", code)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atbench import run
-from atbench.cli import main
-from atbench.environment import checksum, compared
+from atbench.cli.main import main
+from atbench.config import validate
 from atbench.errors import ConfigError, DataError
 from atbench.training import checkpoint
+from atbench.workflows import factory
+from atbench.workflows.environment import checksum, compared
 from tests.resuming.begun_runs import WORDS, contents, enter, only
 from tests.test_run import QUICK, read
 
@@ -47,7 +48,7 @@ def test_other_words_are_refused(
 
 def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(run.config, "check", lambda cfg: seen.append(cfg) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(validate, "check", lambda cfg: seen.append(cfg) or (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["train", f"resume={begun}", "logger=none", "train.minutes=1/2", "train.checkpoint.steps=7"]) == 130
     assert seen[0].train.minutes == 0.5 and seen[0].train.checkpoint.steps == 7
     assert "project" not in seen[0].logger, "replaced, not merged into"
@@ -121,7 +122,7 @@ def test_starting_weights_count_until_there_is_a_checkpoint(
     begun: Path, unspent: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[Path] = []
-    monkeypatch.setattr(run.assemble, "start_from", lambda model, path: started.append(path))
+    monkeypatch.setattr(factory, "start_from", lambda model, path: started.append(path))
     assert main(["train", f"resume={begun}"]) == 0 and not started
     shutil.rmtree(begun / "checkpoints")  # killed before the first one
     assert main(["train", f"resume={begun}"]) == 0 and started == [Path("start.pt")]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atbench.methods import Clock
-from atbench.training.averaging import Ema
+from atbench.training.weight_averaging import Ema
 from tests.contract import Log, trainer_of
 from tests.test_contract import ALONE
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.config import build
+from atbench.config.instantiate import build
 from atbench.methods import Clock
 from atbench.models import bn_mode
-from atbench.training.awp import Gradients, WeightPerturbation
+from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 from tests.contract import Log, trainer_of
 from tests.test_config import resolved
 from tests.test_contract import ALONE

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from atbench.errors import DataError, EnvironmentFault
-from atbench.folder import write_bytes
+from atbench.runs.run_dir import write_bytes
 from atbench.training import checkpoint
 from tests.contract import METHODS, Log, trainer_of
 from tests.test_contract import ALONE

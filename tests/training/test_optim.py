@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from atbench.training.optim import clear, make_group
+from atbench.training.param_groups import clear, make_group
 from atbench.training.schedules import Piecewise
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)

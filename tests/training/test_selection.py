@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from atbench.assemble import select_threats
 from atbench.errors import ConfigError
 from atbench.evaluation import Threat, Victim, broken_at, robust
 from atbench.training import World
 from atbench.training.validation import Validation
+from atbench.workflows.factory import select_threats
 from tests.contract import Log, trainer_of
 from tests.methods import worlds
 from tests.test_config import resolved

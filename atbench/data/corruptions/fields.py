@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atbench.rng import ExampleDraws
+from atbench.seeding import ExampleDraws
 
 
 def uniform(rng: ExampleDraws, x: Tensor, *shape: int) -> Tensor:

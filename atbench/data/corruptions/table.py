@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from atbench.data.corruptions import blur, digital, noise, weather
-from atbench.data.splits import Images
+from atbench.data.dataset import Images
 from atbench.errors import ConfigError, DataError
-from atbench.rng import ExampleDraws
+from atbench.seeding import ExampleDraws
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Gradient ascent inside a norm ball: what training uses, and what most evaluation attacks are made of."""

@@ -1,0 +1,102 @@
+"""What the evaluation calls an attack: any search that knows the network and the labels and answers with images.
+
+A `GradientAttack` maximises an objective that it is handed, which is what methods need. An `Attack` chooses its own: it
+wants one misclassified image near each x, by whatever means. It is not believed: the evaluation judges what it returns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from copy import copy
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.losses import Objective, cross_entropy
+from atbench.attacks.norms.lp_ball import ball
+from atbench.config.ranges import AnyCount, NotNegative
+from atbench.errors import ConfigError
+from atbench.seeding import ExampleDraws
+
+
+class Target(Protocol):
+    """What is attacked. `logits` counts its passes, checks its values, and lets gradients to `x` through."""
+
+    network: nn.Module
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, K) for images (B, C, H, W) in [0, 1]."""
+
+
+class Attack(ABC):
+    """A search for misclassified images in the ball and the box; everything but `search` is common.
+
+    norms: those that the attack is defined for.
+    knowledge: `gradient` (of the logits), `features` (their gradient), `queries` (outputs only), `transfer` (another
+        network's gradients) or `noise`.
+    minimal: it looks for the nearest misclassified image and `eps` does not bound its answer; what lies outside the
+        ball is then no success, but its distance is worth something.
+    least_classes: how many classes its objective needs.
+
+    Args of every attack: `norm`, `eps`, and `steps`: iterations, or queries of an attack without gradients.
+    Raises ConfigError for a norm that it is not defined for.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    knowledge: ClassVar[str] = "gradient"
+    minimal: ClassVar[bool] = False
+    least_classes = 2
+
+    def __init__(self, norm: str, eps: NotNegative, steps: AnyCount) -> None:
+        if norm not in self.norms:
+            why = f"{type(self).__name__} is not defined for it"
+            raise ConfigError("eval.norm", norm, why, f"use {' or '.join(self.norms)}, or leave the attack out")
+        self.norm, self.ball, self.eps, self.steps = norm, ball(norm), float(eps), steps
+
+    def __call__(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        """x_adv (B, C, H, W), detached, in the box and, unless the attack is `minimal`, in the ball.
+
+        `x` in [0, 1] and `y` int64 (B,) are rightly classified examples, the network is frozen and in eval mode. Every
+        random number comes from `rng`, so that an example's answer does not depend on its batch. Without a radius or
+        without steps there is no attack: the answer is `x`.
+        """
+        if self.eps == 0 or self.steps == 0 or len(x) == 0:
+            return x.detach().clone()
+        x_adv = self.search(target, x.detach(), y, rng).detach()
+        return x_adv.clamp(0, 1) if self.minimal else self.ball.project(x.detach(), x_adv, self.eps)
+
+    @abstractmethod
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        """One image for each x: a misclassified one where any was found, else the best try.
+
+        Examples that are broken should cost nothing more (`torch.no_grad()` is the search's own business).
+        """
+
+
+class Searched(Attack):
+    """A `GradientAttack` of the training side as an attack: its own start, steps and step size, on cross-entropy.
+
+    A search that keeps its best point answers with its first misclassified one instead: the objective may be higher
+    where the prediction is right.
+    """
+
+    def __init__(self, attack: GradientAttack) -> None:
+        super().__init__(attack.norm, attack.eps, attack.steps)
+        self.attack = copy(attack)
+        if attack.keep == "best":
+            self.attack.keep = "first"
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        def wrong(state: State) -> Tensor:
+            found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
+            return found
+
+        return self.attack(Objective(target.logits, cross_entropy, y), x, stop=wrong, rng=rng)
+
+
+def wrong(target: Target, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) booleans: which images are misclassified."""
+    with torch.no_grad():
+        return target.logits(x).argmax(dim=1) != y

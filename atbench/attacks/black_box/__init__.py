@@ -1,0 +1,1 @@
+"""Attacks that query the network without its gradients."""

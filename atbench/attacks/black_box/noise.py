@@ -1,0 +1,79 @@
+"""Random perturbations without any search: what no attack that has a gradient may fall behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.base import Attack, Target
+from atbench.attacks.losses import margin
+from atbench.attacks.restarts import Attempt, over_survivors
+from atbench.config.ranges import AnyCount, NotNegative
+from atbench.errors import ConfigError
+from atbench.seeding import ExampleDraws
+
+
+class Noise(Attack):
+    """`steps` independent points of the ball; the first misclassified one, else the one of the largest margin.
+
+    A network that noise breaks where gradients do not masks its gradients (Carlini et al. 2019, arXiv 1902.06705,
+    sec. 4.3 and 5).
+
+    Args:
+        steps: draws per example, and forward passes; those still right are drawn for on.
+        start: `uniform` in the ball, or `corner`, a vertex x ± ε of the L∞ ball.
+
+    Raises ConfigError for another start.
+    """
+
+    knowledge = "noise"
+
+    #: Values drawn per example at once. A fixed number of the image's size: numbers must not depend on the batch.
+    AT_ONCE = 2**16
+
+    def __init__(self, norm: str, eps: NotNegative, steps: AnyCount, start: str = "uniform") -> None:
+        super().__init__(norm, eps, steps)
+        if start not in ("uniform", "corner") or (start == "corner" and norm != "linf"):
+            raise ConfigError("attack.start", start, f"is no way to draw noise for {norm}", "use uniform")
+        self.draw = GradientAttack(norm, self.eps, steps=0, step_size=0.0, start=start).begin
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        at_once = max(1, self.AT_ONCE // x[0].numel())
+        return over_survivors(
+            x,
+            [
+                partial(self._attempt, target, x, y, _Several(rng.at("block", first), min(at_once, self.steps - first)))
+                for first in range(0, self.steps, at_once)
+            ],
+        )
+
+    def _attempt(self, target: Target, x: Tensor, y: Tensor, rng: _Several, alive: Tensor) -> Attempt:
+        count, several = rng.count, rng.take(alive)
+        x_adv = self.draw(x[alive].repeat_interleave(count, dim=0), self.eps, several)
+        # No forward is larger than the batch that was handed in.
+        logits = torch.cat([target.logits(part) for part in x_adv.split(len(x))])
+        labels = y[alive].repeat_interleave(count)
+        wrong = (logits.argmax(dim=1) != labels).view(-1, count)
+        value = margin(logits, labels).view(-1, count)
+        pick = torch.where(wrong, torch.inf, value).argmax(dim=1, keepdim=True)
+        rows = torch.arange(len(alive), device=x.device)
+        chosen = x_adv.view(-1, count, *x.shape[1:])[rows, pick.squeeze(1)]
+        return Attempt(chosen, value.gather(1, pick).squeeze(1), wrong.any(dim=1))
+
+
+class _Several(ExampleDraws):
+    """`count` draws per example in one call, for images (b · count, C, H, W) with those of an example in a row."""
+
+    def __init__(self, rng: ExampleDraws, count: int) -> None:
+        super().__init__(rng.seed, *rng.place, index=rng.index)
+        self.count = count
+
+    def take(self, rows: Tensor) -> _Several:
+        return _Several(super().take(rows), self.count)
+
+    def _rows(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        return super()._rows(like.unflatten(0, (-1, self.count)), draw).flatten(0, 1)

@@ -1,0 +1,1 @@
+"""Gradient attacks of the evaluation."""

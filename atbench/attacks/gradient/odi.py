@@ -1,0 +1,79 @@
+"""Restarts that begin where the outputs differ, not where the pixels do (Tashiro et al. 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.base import Attack, Target
+from atbench.attacks.losses import Objective, fewest_classes, label_objective
+from atbench.attacks.robust_tracker import Leg, Survivors, always
+from atbench.config.ranges import AnyCount, Count, NotNegative
+from atbench.seeding import ExampleDraws
+
+
+class OutputDirection(Objective):
+    """wᵀ z(x') with w ~ U(−1, 1)^K of each example, drawn at the first call: only the logits say how many classes."""
+
+    def __init__(self, target: Target, rng: ExampleDraws) -> None:
+        super().__init__(target.logits, lambda logits, w: (w * logits).sum(dim=1))
+        self.rng = rng
+
+    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
+        logits = self.network(x_adv)
+        if not self.given:
+            self.given = (self.rng.uniform(logits.detach()),)
+        w = self.given[0] if rows is None else self.given[0][rows]
+        return self.value(logits, w), logits
+
+
+class ODI(Attack):
+    """PGD with output diversified initialisation: each restart walks `diverse_steps` steps up wᵀz, then PGD.
+
+        x' ← Π( x' + rel_diverse_step·ε · d(∇ wᵀ z(x')) ),   w ~ U(−1, 1)^K anew for every restart and example
+        x' ← Π( x' + rel_step_size·ε · d(∇ objective(x')) ), `steps` times
+
+    from a uniform point of the ball; d is the ball's steepest direction. Restarts go on with what no earlier one broke.
+    Any misclassified point counts, on the way too; the code looks at the end of each restart only.
+
+    Args:
+        steps, rel_step_size: PGD after the initialisation; step size as a share of ε.
+        diverse_steps, rel_diverse_step: N_ODI and η_ODI/ε.
+        restarts: how often, each with a start and a direction of its own.
+        objective: a name in LABEL_OBJECTIVES; `margin` (the code's default) or `ce`.
+
+    Source: Tashiro, Song & Ermon 2020, NeurIPS, arXiv 2003.06878; ermongroup/ODS, odi_pgd_attack_cifar10.py.
+    """
+
+    def __init__(
+        self,
+        norm: str,
+        eps: NotNegative,
+        steps: AnyCount = 20,
+        rel_step_size: NotNegative = 0.25,
+        diverse_steps: AnyCount = 2,
+        rel_diverse_step: NotNegative = 1.0,
+        restarts: Count = 20,
+        objective: str = "margin",
+    ) -> None:
+        super().__init__(norm, eps, steps)
+        self.value, self.restarts, self.diverse_steps = label_objective(objective), restarts, diverse_steps
+        self.least_classes = fewest_classes(self.value)
+        self.step_size, self.diverse_step = rel_step_size * self.eps, rel_diverse_step * self.eps
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        survivors = Survivors(target, x, y)
+        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
+        for restart in range(self.restarts):
+            rows = survivors.rows()
+            if len(rows) == 0:
+                break
+            draws = rng.at("restart", restart).take(rows)
+            start = search.begin(x[rows], self.eps, draws)
+            direction = always(OutputDirection(target, draws))
+            legs = (
+                Leg(direction, self.diverse_steps, self.diverse_step),
+                Leg(lambda left: Objective(target.logits, self.value, y[left]), self.steps, self.step_size),
+            )
+            survivors.walk(search, legs, rows, start)
+        return survivors.x_adv

@@ -1,0 +1,166 @@
+"""The fixed-step gradient attacks: PGD and its relatives are one loop in different settings.
+
+BIM          from x itself, CE                              PGD       from a random point of the ball
+CW-k, DLR    other objectives                               MI-FGSM   along a sum of gradients
+EOT-PGD      the objective's mean over the network's own randomness
+FGSM-RS, R+FGSM   one step from a random point
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.base import Attack, Target
+from atbench.attacks.losses import Objective, fewest_classes, label_objective
+from atbench.attacks.restarts import Attempt, climb, over_survivors
+from atbench.config.ranges import AnyCount, Count, NotNegative
+from atbench.errors import ConfigError
+from atbench.seeding import ExampleDraws
+
+#: What is judged: the final point, as the papers have it, or every point of the path.
+JUDGED = ("last", "first")
+
+
+class Pgd(Attack):
+    """Projected gradient ascent with a fixed step size (Madry et al. 2018, arXiv 1706.06083, sec. 2.1).
+
+        x' ← Π_{B(x, ε) ∩ [0,1]} ( x' + rel_step_size · ε · d( ∇_{x'} objective(f(x'), y) ) )
+
+    Args:
+        steps: gradient steps of a restart.
+        rel_step_size: length of a step as a share of ε; 0.25 is 2/255 at 8/255.
+        start, momentum: as in `GradientAttack`; `corner` is a vertex of the L∞ ball and for that norm only.
+        restarts: independent random starts; each runs on the examples that those before it left right.
+        objective: `ce`, `margin`, `cw` (the margin clamped at 50) or `dlr` (K ≥ 3 classes).
+        keep: `first`: any misclassified point of the path breaks the example, and it stops there. `last`: the final
+            point alone counts, as in the papers' PGD-k; never stronger than `first` on the same path.
+        draws: passes over which the objective and its gradient are averaged (expectation over transformation, Athalye
+            et al. 2018, arXiv 1802.00420, sec. 4.2): for networks that are random themselves.
+
+    Cost per restart: `steps · draws` gradients, and `draws` forward passes more where the final point is judged here.
+    Raises ConfigError for settings that no search has, and for a network with too few classes for the objective.
+    """
+
+    def __init__(
+        self,
+        norm: str,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
+        start: str = "uniform",
+        restarts: Count = 1,
+        objective: str = "ce",
+        momentum: NotNegative = 0.0,
+        keep: str = "first",
+        draws: Count = 1,
+    ) -> None:
+        super().__init__(norm, eps, steps)
+        check(norm, start, keep, restarts=restarts, draws=draws)
+        self.ascent = GradientAttack(
+            norm, self.eps, steps, rel_step_size * self.eps, start=start, keep=keep, momentum=momentum
+        )
+        self.restarts, self.draws, self.value = restarts, draws, label_objective(objective)
+        self.least_classes = fewest_classes(self.value)
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        if self.restarts == 1 and self.ascent.keep == "last":
+            # Nothing comes after the final point, so that looking at it is left to the evaluation.
+            return self.ascent(self.objective(target, y, rng), x, start=self.begin(x, rng))
+        return over_survivors(
+            x, [partial(self._attempt, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
+        )
+
+    def _attempt(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws, alive: Tensor) -> Attempt:
+        x, y, rng = x[alive], y[alive], rng.take(alive)
+        return climb(self.ascent, self.objective(target, y, rng), y, x, self.begin(x, rng))
+
+    def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
+        """Where a restart begins."""
+        return self.ascent.begin(x, self.eps, rng)
+
+    def objective(self, target: Target, y: Tensor, rng: ExampleDraws) -> Objective:
+        """What a restart climbs; one that is random draws from `rng`."""
+        if self.draws > 1:
+            return Averaged(target.logits, self.value, y, draws=self.draws)
+        return Objective(target.logits, self.value, y)
+
+
+class RandomFgsm(Pgd):
+    """A random step, then gradient steps (one, in the papers), for L∞.
+
+        x₁ = clip( x + rel_start_size · ε · r ),  x' = Π( x₁ + rel_step_size · ε · sign ∇_{x₁} objective )
+
+    FGSM-RS (Wong et al. 2020, arXiv 2001.03994): r ~ U(-1, 1), sizes 1 and 1.25. R+FGSM (Tramèr et al. 2018, arXiv
+    1705.07204, sec. 4.1): r = sign(N(0, I)), sizes 1/2 and 1/2, whose step does not reach the edge of the ball.
+
+    Args:
+        rel_start_size: the random step as a share of ε.
+        start: law of r: `uniform`, or `corner` for the sign.
+        others: those of `Pgd`.
+    """
+
+    norms = ("linf",)
+
+    def __init__(
+        self,
+        norm: str,
+        eps: NotNegative,
+        steps: AnyCount,
+        rel_step_size: NotNegative,
+        rel_start_size: NotNegative,
+        start: str = "uniform",
+        restarts: Count = 1,
+        objective: str = "ce",
+        keep: str = "first",
+    ) -> None:
+        super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, keep=keep)
+        self.rel_start_size = rel_start_size
+
+    def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
+        return self.ascent.begin(x, self.rel_start_size * self.eps, rng)
+
+
+class Averaged(Objective):
+    """The mean of an objective over `draws` passes of a network that is random itself.
+
+    The outputs returned are mean probabilities, (B, K): their argmax is the prediction of the averaged network.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, draws: Count
+    ) -> None:
+        super().__init__(network, value, *given)
+        self.draws = draws
+
+    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
+        value, probabilities, grad = torch.zeros(()), torch.zeros(()), torch.zeros_like(x_adv)
+        for draw in range(self.draws):
+            one, logits = super().__call__(x_adv, rows, step)
+            if x_adv.requires_grad:
+                # One pass's graph at a time: memory does not grow with the number of draws.
+                grad += torch.autograd.grad(one.sum(), x_adv)[0]
+            one, one_p = one.detach(), logits.detach().softmax(dim=1)
+            value, probabilities = (one, one_p) if draw == 0 else (value + one, probabilities + one_p)
+        mean = value / self.draws
+        if x_adv.requires_grad:
+            # Zero in value, the averaged gradient in slope: what the search differentiates is this line.
+            mean = mean + ((x_adv - x_adv.detach()) * grad / self.draws).flatten(1).sum(dim=1)
+        return mean, probabilities / self.draws
+
+
+def check(norm: str, start: str, keep: str, **counts: int) -> None:
+    """Refuse (ConfigError) what no attack of this family can do."""
+    if keep not in JUDGED:
+        why = "an evaluation judges the last point, or every one until the first wrong one"
+        raise ConfigError("attack.keep", keep, why, f"use {' or '.join(JUDGED)}")
+    if start == "corner" and norm != "linf":
+        raise ConfigError("attack.start", start, f"a vertex of the L∞ ball is no start for {norm}", "use uniform")
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"attack.{name}", value, "there is nothing to do", "use 1 or more")

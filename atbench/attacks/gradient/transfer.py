@@ -1,0 +1,88 @@
+"""Images crafted on another network, tried on this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.base import Attack, Target
+from atbench.attacks.losses import Objective, fewest_classes, label_objective
+from atbench.attacks.robust_tracker import Survivors
+from atbench.config.ranges import AnyCount, NotNegative
+from atbench.errors import ConfigError
+from atbench.models import Cast, bn_mode, untouched
+from atbench.seeding import ExampleDraws
+
+
+class Transfer(Attack):
+    """Momentum PGD on a surrogate s; the target's gradients are never asked for.
+
+        g ← momentum·g + ∇/‖∇‖₁,   x' ← Π( x' + rel_step_size·ε · d(g) ),   ∇ = ∇_{x'} objective(s(x'), y)
+
+    The whole search runs, whether the surrogate is fooled or not. The answer is its last point, judged once by whoever
+    asked; with `along` the target is queried at every point, and the first one it misclassifies is the answer.
+
+    Args:
+        load: turns `run` into a network.
+        run: path of the surrogate's run or checkpoint: best another seed or another method, on the same data set.
+        steps, rel_step_size, momentum, start: of the search; step size as a share of ε, momentum 0 is PGD.
+        objective: a name in LABEL_OBJECTIVES.
+        along: query the target at every point.
+
+    Raises ConfigError without a `run`, for an unknown objective, and for a surrogate of other images or classes.
+    Source: Dong et al. 2018, CVPR, arXiv 1710.06081 (the search); Carlini et al. 2019, arXiv 1902.06705 (why).
+    """
+
+    knowledge = "transfer"
+
+    def __init__(
+        self,
+        norm: str,
+        eps: NotNegative,
+        load: Callable[[str], nn.Module],
+        run: str | None = None,
+        steps: AnyCount = 20,
+        rel_step_size: NotNegative = 0.25,
+        momentum: NotNegative = 1.0,
+        start: str = "zero",
+        objective: str = "ce",
+        along: bool = False,
+    ) -> None:
+        super().__init__(norm, eps, steps)
+        if not run:
+            fix = "write attack.run=<path of a run or checkpoint>"
+            raise ConfigError("attack.run", run, "the network to craft the images on is not named", fix)
+        self.run, self.surrogate, self.value, self.along = run, load(run), label_objective(objective), along
+        self.least_classes = fewest_classes(self.value)
+        self.attack = GradientAttack(norm, self.eps, steps, rel_step_size * self.eps, start, momentum=momentum)
+
+    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        surrogate, survivors = self.surrogate.to(x.device), Survivors(target, x, y)
+
+        def misled(state: State) -> Tensor:
+            with torch.no_grad():
+                logits = target.logits(state.x_adv)
+            return survivors.see(state.rows, state.x_adv, logits)
+
+        with untouched(surrogate), bn_mode(surrogate, "eval"):
+            asked = Cast(surrogate)
+            self._fits(asked, x, y)
+            objective = Objective(asked, self.value, y)
+            x_adv = self.attack(objective, x, stop=misled if self.along else None, rng=rng)
+        return torch.where(survivors.broken.view(-1, *[1] * (x.ndim - 1)), survivors.x_adv, x_adv)
+
+    def _fits(self, surrogate: Cast, x: Tensor, y: Tensor) -> None:
+        """Refuse a network that cannot be asked about these images: the words of torch would name neither."""
+        fix = "name a run on the same data set"
+        try:
+            with torch.no_grad():
+                classes = surrogate(x[:1]).shape[1]
+        except RuntimeError as error:
+            shape = "×".join(map(str, x.shape[1:]))
+            raise ConfigError("attack.run", self.run, f"its network does not take images of {shape}", fix) from error
+        if int(y.max()) >= classes:
+            why = f"its network has {classes} classes, and there are images of class {int(y.max())}"
+            raise ConfigError("attack.run", self.run, why, fix)

@@ -1,0 +1,1 @@
+"""Minimum-norm attacks: they look for the nearest misclassified image."""

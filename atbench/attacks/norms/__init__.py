@@ -1,0 +1,1 @@
+"""Norm balls and the projections onto them."""

@@ -1,0 +1,1 @@
+"""The command line: verbs, completion, and what this machine has."""

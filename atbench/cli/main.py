@@ -1,0 +1,246 @@
+"""The command line: verbs, error reporting and exit codes. Hydra and torch are imported when needed.
+
+`train` and `eval` are Hydra applications, so overrides, `-m` sweeps, `--cfg job`, `--config-dir` and shell completion
+are Hydra's; the other verbs are plain argparse (`verbs.py`). Every expected failure ends in one line on stderr:
+`error: key: value — why; what to do`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from atbench import __version__
+from atbench.cli.verbs import PLAIN
+from atbench.config import registry
+from atbench.config.hydra_errors import is_composition, refusal
+from atbench.config.overrides import Line, open_model, open_targets, parse, target_first
+from atbench.errors import ConfigError, Interrupted, exit_code, expected, hint
+
+USAGE = """\
+atbench: adversarial training, one formula at a time
+
+  atbench train [key=value ...]         train and evaluate      atbench train dataset=digits method=trades seed=1
+  atbench train -m key=a,b [...]        every combination       atbench train -m method=pgd_at,trades seed=0,1,2
+  atbench train resume=RUN              go on with a run        atbench train -m resume=SWEEP
+  atbench eval RUN [key=value ...]      attack a trained model  atbench eval runs/NAME eval.restarts=5
+  atbench eval model=NAME checkpoint=FILE dataset=NAME          attack anybody's network; or model._target_=mine.Net
+  atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
+  atbench export RUN                    weights, card, entry    atbench export runs/NAME --out mine
+  atbench list [KIND]                   what to choose from     atbench list methods --survey
+  atbench doctor                        what this machine has and lacks
+
+`atbench VERB --help` says more; `atbench train --cfg job` shows a configuration without running it.
+Tab completion: eval "$(atbench train -sc install=bash)"     Full tracebacks: HYDRA_FULL_ERROR=1
+"""
+VERBS = ("train", "eval", "report", "export", "list", "doctor")
+_ENTRY = {"train": "train", "eval": "evaluate"}  # verb -> module of atbench.workflows, and its function
+_TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the workers of a launcher
+_COMPLETION = ("-sc", "--shell-completion")
+
+
+class _Leave(BaseException):
+    """Carries an exception out of a Hydra job: Hydra holds back what is an Exception, and adds lines of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Jobs:
+    """What the jobs of this call have come to, in this process."""
+
+    started: int
+    failures: list[BaseException]
+    full_tracebacks: bool  # what the user set: the variable itself is then ours, to make Hydra raise
+
+    def __init__(self) -> None:
+        self.started, self.failures = 0, []
+        self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
+
+
+_jobs = _Jobs()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Leaves `sys.argv`, `sys.path` and the environment as they were."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _jobs.__init__()  # type: ignore[misc]
+    with _restored():
+        try:
+            return _dispatch(words)
+        except SystemExit as leave:  # argparse and Hydra end --help this way
+            return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        except KeyboardInterrupt:
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `atbench list | head`: the reader has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except _Leave as job:
+            return _failed(job.error)
+        except Exception as error:
+            return _failed(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"atbench {__version__}")
+        return 0
+    if words[0] in _COMPLETION:
+        return _complete(words)
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise ConfigError("atbench", verb, "there is no such verb", hint(verb, VERBS))
+    if verb in _ENTRY:
+        return _hydra(verb, rest, words)
+    return PLAIN[verb](rest)
+
+
+def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
+    """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
+    line = parse(rest)
+    if verb == "eval" and "--shell-completion" not in line.options:
+        target_first(line)
+        open_model(line)
+    open_targets(line)
+    if "--multirun" in line.options and "RANK" in os.environ:
+        raise ConfigError(
+            "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
+        )
+
+    from hydra.core.global_hydra import GlobalHydra
+
+    from atbench.config import argv, hydra_section, schema
+    from atbench.runs import sweep
+
+    argv.remember_typed(words, line.config_dir)
+    schema.register()
+    hydra_section.guard()
+    sweep.forget()
+    if "--multirun" in line.options:
+        sweep.go_on(line)
+    folders = [registry.conf_dir(), *([line.config_dir] if line.config_dir else [])]
+    # Hydra shows its program's name, and looks it up for completion; with the flag it raises instead of exiting.
+    sys.argv = ["atbench", *line.words()]
+    os.environ[_TRACEBACKS], os.environ["HYDRA_FULL_ERROR"] = str(int(_jobs.full_tracebacks)), "1"
+    GlobalHydra.instance().clear()
+    try:
+        _application(verb)()
+    except Exception as error:
+        composing = not _jobs.started and is_composition(error)
+        if composing or isinstance(error, ConfigError):
+            sweep.withdraw()
+        if not composing:
+            raise
+        raise refusal(error, [verb, *line.words()], functools.partial(registry.options, folders=folders)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    return 0
+
+
+def _application(verb: str) -> Any:
+    """The job of a verb as a Hydra application."""
+    import hydra
+
+    # Hydra 1.4 has one behaviour and warns of the argument that 1.3 needs to choose it.
+    old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
+    version = {"version_base": "1.3"} if old else {}
+    return hydra.main(config_path=str(registry.conf_dir()), config_name=verb, **version)(
+        {"train": _train, "eval": _eval}[verb]
+    )
+
+
+def _train(cfg: Any) -> float:
+    return _job("train", cfg)
+
+
+def _eval(cfg: Any) -> float:
+    return _job("eval", cfg)
+
+
+def _job(verb: str, cfg: Any) -> float:
+    """One job; returns what a sweeper optimises. In a sweep a failure is told at once, and the next job still runs."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from atbench.config import instantiate
+
+    instantiate.trust(*instantiate.trusted())  # the worker of a launcher is a fresh process
+    settings = HydraConfig.get()
+    many = settings.mode == RunMode.MULTIRUN
+    _jobs.started += 1
+    if many:
+        print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
+    try:
+        entry = _ENTRY[verb]
+        return float(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+    except Exception as error:
+        if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
+            raise _Leave(error) from error  # a signal ends the sweep as well
+        _tell(error)
+        _jobs.failures.append(error)
+        raise
+
+
+def _failed(error: BaseException) -> int:
+    """Show what went wrong, unless the sweep has shown it already, and return the exit code."""
+    if any(error is failure for failure in _jobs.failures):
+        print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
+    else:
+        _tell(error)
+    return exit_code(error)
+
+
+def _tell(error: BaseException) -> None:
+    """One line for what is expected, a traceback for what is not. Of a bad config the first rank speaks for all."""
+    rank = int(os.environ.get("RANK", "0"))
+    if isinstance(error, ConfigError) and rank > 0:
+        return
+    known = expected(error)
+    if known is None or _jobs.full_tracebacks:
+        traceback.print_exception(error)
+    if known is not None:
+        print(f"error{f' (rank {rank})' if rank else ''}: {known}", file=sys.stderr)
+
+
+def _complete(words: list[str]) -> int:
+    """Answer the shell. Hydra's script calls the bare program, with the line in COMP_LINE: the verb is cut out here."""
+    if "query=bash" not in words and "query=fish" not in words:
+        return _hydra("train", words, words)  # install, uninstall
+    program, _, typed = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+    verb, space, rest = typed.lstrip().partition(" ")
+    if not space:
+        print(" ".join(name for name in VERBS if name.startswith(verb)))
+    elif verb == "list":
+        print(" ".join(name for name in registry.KINDS if name.startswith(rest)))
+    elif verb in _ENTRY:
+        # A run before the word that is being completed is no override; Hydra would give up on the line.
+        whole, blank, last = rest.rpartition(" ")
+        known = Line(overrides=whole.split())
+        if verb == "eval":
+            target_first(known)
+        os.environ["COMP_LINE"] = " ".join([program, *known.overrides, last]) if blank else f"{program} {last}"
+        return _hydra(verb, words, words)
+    return 0
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """Put back what a verb changes of the process, so that a caller in the same process can go on."""
+    argv, path, environment = sys.argv, list(sys.path), dict(os.environ)
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        os.environ.clear()
+        os.environ.update(environment)

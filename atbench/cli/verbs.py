@@ -1,0 +1,78 @@
+"""The verbs that need no configuration: report, export, list and doctor. What they need is imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
+
+from atbench.config import registry
+from atbench.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, "arguments", message, f"see `{self.prog} --help`")
+
+
+def report(words: list[str]) -> int:
+    """Write the report of a run, or compare several."""
+    parser = _Parser("atbench report", description="Write the report of a run, or compare several.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write; default: into the run, or ./comparison"
+    )
+    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
+    given = parser.parse_intermixed_args(words)
+    return int(importlib.import_module("atbench.reporting.report").main(given.runs, given.out, given.json))
+
+
+def export(words: list[str]) -> int:
+    """Write an evaluated network for others to use."""
+    parser = _Parser("atbench export", description="Write an evaluated network for others to use.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default) or last")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
+    parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
+    given = parser.parse_intermixed_args(words)
+    importlib.import_module("atbench.config.argv").remember_typed(["export", *words], given.config_dir)
+    return int(importlib.import_module("atbench.workflows.export").main(given.run, given.checkpoint, given.out))
+
+
+def list_options(words: list[str]) -> int:
+    """Print what there is to choose from."""
+    parser = _Parser("atbench list", description="What there is to choose from.")
+    parser.add_argument(
+        "kind", nargs="?", metavar="KIND", help=f"one of {', '.join(registry.KINDS)}; without it, the kinds"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--survey", action="store_true", help="only what the survey (Bai et al. 2021) names")
+    parser.add_argument(
+        "--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of configs of your own, listed as well"
+    )
+    given = parser.parse_intermixed_args(words)
+    if given.config_dir is not None and not given.config_dir.is_dir():
+        raise ConfigError("--config-dir", given.config_dir, "there is no such folder", "correct the path")
+    folders = [registry.conf_dir(), *([given.config_dir] if given.config_dir else [])]
+    return registry.show(given.kind, folders, given.json, given.survey)
+
+
+def doctor(words: list[str]) -> int:
+    """Print what this machine has and lacks."""
+    parser = _Parser("atbench doctor", description="What this machine has and lacks.")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="the folder of data sets")
+    given = parser.parse_args(words)
+    return int(importlib.import_module("atbench.cli.doctor").main(given.runs, given.data_dir, given.json))
+
+
+PLAIN: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
+    {"report": report, "export": export, "list": list_options, "doctor": doctor}
+)

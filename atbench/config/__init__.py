@@ -1,0 +1,1 @@
+"""The configuration: its schema, what may be built from it, and its checks."""

@@ -1,0 +1,140 @@
+"""Hydra's and OmegaConf's exceptions as one line each. Imports Hydra only when called."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+from atbench.errors import AtbenchError, ConfigError, hint
+
+Choices = Callable[[str], Sequence[str]]  # a config group ("" for the primary configs) -> the names of its options
+
+_AMBIGUOUS = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*?)'")
+_NO_GROUP = re.compile(r"Could not override '([^']+)'")
+_NO_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
+
+
+def is_composition(error: Exception) -> bool:
+    """Whether an error from before the first job is about the line and the configs, and no fault of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, (HydraException, OmegaConfBaseException, YAMLError)):
+        return True
+    # A few refusals of Hydra are plain ValueErrors (`method=3`): known by where they were raised.
+    last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    return isinstance(error, ValueError) and str(last.f_globals.get("__name__")).startswith("hydra.")
+
+
+def refusal(error: Exception, typed: Sequence[str], choices: Choices) -> AtbenchError:
+    """What Hydra or OmegaConf said of `typed`, in one line with the key, the value, the reason and the way out.
+
+    Call it for errors of composition only, that is before any job has started: the same exceptions raised inside a job
+    are faults of the program.
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+    from yaml import MarkedYAMLError
+
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError(str(mark.name), f"line {mark.line + 1}", f"is no YAML: {error.problem}", "correct the file")
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error.missing_cfg_file or "", choices)
+    if isinstance(error, OverrideParseException):
+        return _not_an_override(error.override, choices)
+    cause = _cause(error, OmegaConfBaseException)
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return _unknown_key(cause, typed, choices)
+    if cause is not None:
+        key = str(getattr(cause, "full_key", None) or "configuration")
+        return ConfigError(key, _value_of(key, typed), _first_line(cause), f"see `{_program(typed)} --cfg job`")
+    return _other(error, typed, choices)
+
+
+def interpolation(error: Exception, tree: Mapping[str, object]) -> ConfigError:
+    """A `${...}` that leads nowhere, and the keys that exist where it stopped. `tree` is the config unresolved."""
+    key = str(getattr(error, "full_key", None) or "configuration")
+    found = re.search(r"Interpolation key '([^']+)' not found", str(error))
+    if found is None:
+        return ConfigError(key, "${...}", _first_line(error), "correct the interpolation")
+    wanted = found.group(1)
+    node: object = tree
+    for part in wanted.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            break
+        node = node[part]
+    known = [str(name) for name in node] if isinstance(node, Mapping) else []
+    return ConfigError(key, f"${{{wanted}}}", f"the configuration has no '{wanted}'", hint(part, known))
+
+
+def _missing_option(path: str, choices: Choices) -> ConfigError:
+    group, _, option = path.rpartition("/")
+    what = f"no such {group}" if group else "no such primary config"
+    return ConfigError(group or "--config-name", option, what, hint(option, choices(group)))
+
+
+def _not_an_override(text: str, choices: Choices) -> ConfigError:
+    """Hydra could not parse one override: most often a bare name, whose group we may know."""
+    key, equals, value = text.partition("=")
+    if equals:
+        return ConfigError(key, value, "cannot be parsed", f"quote special characters: '{key}=\"...\"'")
+    for group in ("method", "dataset", "model", "attack", "recipe", "plus", "eval", "logger", "experiment"):
+        if text in choices(group):
+            return ConfigError("override", text, "a setting is written key=value", f"did you mean {group}={text}?")
+    return ConfigError("override", text, "a setting is written key=value", "for example method=trades seed=1")
+
+
+def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
+    key = str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
+    parent, _, leaf = key.rpartition(".")
+    node = getattr(cause, "parent_node", None)
+    known = [str(name) for name in node] if isinstance(node, Mapping) else []
+    if not parent:
+        known = [name for name in (*known, *choices("/")) if name != "hydra"]
+    return ConfigError(
+        key, _value_of(key, typed), f"{parent or 'the configuration'} has no '{leaf}'", hint(leaf, known)
+    )
+
+
+def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
+    """Compositions that Hydra refuses with words alone."""
+    text = str(error)
+    if found := _AMBIGUOUS.search(text):
+        return ConfigError(
+            found[1], found[2], "several values for one run", "add -m to sweep over them, or write [a,b] for a list"
+        )
+    if found := _NO_GROUP.search(text) or _NO_KEY.search(text):
+        key = found[1]
+        return ConfigError(
+            key, _value_of(key, typed), "the configuration has no such group or key", hint(key, choices("/"))
+        )
+    return ConfigError("command line", " ".join(typed), _first_line(error), f"see `{_program(typed)} --help`")
+
+
+def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | None:
+    while error is not None:
+        if isinstance(error, kind):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+def _value_of(key: str, typed: Sequence[str]) -> str:
+    """What the user gave `key`; the last one wins, as in Hydra."""
+    for word in reversed(typed):
+        name, equals, value = word.lstrip("+~").partition("=")
+        if name == key and equals:
+            return value
+    return "as configured"
+
+
+def _program(typed: Sequence[str]) -> str:
+    return f"atbench {typed[0]}" if typed else "atbench"

@@ -1,0 +1,119 @@
+"""Hydra's own part of a composed configuration: it builds callbacks, launchers and loggers from it before any job of
+ours begins, so that what may stand there is settled as it is composed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from hydra._internal import hydra as application
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atbench.errors import ConfigError
+
+#: What Hydra and the plugins that it has of its own makers put under these keys.
+NAMED: Mapping[str, frozenset[str]] = {
+    "launcher": frozenset(
+        {
+            "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+            "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        }
+    ),
+    "sweeper": frozenset(
+        {
+            "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+            "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
+        }
+    ),
+    "sweeper.sampler": frozenset(
+        f"optuna.samplers.{name}Sampler" for name in ("TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid")
+    ),
+    "callbacks.sweep_folder": frozenset({"atbench.runs.sweep.SweepFolder"}),
+}
+BUILT = ("callbacks", "launcher", "sweeper")
+LOGGING = ("job_logging", "hydra_logging")
+#: Variables that decide which code a process runs, for the jobs of `hydra.job.env_set`.
+_DECISIVE = ("ATBENCH_", "PYTHON", "LD_")
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's composition, followed by `check`. Workers of a launcher are handed one and compose with it."""
+
+    def load_configuration(self, *args: Any, **options: Any) -> DictConfig:
+        cfg = super().load_configuration(*args, **options)
+        check(cfg)
+        return cfg
+
+
+def guard() -> None:
+    """Have Hydra's applications of this process compose with `Loader`."""
+    application.ConfigLoaderImpl = Loader  # type: ignore[misc]  # Hydra has no setting for it
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError where the node `hydra` names a class, a callback or a logger beside our own and the presets."""
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
+    node = node["hydra"] if isinstance(node, Mapping) and "hydra" in node else {}
+    for path, name in _targets(node, ""):
+        if name not in NAMED.get(path, frozenset()):
+            raise _refused(f"{path}._target_", name, "Hydra builds none but its presets here", "leave it out")
+    for part in BUILT:
+        for path in _references(node.get(part), part):
+            _refuse_node(cfg, path)
+    for key, callback in (node.get("callbacks") or {}).items():
+        if f"callbacks.{key}" not in NAMED or not callback:
+            raise _refused(f"callbacks.{key}", callback, "a run has no callbacks but the program's own", "leave it out")
+    for key in LOGGING:
+        if node.get(key) not in _presets(key):
+            fix = f"choose a preset: hydra/{key}=none, disabled or default"
+            raise _refused(key, "changed", "a logger's configuration names classes", fix)
+    for name in (node.get("job") or {}).get("env_set") or {}:
+        if str(name).startswith(_DECISIVE):
+            raise _refused("job.env_set", name, "decides which code is run", "set it in the shell")
+
+
+def _refuse_node(cfg: DictConfig, path: str) -> None:
+    """Refuse a reference that is not to a plain value: what it leads to would be built unseen."""
+    try:
+        found = OmegaConf.select(cfg, f"hydra.{path}", throw_on_missing=True)
+    except OmegaConfBaseException:
+        found = cfg
+    if isinstance(found, (Container, Mapping, list)):
+        raise _refused(path, "${...}", "refers to no plain value", "write it out")
+
+
+def _refused(key: str, value: object, why: str, fix: str) -> ConfigError:
+    return ConfigError(f"hydra.{key}", value, why, fix)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Path and value of every `_target_`."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, inner in pairs:
+        if key == "_target_":
+            yield path, str(inner)
+        else:
+            yield from _targets(inner, f"{path}.{key}" if path else str(key))
+
+
+def _references(node: Any, path: str) -> Iterator[str]:
+    """Path of every interpolation."""
+    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, inner in pairs:
+        yield from _references(inner, f"{path}.{key}")
+    if isinstance(node, str) and "${" in node:
+        yield path
+
+
+def _presets(group: str) -> list[Any]:
+    """The options of one of Hydra's own groups."""
+    folder = files("hydra.conf").joinpath("hydra", group)
+    texts = [file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return [yaml.safe_load(text) for text in texts]

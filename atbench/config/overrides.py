@@ -1,0 +1,137 @@
+"""The words after the verb, sorted for Hydra before Hydra sees them.
+
+Hydra's own parser refuses options between overrides and answers a mistyped option with ten lines of usage; here options
+may stand anywhere, and a mistake gets one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from atbench.errors import ConfigError, hint
+
+_FLAGS = {
+    "-h": "--help",
+    "-m": "--multirun",
+    "-r": "--run",
+    "-sc": "--shell-completion",
+    "--hydra-help": "--hydra-help",
+    "--resolve": "--resolve",
+}
+_VALUED = {
+    "-c": "--cfg",
+    "-p": "--package",
+    "-cp": "--config-path",
+    "-cn": "--config-name",
+    "-cd": "--config-dir",
+    "-i": "--info",
+}
+_TARGET = re.compile(r"[\w.]+\._target_=")
+# Options that choose what is done; Hydra knows only one of them at a time.
+_MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
+_CHOICES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+
+
+@dataclass
+class Line:
+    """Hydra's options by their long names (a flag's value is None), and the overrides in the order typed."""
+
+    options: dict[str, str | None] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+
+    def words(self) -> list[str]:
+        """The line in the one order that Hydra's parser accepts."""
+        given = [word for name, value in self.options.items() for word in (name, value) if word is not None]
+        return [*given, *self.overrides]
+
+    @property
+    def config_dir(self) -> Path | None:
+        """The folder of the user's own configs, if one was named."""
+        value = self.options.get("--config-dir")
+        return None if value is None else Path(value).absolute()
+
+
+def parse(words: Sequence[str]) -> Line:
+    """Sort the words after `train` or `eval`. Raises ConfigError for an option that is unknown or lacks its value."""
+    line, rest = Line(), list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word == "-":
+            line.overrides.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = _long(name)
+        line.options[name] = (value if equals else _value(name, rest)) if name in _VALUED.values() else None
+        _check_choice(name, line.options[name])
+    _check_modes(line)
+    return line
+
+
+def target_first(line: Line) -> None:
+    """`eval RUN key=value`: the first override without `=` is the thing to evaluate, and becomes `target=RUN`."""
+    for position, word in enumerate(line.overrides):
+        deletion = word.startswith("~") and "/" not in word
+        if "=" not in word and not deletion:
+            line.overrides[position] = f"target={quoted(word)}"
+            return
+
+
+def open_model(line: Line) -> None:
+    """`eval model.key=value`: any key of any network, which Hydra takes for the keys of a chosen option alone."""
+    line.overrides = [f"++{word}" if word.startswith("model.") else word for word in line.overrides]
+
+
+def open_targets(line: Line) -> None:
+    """`eval RUN model.module._target_=mine.Net`, `train resume=RUN method._target_=mine.Mine`: a class that the run's
+    own configuration names, and that the composed one need not have a place for.
+    """
+    again = any(word.lstrip("+").startswith(("resume=", "target=", "verify=")) for word in line.overrides)
+    if again and "--multirun" not in line.options:
+        line.overrides = [f"++{word}" if _TARGET.match(word) else word for word in line.overrides]
+
+
+def quoted(text: str) -> str:
+    """`text` as one string of Hydra's override grammar, whatever characters a path may have."""
+    if text and all(character.isalnum() or character in "/-_.+" for character in text):
+        return text
+    # A backslash counts as one there, unless it stands before a quote or at the end.
+    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{inner}'"
+
+
+def _long(name: str) -> str:
+    short = _FLAGS | _VALUED
+    known = {*short.values()}
+    if name in short:
+        return short[name]
+    if name in known:
+        return name
+    raise ConfigError("option", name, "there is no such option", hint(name, known))
+
+
+def _value(name: str, rest: list[str]) -> str:
+    if name == "--info" and (not rest or rest[0] not in _CHOICES[name]):
+        return "all"
+    if not rest or (rest[0].startswith("-") and rest[0] != "-"):
+        raise ConfigError("option", name, "needs a value", f"write {name} VALUE")
+    return rest.pop(0)
+
+
+def _check_choice(name: str, value: str | None) -> None:
+    known = _CHOICES.get(name)
+    if known is not None and value not in known:
+        raise ConfigError(name, value, "there is no such choice", hint(str(value), known))
+
+
+def _check_modes(line: Line) -> None:
+    modes = [name for name in _MODES if name in line.options]
+    if len(modes) > 1:
+        raise ConfigError("option", " ".join(modes), "exclude each other", "keep one of them")
+    if "--resolve" in line.options and not {"--cfg", "--help"} & line.options.keys():
+        raise ConfigError("option", "--resolve", "only shows a configuration", "write --cfg job --resolve")

@@ -1,0 +1,115 @@
+"""What there is to choose from, read from the `about:` node of every option's YAML; no Hydra, no torch, at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from atbench.errors import ConfigError, hint
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "methods": "method",
+        "attacks": "attack",
+        "models": "model",
+        "datasets": "dataset",
+        "recipes": "recipe",
+        "plus": "plus",
+        "evals": "eval",
+        "loggers": "logger",
+        "experiments": "experiment",
+    }
+)
+FIELDS = ("name", "family", "paper", "survey", "status", "effect", "formula", "line")
+_COLUMNS = ("name", "family", "paper", "status", "line")
+# The C parser is ten times faster; PyYAML is built without it on some machines.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def conf_dir() -> Path:
+    """The folder of our own configs: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def options(group: str, folders: Sequence[Path]) -> list[str]:
+    """The names that `group` has in these config folders; "" for the primary configs, "/" for the groups themselves."""
+    if group == "/":
+        found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
+    else:
+        found = {_name(path, folder / group) for folder in folders for path in (folder / group).rglob("*.yaml")}
+    return sorted(found)
+
+
+def entries(kind: str, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """What is known of each option of a kind, by name; of two files of one name the later folder's counts.
+
+    Raises ConfigError for an unknown kind and for a file that is no YAML.
+    """
+    if kind not in KINDS:
+        raise ConfigError("list", kind, "there is no such kind", hint(kind, KINDS))
+    group = KINDS[kind]
+    files = {_name(path, folder / group): path for folder in folders for path in (folder / group).rglob("*.yaml")}
+    return [{"name": name, **about(files[name], group)} for name in sorted(files)]
+
+
+def _name(path: Path, group: Path) -> str:
+    """What an option is called on the command line: its file's name, with the folders below the group."""
+    return path.relative_to(group).with_suffix("").as_posix()
+
+
+def about(file: Path, group: str) -> dict[str, Any]:
+    """The `about:` node of one option; {} if there is none. Where the file is global, it lies under the group's name,
+    and under the option's own in there where a run may have several options of the group.
+    """
+    try:
+        with file.open(encoding="utf-8") as stream:
+            tree = yaml.load(stream, Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise ConfigError(str(file), "YAML", str(error).splitlines()[0], "correct the file") from error
+    inner = tree.get(group) if isinstance(tree, dict) else None
+    own = inner.get(file.stem) if isinstance(inner, dict) else None
+    for node in (tree, inner, own):
+        if isinstance(node, dict) and isinstance(node.get("about"), dict):
+            return {key: node["about"][key] for key in FIELDS if key in node["about"]}
+    return {}
+
+
+def show(kind: str | None, folders: Sequence[Path], as_json: bool, survey: bool) -> int:
+    """Print the options of a kind, or the kinds themselves, as a table or as JSON on stdout."""
+    if kind is None:
+        rows = [
+            {"name": name, "group": group, "options": len(options(group, folders))} for name, group in KINDS.items()
+        ]
+        columns: Sequence[str] = ("name", "group", "options")
+    else:
+        rows = [row for row in entries(kind, folders) if row.get("survey") or not survey]
+        columns = [column for column in _COLUMNS if column == "name" or any(column in row for row in rows)]
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        _table(rows, columns)
+    return 0
+
+
+def _table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "name", style="bold" if column == "name" else None)
+    for row in rows:
+        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width; long lines are what grep and cut want
+        console.width = 240
+    console.print(table)

@@ -1,0 +1,202 @@
+"""Schema of the run-level configuration keys, and the resolvers that configs may use."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from omegaconf import MISSING, OmegaConf
+
+from atbench.errors import ConfigError
+
+Number = Union[int, float, str]  # the text is a fraction such as 1/10, and a float once `resolve` has been through
+FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
+
+
+@dataclass
+class Precision:
+    """fp32 or bf16, apart for the search and for the update."""
+
+    attack: str = "fp32"
+    update: str = "fp32"
+
+
+@dataclass
+class Pool:
+    """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images, without labels,
+    or with those of the file (`labels`), rows like any other then.
+
+    `fraction`: the part that is drawn from either in a batch.
+    """
+
+    labelled: Optional[Number] = None
+    path: Optional[str] = None
+    labels: bool = False
+    fraction: Number = 0.0
+
+
+@dataclass
+class Selection:
+    """The best checkpoint is the best of PGD-`steps` on `n` held-out examples, measured `every` so many epochs.
+
+    `norms`: other norms, at the data set's radii, under all of which an example has to hold.
+    """
+
+    steps: int = 10
+    n: int = 1000
+    every: int = 1
+    norms: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Checkpoint:
+    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not)."""
+
+    minutes: Number = 5.0
+    steps: Optional[int] = None
+
+
+@dataclass
+class Training:
+    """The section `train`; a recipe fills it, the command line wins.
+
+    `groups` overrides optimizer and schedule by parameter group; `decay` is what weight decay acts on: `all`
+    parameters, or `weights` without biases and normalisation.
+    """
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    decay: str = "all"
+    groups: dict[str, Any] = field(default_factory=dict)
+    clip_norm: Optional[Number] = None
+    label_smoothing: Number = 0.0
+    precision: Precision = field(default_factory=Precision)
+    channels_last: Any = "auto"
+    pool: Pool = field(default_factory=Pool)
+    selection: Selection = field(default_factory=Selection)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    minutes: Optional[Number] = None
+    augment: bool = True
+
+
+@dataclass
+class Evaluation:
+    """The section `eval`; a preset fills it, the command line wins.
+
+    norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
+    sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
+    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
+    `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
+    ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
+    many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
+    so many test images, every class in proportion, always the same ones. `name`: under which this evaluation stands
+    beside others of the same network (null: that of the preset).
+    """
+
+    about: Any = None
+    norm: Optional[str] = None
+    eps: Optional[Number] = None
+    steps: list[int] = field(default_factory=list)
+    restarts: int = 1
+    objective: str = "ce"
+    step_size: Optional[Number] = None
+    eps_grid: list[Any] = field(default_factory=list)
+    eps_steps: int = 20
+    attacks: dict[str, Any] = field(default_factory=dict)
+    survivors: bool = False
+    norms: list[str] = field(default_factory=list)
+    corruptions: list[int] = field(default_factory=list)
+    reject: Optional[Number] = None
+    reject_steps: int = 200
+    reject_restarts: int = 4
+    audit: int = 0
+    examples: bool = True
+    batch_size: int = 512
+    limit: Optional[int] = None
+    name: Optional[str] = None
+    checkpoints: list[str] = field(default_factory=lambda: ["best", "last"])
+
+
+@dataclass
+class TrainConfig:
+    """All that `atbench train` reads; the groups are nodes of their own files."""
+
+    seed: int = 0
+    device: str = "auto"
+    threads: Optional[int] = None
+    name: Optional[str] = None
+    runs: str = "runs"
+    data_dir: str = "data"
+    resume: Optional[str] = None
+    weights: Optional[str] = None
+    dataset: Any = MISSING
+    model: Any = MISSING
+    attack: Any = MISSING
+    method: Any = MISSING
+    recipe: Any = None
+    train: Training = field(default_factory=Training)
+    plus: dict[str, Any] = field(default_factory=dict)
+    eval: Evaluation = field(default_factory=Evaluation)
+    logger: Any = MISSING
+    experiment: Any = None
+
+
+@dataclass
+class EvalConfig:
+    """All that `atbench eval` reads; data set, its folder and model come from the run unless they are named.
+
+    target: a run or a checkpoint of one; without it `model`, the weights in the file `checkpoint`, and `dataset` are
+    attacked. name: of the folder that this makes. attack: one more attack besides those of `eval`. verify: a run whose
+    records are to be computed again from the images that they kept.
+    """
+
+    target: Optional[str] = None
+    verify: Optional[str] = None
+    checkpoint: Optional[str] = None
+    name: Optional[str] = None
+    seed: int = 0
+    device: str = "auto"
+    threads: Optional[int] = None
+    runs: str = "runs"
+    data_dir: Optional[str] = None
+    dataset: Any = None
+    model: Any = None
+    attack: Any = None
+    eval: Evaluation = field(default_factory=Evaluation)
+
+
+def register() -> None:
+    """Make the schemas and `${times:a,b}` known to Hydra; as often as one likes."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig, package="_global_")
+    store.store(name="eval_schema", node=EvalConfig, package="_global_")
+    # omegaconf 2.4, which comes with Hydra 1.4, gives this function a name that was another function's until then.
+    renamed = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
+    learn: Callable[..., None] = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    learn("times", _times, replace=True)
+
+
+def fraction(value: float | str) -> float:
+    """A number, or a text such as "8/255", as a float."""
+    found = FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return float(value)
+    if float(found[2]) == 0:
+        raise ConfigError("fraction", value, "divides by zero", "correct the number")
+    return float(found[1]) / float(found[2])
+
+
+def _times(first: float | str, second: float | str) -> float:
+    try:
+        return fraction(first) * fraction(second)
+    except ValueError as error:
+        raise ConfigError(
+            "times", f"{first}, {second}", "is not a pair of numbers", "write numbers or fractions"
+        ) from error

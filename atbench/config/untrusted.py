@@ -1,0 +1,100 @@
+"""A configuration that came with a file, a run's or a checkpoint's, is data. It chooses no code but that of the table
+of `allowed`, and reads nothing of this machine; what of both is the user's own is said again on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atbench.config.allow_list import place
+from atbench.errors import ConfigError
+
+#: What of a configuration an evaluation makes objects of.
+EVALUATED = ("model", "dataset.source", "eval.attacks")
+_NAMED = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?([\w.]+)")
+
+
+def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence[str]) -> None:
+    """Raise ConfigError where one of these parts of a file's configuration names a class that is neither in the table
+    nor named by the user: on the line `typed`, or in a YAML file below its `--config-dir`.
+    """
+    known = _named_by_the_user(typed)
+    strange = [(key, name) for part in parts for key, name in _targets(config, part) if name not in known]
+    if not strange:
+        return
+    key, name = strange[0]
+    line = shlex.join(["atbench", *typed, *(f"{key}={name}" for key, name in strange)])
+    why = "a file that is read chooses no code beside atbench's own"
+    fix = f"if you trust it, name it yourself: `{line}`, with --config-dir DIR where it lies beside one"
+    raise ConfigError(key, name, why, fix)
+
+
+def to_name_again(config: Mapping[str, Any]) -> str:
+    """What a line that evaluates this configuration again needs besides, for the commands that a reader may copy."""
+    return "".join(f" {key}={name}" for part in EVALUATED for key, name in _targets(config, part))
+
+
+def refuse_reading(config: Any, given: Collection[str] = ()) -> None:
+    """Raise ConfigError for a text of a file's configuration that would be looked up, such as `${oc.env:SECRET}`,
+    unless its key is among those that the user has `given` a value.
+    """
+    for key, text in readings(config):
+        if key not in given:
+            why = "a file that is read does not look up values of this machine"
+            raise ConfigError(key, text, why, f"give the value yourself: {key}=...")
+
+
+def readings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The interpolations in a configuration that should hold plain values: dotted key and text."""
+    if isinstance(node, str) and "${" in node:
+        yield key, node
+    for name, inner in _children(node):
+        yield from readings(inner, f"{key}.{name}" if key else name)
+
+
+def repeats(node: Any, saved: Any) -> bool:
+    """Whether a node of the command line only names again what a file named: `_target_`s, each the saved one."""
+    if isinstance(node, Mapping) and isinstance(saved, Mapping) and node:
+        return all(
+            saved.get(key) == inner if key == "_target_" else repeats(inner, saved.get(key))
+            for key, inner in node.items()
+        )
+    return False
+
+
+def _targets(config: Mapping[str, Any], part: str) -> Iterator[tuple[str, str]]:
+    """Key and name of every `_target_` in a part of a configuration that is not in the table."""
+    node: Any = config
+    for name in part.split(".") if part else []:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    yield from _strange(node, part)
+
+
+def _strange(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    for name, inner in _children(node):
+        key = f"{path}.{name}" if path else name
+        if name != "_target_":
+            yield from _strange(inner, key)
+        elif (where := place(path)) is None or inner not in where.names:
+            yield key, str(inner)
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        yield from ((str(key), inner) for key, inner in node.items() if key != "about")
+    elif isinstance(node, (list, tuple)):
+        yield from ((str(position), inner) for position, inner in enumerate(node))
+
+
+def _named_by_the_user(typed: Sequence[str]) -> frozenset[str]:
+    texts = list(typed[1:])
+    for word, following in zip(typed, [*typed, ""][1:], strict=True):
+        option, _, value = word.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folder = Path(value or following)
+            texts += [path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.yaml"))]
+    return frozenset(name for text in texts for name in _NAMED.findall(text))

@@ -1,0 +1,209 @@
+"""Everything about a configuration that can be known before any work: arguments, ranges, choices, doubtful settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from atbench.config.instantiate import checked
+from atbench.config.ranges import ABOVE_ZERO, ANY_COUNT, BELOW_ONE, COUNT, NOT_NEGATIVE, SEVERITY, SOME_SHARE, Range
+from atbench.errors import ConfigError, hint
+
+# What a constructor of ours takes says its signature; here is what is no argument of one. `*` stands for any name. null
+# passes where it is in the configuration: the schema says which keys may be null.
+RANGES: Mapping[str, Range] = MappingProxyType(
+    {
+        "seed": ANY_COUNT,
+        "threads": COUNT,
+        "model.members": COUNT,
+        "dataset.threat.*.eps": NOT_NEGATIVE,
+        "dataset.threat.*.step_size": NOT_NEGATIVE,
+        "attack.eps": NOT_NEGATIVE,
+        "attack.step_size": NOT_NEGATIVE,
+        "attack.steps": COUNT,
+        "train.optimizer.lr": NOT_NEGATIVE,
+        "train.optimizer.momentum": BELOW_ONE,
+        "train.groups.*.optimizer.lr": NOT_NEGATIVE,
+        "train.groups.*.optimizer.momentum": BELOW_ONE,
+        "train.epochs": COUNT,
+        "train.batch_size": COUNT,
+        "train.clip_norm": ABOVE_ZERO,
+        "train.label_smoothing": BELOW_ONE,
+        "train.pool.labelled": SOME_SHARE,
+        "train.pool.fraction": BELOW_ONE,
+        "train.selection.steps": ANY_COUNT,
+        "train.selection.n": COUNT,
+        "train.selection.every": COUNT,
+        "train.checkpoint.minutes": ABOVE_ZERO,
+        "train.checkpoint.steps": COUNT,
+        "train.minutes": ABOVE_ZERO,
+        "eval.steps": ANY_COUNT,
+        "eval.eps": NOT_NEGATIVE,
+        "eval.audit": ANY_COUNT,
+        "eval.corruptions": SEVERITY,
+        "eval.reject": SOME_SHARE,
+        "eval.reject_steps": COUNT,
+        "eval.reject_restarts": COUNT,
+        "eval.restarts": COUNT,
+        "eval.eps_grid": NOT_NEGATIVE,
+        "eval.eps_steps": COUNT,
+        "eval.batch_size": COUNT,
+        "eval.limit": COUNT,
+        "eval.step_size": ABOVE_ZERO,
+    }
+)
+CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "train.precision.attack": ("fp32", "bf16"),
+        "train.precision.update": ("fp32", "bf16"),
+        "train.channels_last": ("auto", True, False),
+        "train.decay": ("all", "weights"),
+    }
+)
+
+
+def check(cfg: Mapping[str, Any]) -> list[str]:
+    """Refuse a resolved configuration that cannot be run; return a warning for each setting that is merely doubtful.
+
+    Imports what the configuration names, hence torch; builds nothing and touches no disk. Whether a device that has a
+    possible name is there is for the run to find out. Raises ConfigError.
+    """
+    _trainable(cfg)
+    _radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
+    for path, node in _targets(cfg, ""):
+        checked(node, path)
+    for pattern, numbers in RANGES.items():
+        for key, value in _matching(cfg, pattern):
+            _in_range(key, value, numbers)
+    for key, known in CHOICES.items():
+        value = _at(cfg, key)
+        if value is not None and not any(
+            value is choice or (value == choice and isinstance(value, str)) for choice in known
+        ):
+            names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
+            raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
+    _device(str(_at(cfg, "device")))
+    _folder_name("eval.name", _at(cfg, "eval.name"))
+    _own_attack(cfg)
+    return list(_doubts(cfg))
+
+
+def _trainable(cfg: Mapping[str, Any]) -> None:
+    """A method hands its objective to a search; an attack of the evaluation, which takes its threat from there, has no
+    norm of its own.
+    """
+    attack = _at(cfg, "attack")
+    if _at(cfg, "method") is not None and isinstance(attack, Mapping) and "norm" not in attack:
+        why = "it attacks trained networks and maximises no objective of a method's"
+        fix = "train with attack=pgd, then write `atbench eval RUN attack=...`"
+        raise ConfigError("attack", _at(cfg, "attack.about.name"), why, fix)
+
+
+def _own_attack(cfg: Mapping[str, Any]) -> None:
+    """Refuse another attack than the method's own, in the parts that its `about.attack` names: FGSM training with seven
+    steps is none. The command line and an experiment are composed after the method, and would win without a word.
+    """
+    for key, own in (_at(cfg, "method.about.attack") or {}).items():
+        value = _at(cfg, f"attack.{key}")
+        if value != own:
+            name = _at(cfg, "method.about.name")
+            fix = "leave it out, or name the variant: a method of your own beside --config-dir"
+            raise ConfigError(f"attack.{key}", value, f"{name} is the method that has {_spelled(own)} there", fix)
+
+
+def _spelled(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _radius(cfg: Mapping[str, Any]) -> None:
+    for part in ("eval", "attack"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        if norm == "linf" and isinstance(eps, (int, float)) and eps > 1:
+            close = f"did you mean {part}.eps={eps:g}/255?"
+            fix = close if eps <= 255 else "write it as a fraction, for example 8/255"
+            why = "pixels lie in [0, 1], so an L∞ ball above 1 holds every image"
+            raise ConfigError(f"{part}.eps", f"{eps:g}", why, fix)
+
+
+def _in_range(key: str, value: Any, numbers: Range) -> None:
+    if value is None:
+        return
+    if isinstance(value, Collection) and not isinstance(value, str):
+        for element in value:
+            _in_range(key, element, numbers)
+    elif value not in numbers:
+        raise ConfigError(key, value, f"must be {numbers.words}", "correct the value")
+
+
+def _device(name: str) -> None:
+    kind, _, index = name.partition(":")
+    if name in ("auto", "cpu"):
+        return
+    if kind != "cuda" or (":" in name and not index.isdigit()):
+        raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
+
+
+def _folder_name(key: str, name: Any) -> None:
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
+
+
+def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """A radius that is far from what the data set knows for its norm: of an evaluation, too, that trains nothing."""
+    for part in ("attack", "eval"):
+        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        usual = _at(cfg, f"dataset.threat.{norm}.eps")
+        if _number(eps) and _number(usual) and eps and usual and not usual / 8 < eps < usual * 8:
+            size = "tiny" if eps < usual else "huge"
+            yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
+            return
+
+
+def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unusual(cfg)
+    eps, small = _at(cfg, "attack.eps"), _at(cfg, "dataset.threat.linf.eps")
+    if _at(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
+        yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"
+    for pattern in ("train.optimizer.lr", "train.groups.*.optimizer.lr"):
+        yield from (f"{key}: 0 trains nothing" for key, value in _matching(cfg, pattern) if value == 0)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with `_target_`, outermost first, with its path."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        children: Any = ((str(key), value) for key, value in node.items() if key != "about")
+    elif isinstance(node, Collection) and not isinstance(node, (str, bytes)):
+        children = ((str(position), value) for position, value in enumerate(node))
+    else:
+        return
+    for key, value in children:
+        yield from _targets(value, f"{path}.{key}" if path else key)
+
+
+def _at(cfg: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, None where there is none: a configuration of `eval` has no section `train`."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _matching(cfg: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration that fits a dotted pattern, in which `*` is any one name, with its value."""
+    first, star, rest = pattern.partition(".*")
+    if not star:
+        yield pattern, _at(cfg, pattern)
+        return
+    section = _at(cfg, first)
+    for name in section if isinstance(section, Mapping) else ():
+        yield from _matching(cfg, f"{first}.{name}{rest}")

@@ -1,0 +1,196 @@
+"""Images and labels, as tensors where they fit, and the fixed split of what may be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atbench.data.concat import Joined
+from atbench.data.lazy_images import Pictures
+from atbench.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: `x` uint8 (N, C, H, W), `y` int64 (N,).
+
+    `x` is a tensor, or stands for one: two of them (`Joined`), or picture files (`Pictures`), of which rows are decoded
+    as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given become a
+    tensor. place: of a sample, (N,) int64 on the CPU, where each row stands in the split that it was taken from.
+    """
+
+    x: Tensor | Pictures | Joined
+    y: Tensor
+    place: Tensor | None = field(default=None, kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device) -> Images:
+        return Images(self.x.to(device), self.y.to(device), place=self.place)
+
+    def take(self, index: Tensor) -> Images:
+        return Images(self.x.pick(index) if isinstance(self.x, Pictures) else self.x[index], self.y[index])
+
+    def sample(self, n: int) -> Images:
+        """`n` of them by `representative`, always the same ones; all, where there are no more."""
+        if n >= len(self):
+            return self
+        rows = representative(self.y, n)
+        taken = self.take(rows.to(self.y.device))
+        return Images(taken.x, taken.y, place=self.places(rows))
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where the rows (on the CPU) stand in the split that these are a sample of: what numbers are drawn for."""
+        return rows if self.place is None else self.place[rows]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether rows are decoded as they are asked for."""
+        return isinstance(self.x, Pictures)
+
+    def expect(self, index: Tensor) -> None:
+        """Streamed images: begin to decode what `floats` will be asked for next. Tensors are there already."""
+        if isinstance(self.x, Pictures):
+            self.x.expect(index)
+
+    def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        """The images `index` as floats in [0, 1]."""
+        return self.x[index].to(dtype).div_(255)
+
+    def sha256(self) -> str:
+        """Checksum of pixels, labels and their shape; of pictures their files' names and sizes in place of pixels."""
+        digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
+        if isinstance(self.x, Pictures):
+            digest.update(repr(list(self.x.names())).encode())
+        else:
+            digest.update(self.x[:].cpu().numpy().tobytes())
+        digest.update(self.y.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it comes from its makers: everything that may be trained on, and a test split behind a function.
+
+    `test` is called by evaluation alone: training never holds a reference to test data. `mean` and `std` are the
+    normalisation of [0, 1] pixels that networks apply inside.
+    """
+
+    name: str
+    train: Images
+    test: Callable[[], Images]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    validation: int
+
+    def __post_init__(self) -> None:
+        check(self.name, self.train, len(self.classes))
+        if not 0 <= self.validation < len(self.train):
+            why = f"of {len(self.train)} examples; some have to be left to train on"
+            raise ConfigError("dataset.source.validation", self.validation, why, "use a smaller number, from 0")
+
+    def refuse_unfit(self) -> None:
+        """Refuse a data set of which a training could not be finished: before its first step, and not after its last.
+
+        The test split is read once, and let go of: nothing of it is handed on. Raises ConfigError and DataError.
+        """
+        if self.validation == 0:
+            why = "the best checkpoint is chosen on images that are held out"
+            raise ConfigError("dataset.source.validation", 0, why, "hold some out")
+        left = torch.bincount(self.train.y[self.parts()[1]], minlength=len(self.classes))
+        if lacking := (left == 0).nonzero().flatten().tolist():
+            why = f"leaves no example of class '{self.classes[lacking[0]]}' to train on"
+            raise ConfigError("dataset.source.validation", self.validation, why, "hold out less")
+        test = self.test()
+        if len(test) == 0:
+            raise DataError(self.name, "no test example", "there is nothing to evaluate on", "add some")
+        check(self.name, test, len(self.classes), every=False)
+        if (theirs := tuple(test.x.shape[1:])) != self.shape:
+            raise DataError(self.name, f"test images {theirs}", f"the train images are {self.shape}", "make them alike")
+        if isinstance(test.x, Pictures):
+            test.x.look()
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Positions in `train` of what is held out and of what may be trained on: the same for every run."""
+        held, kept = stratified(self.train.y, (self.validation,), seed=0)
+        return held, kept
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.train.x.shape[1:]
+        return int(channels), int(height), int(width)
+
+
+def check(name: str, images: Images, classes: int, every: bool = True) -> None:
+    """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and, if `every`, each class
+    has an example.
+    """
+    x, y = images.x, images.y
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise DataError(
+            name, f"{x.dtype} {tuple(x.shape)}", "images must be uint8 of shape (N, C, H, W)", "convert them"
+        )
+    if y.dtype != torch.int64 or len(y) != len(x):
+        raise DataError(
+            name, f"{y.dtype} ({len(y)},)", f"labels must be int64, one for each of {len(x)} images", "convert them"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file"
+        )
+    if not every:
+        return
+    empty = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(name, f"class {empty[0]}", "has no example to train on", "drop the class or add examples")
+
+
+def stratified(y: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
+    """Disjoint index sets of the given sizes, each with every class in proportion, and the rest as a last set.
+
+    Sizes are met exactly: each class gives its proportion rounded down, and what is missing comes from the classes with
+    the largest remainders. Deterministic in (y, sizes, seed).
+    """
+    labels = y.cpu().numpy()
+    rng = np.random.default_rng(seed)
+    order = {k: rng.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)}
+    taken = dict.fromkeys(order, 0)
+    parts = []
+    for size in sizes:
+        exact = {k: size * len(rows) / len(labels) for k, rows in order.items()}
+        count = {k: int(share) for k, share in exact.items()}
+        for k in sorted(order, key=lambda k: count[k] - exact[k])[: size - sum(count.values())]:
+            count[k] += 1
+        parts.append(np.concatenate([rows[taken[k] : taken[k] + count[k]] for k, rows in order.items()]))
+        taken = {k: taken[k] + count[k] for k in order}
+    parts.append(np.concatenate([rows[taken[k] :] for k, rows in order.items()]))
+    return [torch.from_numpy(np.sort(part)) for part in parts]
+
+
+def representative(y: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Positions (n,) of a sample of the labels `y` (N,), ascending, on the CPU: every class in proportion, and of a
+    class any of its examples, in whatever order `y` is. All positions where n ≥ N.
+
+    The only way in which this program takes a part of a data set for a measurement: the first n of data that are sorted
+    by class are of a few classes alone. Deterministic in (y, seed), and a smaller sample is a part of a larger one.
+    Where n is less than the number of classes, which of them are left out is drawn.
+    """
+    labels = y.cpu().numpy()
+    if n >= len(labels):
+        return torch.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    turn = np.empty(len(labels))  # the share of the data at which an example comes in
+    for k, offset in zip(classes, (rng.permutation(len(classes)) + 0.5) / len(classes), strict=True):
+        rows = np.flatnonzero(labels == k)
+        turn[rng.permutation(rows)] = (np.arange(len(rows)) + offset) / len(rows)
+    return torch.from_numpy(np.sort(np.argsort(turn, kind="stable")[:n]))

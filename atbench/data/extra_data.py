@@ -1,0 +1,46 @@
+"""Further images beside the data set, from an archive, with labels or without, or from a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from atbench.data.dataset import Images
+from atbench.data.image_folder import pictures_below
+from atbench.data.lazy_images import GIB, Crew, Pictures
+from atbench.data.npz import found, read_further
+from atbench.errors import DataError
+
+MEMORY = 4.0  # GiB up to which pictures are decoded once and kept
+
+
+def further(data_dir: Path, path: str, shape: tuple[int, int, int], classes: int | None = None) -> Images:
+    """The images at `path` (as it stands or under `data_dir`), shape (C, H, W), with their labels if `classes` says of
+    how many classes, else with label −1.
+
+    An npz file with `image` uint8 (N, H, W, C) and `label` (N,), the form in which generated data are published; or,
+    without labels, a folder of pictures, however they lie in it, cut to squares of the data set's size. Raises
+    DataError.
+    """
+    file = next((place for place in (Path(path), data_dir / path) if place.is_file()), None)
+    if file is not None:
+        images = read_further(file, classes)
+        if tuple(images.x.shape[1:]) != shape:
+            ours = tuple(images.x.shape[1:])
+            raise DataError(
+                "train.pool.path", path, f"its images are {ours}, the data set's {shape}", "make them alike"
+            )
+        return images
+    folder = found(data_dir, path, "train.pool.path")
+    if classes is not None:
+        why = "a folder has no labels of the data set's classes"
+        raise DataError("train.pool.path", path, why, "save them as an npz with image and label")
+    channels, height, width = shape
+    if channels != 3 or height != width:
+        why = f"the data set's images are {shape}, a folder's are colour squares"
+        raise DataError("train.pool.path", path, why, "save them as an npz with image uint8 (N, H, W, C)")
+    files = sorted(pictures_below(str(folder)))
+    if not files:
+        raise DataError("train.pool.path", folder, "holds no picture", "correct the path")
+    return Images(Pictures(files, height, height, MEMORY * GIB, Crew(None)), torch.full((len(files),), -1))

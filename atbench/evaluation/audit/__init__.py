@@ -1,0 +1,1 @@
+"""The audit of an evaluation: can its figures be believed?"""

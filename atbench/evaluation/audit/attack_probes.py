@@ -1,0 +1,138 @@
+"""The attacks that an audit runs for itself, each at most once and only when a check asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atbench.attacks import LABEL_OBJECTIVES, GradientAttack, Objective
+from atbench.attacks.base import wrong
+from atbench.attacks.norms.lp_ball import ball
+from atbench.data import Images
+from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.pgd_sweep import Threat, broken_at, robust
+from atbench.seeding import ExampleDraws
+
+STEPS = 20  # of a search where the spec names no other number
+LONGEST = 100  # steps beyond which doubling is not tried
+DRAWS = 100  # of uniform noise
+RANGE_STEPS = 200
+
+
+class Searches:
+    """Searches on the examples `alive`, a mask (N,) over `images`; answers are masks or first broken steps (N,).
+
+    They go beyond those of `sweep`, which are monotone by construction, in that each is independent: every radius is
+    searched from its own start on all examples, so that a wrong order shows.
+    """
+
+    def __init__(self, victim: Victim, images: Images, threat: Threat, alive: Tensor) -> None:
+        self.victim, self.images, self.alive = victim, images, alive
+        self.threat = replace(threat, restarts=1)
+        self.steps = min(threat.steps, LONGEST)
+        self.broken = torch.zeros_like(alive)  # by anything so far that stayed within ε
+        self._done: dict[Threat, Tensor] = {}
+
+    def search(self, **changes: Any) -> Tensor:
+        """(N,) first broken steps under the threat with some of its fields changed."""
+        threat = replace(self.threat, **changes)
+        if threat not in self._done:
+            self._done[threat] = self.attack(threat, self.alive)
+        return self._done[threat]
+
+    def attack(self, threat: Threat, alive: Tensor) -> Tensor:
+        """(N,) first broken steps of the examples `alive`, which may be more than those of the audit."""
+        found = broken_at(self.victim, self.images, threat, alive)
+        if threat.eps <= self.threat.eps:
+            self.broken = self.broken | (found > 0)
+        return found
+
+    def broken_by(self, found: Tensor, k: int) -> Tensor:
+        return self.alive & ~robust(found, k)
+
+    def pgd(self, k: int, objective: str) -> Tensor:
+        """Broken by PGD-k. Of the threat's own objective one trajectory serves every k."""
+        own = objective == self.threat.objective
+        length = max(2 * self.steps, STEPS) if own else STEPS
+        return self.broken_by(self.search(objective=objective, steps=length), k)
+
+    def restarts(self, count: int, objective: str) -> Tensor:
+        """Broken by PGD-20 from `count` further starts, and not from the first."""
+        seed = self.threat.seed + 1
+        threat = replace(self.threat, steps=STEPS, restarts=count, seed=seed, objective=objective)
+        if threat not in self._done:
+            self._done[threat] = self.attack(threat, self.alive & ~self.pgd(STEPS, objective))
+        return self._done[threat] > 0
+
+    def fgsm(self, multiple: float) -> Tensor:
+        """Broken by x + ε·sign ∇CE (the other norms' steepest step), or wrong without it, at a multiple of ε."""
+        eps = multiple * self.threat.eps
+        return self.broken_by(self.search(eps=eps, step_size=eps, steps=1, start="zero", objective="ce"), 1)
+
+    def radius(self, multiple: float) -> Tensor:
+        """Broken by PGD-20 at a multiple of ε, its step in proportion."""
+        if multiple == 1:
+            return self.pgd(STEPS, self.threat.objective)
+        eps, size = multiple * self.threat.eps, multiple * self.threat.step_size
+        return self.broken_by(self.search(eps=eps, step_size=size, steps=STEPS), STEPS)
+
+    def range(self, share: float) -> Tensor:
+        """Broken by PGD-200 in the ball that holds every image, or in a share of that radius; steps of a tenth of it.
+
+        The radius is 1 for L∞, √d for L2 and d for L1; half of it suffices to make every image grey, in each norm.
+        """
+        pixels = self.images.x[:1].numel()
+        eps = share * {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[self.threat.norm]
+        found = self.search(eps=eps, step_size=eps / 10, steps=RANGE_STEPS)
+        return self.broken_by(found, RANGE_STEPS)
+
+    def determined(self, alive: Tensor) -> Tensor:
+        """Of `alive`, broken by PGD-100 on the margin from five starts: what gradients find when they try."""
+        seed = self.threat.seed + 2
+        return self.attack(replace(self.threat, steps=100, restarts=5, objective="margin", seed=seed), alive) > 0
+
+    def noise(self) -> Tensor:
+        """Broken by any of 100 uniform draws from the ball."""
+        kind, found = ball(self.threat.norm), torch.zeros(len(self.alive), dtype=torch.long, device=self.victim.device)
+        with self.victim.ready(), torch.no_grad():
+            for rows in self.batches():
+                x, y = self.victim.load(self.images, rows)
+                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.places(rows))
+                hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
+                for _ in range(DRAWS):
+                    hit |= wrong(
+                        self.victim, kind.project(x, x + kind.sample(x, self.threat.eps, rng), self.threat.eps), y
+                    )
+                found[rows.to(self.victim.device)] = hit.long()
+        return self.victim.reduce(found).bool().cpu()
+
+    def losses(self) -> Tensor:
+        """(21,): the mean objective along PGD-20 from the clean image, nothing stopped, on the CPU in float64."""
+        threat = self.threat
+        sums = torch.zeros(STEPS + 1, dtype=torch.float64, device=self.victim.device)
+        pgd = GradientAttack(threat.norm, threat.eps, STEPS, threat.step_size, start="zero", keep="first")
+        with self.victim.ready():
+            for rows in self.batches():
+                x, y = self.victim.load(self.images, rows)
+                pgd(_Recorded(self.victim, threat.objective, y, sums), x)
+        return self.victim.reduce(sums).cpu() / int(self.alive.sum())
+
+    def batches(self) -> Iterator[Tensor]:
+        return self.victim.batches(self.alive.nonzero().flatten())
+
+
+class _Recorded(Objective):
+    """An objective that adds what it saw at each step to `sums`."""
+
+    def __init__(self, victim: Victim, objective: str, y: Tensor, sums: Tensor) -> None:
+        super().__init__(victim.logits, LABEL_OBJECTIVES[objective], y)
+        self.sums = sums
+
+    def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
+        value, outputs = super().__call__(x_adv, rows, step)
+        self.sums[step] += value.detach().double().sum()
+        return value, outputs

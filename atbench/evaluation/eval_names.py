@@ -1,0 +1,76 @@
+"""Evaluations of one run or network have names: a short or another one does not take the place of the first.
+
+The first stands in `evaluation/` itself, each other one in a folder of its name beneath. The same evaluation again
+takes its own place, and what was there goes to `earlier/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from atbench.errors import ConfigError
+from atbench.runs.run_dir import EVALUATION, complete, record_places
+
+#: Keys of `eval` that change no number.
+_INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples"})
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's numbers depend on besides weights and data: kept beside its records, for `verify`. Of the
+    attack of training that is the threat, and nothing of augmentation.
+    """
+    dataset = {key: node for key, node in config["dataset"].items() if key != "augment"}
+    threat = {key: config["attack"][key] for key in ("norm", "eps")}
+    return {**{key: config[key] for key in ("seed", "model", "eval")}, "dataset": dataset, "attack": threat}
+
+
+def name_of(chosen: Mapping[str, Any], n: int, of: int) -> str:
+    """`eval.name`, else that of the preset: `auto`, or `auto-n40` where only 40 of the split's images are attacked."""
+    if chosen.get("name") is not None:
+        return str(chosen["name"])
+    stem = str((chosen.get("about") or {}).get("name") or "evaluation")
+    return stem if n == of else f"{stem}-n{n}"
+
+
+def place(folder: Path, config: Mapping[str, Any], name: str) -> Path:
+    """Where the records of this evaluation go: where the same evaluation stands, else to `evaluation/` if nothing does,
+    else to a folder of its name.
+    """
+    top = folder / EVALUATION
+    for where in record_places(folder):
+        if any(_same(_read(path), config) for path in where.glob("*.yaml")):
+            return where
+    if not any(complete(top)):
+        return top
+    for number in range(1, 1000):
+        where = top / (name if number == 1 else f"{name}-{number}")
+        if not any(complete(where)):
+            return where
+    raise ConfigError("eval.name", name, "a thousand evaluations are called so", "give another name")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError):
+        return None
+
+
+def _same(known: Any, config: Mapping[str, Any]) -> bool:
+    return isinstance(known, Mapping) and _essence(known) == _essence(settings(config))
+
+
+def _essence(config: Mapping[str, Any]) -> Any:
+    """Without what is only told about options, and without what changes no number."""
+    part = {**config, "eval": {k: v for k, v in (config.get("eval") or {}).items() if k not in _INCIDENTAL}}
+    return _bare(part)
+
+
+def _bare(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _bare(value) for key, value in node.items() if key != "about"}
+    return [_bare(each) for each in node] if isinstance(node, list) else node

@@ -1,0 +1,119 @@
+"""PGD-1 … PGD-k on one trajectory, for every ε of a grid: one pass that reuses what already broke.
+
+The iterates of PGD-k with a fixed step size begin with those of PGD-j for every j < k, so one search of the largest k
+answers all of them. An example counts as broken at k if any iterate up to k was misclassified, in any restart. What is
+an adversarial example at ε₁ is one at every ε₂ > ε₁, so that a larger ball is searched only for what it could still
+break, or break earlier. What is reported is monotone in k, in the restarts and in ε, and never above the papers'
+last-iterate PGD-k of the same trajectory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atbench.attacks import GradientAttack, Objective, State, label_objective
+from atbench.data import Images
+from atbench.errors import ConfigError
+from atbench.evaluation.eval_model import Victim
+from atbench.seeding import ExampleDraws
+
+#: In `broken_at`: this example was never misclassified.
+NEVER = -1
+
+
+@dataclass(frozen=True)
+class Threat:
+    """An evaluation's PGD: what it maximises, how far and how often it goes.
+
+    objective: a name in LABEL_OBJECTIVES; the other names are those of GradientAttack. `seed` fixes the random starts.
+    """
+
+    norm: str
+    eps: float
+    step_size: float
+    steps: int
+    start: str = "uniform"
+    restarts: int = 1
+    objective: str = "ce"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        label_objective(self.objective, "eval.objective")
+        if self.restarts < 1 or self.steps < 0:
+            raise ConfigError(
+                "eval", f"{self.restarts} restarts of {self.steps} steps", "is no attack", "use at least 1 and 0"
+            )
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a search found for some examples.
+
+    first: int64 (B,): the first step at which each was misclassified, `threat.steps + 1` where none was.
+    x_adv: (B, C, H, W): the image of that step, else the last one.
+    """
+
+    first: Tensor
+    x_adv: Tensor
+
+
+def search(
+    victim: Victim, x: Tensor, y: Tensor, rows: Tensor, threat: Threat, before: Tensor | None = None
+) -> Trajectory:
+    """PGD over all restarts on one batch; `rows` are its places in the data set, for the random starts.
+
+    `before` (B,) are first broken steps that are known already: only an earlier one is searched for. The start counts
+    as step 1: PGD-1 is broken by its own random start too. Call it inside `victim.ready()`.
+    """
+    attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
+    never = threat.steps + 1
+    first = torch.full((len(x),), never, device=x.device)
+    if before is not None:
+        first = torch.minimum(first, before.to(x.device))
+    found = x.clone()
+    broken = torch.zeros_like(first, dtype=torch.bool)
+    objective = Objective(victim.logits, label_objective(threat.objective), y)
+
+    def stop(state: State) -> Tensor:
+        wrong = state.outputs.argmax(dim=1) != y[state.rows]
+        step = max(state.step, 1)
+        earlier = wrong & (step < first[state.rows])
+        rows = state.rows[earlier]
+        # TRADES-like starts may lie outside the ball: what is kept may not.
+        here = state.x_adv[earlier]
+        found[rows] = here if state.step else attack.ball.project(x[rows], here, threat.eps)
+        first[rows], broken[rows] = step, True
+        # A later restart goes on only as far as it could still break an example earlier.
+        return wrong | (state.step >= first[state.rows] - 1)
+
+    for restart in range(threat.restarts):
+        rng = ExampleDraws(threat.seed, "restart", restart, index=rows)
+        last = attack(objective, x, stop=stop, rng=rng)
+        found = torch.where(broken.view(-1, *[1] * (x.ndim - 1)), found, last)
+    return Trajectory(first, found)
+
+
+def broken_at(victim: Victim, images: Images, threat: Threat, alive: Tensor) -> Tensor:
+    """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, NEVER if none.
+
+    `alive` (n,) booleans. Shared by the victim's processes.
+    """
+    never = threat.steps + 1
+    first = torch.where(alive, never, 0).to(victim.device)
+    found = torch.zeros_like(first)
+    with victim.ready():
+        for rows in victim.batches(alive.nonzero().flatten()):
+            x, y = victim.load(images, rows)
+            found[rows.to(victim.device)] = never - search(victim, x, y, images.places(rows), threat).first
+    first = first - victim.reduce(found)
+    return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
+
+
+def robust(broken: Tensor, k: int) -> Tensor:
+    """(n,) booleans: which examples PGD-k leaves right, from the first broken steps of a trajectory of at least k
+    steps.
+    """
+    return (broken == NEVER) | (broken > k)

@@ -1,0 +1,135 @@
+"""What an evaluation has found so far, example by example, on the disk: an interrupted one goes on where it stopped.
+
+Each measurement (an attack with its settings) has a folder named by a hash of all that its outcome depends on: weights,
+data, settings and seed. Into it go parts, each a few batches of one process. Because an example's outcome depends on no
+other example, parts may come from different batch sizes and numbers of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atbench.evaluation.eval_model import Victim
+from atbench.runs.run_dir import write_bytes
+
+Array = NDArray[Any]
+Work = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Ledger:
+    """Measures examples and remembers them.
+
+    Args:
+        folder: where the parts go; None keeps them in memory, which several processes cannot share.
+        facts: what every measurement depends on: checksums of weights and data, the seed, how many images.
+    """
+
+    SECONDS = 20.0  # between two writes: what a kill may cost
+
+    def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
+        self.folder, self.facts = folder, dict(facts)
+
+    def measure(
+        self, victim: Victim, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work
+    ) -> dict[str, Array]:
+        """`work(rows)` of one batch after the other, for those of `rows` that no part has yet.
+
+        `work` returns tensors with one entry an example. Returns them for all of `rows`, in their order, on every
+        process, and with them what each example cost: `seconds`, `forwards`, `gradients` (its share of its batch).
+        """
+        place = self._place(name, settings)
+        known = _Table(_parts(place) if place else [])
+        victim.reduce(torch.zeros(1, device=victim.device))  # every process has read the same, before any writes
+        mine, since = _Table([]), time.monotonic()
+        for batch in victim.batches(rows[~torch.isin(rows, torch.from_numpy(known.rows))]):
+            victim.doing = f"{name}: {len(known.rows) + victim.world * len(mine.rows)} of {len(rows)} images"
+            mine.add(_measured(victim, batch, work))
+            if place and time.monotonic() - since > self.SECONDS:
+                mine.write(place, victim.rank)
+                since = time.monotonic()
+        if place:
+            mine.write(place, victim.rank)
+            victim.reduce(torch.zeros(1, device=victim.device))  # every process has written
+            return _Table(_parts(place)).pick(rows)
+        return mine.pick(rows)
+
+    def forget(self) -> None:
+        """Remove all parts: a record holds what they held."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _place(self, name: str, settings: Mapping[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        text = json.dumps({"name": name, "settings": dict(settings), **self.facts}, sort_keys=True, default=str)
+        return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _measured(victim: Victim, batch: Tensor, work: Work) -> dict[str, Array]:
+    began, passes, gradients = time.monotonic(), victim.passes, victim.gradients
+    found = {key: value.detach().cpu().numpy() for key, value in work(batch).items()}
+    cost = {
+        "seconds": time.monotonic() - began,
+        "forwards": victim.passes - passes,
+        "gradients": victim.gradients - gradients,
+    }
+    shares = {key: np.full(len(batch), value / len(batch)) for key, value in cost.items()}
+    return {"rows": batch.numpy(), **found, **shares}
+
+
+class _Table:
+    """Columns with one entry an example, gathered from pieces."""
+
+    def __init__(self, pieces: list[dict[str, Array]]) -> None:
+        self.pieces, self.written = pieces, 0
+
+    @property
+    def rows(self) -> Array:
+        return np.concatenate([piece["rows"] for piece in self.pieces]) if self.pieces else np.zeros(0, np.int64)
+
+    def add(self, piece: dict[str, Array]) -> None:
+        self.pieces.append(piece)
+
+    def write(self, place: Path, rank: int) -> None:
+        """The pieces that are not on the disk yet, as one file."""
+        fresh = self.pieces[self.written :]
+        if fresh:
+            joined = {key: np.concatenate([piece[key] for piece in fresh]) for key in fresh[0]}
+            buffer = io.BytesIO()
+            np.savez(buffer, allow_pickle=False, **joined)
+            write_bytes(place / f"{int(joined['rows'][0])}-{len(joined['rows'])}-{rank}.npz", buffer.getvalue())
+            self.written = len(self.pieces)
+
+    def pick(self, rows: Tensor) -> dict[str, Array]:
+        if not len(rows):
+            return {}
+        order = {int(row): position for position, row in enumerate(self.rows)}
+        index = np.array([order[int(row)] for row in rows])
+        return {
+            key: np.concatenate([piece[key] for piece in self.pieces])[index] for key in self.pieces[0] if key != "rows"
+        }
+
+
+def _parts(place: Path) -> list[dict[str, Array]]:
+    """All readable parts; one that was cut off is as if it had not been written."""
+    found = []
+    for path in sorted(place.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found.append({name: arrays[name] for name in arrays.files})
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            path.unlink(missing_ok=True)
+    return found

@@ -1,0 +1,73 @@
+"""Weights from a file into a network, whoever made either: nothing is executed, everything has to fit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from atbench.errors import DataError
+from atbench.models.network import Network
+from atbench.models.published_weights import load_named, load_published, unnested
+from atbench.models.torchvision_models import Wrapped
+
+SAFETENSORS = ".safetensors"
+
+
+def read(path: Path, key: str = "checkpoint") -> Mapping[str, Any]:
+    """What a checkpoint holds: a `.safetensors`, or anything that torch.load opens with weights_only=True.
+
+    `key`: the setting that named the file. Raises DataError for a file that is absent or that cannot be opened.
+    """
+    if not path.is_file():
+        raise DataError(key, path, "there is no such file", "correct the path")
+    fix = "save its state_dict() with torch.save"
+    try:
+        content = _safetensors(path, key) if path.suffix == SAFETENSORS else _torch(path)
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as fault:
+        why = f"cannot be opened as tensors alone ({str(fault).splitlines()[0]})"
+        raise DataError(key, path, why, fix) from fault
+    if not isinstance(content, Mapping):
+        raise DataError(key, path, f"holds a {type(content).__name__} and no state dict", fix)
+    return content
+
+
+def _torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _safetensors(path: Path, key: str) -> Any:
+    try:
+        return load_file(path)
+    except SafetensorError as fault:
+        raise DataError(key, path, f"is no safetensors file ({fault})", "write it again") from fault
+
+
+def load(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put `state`, or the state dict in it, into `network`, all of it and nothing else. Raises DataError.
+
+    A network of ours takes the names of others as well (`interop`); weights of a module that is wrapped may be the
+    module's own or, from a run of ours, those of both.
+    """
+    if isinstance(network, Wrapped) and not any("stages." in key for key in unnested(state)):
+        load_named(network.stages.get_submodule("module"), state)
+    elif isinstance(network, Network):
+        load_published(network, state)
+    else:
+        load_named(network, state)
+    refuse_nan(network)
+
+
+def refuse_nan(network: nn.Module) -> None:
+    """Raise DataError with the name of a tensor that holds NaN: its logits would be NaN, and argmax of these is 0."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and bool(torch.isnan(value).any()):
+            count = int(torch.isnan(value).sum())
+            why = f"{count} of {value.numel()} values are NaN"
+            raise DataError("weights", name, why, "use a checkpoint from before the training broke")

@@ -1,0 +1,89 @@
+"""What a run measures, kept twice: `metrics.jsonl` in the run folder is the truth, W&B a mirror that may fail at any
+time.
+
+The mirror is `mirror.py`; nothing that happens to it reaches the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atbench.errors import DataError
+from atbench.reporting.wandb_logger import Mirror, open_mirror
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """The log of one run, on rank 0. `logger` is the config node: one without `project` (and None) means no mirror.
+
+    `config` is the resolved configuration as plain containers, `group` the id of the sweep that the run belongs to.
+    """
+
+    def __init__(
+        self, folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], name: str, group: str | None
+    ) -> None:
+        self._file = (folder / METRICS).open("ab")
+        self._folder = folder
+        self._mirror: Mirror | None = open_mirror(folder, logger, config, name, group)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row, in the file when this returns; numbers that are none (NaN, infinity) become null."""
+        line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        if self._mirror is not None:
+            self._mirror.log(row)
+
+    def position(self) -> int:
+        """Where the next row will begin, for a checkpoint to keep; all rows before it are on the disk by then."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def summary(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """The evaluation records, and the pictures of the run folder, for the mirror; the folder has both."""
+        if self._mirror is not None:
+            self._mirror.summary(records, sorted((self._folder / "pictures").glob("*.png")))
+
+    def close(self, exit_code: int = 0) -> None:
+        """The end of the run; may be called twice."""
+        if self._mirror is not None:
+            self._mirror.close(exit_code)
+        self._file.close()
+
+
+def truncate(path: Path, offset: int) -> None:
+    """Cut `path` back to `offset`, a `position()` that a checkpoint kept: the rows after it will be made again.
+
+    A file that is shorter, or whose row does not end there, is not the one that the checkpoint belongs to: refused,
+    untouched.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size < offset:
+        raise DataError(
+            METRICS, path, f"it has {size} bytes, the checkpoint knows of {offset}", "restore it from a copy"
+        )
+    if offset == size:
+        return
+    with path.open("r+b") as file:
+        if offset:
+            file.seek(offset - 1)
+            if file.read(1) != b"\n":
+                raise DataError(METRICS, path, f"no row ends at byte {offset}", "restore it from a copy")
+        file.truncate(offset)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    """The value with every NaN and infinity as None: JSON has no word for them, and other readers refuse ours."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,188 @@
+"""A run folder read from its files into typed values. What a file does not say stays absent; nothing is made up."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from atbench.errors import DataError
+from atbench.reporting.headline import chosen
+from atbench.reporting.results import Evaluation, read_evaluation
+from atbench.runs.run_dir import list_records
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds, as it was on the disk when it was read.
+
+    evaluations: by checkpoint, the one that stands for it (`headline.chosen`); all_evaluations: every one of it.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any]
+    typed: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...]
+    evaluations: Mapping[str, Evaluation]
+    all_evaluations: Mapping[str, tuple[Evaluation, ...]]
+
+    def about(self, group: str, key: str) -> str | None:
+        """A word of the `about:` node of a config group."""
+        value = lookup(self.config, f"{group}.about.{key}")
+        return None if value is None else str(value)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the network was trained here; one that was only evaluated has no method and no epochs."""
+        return "method" in self.config
+
+    def name(self, group: str) -> str:
+        """The option chosen in a config group; a node without `about.name` goes by its class. In place of a method, a
+        network that was not trained here has its own name.
+        """
+        if group == "method" and not self.trained:
+            return str(self.config.get("name") or "unnamed")
+        return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
+
+    @property
+    def plus(self) -> tuple[str, ...]:
+        return tuple(sorted(self.config.get("plus") or {}))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def train_seconds(self) -> float | None:
+        seconds = self.status.get("train_seconds", self.environment.get("train_seconds"))
+        return None if seconds is None else float(seconds)
+
+    @property
+    def standing(self) -> str:
+        """State, how far it came and why it stopped, on one line."""
+        done, of = self.status.get("epoch"), self.status.get("epochs")
+        parts = [self.state] + ([f"epoch {done}/{of}"] if done is not None and of is not None else [])
+        return ", ".join(parts) + (f": {self.status['message']}" if self.status.get("message") else "")
+
+
+def lookup(node: Mapping[str, Any], dotted: str) -> Any:
+    """The value at `a.b.c`, or None where any part of the way is missing."""
+    value: Any = node
+    for key in dotted.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run folder: every run writes its status first of all."""
+    return (path / "status.json").is_file()
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below `paths`, each once; stages inside a run belong to it and are not listed."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError("run", path, "there is no such folder", "name a run folder or a folder of runs")
+        below = [path] if is_run(path) else _runs_below(path)
+        if not below:
+            raise DataError("run", path, "it holds no run (no status.json)", "name a run folder or a folder of runs")
+        found.update({run.resolve(): run for run in below})
+    return list(found.values())
+
+
+def _runs_below(path: Path) -> list[Path]:
+    runs = []
+    for folder, inner, _ in os.walk(path):
+        inner.sort()
+        if is_run(Path(folder)):
+            runs.append(Path(folder))
+            inner.clear()
+    return runs
+
+
+def read(path: Path) -> RunFolder:
+    """The run in `path`. Refuses what is no run folder, and a file of it that is damaged, by name."""
+    if not is_run(path):
+        raise DataError(
+            "run", path, "it is not a run folder (no status.json)", "name a folder that `atbench train` made"
+        )
+    if not (path / "config.yaml").is_file():
+        raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
+    found = evaluations(path)
+    return RunFolder(
+        path=path,
+        config=_yaml(path / "config.yaml"),
+        environment=_json(path / "environment.json"),
+        status=_json(path / "status.json"),
+        typed=_yaml(path / "as_typed.yaml"),
+        rows=_rows(path / "metrics.jsonl"),
+        evaluations={name: chosen(of_it) for name, of_it in found.items()},
+        all_evaluations=found,
+    )
+
+
+def evaluations(path: Path) -> dict[str, tuple[Evaluation, ...]]:
+    """All records by checkpoint, the first made first: of a run those that it selects, elsewhere whatever was
+    evaluated.
+    """
+    found: dict[str, list[Path]] = {}
+    for file in list_records(path):
+        found.setdefault(file.stem, []).append(file)
+    names = [name for name in CHECKPOINTS if name in found] or sorted(found)
+    return {name: tuple(read_evaluation(file) for file in found[name]) for name in names}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise DataError("file", path, f"not JSON ({fault})", "restore it from a copy, or run again") from fault
+    return value if isinstance(value, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not. Nothing is looked up: a file
+    that says `${oc.env:...}` is shown saying so.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, OSError) as fault:
+        raise DataError("file", path, f"not YAML ({fault})", "restore it from a copy, or run again") from fault
+    return {str(key): inner for key, inner in value.items()} if isinstance(value, dict) else {}
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], ...]:
+    """The epochs of `metrics.jsonl`. A last line cut short by a kill is no row yet; anything else broken is refused."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").split("\n")
+    whole = lines[:-1]  # what follows the last newline is empty, or a line that was being written
+    try:
+        rows = [json.loads(line) for line in whole]
+    except ValueError as fault:
+        raise DataError(
+            "file", path, f"a line is not JSON ({fault})", "restore it from a copy, or run again"
+        ) from fault
+    return tuple(row for row in rows if row.get("event") == "epoch")

@@ -1,0 +1,268 @@
+"""The W&B mirror: it never asks, never raises, and costs a run without a server no more than some ten seconds.
+
+Which mode, in this order: `logger.mode`, `WANDB_MODE`, online where there are credentials, else offline. An online
+start that fails becomes offline, one that hangs leaves the mirror off. After the first failure of a running mirror it
+is off until the process ends: wandb's service does not come back within a process.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from atbench.errors import ConfigError
+from atbench.reporting.results import basis
+from atbench.reporting.wording import flatten
+from atbench.runs.run_dir import write_text
+
+MODES = ("online", "offline", "disabled")
+_REACH = 2.0  # seconds to reach the server
+_START = 7.0  # seconds for an online start
+_FINISH = 8.0  # seconds for what is still to be sent at the end
+
+Result = TypeVar("Result")
+
+_broken = False  # set by the first failure, for the whole process
+
+
+class Mirror:
+    """One open W&B run. Every call is guarded; the first that fails warns once and makes the rest do nothing."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """A row of metrics.jsonl under the same names, `val/pgd`, at its step."""
+        values = {key: value for key, value in flatten(row, "/").items() if isinstance(value, (int, float))}
+        self._guarded(lambda: self._run.log(values, step=row["step"]))
+
+    def summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        """Accuracies and the audit's verdict as summary values, all attacks as one table, the pictures."""
+        self._guarded(lambda: _within(_FINISH, lambda: self._summary(records, pictures)))
+
+    def _summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+        import wandb  # in sys.modules already: this mirror is open
+
+        for record in records:
+            for name, value in _values(record):
+                self._run.summary[f"{record['checkpoint']}/{name}"] = value
+        rows = [[record["checkpoint"], *row] for record in records for row in _rows(record)]
+        media: dict[str, Any] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures}
+        columns: list[str | int] = ["checkpoint", "attack", "eps", "k", "n", "accuracy", "low", "high"]
+        self._run.log({**media, "evaluation": wandb.Table(columns=columns, data=rows)})
+
+    def close(self, exit_code: int) -> None:
+        """Finish the run. What could not be sent in time lies in the run folder, for `wandb sync`."""
+        self._guarded(lambda: _within(_FINISH + 2, lambda: self._run.finish(exit_code=exit_code)))
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        global _broken
+        if _broken:
+            return
+        try:
+            call()
+        except Exception as fault:  # whatever it is: a mirror is not worth a run
+            _broken = True
+            _say(f"warning: W&B failed and is off from here on ({_short(fault)}); metrics.jsonl has everything")
+
+
+def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Summary values of a record. An attack's own accuracy where it ran on all; `after` it where it ran on the rest."""
+    yield from (("clean", record["clean"]["accuracy"]), ("robust", record["robust"]["accuracy"]))
+    yield "robust_8bit", record["robust"]["eight_bit"]["accuracy"]
+    yield "robust_is", basis(record)
+    yield from ((f"pgd-{entry['k']}", entry["accuracy"]) for entry in record["steps"])
+    for attack in record["attacks"]:
+        kind = "alone" if attack["alone"] else "after"
+        yield f"{kind}/{attack['name']}", attack[kind]["accuracy"]
+    yield from ((f"norm/{norm}", entry["accuracy"]) for norm, entry in record["norms"].items())
+    if reject := record.get("reject"):
+        shares = ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error")
+        yield from ((f"reject/{name}", reject[name]["share"]) for name in shares)
+        yield from ((f"reject/{name}", reject[name]) for name in ("threshold", "auc"))
+    if record["audit"]["checks"]:
+        yield "audit/trusted", record["audit"]["trusted"]
+        yield "audit/flags", ", ".join(record["audit"]["flags"]) or "none"
+
+
+def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Attack, ε, k, n, accuracy and interval, one row for each robust accuracy of a record."""
+
+    def row(attack: str, eps: float, k: int | None, entry: Mapping[str, Any]) -> list[Any]:
+        return [attack, eps, k, record["n"], *(entry[key] for key in ("accuracy", "low", "high"))]
+
+    eps = record["threat"]["eps"]
+    for entry in (*record["steps"], *record["eps"]):
+        yield row("pgd", entry.get("eps", eps), entry["k"], entry)
+    for attack in record["attacks"]:
+        yield row(f"after {attack['name']}", eps, None, attack["after"])
+    for norm, entry in record["norms"].items():
+        yield row(f"pgd {norm}", entry["eps"], entry["k"], entry)
+
+
+def open_mirror(
+    folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], name: str, group: str | None
+) -> Mirror | None:
+    """The mirror that the logger's node asks for, or None. Says on stderr which mode it is and why."""
+    global _broken
+    if not logger or not logger.get("project") or _broken:
+        return None
+    mode, why = _asked(logger)
+    if mode == "disabled":
+        return None
+    try:
+        settings = _quiet_settings()
+        mode, why = _possible(mode, why)
+        given = {
+            "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
+            "name": name, "group": group, "config": config, "dir": str(folder),
+            "id": _identity(folder),
+            "settings": settings,
+        }  # fmt: skip
+        run, mode, why = _start(given, mode, why)
+        write_text(folder / "wandb" / "id", run.id)  # under the agent of a W&B sweep it is the agent's
+    except Exception as fault:  # as in `_guarded`
+        _broken = True
+        _say(f"warning: W&B did not start and is off ({_short(fault)}); metrics.jsonl has everything")
+        return None
+    hint = f"; later: wandb sync {folder / 'wandb' / 'offline-run-*'}" if mode == "offline" else ""
+    _say(f"W&B: {mode} ({why}){hint}")
+    return Mirror(run)
+
+
+def mode_of(logger: Mapping[str, Any]) -> tuple[str, str]:
+    """The mode that a run with this logger's node would use, and why. Asks nothing, and waits a few seconds at most."""
+    mode, why = _asked(logger)
+    if mode == "disabled":
+        return mode, why
+    _quiet_settings()
+    return _possible(mode, why)
+
+
+def _possible(mode: str | None, why: str) -> tuple[str, str]:
+    return (mode, why) if mode == "offline" else _reachable(mode, why)
+
+
+def _asked(logger: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The mode that somebody asked for, and where; None if nobody did."""
+    mode = logger.get("mode")
+    if mode is not None:
+        if mode not in MODES:
+            raise ConfigError("logger.mode", mode, "there is no such mode", f"use one of {', '.join(MODES)}, or null")
+        return str(mode), f"logger.mode={mode}"
+    spoken = os.environ.get("WANDB_MODE")
+    if not spoken:
+        return None, ""
+    return (spoken, f"WANDB_MODE={spoken}") if spoken in MODES else ("offline", f"WANDB_MODE={spoken} is not a mode")
+
+
+def _reachable(mode: str | None, why: str) -> tuple[str, str]:
+    """Online where credentials and a server are at hand. Neither question prompts, nor waits longer than `_REACH`."""
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        return "offline", f"{why}, but not logged in" if mode else "not logged in"
+    host, port = _server(wandb.setup().settings.base_url)
+    try:
+        _within(_REACH, lambda: socket.create_connection((host, port), timeout=_REACH).close())
+    except OSError:
+        return "offline", f"{host} cannot be reached"
+    return "online", why or "logged in"
+
+
+def _server(base_url: str) -> tuple[str, int]:
+    """Host and port that a request to W&B connects to first: the server, or the proxy before it."""
+    url = urlsplit(base_url)
+    proxy = getproxies().get(url.scheme)
+    if proxy and url.hostname and not proxy_bypass(url.hostname):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _quiet_settings() -> Any:
+    """Settings that print, ask and watch nothing; given to wandb's setup as well, for its login prints otherwise."""
+    import wandb  # 2.6 s: only runs that have a mirror pay for it
+
+    # wandb reads its variables itself, and stops at an empty one and at a mode that it does not know.
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
+    if os.environ.get("WANDB_MODE", MODES[0]) not in MODES:
+        os.environ["WANDB_MODE"] = "offline"  # as `_asked` takes it
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_git=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        init_timeout=_START,
+        finish_timeout=_FINISH,
+    )
+    wandb.setup(settings=settings)
+    return settings
+
+
+def _start(given: Mapping[str, Any], mode: str, why: str) -> tuple[Any, str, str]:
+    """The opened run; offline where online did not work."""
+    import wandb
+
+    # A previous job of a sweep in this process may still be open; "finish_previous" closes it.
+    if mode == "online":
+        try:
+            run = _within(_START, lambda: wandb.init(**given, mode="online", resume="allow", reinit="finish_previous"))
+            return run, mode, why
+        except TimeoutError:
+            raise  # that attempt waits in wandb's service, which can neither be shared nor ended quickly
+        except Exception as fault:  # as in `_guarded`
+            _say(f"warning: W&B could not go online ({_short(fault)}); the mirror stays offline")
+            mode, why = "offline", "online failed"
+            # The attempt still holds the run's id in wandb's service: only a new service is free of it.
+            _within(_REACH, wandb.teardown)
+            wandb.setup(settings=given["settings"])
+    return wandb.init(**given, mode="offline", reinit="finish_previous"), mode, why
+
+
+def _identity(folder: Path) -> str:
+    """The id that the run folder kept for a resumed run, else a new one, not drawn from any seeded generator."""
+    path = folder / "wandb" / "id"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return kept or secrets.token_hex(4)
+
+
+def _within(seconds: float, call: Callable[[], Result]) -> Result:
+    """What `call` returns or raises, or TimeoutError: wandb limits some of its waits only, and DNS none."""
+    box: list[Result] = []
+    faults: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            box.append(call())
+        except BaseException as fault:  # handed to the caller's thread below
+            faults.append(fault)
+
+    thread = threading.Thread(target=work, daemon=True, name="wandb-mirror")
+    thread.start()
+    thread.join(seconds)
+    if faults:
+        raise faults[0]
+    if not box:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return box[0]
+
+
+def _short(fault: BaseException) -> str:
+    """The first line of an exception, with its class."""
+    return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}".rstrip(": ")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

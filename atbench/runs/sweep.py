@@ -1,0 +1,125 @@
+"""The folder of a sweep: made before Hydra makes it, so that no two sweeps share one by chance, and so that what a
+refused sweep takes back is its own. A sweep goes on in the folder that it is told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+
+from atbench.config.overrides import Line, quoted
+from atbench.errors import ConfigError, DataError
+
+RECORD = "multirun.yaml"  # Hydra's record of a sweep
+_FOLDER = "hydra.sweep.dir="
+
+_made: list[Path] = []  # what the sweep of this process brought into being, topmost first
+_records: dict[Path, bytes] = {}  # of an earlier sweep that this one goes on with: Hydra writes over it
+
+
+class SweepFolder(Callback):
+    """Hydra's callback (named in the primary configs) that makes the folder of the sweep: numbered where the name is
+    taken, unless the line names it, which goes on with the sweep that is there.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        named = any(word.startswith(_FOLDER) for word in config.hydra.overrides.hydra)
+        if named and (record := folder / RECORD).is_file():
+            _records[record] = record.read_bytes()
+        for count in range(1000):
+            path = folder.with_name(f"{folder.name}-{count + 1}") if count else folder
+            if _new(path) or named:
+                break
+        if path != folder:
+            # The configuration of a job is composed anew, from the overrides.
+            with read_write(config), open_dict(config):
+                config.hydra.sweep.dir = str(path)
+                config.hydra.overrides.hydra.append(f"{_FOLDER}{quoted(str(path))}")
+
+
+def _new(folder: Path) -> bool:
+    """Make a folder and those above it; whether it was this call that made it."""
+    while True:
+        try:
+            for path in (*reversed(folder.absolute().parents), folder.absolute()):
+                if not path.is_dir():
+                    path.mkdir()
+                    _made.append(path)
+            return bool(_made) and _made[-1] == folder.absolute()
+        except FileExistsError:  # made by another just now: look again
+            continue
+        except FileNotFoundError:  # a refused sweep has just taken one of those above back
+            _made[:] = [path for path in _made if path.is_dir()]
+
+
+def forget() -> None:
+    """Start anew: another sweep of this process is none of our business."""
+    _made.clear()
+    _records.clear()
+
+
+def withdraw() -> None:
+    """Remove what a refused sweep left: its folders, as long as they hold nothing but Hydra's record of the sweep; and
+    put back the record of the sweep that it was to go on with.
+    """
+    for folder in reversed(_made):
+        if {path.name for path in folder.iterdir()} - {RECORD}:
+            break
+        (folder / RECORD).unlink(missing_ok=True)
+        try:
+            folder.rmdir()
+        except OSError:  # another sweep has begun in it
+            break
+    for path, content in _records.items():
+        path.write_bytes(content)
+    forget()
+
+
+def go_on(line: Line) -> None:
+    """`-m resume=SWEEP`: in its place the words that the sweep was started with, and its folder. Raises DataError for
+    a folder that is of no sweep, ConfigError for recorded words that only the user may say.
+    """
+    word = next((word for word in line.overrides if word.lstrip("+").startswith("resume=")), None)
+    folder = Path(word.partition("=")[2].strip("'\"")) if word else None
+    if word is None or folder is None or "," in str(folder) or (folder / "config.yaml").is_file():
+        return
+    recorded = _recorded(folder)
+    for said in recorded:
+        name, _, value = said.partition("=")
+        if ("_target_" in said or "${oc." in value) and said not in line.overrides:
+            why = "names code, or reads the environment, and stands only in the sweep's own record"
+            raise ConfigError(name, value, why, f"say it again: atbench train -m {word} {quoted(said)}")
+    typed = [other for other in line.overrides if other != word]
+    line.overrides = [*(said for said in recorded if said not in typed), *typed, f"{_FOLDER}{quoted(str(folder))}"]
+
+
+def _recorded(folder: Path) -> list[str]:
+    path = folder / RECORD
+    if not path.is_file():
+        why = f"is not the folder of a sweep: it has no {RECORD}"
+        raise DataError("resume", folder, why, "name one under runs/sweeps/, or leave -m out for a run")
+    try:
+        overrides = yaml.safe_load(path.read_bytes())["hydra"]["overrides"]
+        words = [str(word) for word in (*overrides["hydra"], *overrides["task"])]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise DataError("resume", path, "is damaged", f"say the sweep's words again, and {_FOLDER}{folder}") from error
+    return [word for word in words if not word.startswith((_FOLDER, "hydra.mode="))]
+
+
+def current() -> Path | None:
+    """The folder of the sweep that this job belongs to: its runs lie in it, and it is their W&B group."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir)
+
+
+def overrides() -> list[str]:
+    """The words of this job: of a run those that were typed, in a sweep those of one combination."""
+    return [str(word) for word in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []

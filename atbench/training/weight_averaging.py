@@ -1,0 +1,128 @@
+"""Averages of the weights along training: they are validated, selected, evaluated; training never sees them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from atbench.config.ranges import BelowOne
+from atbench.methods.base import Clock
+
+#: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
+CleanPass = Callable[[], None]
+ROUNDING = 1e-9  # a share of all batches may be off in binary
+
+
+class Average(ABC):
+    """A second set of parameters, with the buffers that belong to it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.updates = torch.zeros((), dtype=torch.long)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an average yet."""
+        return bool(self.values)
+
+    @abstractmethod
+    def after_update(self, model: nn.Module, clock: Clock) -> None:
+        """Called after every update."""
+
+    @abstractmethod
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+        """Called at the end of an epoch, before validation."""
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """A block in which `model` holds the average; its own values come back afterwards, bit for bit."""
+        current = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        load(model, self.values)
+        try:
+            yield
+        finally:
+            load(model, current)
+
+
+def load(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Copy values into the parameters and buffers of the same names, in place."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+
+
+class Ema(Average):
+    """Exponential moving average: w̄ ← τ·w̄ + (1 − τ)·w after every update, over parameters.
+
+    With n batches done and W = `warmup` · all batches: τ = 0 (a copy) while n < W, then min(decay, (1 + d)/(10 + d)),
+    d = n − W. Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay
+    0.995; without warm-up its average begins at the initial weights, here at those after the first update.
+    """
+
+    def __init__(self, decay: BelowOne, warmup: BelowOne = 0.025) -> None:
+        super().__init__()
+        self.decay, self.warmup = decay, warmup
+
+    def after_update(self, model: nn.Module, clock: Clock) -> None:
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        done = clock.epoch * clock.steps + clock.step + 1
+        since = done - self.warmup * clock.epochs * clock.steps
+        if not self.values or since < -ROUNDING:
+            self.values = {name: value.clone() for name, value in parameters.items()}
+            return
+        rate = min(self.decay, (1 + since) / (10 + since))
+        old, new = [self.values[name] for name in parameters], list(parameters.values())
+        torch._foreach_lerp_(old, new, 1 - rate)
+
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+        """Nothing: the buffers are the live model's already."""
+
+
+class Swa(Average):
+    """Stochastic weight averaging: the plain mean of the weights at the end of every epoch from `start` of training on.
+
+    BatchNorm statistics are those of the mean itself, re-estimated on one pass over the epoch's clean images, as
+    everybody does: Izmailov et al. 2018; for AT, Chen et al. 2021, from epoch 55 of 200
+    (VITA-Group/Alleviate-Robust-Overfitting, `bn_update`). The live network's are those of the images it trains on.
+    """
+
+    def __init__(self, start: BelowOne) -> None:
+        super().__init__()
+        self.start = start
+
+    def after_update(self, model: nn.Module, clock: Clock) -> None:
+        """Nothing: SWA looks at the end of epochs."""
+
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+        if (clock.epoch + 1) / clock.epochs <= self.start:
+            return
+        self.updates += 1
+        count = int(self.updates)
+        for name, value in model.named_parameters():
+            if count == 1:
+                self.values[name] = value.detach().clone()
+            else:
+                self.values[name].lerp_(value.detach(), 1 / count)
+        self._reestimate(model, clean_pass)
+
+    def _reestimate(self, model: nn.Module, clean_pass: CleanPass) -> None:
+        norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm)}
+        if not norms:
+            return
+        with self.applied(model):
+            momenta = {norm: norm.momentum for norm in norms.values()}
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # cumulative mean
+            clean_pass()
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
+            state = model.state_dict()
+            buffers = [f"{name}.{kind}" for name, norm in norms.items() for kind, _ in norm.named_buffers()]
+            self.values.update({name: state[name].detach().clone() for name in buffers})

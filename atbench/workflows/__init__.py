@@ -1,0 +1,1 @@
+"""What each verb does, from a configuration to files: train, evaluate, export, resume."""

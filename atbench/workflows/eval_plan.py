@@ -1,0 +1,108 @@
+"""What `eval` describes, as objects: threat, attacks, rejection; and the networks in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from atbench.attacks import Attack, GradientAttack, Searched
+from atbench.attacks.gradient.max_confidence import Confident
+from atbench.attacks.losses import fewest_classes, label_objective
+from atbench.config import argv, values
+from atbench.config.instantiate import build, welcome
+from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.data import Images, Source
+from atbench.errors import ConfigError
+from atbench.evaluation import Plan, Threat
+from atbench.evaluation.few_classes import fitted
+from atbench.evaluation.rejection import CONFIDENT, Reject
+from atbench.training import World, checkpoint
+from atbench.workflows import external_model, factory
+from atbench.workflows.resume import is_foreign, target_of
+
+
+def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
+    """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
+    chosen = cfg.eval
+    threat = factory.make_threat(
+        cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
+        chosen.norm, chosen.eps,
+    )  # fmt: skip
+    norms = {norm: factory.make_threat(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
+
+    def other(path: str) -> nn.Module:
+        return opened(path, source, world.device)
+
+    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
+    asked = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
+    classes, needed = len(source.classes), fewest_classes(label_objective(threat.objective))
+    if needed > classes:
+        why = f"needs {needed} classes, and {source.name} has {classes}"
+        raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
+    attacks, notes = fitted(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
+    return Plan(
+        threat=threat,
+        steps=list(chosen.steps),
+        eps_grid=list(chosen.eps_grid),
+        eps_steps=chosen.eps_steps,
+        limit=chosen.limit,
+        attacks=attacks,
+        survivors=chosen.survivors,
+        audit=chosen.audit,
+        corruptions=list(chosen.corruptions),
+        reject=make_reject(chosen, source, threat, world),
+        norms={norm: its for norm, its in norms.items() if norm != threat.norm},
+        examples=chosen.examples,
+        notes=notes,
+    )
+
+
+def make_reject(chosen: DictConfig, source: Source, threat: Threat, world: World) -> Reject | None:
+    """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
+    if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
+        return None
+    if CONFIDENT in chosen.attacks:
+        why = "eval.reject runs it on every image"
+        raise ConfigError(f"eval.attacks.{CONFIDENT}", "given with eval.reject", why, "leave one of them out")
+    if source.validation == 0:
+        why = f"its threshold stands on held-out images, and {source.name} holds none out"
+        raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
+    settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
+    held = source.train.take(source.parts()[0]).to(world.device)
+    return Reject(chosen.reject, held, Confident(threat.norm, threat.eps, **settings), settings)
+
+
+def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
+    """An attack in the threat of the evaluation, and the settings that it was made from.
+
+    A search of the training side (`attack=pgd`) keeps its ratio of step size to ε.
+    """
+    settings = {key: value for key, value in values.plain(node).items() if key not in ("about", "norm", "eps")}
+    if "step_size" in settings and node.get("eps"):
+        settings["step_size"] = settings["step_size"] / node.eps * offered["eps"]
+    made = build(settings, path, **welcome(settings, path, offered))
+    return (Searched(made) if isinstance(made, GradientAttack) else made), settings
+
+
+def opened(target: str, source: Source, device: torch.device) -> nn.Module:
+    """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
+    folder, (name,), saved = target_of(target, ["best"])
+    refuse_code(saved, ("model",), argv.as_typed())
+    refuse_reading(saved["model"])
+    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
+    return network.eval().requires_grad_(False)
+
+
+def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
+    """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
+    if is_foreign(cfg):
+        return external_model.network(cfg, source, device), None
+    state = checkpoint.read(path, device)
+    network = factory.make_model(cfg, source).to(device)
+    network.load_state_dict(state["model"])
+    return network, int(state["epoch"])

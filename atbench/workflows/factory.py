@@ -1,0 +1,292 @@
+"""From a resolved configuration to the objects of a training: data, model, attack, method, groups, trainer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from atbench.config.instantiate import build, locate, refusing, welcome
+from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
+from atbench.data.extra_data import further
+from atbench.data.overlap import shared
+from atbench.errors import AtbenchError, ConfigError, hint
+from atbench.evaluation import Threat
+from atbench.evaluation.attack_limits import limits
+from atbench.methods import Method
+from atbench.models import Ensemble, Network, weight_files
+from atbench.seeding import derive
+from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
+from atbench.training.trainer import Interrupt
+
+
+def make_source(cfg: DictConfig) -> Source:
+    """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
+    node = cfg.dataset.source
+    source: Source = build(node, "dataset.source", **welcome(node, "dataset.source", {"data_dir": Path(cfg.data_dir)}))
+    return source
+
+
+def shared_source(cfg: DictConfig, world: World, to_train: bool = False) -> Source:
+    """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
+    cannot, all raise what it raised. `to_train`: it is fit to be trained on, and to be evaluated on afterwards.
+    """
+    source, refusal = None, None
+    if world.main:
+        try:
+            source = make_source(cfg)
+            if to_train:
+                source.refuse_unfit()
+        except AtbenchError as error:
+            refusal = error
+    if refusal := world.share_object(refusal):
+        raise refusal
+    return source or make_source(cfg)
+
+
+def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
+    """What this run may train on, on this process's device."""
+    augment, mix = make_augment(cfg)
+    return TrainData(
+        source,
+        cfg.train.batch_size,
+        cfg.seed,
+        augment=augment,
+        mix=mix,
+        labelled=cfg.train.pool.labelled,
+        pool=make_pool(cfg, source),
+        extra=cfg.train.pool.fraction,
+        share=Share(world.rank, world.size),
+        device=world.device,
+        dtype=torch.get_default_dtype(),
+    )
+
+
+def make_pool(cfg: DictConfig, source: Source) -> Images | None:
+    """The further images of `train.pool.path`, with labels if `train.pool.labels` says so."""
+    pool = cfg.train.pool
+    if pool.path is None:
+        if pool.labels:
+            raise ConfigError("train.pool.labels", True, "there are no further images", "set train.pool.path")
+        return None
+    return further(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
+
+
+def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
+    """What `dataset.augment`, a node or a list of them, does to single images, and what mixes two; neither if
+    `train.augment` is off.
+    """
+    node = cfg.dataset.get("augment") if cfg.train.augment else None
+    if node is None:
+        return None, None
+    nodes = (
+        {f"dataset.augment.{place}": each for place, each in enumerate(node)}
+        if isinstance(node, ListConfig)
+        else {"dataset.augment": node}
+    )
+    built = [build(each, where) for where, each in nodes.items()]
+    single, mixes = [each for each in built if not isinstance(each, Mix)], [b for b in built if isinstance(b, Mix)]
+    if len(mixes) > 1:
+        why = "an example is mixed once"
+        raise ConfigError("dataset.augment", " and ".join(type(mix).__name__ for mix in mixes), why, "leave one out")
+    augment = single[0] if len(single) == 1 else Chain(single) if single else None
+    return augment, mixes[0] if mixes else None
+
+
+def make_model(cfg: DictConfig, source: Source) -> nn.Module:
+    """The network of `model`, or an ensemble of `model.members` of them; initial weights are a function of the seed.
+
+    A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
+    """
+    given = facts_for(cfg.model, source)
+    torch.manual_seed(derive(cfg.seed, "init"))
+    members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int) -> None:
+    """Refuse a mean or deviation, of the model's own or of the data set's, that cannot be one of these images."""
+    for name in ("mean", "std"):
+        key, values = f"model.{name}" if name in node else f"dataset.source.{name}", list(settings.get(name, (1.0,)))
+        if len(values) not in (1, channels):
+            why = f"has {len(values)} numbers for images of {channels} channel{'s'[: channels - 1]}"
+            raise ConfigError(key, values, why, "give one a channel")
+        if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
+            why = "must be finite" if name == "mean" else "is what pixels are divided by, and must be above 0"
+            raise ConfigError(key, values, why, "correct the value")
+
+
+def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
+    """What the target of `model` is given of the data set. What is no Network gets only what it names and the
+    configuration does not set: its keywords may mean something else, and be handed on to what does not take them.
+    """
+    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
+    target = locate(str(node["_target_"]), "model._target_")
+    given = welcome(node, "model", offered)
+    if isinstance(target, type) and issubclass(target, Network):
+        _normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
+        return given
+    _normalisation(given, node, source.shape[0])
+    named = inspect.signature(target).parameters.keys() - node.keys()
+    return {name: value for name, value in given.items() if name in named}
+
+
+def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
+    """What a method that names `network` is given: `network(changes)` makes a further, untrained network, the run's
+    `model` node with these changes, or the changes alone if they name a `_target_`.
+    """
+
+    def network(changes: Mapping[str, Any], offset: int = 1) -> nn.Module:
+        node = changes if "_target_" in changes else {**cfg.model, "members": 1, **changes}
+        return make_model(OmegaConf.create({"seed": cfg.seed + offset, "model": dict(node)}), source)
+
+    return network
+
+
+def start_from(model: nn.Module, path: Path) -> None:
+    """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
+    if not isinstance(model, Network):
+        raise ConfigError("weights", path, "only a single network with stages can start from a file", "leave it out")
+    weight_files.load(model, weight_files.read(path, "weights"))
+
+
+def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
+    """The method, with its tables allocated, on this process's device."""
+    given = welcome(cfg.method, "method", {"network": network_maker(cfg, data.source)})
+    method: Method = build(cfg.method, "method", model=model, attack=build(cfg.attack, "attack"), **given)
+    if data.mix is not None and method.one_label:
+        mix, name = type(data.mix).__name__, type(method).__name__
+        raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
+    method.label_smoothing = float(cfg.train.label_smoothing)
+    method.to(world.device)
+    method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
+    method.clock.rank, method.clock.world = world.rank, world.size
+    torch.manual_seed(derive(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
+    method.setup(data)
+    return method.to(world.device)
+
+
+def doubts(method: Method, data: TrainData, test: Images) -> list[str]:
+    """What is to be said of an assembled run before it begins: searches of the method whose steps are too few, too
+    short or too long for the ball; images to train on that are test images.
+    """
+    said = [each for name, steps in method.fixed_steps().items() for each in limits(name, *steps)]
+    parts = {"the train split": data.train, "the unlabelled pool": data.pool, "the held-out part": data.validation}
+    for name, images in parts.items():
+        if images is not None and (count := shared(images, test)):
+            said.append(f"data: {count} of {len(test)} test images are in {name} as well: robust accuracy flatters")
+    return said
+
+
+def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
+    """An optimizer and a schedule for every group of the method; `train.groups.<name>` replaces the common ones."""
+    groups = []
+    modules = method.groups()
+    unknown = set(cfg.train.groups) - set(modules)
+    if unknown:
+        name = sorted(unknown)[0]
+        raise ConfigError("train.groups", name, "the method trains no such group", f"it has {', '.join(modules)}")
+    for name, module in modules.items():
+        own = cfg.train.groups.get(name, {})
+        optimizer = own.get("optimizer", cfg.train.optimizer)
+        schedule = own.get("schedule", cfg.train.schedule)
+        where = f"train.groups.{name}" if own else "train"
+        make, at = build(optimizer, f"{where}.optimizer"), build(schedule, f"{where}.schedule")
+        with refusing(optimizer, f"{where}.optimizer"):
+            groups.append(make_group(name, module, make, at, cfg.train.decay))
+    return groups
+
+
+def make_threat(
+    cfg: DictConfig,
+    steps: int,
+    restarts: int = 1,
+    objective: str = "ce",
+    step_size: float | None = None,
+    norm: str | None = None,
+    eps: float | None = None,
+    key: str = "eval.norm",
+) -> Threat:
+    """The attack of validation and evaluation: the trained norm and ε unless others are named, a uniform start, the
+    data set's ratio of step size to ε.
+
+    The method's own start, step count and step size do not weaken it. A norm that was not trained for has the data
+    set's ε. `key` is where the norm was named, for the message.
+    """
+    norm = norm or cfg.attack.norm
+    if norm not in cfg.dataset.threat:
+        raise ConfigError(key, norm, "the data set has no radius for it", hint(norm, cfg.dataset.threat))
+    usual = cfg.dataset.threat[norm]
+    if eps is None:
+        eps = cfg.attack.eps if norm == cfg.attack.norm else usual.eps
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps):
+        key = "attack.eps" if eps == cfg.attack.get("eps") else "eval.eps"
+        raise ConfigError(key, eps, "is not a finite number", "write it as 8/255 or 0.5, without a unit")
+    if step_size is None:
+        step_size = usual.step_size * (eps / usual.eps if usual.eps else 1.0)
+    return Threat(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
+
+
+def make_recipe(cfg: DictConfig, world: World) -> Recipe:
+    """The settings of `train` that are not objects."""
+    train = cfg.train
+    layout = train.channels_last
+    return Recipe(
+        epochs=train.epochs,
+        seed=cfg.seed,
+        precision=(train.precision["attack"], train.precision["update"]),
+        # A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
+        channels_last=world.device.type == "cuda" if layout == "auto" else bool(layout),
+        clip_norm=train.clip_norm,
+        select_steps=train.selection.steps,
+        select_n=train.selection.n,
+        select_every=train.selection.every,
+        save_minutes=float(train.checkpoint.minutes),
+        save_steps=train.checkpoint.steps,
+        minutes=train.minutes,
+    )
+
+
+def make_trainer(
+    cfg: DictConfig, method: Method, data: TrainData, world: World, watcher: Watcher, interrupt: Interrupt
+) -> Trainer:
+    """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
+    and no object.
+    """
+    plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
+    groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
+    threat, *others = select_threats(cfg)
+    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt, others)
+
+
+def select_threats(cfg: DictConfig) -> list[Threat]:
+    """What the best checkpoint is chosen by: the run's own threat, then those of `train.selection.norms` besides."""
+    selection = cfg.train.selection
+    named = {
+        norm: make_threat(cfg, selection.steps, norm=norm, key="train.selection.norms") for norm in selection.norms
+    }
+    own = make_threat(cfg, selection.steps)
+    return [own, *(threat for norm, threat in named.items() if norm != own.norm)]
+
+
+def describe(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:
+    """Facts about the assembled run that the configuration does not hold."""
+    data, world = trainer.data, trainer.world
+    return {
+        "parameters": sum(parameter.numel() for parameter in trainer.method.model.parameters()),
+        "train": len(data.train) - data.generated,
+        "generated": data.generated,
+        "pool": len(data.pool) if data.pool is not None else 0,
+        "validation": len(data.validation),
+        "classes": len(source.classes),
+        "shape": list(source.shape),
+        "steps": data.steps,
+        "device": str(world.device),
+        "world": world.size,
+    }
