@@ -44,7 +44,14 @@ def contests(network: nn.Module, eps: float, shape: tuple[int, ...]) -> dict[str
     def pgd(steps: int, start: str, restarts: int, size: float) -> c.Run:
         share = size / eps
         return c.ours(
-            network, "pgd_ce", eps, steps=steps, rel_step_size=share, start=start, restarts=restarts, keep="last"
+            network,
+            "pgd_ce",
+            eps,
+            steps=steps,
+            rel_step_size=share,
+            start=start,
+            restarts=restarts,
+            return_point="last",
         )
 
     def theirs(steps: int, random: bool, restarts: int, size: float) -> dict[str, c.Run | None]:

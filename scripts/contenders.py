@@ -17,8 +17,8 @@ import yaml
 from torch import Tensor, nn
 
 from atbench.config import registry
-from atbench.config.instantiate import build, welcome
-from atbench.evaluation import Threat, Victim
+from atbench.config.instantiate import accepted_kwargs, build
+from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.pgd_sweep import search
 from atbench.seeding import ExampleDraws
 
@@ -43,24 +43,24 @@ def here(*modules: str) -> bool:
 
 def ours(network: nn.Module, name: str, eps: float, norm: str = "linf", **changes: Any) -> Run:
     """An attack of conf/attack, with some of its options replaced."""
-    victim = Victim(network, 250)
+    eval_model = EvalModel(network, 250)
     node = yaml.safe_load((registry.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8")) | changes
-    attack = build(node, "attack", **welcome(node, "attack", {"norm": norm, "eps": eps}))
+    attack = build(node, "attack", **accepted_kwargs(node, "attack", {"norm": norm, "eps": eps}))
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        with victim.ready():
-            return attack(victim, x, y, ExampleDraws(0, name, index=rows))
+        with eval_model.ready():
+            return attack(eval_model, x, y, ExampleDraws(0, name, index=rows))
 
     return run
 
 
 def sweep(network: nn.Module, eps: float, steps: int, step_size: float) -> Run:
     """Our PGD-1 to PGD-`steps` on one trajectory."""
-    victim = Victim(network, 250)
+    eval_model = EvalModel(network, 250)
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        with victim.ready():
-            return search(victim, x, y, rows, Threat("linf", eps, step_size, steps)).x_adv
+        with eval_model.ready():
+            return search(eval_model, x, y, rows, PGDConfig("linf", eps, step_size, steps)).x_adv
 
     return run
 

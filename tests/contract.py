@@ -94,16 +94,16 @@ def trainer_of(name: str, here: World, log: Log, *overrides: str, stop_after: in
 def begin_untrained(method: Method, cfg: DictConfig, source: Source) -> None:
     """Hand over untrained networks where the method asked for trained ones."""
     stages = {}
-    for number, (name, stage) in enumerate(method.stage0().items()):
+    for number, (name, stage) in enumerate(method.pretraining().items()):
         changed = {**values.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
         stages[name] = factory.make_model(OmegaConf.create(changed), source)
-    method.begin(stages)
+    method.load_pretrained(stages)
 
 
 def count_commits(method: Method) -> list[int]:
     """Count rounds and commits of a method from now on: [rounds, commits]."""
     counts = [0, 0]
-    rounds, commit = method.rounds, method.commit
+    rounds, after_update = method.inner_updates, method.after_update
 
     def counted_rounds(batch: Any) -> Any:
         for turn in rounds(batch):
@@ -112,9 +112,9 @@ def count_commits(method: Method) -> list[int]:
 
     def counted_commit(batch: Any) -> None:
         counts[1] += 1
-        commit(batch)
+        after_update(batch)
 
-    method.rounds, method.commit = counted_rounds, counted_commit  # type: ignore[method-assign]
+    method.inner_updates, method.after_update = counted_rounds, counted_commit  # type: ignore[method-assign]
     return counts
 
 

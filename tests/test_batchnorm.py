@@ -65,7 +65,7 @@ def make(name: str, *overrides: str) -> tuple[Method, list[_BatchNorm], Batch]:
 
 def searched(method: Method, batch: Batch) -> Batch:
     """The batch of the first round, perturbed if the method asks for it."""
-    first = next(iter(method.rounds(batch)))
+    first = next(iter(method.inner_updates(batch)))
     return method.perturb(first.batch) if first.perturb else first.batch
 
 

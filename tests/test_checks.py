@@ -12,7 +12,7 @@ import torch
 from atbench.config import instantiate, validate
 from atbench.data import Images
 from atbench.data.digits import digits
-from atbench.data.lazy_images import Crew, Pictures
+from atbench.data.lazy_images import DecoderPool, LazyImages
 from atbench.data.overlap import shared
 from atbench.errors import ConfigError
 from atbench.training import World
@@ -92,8 +92,8 @@ class TestDoubts:
             # The reach is that of the method's own steps, whatever those of the run's attack are.
             (["method=yopo", "method.m=1", "method.n=1", "attack.step_size=0.2/3"],
              "method.m x method.n: 1 steps of 0.06667"),
-            (["method=msd", "method.reach.l2=1/3"], "method.reach.l2: 10 steps"),
-            (["method=multi_norm_max", "method.reach.l1=1/3"], "method.reach.l1: 10 steps"),
+            (["method=msd", "method.rel_path_length.l2=1/3"], "method.rel_path_length.l2: 10 steps"),
+            (["method=multi_norm_max", "method.rel_path_length.l1=1/3"], "method.rel_path_length.l1: 10 steps"),
             (["method=dverge", "method.distill_steps=3"], "method.distill_steps: 3 steps"),
             *(([f"method={name}", "attack.step_size=0.001"], None) for name in (
                 "standard", "clp", "lsq", "free_at", "fgsm_mep", "adt_exp_am", "mma", "iaat", "cat_curriculum", "msd")),
@@ -130,6 +130,8 @@ def test_picture_files_that_are_in_both_parts_are_counted(tmp_path: Path) -> Non
         files[-1].write_bytes(content)
 
     def pictures(*names: Path) -> Images:
-        return Images(Pictures([str(name) for name in names], 8, 8, 0, Crew(1)), torch.zeros(len(names)).long())
+        return Images(
+            LazyImages([str(name) for name in names], 8, 8, 0, DecoderPool(1)), torch.zeros(len(names)).long()
+        )
 
     assert shared(pictures(*files[:2]), pictures(*files[2:])) == 1

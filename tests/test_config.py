@@ -40,9 +40,14 @@ PIECEWISE = "atbench.training.schedules.Piecewise"
 
 class TestResolve:
     def test_fractions_become_floats_wherever_they_stand(self) -> None:
-        words = ["attack.eps=8/255", "train.minutes=1/2", "+train.groups.x={a: [1/4, b]}", "train.label_smoothing=1/10"]
+        words = [
+            "attack.eps=8/255",
+            "train.time_limit=1/2",
+            "+train.groups.x={a: [1/4, b]}",
+            "train.label_smoothing=1/10",
+        ]
         cfg = resolved(*words)
-        assert cfg.attack.eps == 8 / 255 and cfg.train.minutes == 0.5 and cfg.train.label_smoothing == 0.1
+        assert cfg.attack.eps == 8 / 255 and cfg.train.time_limit == 0.5 and cfg.train.label_smoothing == 0.1
         assert values.plain(cfg)["train"]["groups"]["x"]["a"] == [0.25, "b"]
 
     def test_a_threat_follows_the_norm(self) -> None:
@@ -233,10 +238,10 @@ class TestCheck:
             ("train.batch_size=-1", r"train\.batch_size: -1"),
             ("train.precision.attack=bf61", r"train\.precision\.attack: bf61 .*'bf16'"),
             ("train.channels_last=1", r"train\.channels_last: 1"),
-            ("train.decay=wieghts", r"train\.decay.*'weights'"),
-            ("train.minutes=soon", r"train\.minutes: soon .*number"),
+            ("train.weight_decay_on=wieghts", r"train\.decay.*'weights'"),
+            ("train.time_limit=soon", r"train\.minutes: soon .*number"),
             ("train.label_smoothing=1", r"train\.label_smoothing"),
-            ("train.pool.labelled=0", r"train\.pool\.labelled"),
+            ("train.extra_data.labelled=0", r"train\.pool\.labelled"),
             ("eval.steps=[1,-2]", r"eval\.steps: -2"),
             ("eval.limit=0", r"eval\.limit: 0"),
             ("seed=-1", r"seed: -1"),

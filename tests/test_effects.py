@@ -51,7 +51,7 @@ METHODS = [(entry["name"], entry["effect"]) for entry in entries("methods", [con
 CHANCE = 0.1
 
 
-def having(effect: str) -> list[str]:
+def with_adv(effect: str) -> list[str]:
     return [name for name, declared in METHODS if declared == effect]
 
 
@@ -75,14 +75,14 @@ def accuracy(trainer: Trainer, norm: str, steps: int = 10) -> float:
         return trainer.validation.accuracy(network, norm=norm, **radius, steps=steps)
 
 
-@pytest.mark.parametrize("name", having("clean"))
+@pytest.mark.parametrize("name", with_adv("clean"))
 def test_clean_training_is_right_and_not_robust(name: str) -> None:
     trainer = trained(name)
     assert accuracy(trainer, "linf", steps=0) > 0.9 and accuracy(trainer, "linf") < 0.3
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [*((name, 0.15) for name in having("robust")), *((name, 0.05) for name in having("faint"))]
+    ("name", "more"), [*((name, 0.15) for name in with_adv("robust")), *((name, 0.05) for name in with_adv("faint"))]
 )
 def test_robust_training_withstands_pgd(name: str, more: float) -> None:
     """In the norm that was trained for: above chance, where the start stands, and above training on clean images."""
@@ -91,21 +91,21 @@ def test_robust_training_withstands_pgd(name: str, more: float) -> None:
     assert accuracy(trainer, norm) > max(accuracy(trained("standard"), norm), CHANCE) + more
 
 
-@pytest.mark.parametrize("name", having("transfer"))
+@pytest.mark.parametrize("name", with_adv("transfer"))
 def test_what_fools_one_member_fools_the_others_less(name: str) -> None:
     """Accuracy of a member on PGD images of another is above that of members trained on clean images."""
     ours, plain = transfer(trained(name)), transfer(trained("standard", "model.members=2"))
     assert ours > plain + 0.1
 
 
-@pytest.mark.parametrize("name", having("union"))
+@pytest.mark.parametrize("name", with_adv("union"))
 def test_training_for_several_norms_withstands_all_of_them(name: str) -> None:
     """The worst norm's accuracy is above that of training on clean images, and it is no constant network."""
     ours, plain = (min(accuracy(trained(which), norm) for norm in NORMS) for which in (name, "standard"))
     assert ours > plain + 0.05 and accuracy(trained(name), "linf", steps=0) > 0.5
 
 
-@pytest.mark.parametrize("name", having("rejection"))
+@pytest.mark.parametrize("name", with_adv("rejection"))
 def test_what_is_adversarial_is_rejected(name: str) -> None:
     """At a threshold that accepts 95 % of the right predictions fewer of the surest wrong answers are accepted than of
     a network trained on clean images.

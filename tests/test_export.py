@@ -157,7 +157,7 @@ def record_of(norm: str = "linf", trusted: bool = True, **changes: dict[str, int
         "apgd_t": {"steps": 100, "targets": 9},
         "fab_t": {"steps": 100, "targets": 9},
         "square": {"steps": 5000},
-        "noise": {"draws": 10},
+        "noise": {"eot_samples": 10},
     }
     attacks = [
         {"name": name, "after": figure(0.5 - place / 100), "alone": None,
@@ -167,7 +167,7 @@ def record_of(norm: str = "linf", trusted: bool = True, **changes: dict[str, int
     check = {"name": "gradients", "verdict": "pass" if trusted else "flag", "sentence": "they vanish"}
     said = "all is well" if trusted else "do not cite"
     return {
-        "threat": {"norm": norm, "eps": 8 / 255}, "plan": {"survivors": True},
+        "threat": {"norm": norm, "eps": 8 / 255}, "plan": {"sequential": True},
         "n": 100, "split": "test", "bound": "upper", "epoch": 3, "checkpoint": "best",
         "clean": figure(0.8), "attacks": attacks, "steps": [], "norms": {},
         "robust": {**figure(0.46), "attacks": list(effort), "eight_bit": figure(0.47)},

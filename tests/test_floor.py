@@ -44,11 +44,11 @@ def method_of(name: str) -> tuple[Method, Batch, int]:
 def cost(method: Method, batch: Batch) -> int:
     """Operations of one batch, used as the trainer would."""
     with Count() as count:
-        for turn in method.rounds(batch):
+        for turn in method.inner_updates(batch):
             turn.batch = method.perturb(turn.batch) if turn.perturb else turn.batch
             method.loss(turn.batch).total.backward()
             method.zero_grad()
-            method.commit(turn.batch)
+            method.after_update(turn.batch)
     return count.total
 
 
@@ -67,7 +67,7 @@ def used(request: pytest.FixtureRequest) -> Used:
     method, batch, forward = method_of(request.param)
     with Watched() as watched:
         total = cost(method, batch)
-    return Used(request.param, method.floor(STEPS), total / forward, watched.found)
+    return Used(request.param, method.forward_cost(STEPS), total / forward, watched.found)
 
 
 def test_cost_is_at_the_floor(used: Used) -> None:

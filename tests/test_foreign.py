@@ -188,9 +188,9 @@ def test_what_was_interrupted_goes_on(
     written, measured = result_cache._Table.write, result_cache._measured
     batches: list[int] = []
 
-    def counted(victim: Any, batch: Tensor, work: Any) -> Any:
+    def counted(eval_model: Any, batch: Tensor, work: Any) -> Any:
         batches.append(len(batch))
-        return measured(victim, batch, work)
+        return measured(eval_model, batch, work)
 
     def stopped(table: Any, *place: Any) -> None:
         written(table, *place)

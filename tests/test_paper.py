@@ -108,7 +108,7 @@ def test_it_takes_two_steps(paper: Paper) -> None:
     source = pictures(cfg)
     extra = len(source.train) - 64 - source.validation
     assert extra >= 0
-    if cfg.train.pool.path is None:
+    if cfg.train.extra_data.path is None:
         source = changed(source, train=source.train, validation=source.validation + extra)
     trainer = made(cfg, source, log, bool(paper.facts.get("begin")))
     losses: list[float] = []

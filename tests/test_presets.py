@@ -39,7 +39,7 @@ def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
 
 def test_auto_is_autoattack() -> None:
     _, plan = planned("eval=auto")
-    assert list(plan.attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"] and plan.survivors and not plan.steps
+    assert list(plan.attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"] and plan.sequential and not plan.steps
     assert [attack.steps for attack, _ in plan.attacks.values()] == [100, 100, 100, 5000]
     _, plan = planned("eval=auto_plus")
     assert list(plan.attacks) == ["apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"]

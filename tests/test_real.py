@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atbench.config import values
-from atbench.evaluation import Victim, broken_at, robust
+from atbench.evaluation import EvalModel, broken_at, robust
 from atbench.training import World
 from atbench.workflows import factory
 from tests.contract import Log, compose_train
@@ -58,8 +58,8 @@ def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path
     test = source.test()
     assert len(test) == 10_000 and torch.equal(torch.bincount(test.y), torch.full((10,), 1000))
     few = test.take(torch.arange(256))
-    victim = Victim(factory.make_model(cfg, source), 128)
-    clean = victim.correct(few)
-    broken = broken_at(victim, few, factory.make_threat(cfg, 3), clean)
+    eval_model = EvalModel(factory.make_model(cfg, source), 128)
+    clean = eval_model.correct(few)
+    broken = broken_at(eval_model, few, factory.make_pgd_config(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
     assert robust(broken, 3).sum() <= clean.sum()

@@ -140,7 +140,7 @@ def test_every_method_has_the_setting_of_its_paper() -> None:
 def test_the_recipes_with_averages_spare_what_they_do_not_decay() -> None:
     for name, decay in (("gowal2020", 0.995), ("rebuffi2021", 0.999), ("wang2023", 0.995)):
         cfg = resolved(f"recipe={name}")
-        assert (cfg.train.decay, cfg.plus.ema.decay, cfg.plus.ema.warmup) == ("weights", decay, 0.025)
+        assert (cfg.train.weight_decay_on, cfg.plus.ema.decay, cfg.plus.ema.warmup) == ("weights", decay, 0.025)
         assert cfg.train.optimizer.nesterov
 
 
@@ -151,7 +151,12 @@ def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
     image = whole.train.x[rows].permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "made.npz", image=255 - image, label=whole.train.y[rows].numpy())
     words = ["recipe=wang2023", "train.batch_size=64", "train.epochs=1", "train.selection.steps=2", "model.width=4"]
-    pool = ["train.pool.path=made.npz", "train.pool.labels=true", "train.pool.fraction=0.7", f"data_dir={tmp_path}"]
+    pool = [
+        "train.extra_data.path=made.npz",
+        "train.extra_data.labels=true",
+        "train.extra_data.fraction=0.7",
+        f"data_dir={tmp_path}",
+    ]
     cfg = resolved("dataset=digits", *words, *pool, "attack.steps=1")
     check(cfg)
     here, log = World(torch.device("cpu")), Log()

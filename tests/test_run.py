@@ -150,11 +150,11 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
 def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) -> None:
     assert train("method=trades", "name=whole") == 0
     whole = only_run(folder)
-    assert train("method=trades", "name=broken", "train.minutes=1e-4") == 75
+    assert train("method=trades", "name=broken", "train.time_limit=1e-4") == 75
     broken = next(path for path in (folder / "runs").iterdir() if "broken" in path.name)
     assert read(broken / "status.json")["state"] == "interrupted"
     assert 0 < final(broken)["step"] + 35 * final(broken)["epoch"] < 70
-    assert main(["train", f"resume={broken}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={broken}", "train.time_limit=10"]) == 0
     assert same_weights(whole, broken)
     assert rows(whole) == rows(broken)
     first, second = (np.load(path / "evaluation" / "best.npz") for path in (whole, broken))
@@ -162,13 +162,13 @@ def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) ->
 
 
 def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("method=standard", "train.minutes=1e-5") == 75
+    assert train("method=standard", "train.time_limit=1e-5") == 75
     path = only_run(folder)
     before = (path / "checkpoints" / "last.pt").read_bytes()
     assert main(["train", f"resume={path}", "train.epochs=7"]) == 2
     assert "train.epochs: 7 — the run has 2" in capsys.readouterr().err
     assert (path / "checkpoints" / "last.pt").read_bytes() == before
-    assert main(["train", f"resume={path}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={path}", "train.time_limit=10"]) == 0
     assert main(["train", f"resume={path}"]) == 0
     assert f"{path} is done" in capsys.readouterr().err
 
@@ -176,14 +176,14 @@ def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.Capt
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "name=whole") == 0
     whole = only_run(folder)
-    assert train("method=standard", "name=hurt", "train.minutes=1e-3", "train.checkpoint.steps=1") == 75
+    assert train("method=standard", "name=hurt", "train.time_limit=1e-3", "train.checkpoint.steps=1") == 75
     hurt = next(path for path in (folder / "runs").iterdir() if "hurt" in path.name)
     last = hurt / "checkpoints" / "last.pt"
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
     capsys.readouterr()
-    assert main(["train", f"resume={hurt}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={hurt}", "train.time_limit=10"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "last.pt is damaged" in said and "last.prev.pt" in said
     assert same_weights(whole, hurt)

@@ -109,6 +109,6 @@ def test_the_digits_keep_what_they_need() -> None:
         assert resolved(f"method={method}", "dataset=cifar10").train.clip_norm is None
         assert resolved(f"method={method}", "train.clip_norm=2").train.clip_norm == 2, "the command line wins"
     for dataset in ("digits", "mnist", "cifar10"):
-        assert resolved("method=rst", f"dataset={dataset}").train.pool.labelled == 0.5, "it runs without a file"
-    assert resolved("experiment=paper/rst").train.pool.labelled is None, "all are used"
+        assert resolved("method=rst", f"dataset={dataset}").train.extra_data.labelled == 0.5, "it runs without a file"
+    assert resolved("experiment=paper/rst").train.extra_data.labelled is None, "all are used"
     assert resolved("method=trades").train.clip_norm is None

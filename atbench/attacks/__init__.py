@@ -1,7 +1,7 @@
 """The inner maximisation: balls, objectives, and the search that joins them."""
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
-from atbench.attacks.base import Attack, Searched, Target, wrong
+from atbench.attacks.base import AscentAttack, Attack, Target, wrong
 from atbench.attacks.losses import (
     LABEL_OBJECTIVES,
     Objective,
@@ -25,12 +25,12 @@ __all__ = [
     "L1",
     "L2",
     "LABEL_OBJECTIVES",
+    "AscentAttack",
     "Attack",
     "Ball",
     "GradientAttack",
     "Linf",
     "Objective",
-    "Searched",
     "SelfLabelled",
     "State",
     "Target",

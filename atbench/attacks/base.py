@@ -34,7 +34,7 @@ class Attack(ABC):
     """A search for misclassified images in the ball and the box; everything but `search` is common.
 
     norms: those that the attack is defined for.
-    knowledge: `gradient` (of the logits), `features` (their gradient), `queries` (outputs only), `transfer` (another
+    access: `gradient` (of the logits), `features` (their gradient), `queries` (outputs only), `transfer` (another
         network's gradients) or `noise`.
     minimal: it looks for the nearest misclassified image and `eps` does not bound its answer; what lies outside the
         ball is then no success, but its distance is worth something.
@@ -45,7 +45,7 @@ class Attack(ABC):
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
-    knowledge: ClassVar[str] = "gradient"
+    access: ClassVar[str] = "gradient"
     minimal: ClassVar[bool] = False
     least_classes = 2
 
@@ -64,18 +64,18 @@ class Attack(ABC):
         """
         if self.eps == 0 or self.steps == 0 or len(x) == 0:
             return x.detach().clone()
-        x_adv = self.search(target, x.detach(), y, rng).detach()
+        x_adv = self.perturb(target, x.detach(), y, rng).detach()
         return x_adv.clamp(0, 1) if self.minimal else self.ball.project(x.detach(), x_adv, self.eps)
 
     @abstractmethod
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         """One image for each x: a misclassified one where any was found, else the best try.
 
         Examples that are broken should cost nothing more (`torch.no_grad()` is the search's own business).
         """
 
 
-class Searched(Attack):
+class AscentAttack(Attack):
     """A `GradientAttack` of the training side as an attack: its own start, steps and step size, on cross-entropy.
 
     A search that keeps its best point answers with its first misclassified one instead: the objective may be higher
@@ -85,10 +85,10 @@ class Searched(Attack):
     def __init__(self, attack: GradientAttack) -> None:
         super().__init__(attack.norm, attack.eps, attack.steps)
         self.attack = copy(attack)
-        if attack.keep == "best":
-            self.attack.keep = "first"
+        if attack.return_point == "best":
+            self.attack.return_point = "first"
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         def wrong(state: State) -> Tensor:
             found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
             return found

@@ -41,7 +41,7 @@ class Foolbox(Attack):
     attack draws, an answer depends on the batch that its example is in. The default draws nothing.
 
     minimal: true for what foolbox calls a MinimizationAttack; `eps` does not bound its answers.
-    knowledge: `queries` or `noise` for attacks that use no gradient, else `gradient`.
+    access: `queries` or `noise` for attacks that use no gradient, else `gradient`.
 
     Args:
         name: of a class in `foolbox.attacks`.
@@ -52,7 +52,7 @@ class Foolbox(Attack):
     """
 
     #: What every attack of foolbox's promises; an instance knows its own.
-    knowledge: ClassVar[str] = "queries"
+    access: ClassVar[str] = "queries"
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class Foolbox(Attack):
         module = kind.__module__.rpartition(".")[2]
         # Of this one attack, where our own classes know it of themselves.
         self.minimal = isinstance(self.attack, self.foolbox.attacks.base.MinimizationAttack)  # type: ignore[misc]
-        self.knowledge = "queries" if module in QUERIES else "noise" if module in NOISE else "gradient"  # type: ignore[misc]
+        self.access = "queries" if module in QUERIES else "noise" if module in NOISE else "gradient"  # type: ignore[misc]
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         model = self.foolbox.PyTorchModel(_Counted(target).eval(), bounds=(0, 1), device=x.device)
         with untouched(target.network), _seeded(derive(rng.seed, *rng.place, "foolbox", int(rng.index[0])), x.device):
             x_adv = self._run(model, x, y)

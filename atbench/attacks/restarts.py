@@ -25,7 +25,7 @@ class Attempt:
     broken: Tensor
 
 
-def over_survivors(x: Tensor, tries: Iterable[Callable[[Tensor], Attempt]]) -> Tensor:
+def run_restarts(x: Tensor, tries: Iterable[Callable[[Tensor], Attempt]]) -> Tensor:
     """One image for each x: that of the try that broke it, else of the try that got the highest value.
 
     Each try is handed the positions (b,) of the examples that are still right, and answers for them in that order.
@@ -47,8 +47,8 @@ def over_survivors(x: Tensor, tries: Iterable[Callable[[Tensor], Attempt]]) -> T
 def climb(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, begin: Tensor) -> Attempt:
     """One ascent from `begin`, judged by the outputs that the objective returns.
 
-    With `keep="first"` every point of the path is judged on the way, and the first misclassified one is the answer.
-    With `keep="last"` the final point alone is, which takes a forward pass of its own.
+    With `return_point="first"` every point of the path is judged on the way, and the first misclassified one is the
+    answer. With `return_point="last"` the final point alone is, which takes a forward pass of its own.
     """
     value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -64,7 +64,7 @@ def climb(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, be
             value[state.rows] = state.value.to(x.dtype)
         return found
 
-    if search.keep == "first":
+    if search.return_point == "first":
         return Attempt(search(objective, x, start=begin, stop=judge), value, broken)
     x_adv = search(objective, x, start=begin)
     with torch.no_grad():

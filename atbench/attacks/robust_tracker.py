@@ -14,7 +14,7 @@ from atbench.attacks.losses import Objective, margin
 
 
 @dataclass(frozen=True)
-class Leg:
+class AttackStage:
     """A part of a search with one objective and one step size. `objective` is asked for the examples at `rows`."""
 
     objective: Callable[[Tensor], Objective]
@@ -27,7 +27,7 @@ def always(objective: Objective) -> Callable[[Tensor], Objective]:
     return lambda rows: objective
 
 
-class Survivors:
+class RobustTracker:
     """The examples of a batch over any number of searches in one ball.
 
     x_adv: (B, C, H, W), the first misclassified image seen of an example, else the one of the largest margin.
@@ -71,7 +71,9 @@ class Survivors:
             return rows, x_adv
         return rows[alive], x_adv[alive]
 
-    def walk(self, search: GradientAttack, legs: Iterable[Leg], rows: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def walk(
+        self, search: GradientAttack, legs: Iterable[AttackStage], rows: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """One search after the other from where the last one ended, `start` first; the last point is looked at too.
 
         `search` keeps its last point. Returns the rows that are still unbroken and the logits of their last points.
@@ -88,7 +90,7 @@ class Survivors:
         alive = ~self.broken[rows]
         return rows[alive], logits[alive]
 
-    def _leg(self, search: GradientAttack, leg: Leg, rows: Tensor, start: Tensor) -> Tensor:
+    def _leg(self, search: GradientAttack, leg: AttackStage, rows: Tensor, start: Tensor) -> Tensor:
         def stop(state: State) -> Tensor:
             return self.see(rows[state.rows], state.x_adv, state.outputs)
 

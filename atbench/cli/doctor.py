@@ -116,7 +116,7 @@ def _data_sets(data_dir: Path) -> list[Finding]:
     """Each data set of ours, as its own loader finds it in `data_dir`; nothing is fetched."""
     from omegaconf import DictConfig, OmegaConf
 
-    from atbench.config.instantiate import build, welcome
+    from atbench.config.instantiate import accepted_kwargs, build
 
     found = []
     for row in registry.entries("datasets", [registry.conf_dir()]):
@@ -127,8 +127,8 @@ def _data_sets(data_dir: Path) -> list[Finding]:
         if lacks := sorted(OmegaConf.missing_keys(node)):
             found.append(Finding(name, f"your own: dataset={name} dataset.{lacks[0]}=..."))
             continue
-        given = welcome(node, "dataset.source", {"data_dir": data_dir})
-        node.update(welcome(node, "dataset.source", {"download": False}))
+        given = accepted_kwargs(node, "dataset.source", {"data_dir": data_dir})
+        node.update(accepted_kwargs(node, "dataset.source", {"download": False}))
         try:
             source = build(node, "dataset.source", **given)
             found.append(Finding(name, f"{len(source.train)} images to train on, {len(source.classes)} classes"))

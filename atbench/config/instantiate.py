@@ -222,7 +222,7 @@ def _lies_with_the_user(file: Path) -> bool:
     return not installed and any(file.is_relative_to(folder) for folder in trusted())
 
 
-def welcome(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_kwargs(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the offered arguments that the target of `node` names; all of them if it takes any keyword."""
     parameters = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -25,7 +25,7 @@ class Precision:
 
 
 @dataclass
-class Pool:
+class ExtraData:
     """`labelled`: share of the training split that keeps labels (null: all); or `path`: further images, without labels,
     or with those of the file (`labels`), rows like any other then.
 
@@ -60,10 +60,10 @@ class Checkpoint:
 
 
 @dataclass
-class Training:
+class TrainSection:
     """The section `train`; a recipe fills it, the command line wins.
 
-    `groups` overrides optimizer and schedule by parameter group; `decay` is what weight decay acts on: `all`
+    `groups` overrides optimizer and schedule by parameter group; `weight_decay_on` is what weight decay acts on: `all`
     parameters, or `weights` without biases and normalisation.
     """
 
@@ -71,26 +71,26 @@ class Training:
     batch_size: int = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    decay: str = "all"
+    weight_decay_on: str = "all"
     groups: dict[str, Any] = field(default_factory=dict)
     clip_norm: Optional[Number] = None
     label_smoothing: Number = 0.0
     precision: Precision = field(default_factory=Precision)
     channels_last: Any = "auto"
-    pool: Pool = field(default_factory=Pool)
+    extra_data: ExtraData = field(default_factory=ExtraData)
     selection: Selection = field(default_factory=Selection)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    minutes: Optional[Number] = None
+    time_limit: Optional[Number] = None
     augment: bool = True
 
 
 @dataclass
-class Evaluation:
+class EvalSection:
     """The section `eval`; a preset fills it, the command line wins.
 
     norm, eps: null for what the network was trained for. `steps`: reported prefixes of one PGD trajectory, none for no
     sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
-    `survivors`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
+    `sequential`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
     ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
     many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
@@ -108,7 +108,7 @@ class Evaluation:
     eps_grid: list[Any] = field(default_factory=list)
     eps_steps: int = 20
     attacks: dict[str, Any] = field(default_factory=dict)
-    survivors: bool = False
+    sequential: bool = False
     norms: list[str] = field(default_factory=list)
     corruptions: list[int] = field(default_factory=list)
     reject: Optional[Number] = None
@@ -139,9 +139,9 @@ class TrainConfig:
     attack: Any = MISSING
     method: Any = MISSING
     recipe: Any = None
-    train: Training = field(default_factory=Training)
+    train: TrainSection = field(default_factory=TrainSection)
     plus: dict[str, Any] = field(default_factory=dict)
-    eval: Evaluation = field(default_factory=Evaluation)
+    eval: EvalSection = field(default_factory=EvalSection)
     logger: Any = MISSING
     experiment: Any = None
 
@@ -167,7 +167,7 @@ class EvalConfig:
     dataset: Any = None
     model: Any = None
     attack: Any = None
-    eval: Evaluation = field(default_factory=Evaluation)
+    eval: EvalSection = field(default_factory=EvalSection)
 
 
 def register() -> None:

@@ -33,7 +33,7 @@ def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence
     raise ConfigError(key, name, why, fix)
 
 
-def to_name_again(config: Mapping[str, Any]) -> str:
+def target_overrides(config: Mapping[str, Any]) -> str:
     """What a line that evaluates this configuration again needs besides, for the commands that a reader may copy."""
     return "".join(f" {key}={name}" for part in EVALUATED for key, name in _targets(config, part))
 

@@ -31,14 +31,14 @@ RANGES: Mapping[str, Range] = MappingProxyType(
         "train.batch_size": COUNT,
         "train.clip_norm": ABOVE_ZERO,
         "train.label_smoothing": BELOW_ONE,
-        "train.pool.labelled": SOME_SHARE,
-        "train.pool.fraction": BELOW_ONE,
+        "train.extra_data.labelled": SOME_SHARE,
+        "train.extra_data.fraction": BELOW_ONE,
         "train.selection.steps": ANY_COUNT,
         "train.selection.n": COUNT,
         "train.selection.every": COUNT,
         "train.checkpoint.minutes": ABOVE_ZERO,
         "train.checkpoint.steps": COUNT,
-        "train.minutes": ABOVE_ZERO,
+        "train.time_limit": ABOVE_ZERO,
         "eval.steps": ANY_COUNT,
         "eval.eps": NOT_NEGATIVE,
         "eval.audit": ANY_COUNT,
@@ -59,7 +59,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "train.precision.attack": ("fp32", "bf16"),
         "train.precision.update": ("fp32", "bf16"),
         "train.channels_last": ("auto", True, False),
-        "train.decay": ("all", "weights"),
+        "train.weight_decay_on": ("all", "weights"),
     }
 )
 

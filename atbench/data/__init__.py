@@ -2,7 +2,7 @@
 
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
-from atbench.data.dataset import Images, Source, representative
+from atbench.data.dataset import Images, Source, stratified_subset
 from atbench.data.loader import Share, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp
 
@@ -24,5 +24,5 @@ __all__ = [
     "Stream",
     "TrainData",
     "View",
-    "representative",
+    "stratified_subset",
 ]

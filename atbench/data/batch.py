@@ -18,8 +18,8 @@ class Batch:
     generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
     and flipped, None where nothing was done; extra: the unlabelled part, if the configuration asks for one (its `y` is
     −1);
-    adv: what the inner maximisation found; aux: tensors that `perturb`, `rounds`, `loss` and `commit` hand on to each
-    other.
+    adv: what the inner maximisation found; aux: tensors that `perturb`, `inner_updates`, `loss` and `after_update` hand
+    on to each other.
     """
 
     x: Tensor
@@ -33,7 +33,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
-    def having(self, adv: Tensor | None = None, **aux: Any) -> Batch:
+    def with_adv(self, adv: Tensor | None = None, **aux: Any) -> Batch:
         """This batch with an adversarial image per example and further `aux` entries; the original stays as it is."""
         return replace(self, adv=self.adv if adv is None else adv, aux={**self.aux, **aux})
 

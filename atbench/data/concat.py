@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Joined:
+class ConcatImages:
     """The rows of `first`, then those of `second`: stands where one tensor of images could, and is read by rows."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
@@ -38,5 +38,5 @@ class Joined:
         first, second = self.first[rows.clamp(max=size - 1)], self.second[(rows - size).clamp(min=0)]
         return torch.where((rows < size).view(-1, *[1] * (self.ndim - 1)), first, second).contiguous()
 
-    def to(self, device: torch.device) -> Joined:
-        return Joined(self.first.to(device), self.second.to(device))
+    def to(self, device: torch.device) -> ConcatImages:
+        return ConcatImages(self.first.to(device), self.second.to(device))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atbench.data.concat import Joined
-from atbench.data.lazy_images import Pictures
+from atbench.data.concat import ConcatImages
+from atbench.data.lazy_images import LazyImages
 from atbench.errors import ConfigError, DataError
 
 
@@ -19,12 +19,13 @@ from atbench.errors import ConfigError, DataError
 class Images:
     """One split: `x` uint8 (N, C, H, W), `y` int64 (N,).
 
-    `x` is a tensor, or stands for one: two of them (`Joined`), or picture files (`Pictures`), of which rows are decoded
-    as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given become a
-    tensor. place: of a sample, (N,) int64 on the CPU, where each row stands in the split that it was taken from.
+    `x` is a tensor, or stands for one: two of them (`ConcatImages`), or picture files (`LazyImages`), of which rows are
+    decoded as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given
+    become a tensor. place: of a sample, (N,) int64 on the CPU, where each row stands in the split that it was taken
+    from.
     """
 
-    x: Tensor | Pictures | Joined
+    x: Tensor | LazyImages | ConcatImages
     y: Tensor
     place: Tensor | None = field(default=None, kw_only=True)
 
@@ -35,13 +36,13 @@ class Images:
         return Images(self.x.to(device), self.y.to(device), place=self.place)
 
     def take(self, index: Tensor) -> Images:
-        return Images(self.x.pick(index) if isinstance(self.x, Pictures) else self.x[index], self.y[index])
+        return Images(self.x.pick(index) if isinstance(self.x, LazyImages) else self.x[index], self.y[index])
 
     def sample(self, n: int) -> Images:
-        """`n` of them by `representative`, always the same ones; all, where there are no more."""
+        """`n` of them by `stratified_subset`, always the same ones; all, where there are no more."""
         if n >= len(self):
             return self
-        rows = representative(self.y, n)
+        rows = stratified_subset(self.y, n)
         taken = self.take(rows.to(self.y.device))
         return Images(taken.x, taken.y, place=self.places(rows))
 
@@ -52,11 +53,11 @@ class Images:
     @property
     def streamed(self) -> bool:
         """Whether rows are decoded as they are asked for."""
-        return isinstance(self.x, Pictures)
+        return isinstance(self.x, LazyImages)
 
     def expect(self, index: Tensor) -> None:
         """Streamed images: begin to decode what `floats` will be asked for next. Tensors are there already."""
-        if isinstance(self.x, Pictures):
+        if isinstance(self.x, LazyImages):
             self.x.expect(index)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,7 +67,7 @@ class Images:
     def sha256(self) -> str:
         """Checksum of pixels, labels and their shape; of pictures their files' names and sizes in place of pixels."""
         digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        if isinstance(self.x, Pictures):
+        if isinstance(self.x, LazyImages):
             digest.update(repr(list(self.x.names())).encode())
         else:
             digest.update(self.x[:].cpu().numpy().tobytes())
@@ -114,7 +115,7 @@ class Source:
         check(self.name, test, len(self.classes), every=False)
         if (theirs := tuple(test.x.shape[1:])) != self.shape:
             raise DataError(self.name, f"test images {theirs}", f"the train images are {self.shape}", "make them alike")
-        if isinstance(test.x, Pictures):
+        if isinstance(test.x, LazyImages):
             test.x.look()
 
     def parts(self) -> tuple[Tensor, Tensor]:
@@ -176,7 +177,7 @@ def stratified(y: Tensor, sizes: tuple[int, ...], seed: int) -> list[Tensor]:
     return [torch.from_numpy(np.sort(part)) for part in parts]
 
 
-def representative(y: Tensor, n: int, seed: int = 0) -> Tensor:
+def stratified_subset(y: Tensor, n: int, seed: int = 0) -> Tensor:
     """Positions (n,) of a sample of the labels `y` (N,), ascending, on the CPU: every class in proportion, and of a
     class any of its examples, in whatever order `y` is. All positions where n ≥ N.
 

@@ -16,7 +16,7 @@ TIMEOUT = 30.0  # seconds without an answer
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Download:
     """One file to fetch: its addresses in the order they are tried, its MD5, the folder it is put and unpacked in."""
 
     urls: Sequence[str]
@@ -57,7 +57,7 @@ def _absent(folder: Path) -> list[Path]:
     return [place for place in (folder, *folder.parents) if not place.exists()]
 
 
-def _out_of_reach(name: str, data_dir: Path, parcel: Parcel, reason: str) -> DataError:
+def _out_of_reach(name: str, data_dir: Path, parcel: Download, reason: str) -> DataError:
     path, prepared = parcel.folder / parcel.name, data_dir / name
     why = f"is not there, nor is {prepared}/train.npz, and {parcel.urls[0]} cannot be fetched ({reason})"
     unpack = " and unpack it there" if parcel.name.endswith(".tar.gz") else ""
@@ -65,20 +65,20 @@ def _out_of_reach(name: str, data_dir: Path, parcel: Parcel, reason: str) -> Dat
     return DataError(name, path, why, fix + ", image uint8 (N, H, W, C), label int64 (N,)")
 
 
-def parcels(name: str, data_dir: Path) -> list[Parcel]:
+def parcels(name: str, data_dir: Path) -> list[Download]:
     """What a set consists of."""
     from torchvision import datasets
 
     if name in ("mnist", "fashion_mnist"):
         digits = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
         folder = data_dir / digits.__name__ / "raw"
-        return [Parcel([base + file for base in digits.mirrors], file, md5, folder) for file, md5 in digits.resources]
+        return [Download([base + file for base in digits.mirrors], file, md5, folder) for file, md5 in digits.resources]
     if name in ("cifar10", "cifar100"):
         cifar = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-        return [Parcel([cifar.url], cifar.filename, cifar.tgz_md5, data_dir)]
+        return [Download([cifar.url], cifar.filename, cifar.tgz_md5, data_dir)]
     assert name == "svhn", name
     return [
-        Parcel([url], file, md5, data_dir)
+        Download([url], file, md5, data_dir)
         for url, file, md5 in (datasets.SVHN.split_list[s] for s in ("train", "test"))
     ]
 

@@ -8,7 +8,7 @@ import torch
 
 from atbench.data.dataset import Images
 from atbench.data.image_folder import pictures_below
-from atbench.data.lazy_images import GIB, Crew, Pictures
+from atbench.data.lazy_images import GIB, DecoderPool, LazyImages
 from atbench.data.npz import found, read_further
 from atbench.errors import DataError
 
@@ -29,18 +29,18 @@ def further(data_dir: Path, path: str, shape: tuple[int, int, int], classes: int
         if tuple(images.x.shape[1:]) != shape:
             ours = tuple(images.x.shape[1:])
             raise DataError(
-                "train.pool.path", path, f"its images are {ours}, the data set's {shape}", "make them alike"
+                "train.extra_data.path", path, f"its images are {ours}, the data set's {shape}", "make them alike"
             )
         return images
-    folder = found(data_dir, path, "train.pool.path")
+    folder = found(data_dir, path, "train.extra_data.path")
     if classes is not None:
         why = "a folder has no labels of the data set's classes"
-        raise DataError("train.pool.path", path, why, "save them as an npz with image and label")
+        raise DataError("train.extra_data.path", path, why, "save them as an npz with image and label")
     channels, height, width = shape
     if channels != 3 or height != width:
         why = f"the data set's images are {shape}, a folder's are colour squares"
-        raise DataError("train.pool.path", path, why, "save them as an npz with image uint8 (N, H, W, C)")
+        raise DataError("train.extra_data.path", path, why, "save them as an npz with image uint8 (N, H, W, C)")
     files = sorted(pictures_below(str(folder)))
     if not files:
-        raise DataError("train.pool.path", folder, "holds no picture", "correct the path")
-    return Images(Pictures(files, height, height, MEMORY * GIB, Crew(None)), torch.full((len(files),), -1))
+        raise DataError("train.extra_data.path", folder, "holds no picture", "correct the path")
+    return Images(LazyImages(files, height, height, MEMORY * GIB, DecoderPool(None)), torch.full((len(files),), -1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atbench.data.dataset import Images, Source, stratified
-from atbench.data.lazy_images import GIB, Crew, Pictures
+from atbench.data.lazy_images import GIB, DecoderPool, LazyImages
 from atbench.data.npz import SPLIT_SEED, count, found, npz, some
 from atbench.errors import ConfigError, DataError
 
@@ -26,10 +26,10 @@ class Decoding:
     size: int
     resize: int
     memory: float
-    crew: Crew
+    crew: DecoderPool
 
     def images(self, files: Sequence[str], labels: Tensor) -> Images:
-        return Images(Pictures(files, self.size, self.resize, self.memory * GIB, self.crew), labels)
+        return Images(LazyImages(files, self.size, self.resize, self.memory * GIB, self.crew), labels)
 
 
 def folder(
@@ -189,4 +189,4 @@ def _decoding(size: int, resize: int | None, memory: float, workers: int | None)
         raise ConfigError("dataset.source.resize", resize, why, "scale the shorter side to as much at least")
     if workers is not None and workers < 1:
         raise ConfigError("dataset.source.workers", workers, "nobody would decode", "use at least 1, or null")
-    return Decoding(size, shorter, memory, Crew(workers))
+    return Decoding(size, shorter, memory, DecoderPool(workers))

@@ -26,7 +26,7 @@ Rows = Tensor | slice
 GIB = 2**30
 
 
-class Crew:
+class DecoderPool:
     """The worker threads of one data set, started when there is something to decode.
 
     Args:
@@ -42,7 +42,7 @@ class Crew:
         return ThreadPoolExecutor(self.workers, "pictures")
 
 
-class Pictures:
+class LazyImages:
     """Stands where a uint8 tensor (N, 3, size, size) could: `shape`, `dtype`, `device`, rows by index, `to`.
 
     Args:
@@ -62,7 +62,7 @@ class Pictures:
         size: int,
         resize: int,
         memory: float,
-        crew: Crew,
+        crew: DecoderPool,
         device: torch.device | str = "cpu",
     ) -> None:
         self.files, self.size, self.resize, self.memory = files, size, resize, memory
@@ -90,11 +90,11 @@ class Pictures:
             for future in self._coming.popitem(last=False)[1]:
                 future.cancel()
 
-    def pick(self, index: Tensor) -> Pictures:
+    def pick(self, index: Tensor) -> LazyImages:
         """The rows `index`, still undecoded."""
         return self._like([self.files[row] for row in index.tolist()], self.device)
 
-    def to(self, device: torch.device | str) -> Tensor | Pictures:
+    def to(self, device: torch.device | str) -> Tensor | LazyImages:
         """A tensor on `device` where it fits into `memory`; else pictures that decode to it, their headers looked at.
 
         Raises DataError for a file that is no picture: now, and not when its turn comes in an epoch of hours.
@@ -119,8 +119,8 @@ class Pictures:
         for file in self.files:
             yield "/".join(file.split(os.sep)[-2:]), os.path.getsize(file)
 
-    def _like(self, files: Sequence[str], device: torch.device | str) -> Pictures:
-        return Pictures(files, self.size, self.resize, self.memory, self.crew, device)
+    def _like(self, files: Sequence[str], device: torch.device | str) -> LazyImages:
+        return LazyImages(files, self.size, self.resize, self.memory, self.crew, device)
 
     def _rows(self, index: Rows) -> NDArray[np.int64]:
         return np.arange(len(self))[index] if isinstance(index, slice) else index.cpu().numpy()

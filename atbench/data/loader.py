@@ -12,8 +12,8 @@ from torch import Tensor
 
 from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
-from atbench.data.concat import Joined
-from atbench.data.dataset import Images, Source, representative, stratified
+from atbench.data.concat import ConcatImages
+from atbench.data.dataset import Images, Source, stratified, stratified_subset
 from atbench.data.mixup import Mix, shares
 from atbench.errors import ConfigError
 from atbench.seeding import Draws, generator
@@ -27,7 +27,7 @@ class Share:
     world: int = 1
 
 
-class Endless:
+class PermutationSampler:
     """An endless sequence of example positions: one permutation of 0..n−1 after the other, each a function of (seed,
     pass).
     """
@@ -44,19 +44,22 @@ class Endless:
         return torch.cat(parts)
 
 
-class Blend:
+class MixedSampler:
     """An endless sequence of batches of two parts, positions 0..first−1 and first..first+second−1: of each batch a
-    `share`, rounded down, comes from the second. Each part is walked through as by `Endless`, and a batch's order is
-    drawn.
+    `share`, rounded down, comes from the second. Each part is walked through as by `PermutationSampler`, and a batch's
+    order is drawn.
     """
 
     def __init__(self, first: int, second: int, share: float, seed: int, name: str) -> None:
-        self.first, self.second = Endless(first, seed, name), Endless(second, seed, f"{name}/second")
+        self.first, self.second = (
+            PermutationSampler(first, seed, name),
+            PermutationSampler(second, seed, f"{name}/second"),
+        )
         self.share, self.seed, self.name = share, seed, name
 
     def rows(self, start: int, count: int) -> Tensor:
         """Positions of the batch of `count` that begins at `start`, a multiple of `count`, on the CPU."""
-        number, more = start // count, portion_of(self.share, count)
+        number, more = start // count, shard_bounds(self.share, count)
         rows = self.first.rows(number * (count - more), count - more)
         if more:
             rows = torch.cat([rows, self.second.rows(number * more, more) + self.first.n])
@@ -64,7 +67,7 @@ class Blend:
         return rows[torch.randperm(count, generator=generator("cpu", self.seed, "blend", self.name, number))]
 
 
-def portion_of(share: float, count: int) -> int:
+def shard_bounds(share: float, count: int) -> int:
     """⌊share · count⌋, where a share such as 0.7 is a little off in binary."""
     return int(share * count + 1e-9)
 
@@ -129,7 +132,7 @@ class TrainData:
         held, kept = source.parts()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
-        self.extra_size, self.extra = portion_of(extra, batch_size), extra
+        self.extra_size, self.extra = shard_bounds(extra, batch_size), extra
         self._check(len(whole), labelled, pool)
         if labelled is not None:
             with_label, without = stratified(whole.y, (round(labelled * len(whole)),), seed=1)
@@ -152,14 +155,14 @@ class TrainData:
             why = f"there are {size} images to train on"
             raise ConfigError("train.batch_size", self.batch_size, why, f"use at most {size}")
         if labelled is not None and pool is not None:
-            why = "train.pool.path names a pool already"
-            raise ConfigError("train.pool.labelled", labelled, why, "set one to null")
+            why = "train.extra_data.path names a pool already"
+            raise ConfigError("train.extra_data.labelled", labelled, why, "set one to null")
         if self.extra_size and labelled is None and pool is None:
-            fix = "set train.pool.labelled below 1, or train.pool.path"
-            raise ConfigError("train.pool.fraction", self.extra, "there are no images to draw", fix)
+            fix = "set train.extra_data.labelled below 1, or train.extra_data.path"
+            raise ConfigError("train.extra_data.fraction", self.extra, "there are no images to draw", fix)
         if self.extra_size >= self.batch_size:
             why = "leaves no image of the data set in a batch"
-            raise ConfigError("train.pool.fraction", self.extra, why, "use less than 1")
+            raise ConfigError("train.extra_data.fraction", self.extra, why, "use less than 1")
 
     def _join(self, more: Images) -> None:
         """Make images with labels rows of `train`, if a batch has any of them."""
@@ -167,10 +170,12 @@ class TrainData:
         if not self.extra_size:
             return
         if isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor):
-            x = Joined(self.train.x, more.x)
+            x = ConcatImages(self.train.x, more.x)
         else:
             why = "the data set's images are decoded as they are asked for"
-            raise ConfigError("train.pool.labels", True, why, "raise dataset.source.memory, so that they are kept")
+            raise ConfigError(
+                "train.extra_data.labels", True, why, "raise dataset.source.memory, so that they are kept"
+            )
         self.train, self.generated = Images(x, torch.cat([self.train.y, more.y])), len(more)
         self.extra_size = 0
 
@@ -179,11 +184,11 @@ class TrainData:
             why = f"it must split evenly over {self.share.world} processes, its unlabelled part too"
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
 
-    def order(self, images: Images, name: str) -> Endless | Blend:
+    def order(self, images: Images, name: str) -> PermutationSampler | MixedSampler:
         """The order of a stream of images: with generated ones among them, each batch has its share of both."""
         if images is self.train and self.generated:
-            return Blend(len(images) - self.generated, self.generated, self.extra, self.seed, name)
-        return Endless(len(images), self.seed, name)
+            return MixedSampler(len(images) - self.generated, self.generated, self.extra, self.seed, name)
+        return PermutationSampler(len(images), self.seed, name)
 
     def stream(self, name: str, size: int) -> Stream:
         """A further independent stream over the labelled train images, `size` of them a step over all processes."""
@@ -244,7 +249,7 @@ class TrainData:
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""
-        rows = representative(self.train.y[: len(self.train) - self.generated], count)
+        rows = stratified_subset(self.train.y[: len(self.train) - self.generated], count)
         return self.train.take(rows.to(self.device)).to(self.device)
 
     def sha256(self) -> str:

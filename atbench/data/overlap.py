@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from atbench.data.dataset import Images
-from atbench.data.lazy_images import Pictures
+from atbench.data.lazy_images import LazyImages
 
 CHUNK = 4096  # rows that are hashed at a time
 
@@ -18,9 +18,9 @@ def shared(train: Images, test: Images) -> int:
     """How many test images are among the train images, byte for byte: pixels, or files where both are pictures that
     are not decoded. Nothing can be said of pictures beside a tensor: 0.
     """
-    if isinstance(train.x, Pictures) and isinstance(test.x, Pictures):
+    if isinstance(train.x, LazyImages) and isinstance(test.x, LazyImages):
         return _shared_files(list(train.x.files), list(test.x.files))
-    if isinstance(train.x, Pictures) or isinstance(test.x, Pictures) or train.x.shape[1:] != test.x.shape[1:]:
+    if isinstance(train.x, LazyImages) or isinstance(test.x, LazyImages) or train.x.shape[1:] != test.x.shape[1:]:
         return 0
     known = set(_pixels(train))
     return sum(row in known for row in _pixels(test))

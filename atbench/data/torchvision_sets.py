@@ -28,7 +28,7 @@ from atbench.errors import ConfigError, DataError, hint
 
 
 @dataclass(frozen=True)
-class Shelf:
+class DatasetFiles:
     """Where torchvision keeps a set under `data_dir`: `files` by split, read by `read(folder, split)`."""
 
     folder: str
@@ -191,15 +191,15 @@ def _read_svhn(folder: Path, split: str) -> Images:
 
 _IDX = {split: _idx_names(split) for split in ("train", "test")}
 SHELVES = {
-    "mnist": Shelf("MNIST/raw", _IDX, _read_idx),
-    "fashion_mnist": Shelf("FashionMNIST/raw", _IDX, _read_idx),
-    "cifar10": Shelf(
+    "mnist": DatasetFiles("MNIST/raw", _IDX, _read_idx),
+    "fashion_mnist": DatasetFiles("FashionMNIST/raw", _IDX, _read_idx),
+    "cifar10": DatasetFiles(
         "cifar-10-batches-py",
         {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
         partial(_read_cifar, "labels"),
     ),
-    "cifar100": Shelf(
+    "cifar100": DatasetFiles(
         "cifar-100-python", {"train": ("train",), "test": ("test",)}, partial(_read_cifar, "fine_labels")
     ),
-    "svhn": Shelf("", {split: (f"{split}_32x32.mat",) for split in ("train", "test")}, _read_svhn),
+    "svhn": DatasetFiles("", {split: (f"{split}_32x32.mat",) for split in ("train", "test")}, _read_svhn),
 }

@@ -12,7 +12,7 @@ def warnings(found: Evaluation) -> Iterator[str]:
     """What the plan has to say of itself, steps that do not fit the ball, and a network that only guesses."""
     threat = found.plan.threat
     yield from found.plan.notes
-    yield from guessing(float(found.clean.double().mean()), len(found.clean), found.logits.shape[1])
+    yield from is_random_guess(float(found.clean.double().mean()), len(found.clean), found.logits.shape[1])
     if found.surface:
         yield from limits("pgd", threat.steps, threat.step_size, threat.eps)
     for name, each in found.found.items():
@@ -23,7 +23,7 @@ def warnings(found: Evaluation) -> Iterator[str]:
             yield from limits(name, steps, size, eps)
 
 
-def guessing(accuracy: float, n: int, classes: int) -> Iterator[str]:
+def is_random_guess(accuracy: float, n: int, classes: int) -> Iterator[str]:
     """Clean accuracy within two standard errors of chance, or below."""
     chance = 1 / classes
     if n >= 20 and accuracy <= chance + 2 * sqrt(chance * (1 - chance) / n):

@@ -12,13 +12,13 @@ class Outcome:
     """One attack over one split.
 
     name: `pgd-20`, `fgsm`, `cw_linf`, `square`, ...
-    knowledge: `gradient`, `features`, `queries`, `transfer` or `noise`, as `Attack.knowledge`.
+    access: `gradient`, `features`, `queries`, `transfer` or `noise`, as `Attack.access`.
     tried, broken: (n,) booleans on the CPU; `broken` is a subset of `tried`. An attack on survivors tried only those.
     seconds, forwards, gradients: what it cost; passes are counted in single images.
     """
 
     name: str
-    knowledge: str
+    access: str
     tried: Tensor
     broken: Tensor
     seconds: float = 0.0

@@ -14,9 +14,9 @@ from torch import Tensor
 from atbench.attacks import Attack, ball
 from atbench.data import Images
 from atbench.evaluation.attack_result import Outcome
-from atbench.evaluation.eval_model import Victim
-from atbench.evaluation.pgd_sweep import Threat, search
-from atbench.evaluation.result_cache import Ledger
+from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.pgd_sweep import PGDConfig, search
+from atbench.evaluation.result_cache import ResultCache
 from atbench.seeding import ExampleDraws, derive
 
 Array = NDArray[Any]
@@ -67,24 +67,24 @@ def eight_bit(x: Tensor, x_adv: Tensor) -> Tensor:
 class Suite:
     """Runs attacks on the examples that a network has right, in the same main threat, and remembers what they found."""
 
-    def __init__(self, victim: Victim, images: Images, clean: Tensor, ledger: Ledger, seed: int) -> None:
-        self.victim, self.images, self.clean, self.ledger, self.seed = victim, images, clean, ledger, seed
+    def __init__(self, eval_model: EvalModel, images: Images, clean: Tensor, cache: ResultCache, seed: int) -> None:
+        self.eval_model, self.images, self.clean, self.cache, self.seed = eval_model, images, clean, cache, seed
 
     def attack(self, name: str, attack: Attack, settings: Mapping[str, Any], tried: Tensor) -> Found:
         """Run an attack on the examples `tried` (n,), booleans."""
-        victim = self.victim
+        eval_model = self.eval_model
 
         def work(rows: Tensor) -> dict[str, Tensor]:
-            x, y = victim.load(self.images, rows)
-            with victim.ready():
+            x, y = eval_model.load(self.images, rows)
+            with eval_model.ready():
                 # A network that draws numbers of its own draws the same ones the next time.
                 torch.manual_seed(derive(self.seed, name, int(rows[0])))
-                x_adv = attack(victim, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
+                x_adv = attack(eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
                 return self.judged(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
-        columns = self.ledger.measure(victim, name, facts, tried.nonzero().flatten(), work)
-        found = self._found(name, attack.knowledge, tried, columns, facts)
+        columns = self.cache.measure(eval_model, name, facts, tried.nonzero().flatten(), work)
+        found = self._found(name, attack.access, tried, columns, facts)
         return replace(found, minimal=attack.minimal)
 
     def judged(
@@ -97,8 +97,8 @@ class Suite:
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, x).float().to(x.dtype)
         places = self.images.places(rows)
         with torch.no_grad():
-            logits = self.victim.judged(x_adv, places, self.seed, name)
-            rounded = self.victim.judged(eight_bit(x, x_adv), places, self.seed, name)
+            logits = self.eval_model.judged(x_adv, places, self.seed, name)
+            rounded = self.eval_model.judged(eight_bit(x, x_adv), places, self.seed, name)
         wrong = logits.argmax(dim=1) != y
         broken = wrong & legal(x, x_adv, norm, eps)
         return {
@@ -110,12 +110,12 @@ class Suite:
         }
 
     def _found(
-        self, name: str, knowledge: str, tried: Tensor, columns: dict[str, Array], settings: Mapping[str, Any]
+        self, name: str, access: str, tried: Tensor, columns: dict[str, Array], settings: Mapping[str, Any]
     ) -> Found:
         rows = tried.nonzero().flatten().numpy()
         n = len(self.images)
         if not len(rows):
-            nothing = Outcome(name, knowledge, tried, torch.zeros(n, dtype=torch.bool))
+            nothing = Outcome(name, access, tried, torch.zeros(n, dtype=torch.bool))
             empty = np.zeros((0, *self.images.x.shape[1:]), np.float32)
             none = np.full(n, np.nan)
             return Found(nothing, rows, empty, np.zeros(0, bool), np.full((n, 0), np.nan), none, settings)
@@ -127,10 +127,10 @@ class Suite:
         logits[rows], distance[rows] = columns["logits"], columns["distance"]
         forwards, gradients = (round(float(columns[key].sum())) for key in ("forwards", "gradients"))
         seconds = round(float(columns["seconds"].sum()), 3)
-        outcome = Outcome(name, knowledge, tried, broken, seconds, forwards, gradients)
+        outcome = Outcome(name, access, tried, broken, seconds, forwards, gradients)
         return Found(outcome, rows[hit], columns["x_adv"][hit], columns["eight"][hit], logits, distance, settings)
 
-    def surface(self, threat: Threat, multiples: Sequence[float], eps_steps: int) -> Surface:
+    def surface(self, threat: PGDConfig, multiples: Sequence[float], eps_steps: int) -> Surface:
         """PGD over k and ε: ascending radii, each searched only for what is not broken yet, or could be earlier.
 
         `multiples` of the threat's ε, the step size scaled along; the threat's own ε takes all of its steps, the others
@@ -146,15 +146,15 @@ class Suite:
             chain = [*chain, asdict(here)]
         return Surface(threat, levels, eps_steps)
 
-    def _level(self, threat: Threat, before: Tensor, chain: list[dict[str, Any]]) -> Level:
+    def _level(self, threat: PGDConfig, before: Tensor, chain: list[dict[str, Any]]) -> Level:
         """One radius after the smaller ones in `chain`, which broke what `before` says."""
-        victim = self.victim
+        eval_model = self.eval_model
 
         def work(rows: Tensor) -> dict[str, Tensor]:
-            x, y = victim.load(self.images, rows)
-            with victim.ready():
+            x, y = eval_model.load(self.images, rows)
+            with eval_model.ready():
                 torch.manual_seed(derive(self.seed, "pgd", int(rows[0])))
-                found = search(victim, x, y, self.images.places(rows), threat, before[rows])
+                found = search(eval_model, x, y, self.images.places(rows), threat, before[rows])
                 judged = self.judged(threat.norm, rows, x, y, found.x_adv, threat.norm, threat.eps)
             earlier = found.first < before[rows].clamp(max=threat.steps + 1).to(found.first.device)
             return {**judged, "broken": judged["broken"] & earlier, "first": found.first}
@@ -162,7 +162,7 @@ class Suite:
         tried = before > 1
         settings = asdict(threat)
         rows = tried.nonzero().flatten()
-        columns = self.ledger.measure(victim, "pgd", {**settings, "after": chain}, rows, work)
+        columns = self.cache.measure(eval_model, "pgd", {**settings, "after": chain}, rows, work)
         found = self._found("pgd", "gradient", tried, columns, settings)
         first = before.clone()
         if columns:
@@ -185,7 +185,7 @@ class Level:
 class Surface:
     """PGD over steps and radii: `levels` by multiple of the threat's ε."""
 
-    threat: Threat
+    threat: PGDConfig
     levels: Mapping[float, Level]
     eps_steps: int
 

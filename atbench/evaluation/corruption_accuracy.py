@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.interval import figure, wilson
 
 
 def corrupted(
-    victim: Victim, images: Images, names: Sequence[str], severities: Sequence[int], seed: int
+    eval_model: EvalModel, images: Images, names: Sequence[str], severities: Sequence[int], seed: int
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Accuracy under each corruption at each severity (atbench.data.corruptions), all on the same n images.
 
@@ -36,7 +36,7 @@ def corrupted(
         CorruptedImages(images.x, images.y, name, severity, seed, position) for name in names for severity in severities
     ]
     n = len(images)
-    masks = np.stack([victim.correct(view).numpy() for view in plan])
+    masks = np.stack([eval_model.correct(view).numpy() for view in plan])
     rows = [
         {"name": view.name, "severity": view.severity, **figure(int(mask.sum()), n), "n": n}
         for view, mask in zip(plan, masks, strict=True)

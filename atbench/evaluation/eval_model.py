@@ -16,7 +16,7 @@ from atbench.seeding import derive, seed_global
 Sum = Callable[[Tensor], Tensor]
 
 
-class Victim:
+class EvalModel:
     """A network under evaluation: eval mode and frozen inside `ready`, everything restored afterwards.
 
     Counts the images that went forward (`passes`), and of those how many were asked for a gradient (`gradients`).
@@ -37,7 +37,7 @@ class Victim:
         self.passes = self.gradients = 0
         self.random = False
         self.doing = ""
-        self.watch: Callable[[Victim], None] = lambda victim: None
+        self.watch: Callable[[EvalModel], None] = lambda eval_model: None
 
     @contextmanager
     def ready(self) -> Iterator[None]:

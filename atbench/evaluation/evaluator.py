@@ -18,10 +18,10 @@ from atbench.evaluation.attack_runner import UNKNOWN, Found, Suite, Surface
 from atbench.evaluation.audit.audit import Check, audit
 from atbench.evaluation.audit.outputs import randomness
 from atbench.evaluation.corruption_accuracy import corrupted
-from atbench.evaluation.eval_model import Victim
-from atbench.evaluation.pgd_sweep import Threat
+from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import CONFIDENT, Reject, Rejection, confidence, threshold
-from atbench.evaluation.result_cache import Ledger
+from atbench.evaluation.result_cache import ResultCache
 
 Array = NDArray[Any]
 
@@ -32,7 +32,7 @@ class Plan:
 
     threat: the main PGD; `steps`: those reported of its trajectory, none for no sweep; `eps_grid`: radii as multiples
         of its ε, each with `eps_steps` steps.
-    attacks: further attacks in the same ball, by name, each with the settings that it was made from. `survivors`: each
+    attacks: further attacks in the same ball, by name, each with the settings that it was made from. `sequential`: each
         runs on what the ones before left right, as AutoAttack does; otherwise on all that is right without attack.
     audit: on how many examples the evaluation itself is examined; 0: not.
     norms: threats of other norms, by name. corruptions: severities at which all corruptions are tried.
@@ -40,15 +40,15 @@ class Plan:
     images are kept. notes: how it differs from what was asked for.
     """
 
-    threat: Threat
+    threat: PGDConfig
     steps: Sequence[int]
     eps_grid: Sequence[float]
     eps_steps: int
     limit: int | None = None
     attacks: Mapping[str, tuple[Attack, Mapping[str, Any]]] = field(default_factory=dict)
-    survivors: bool = False
+    sequential: bool = False
     audit: int = 0
-    norms: Mapping[str, Threat] = field(default_factory=dict)
+    norms: Mapping[str, PGDConfig] = field(default_factory=dict)
     corruptions: Sequence[int] = ()
     reject: Reject | None = None
     examples: bool = True
@@ -100,29 +100,29 @@ class Evaluation:
 
 
 def evaluate(
-    victim: Victim,
+    eval_model: EvalModel,
     images: Images,
     plan: Plan,
-    ledger: Ledger | None = None,
+    cache: ResultCache | None = None,
     told: Callable[[Evaluation], None] = lambda so_far: None,
 ) -> Evaluation:
     """Run the plan. `told` hears of everything that is finished: an interrupted evaluation has its figures, too."""
-    ledger = ledger or Ledger(None, {})
+    cache = cache or ResultCache(None, {})
     of = len(images)
     if plan.limit is not None:
         images = images.sample(plan.limit)
-    random = randomness(victim, images)
-    victim.random = random is not None
-    clean, logits = clean_logits(victim, images, ledger, plan.threat.seed)
-    suite = Suite(victim, images, clean, ledger, plan.threat.seed)
+    random = randomness(eval_model, images)
+    eval_model.random = random is not None
+    clean, logits = clean_logits(eval_model, images, cache, plan.threat.seed)
+    suite = Suite(eval_model, images, clean, cache, plan.threat.seed)
     so_far = Evaluation(plan, images, clean, logits, random=random, of=of)
     if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
-        so_far.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
+        so_far.corrupted = corrupted(eval_model, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.steps:
         so_far.surface = suite.surface(plan.threat, plan.eps_grid, plan.eps_steps)
         told(so_far)
     for name, (attack, settings) in plan.attacks.items():
-        tried = so_far.robust if plan.survivors else clean
+        tried = so_far.robust if plan.sequential else clean
         so_far.found[name] = suite.attack(name, attack, settings, tried)
         told(so_far)
     if plan.reject:
@@ -132,8 +132,8 @@ def evaluate(
     for name, threat in plan.norms.items():
         so_far.norms[name] = suite.surface(threat, [], threat.steps)
     if plan.audit:
-        victim.doing = "audit"
-        so_far.checks = audit(victim, images, clean, plan.threat, so_far.outcomes(), plan.audit)
+        eval_model.doing = "audit"
+        so_far.checks = audit(eval_model, images, clean, plan.threat, so_far.outcomes(), plan.audit)
     return so_far
 
 
@@ -146,20 +146,20 @@ def rejected(suite: Suite, plan: Reject) -> Rejection:
 
 def held_out(suite: Suite, images: Images) -> Array:
     """Confidences of the right predictions on held-out images."""
-    right, logits = clean_logits(suite.victim, images, suite.ledger, suite.seed, "held_out")
+    right, logits = clean_logits(suite.eval_model, images, suite.cache, suite.seed, "held_out")
     return confidence(logits[right.numpy()])
 
 
 def clean_logits(
-    victim: Victim, images: Images, ledger: Ledger, seed: int, name: str = "clean"
+    eval_model: EvalModel, images: Images, cache: ResultCache, seed: int, name: str = "clean"
 ) -> tuple[Tensor, Array]:
-    """Which images are right without an attack, and the logits of all. `name` is for the ledger."""
+    """Which images are right without an attack, and the logits of all. `name` is for the cache."""
 
     def work(rows: Tensor) -> dict[str, Tensor]:
-        x, y = victim.load(images, rows)
-        with victim.ready(), torch.no_grad():
-            logits = victim.judged(x, images.places(rows), seed, name)
+        x, y = eval_model.load(images, rows)
+        with eval_model.ready(), torch.no_grad():
+            logits = eval_model.judged(x, images.places(rows), seed, name)
         return {"right": logits.argmax(dim=1) == y, "logits": logits.float()}
 
-    columns = ledger.measure(victim, name, {}, torch.arange(len(images)), work)
+    columns = cache.measure(eval_model, name, {}, torch.arange(len(images)), work)
     return torch.from_numpy(columns["right"]), columns["logits"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, State, label_objective
 from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.seeding import ExampleDraws
 
 #: In `broken_at`: this example was never misclassified.
@@ -25,7 +25,7 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Threat:
+class PGDConfig:
     """An evaluation's PGD: what it maximises, how far and how often it goes.
 
     objective: a name in LABEL_OBJECTIVES; the other names are those of GradientAttack. `seed` fixes the random starts.
@@ -61,21 +61,21 @@ class Trajectory:
 
 
 def search(
-    victim: Victim, x: Tensor, y: Tensor, rows: Tensor, threat: Threat, before: Tensor | None = None
+    eval_model: EvalModel, x: Tensor, y: Tensor, rows: Tensor, threat: PGDConfig, before: Tensor | None = None
 ) -> Trajectory:
     """PGD over all restarts on one batch; `rows` are its places in the data set, for the random starts.
 
     `before` (B,) are first broken steps that are known already: only an earlier one is searched for. The start counts
     as step 1: PGD-1 is broken by its own random start too. Call it inside `victim.ready()`.
     """
-    attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, keep="first")
+    attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, return_point="first")
     never = threat.steps + 1
     first = torch.full((len(x),), never, device=x.device)
     if before is not None:
         first = torch.minimum(first, before.to(x.device))
     found = x.clone()
     broken = torch.zeros_like(first, dtype=torch.bool)
-    objective = Objective(victim.logits, label_objective(threat.objective), y)
+    objective = Objective(eval_model.logits, label_objective(threat.objective), y)
 
     def stop(state: State) -> Tensor:
         wrong = state.outputs.argmax(dim=1) != y[state.rows]
@@ -96,19 +96,19 @@ def search(
     return Trajectory(first, found)
 
 
-def broken_at(victim: Victim, images: Images, threat: Threat, alive: Tensor) -> Tensor:
+def broken_at(eval_model: EvalModel, images: Images, threat: PGDConfig, alive: Tensor) -> Tensor:
     """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, NEVER if none.
 
     `alive` (n,) booleans. Shared by the victim's processes.
     """
     never = threat.steps + 1
-    first = torch.where(alive, never, 0).to(victim.device)
+    first = torch.where(alive, never, 0).to(eval_model.device)
     found = torch.zeros_like(first)
-    with victim.ready():
-        for rows in victim.batches(alive.nonzero().flatten()):
-            x, y = victim.load(images, rows)
-            found[rows.to(victim.device)] = never - search(victim, x, y, images.places(rows), threat).first
-    first = first - victim.reduce(found)
+    with eval_model.ready():
+        for rows in eval_model.batches(alive.nonzero().flatten()):
+            x, y = eval_model.load(images, rows)
+            found[rows.to(eval_model.device)] = never - search(eval_model, x, y, images.places(rows), threat).first
+    first = first - eval_model.reduce(found)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
 
 

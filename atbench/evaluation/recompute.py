@@ -18,17 +18,17 @@ from atbench.evaluation.attack_runner import UNKNOWN, Found, Level, Suite, Surfa
 from atbench.evaluation.audit.outputs import randomness
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.corruption_accuracy import corrupted
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Evaluation, Plan, clean_logits, held_out
-from atbench.evaluation.pgd_sweep import Threat
+from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import CONFIDENT, Reject, Rejection, threshold
-from atbench.evaluation.result_cache import Ledger
+from atbench.evaluation.result_cache import ResultCache
 
 Array = NDArray[Any]
 
 
 def rebuilt(
-    victim: Victim, images: Images, plan: Plan, outcomes: Mapping[str, Array], images_kept: Mapping[str, Array]
+    eval_model: EvalModel, images: Images, plan: Plan, outcomes: Mapping[str, Array], images_kept: Mapping[str, Array]
 ) -> Evaluation:
     """The evaluation of `plan` as its kept images prove it.
 
@@ -37,21 +37,21 @@ def rebuilt(
     """
     of = len(images)
     images = images if plan.limit is None else images.sample(plan.limit)
-    random = randomness(victim, images)
-    victim.random = random is not None
-    clean, logits = clean_logits(victim, images, Ledger(None, {}), plan.threat.seed)
-    suite = Suite(victim, images, clean, Ledger(None, {}), plan.threat.seed)
+    random = randomness(eval_model, images)
+    eval_model.random = random is not None
+    clean, logits = clean_logits(eval_model, images, ResultCache(None, {}), plan.threat.seed)
+    suite = Suite(eval_model, images, clean, ResultCache(None, {}), plan.threat.seed)
     judge = _Judge(suite, images_kept, outcomes, logits.shape[1])
     again = Evaluation(plan, images, clean, logits, random=random, of=of)
     if plan.corruptions:
-        again.corrupted = corrupted(victim, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
+        again.corrupted = corrupted(eval_model, images, list(CORRUPTIONS), plan.corruptions, plan.threat.seed)
     if plan.steps:
         again.surface = judge.surface("pgd", plan.threat, sorted({*plan.eps_grid, 1.0} - {0.0}), plan.eps_steps)
     attacks = {**plan.attacks, **({CONFIDENT: (plan.reject.attack, plan.reject.settings)} if plan.reject else {})}
     for name, (attack, settings) in attacks.items():
-        tried = again.robust if plan.survivors and name != CONFIDENT else clean
+        tried = again.robust if plan.sequential and name != CONFIDENT else clean
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
-        again.found[name] = judge.found(name, tried, facts, attack.knowledge, attack.minimal)
+        again.found[name] = judge.found(name, tried, facts, attack.access, attack.minimal)
     for name, threat in plan.norms.items():
         again.norms[name] = judge.surface(f"pgd_{name}", threat, [1.0], threat.steps)
     if plan.reject:
@@ -60,10 +60,10 @@ def rebuilt(
     return again
 
 
-def _rejection(judge: _Judge, plan: Reject, threat: Threat) -> Rejection:
+def _rejection(judge: _Judge, plan: Reject, threat: PGDConfig) -> Rejection:
     held = held_out(judge.suite, plan.held)
     facts = {"norm": threat.norm, "eps": threat.eps, **plan.settings}
-    mistaken = judge.found("mistaken", ~judge.suite.clean, facts, plan.attack.knowledge, name_of_draws=CONFIDENT)
+    mistaken = judge.found("mistaken", ~judge.suite.clean, facts, plan.attack.access, name_of_draws=CONFIDENT)
     return Rejection(plan.share, threshold(held, plan.share), held, mistaken)
 
 
@@ -88,17 +88,17 @@ class _Judge:
         name: str,
         tried: Tensor,
         facts: Mapping[str, Any],
-        knowledge: str = "",
+        access: str = "",
         minimal: bool = False,
         name_of_draws: str = "",
     ) -> Found:
-        victim, n = self.suite.victim, len(tried)
+        eval_model, n = self.suite.eval_model, len(tried)
         rows, x_adv = self._images(name, n)
         parts: list[dict[str, Tensor]] = []
-        with victim.ready():
-            for places in torch.arange(len(rows)).split(victim.batch_size):
+        with eval_model.ready():
+            for places in torch.arange(len(rows)).split(eval_model.batch_size):
                 where = torch.from_numpy(rows)[places]
-                x, y = victim.load(self.suite.images, where)
+                x, y = eval_model.load(self.suite.images, where)
                 given = x_adv[places].to(device=x.device, dtype=x.dtype)
                 parts.append(self.suite.judged(name_of_draws or name, where, x, y, given, facts["norm"], facts["eps"]))
         columns = {key: torch.cat([part[key].cpu() for part in parts]).numpy() for key in (parts[0] if parts else {})}
@@ -111,11 +111,11 @@ class _Judge:
         distance[~tried.numpy()] = np.nan
         if parts:
             logits[rows], distance[rows] = columns["logits"], columns["distance"]
-        outcome = Outcome(name, knowledge, tried, broken)
+        outcome = Outcome(name, access, tried, broken)
         eight = columns.get("eight", np.zeros(0, bool))
         return Found(outcome, rows[right], x_adv.numpy()[right], eight[right], logits, distance, dict(facts), minimal)
 
-    def surface(self, name: str, threat: Threat, multiples: list[float], eps_steps: int) -> Surface:
+    def surface(self, name: str, threat: PGDConfig, multiples: list[float], eps_steps: int) -> Surface:
         levels: dict[float, Level] = {}
         first = torch.where(self.suite.clean, UNKNOWN, 0)
         for position, multiple in enumerate(multiples):

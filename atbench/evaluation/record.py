@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from atbench.data import representative
+from atbench.data import stratified_subset
 from atbench.evaluation import metrics, rejection
 from atbench.evaluation.attack_limits import warnings
 from atbench.evaluation.attack_runner import UNKNOWN, Found
@@ -79,7 +79,7 @@ def _plan(found: Evaluation) -> dict[str, Any]:
         "steps": list(plan.steps),
         "eps_grid": list(plan.eps_grid),
         "eps_steps": plan.eps_steps,
-        "survivors": plan.survivors,
+        "sequential": plan.sequential,
         "multiples": list(found.surface.levels) if found.surface else [],
         "norms": {name: asdict(threat) for name, threat in plan.norms.items()},
     }
@@ -145,7 +145,7 @@ def _attacks(found: Evaluation) -> Iterator[dict[str, Any]]:
         alone = torch.equal(outcome.tried, found.clean)
         entry = {
             "name": name,
-            "knowledge": outcome.knowledge,
+            "access": outcome.access,
             "settings": dict(each.settings),
             "tried": int(outcome.tried.sum()),
             "broken": int(outcome.broken.sum()),
@@ -251,7 +251,7 @@ def _pictures(found: Evaluation) -> dict[str, Array]:
     for each in reversed(_main(found)):
         image |= {int(row): x_adv for row, x_adv in zip(each.rows, each.x_adv, strict=True)}
     rows = np.array(sorted(image), np.int64)
-    shown = rows[representative(torch.from_numpy(label[rows]), SHOWN).numpy()]
+    shown = rows[stratified_subset(torch.from_numpy(label[rows]), SHOWN).numpy()]
     adversarial = adversarial_logits(found)
     after = adversarial[shown].argmax(axis=1) if adversarial is not None else shown
     index = torch.from_numpy(shown).to(found.images.x.device)

@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.runs.run_dir import write_bytes
 
 Array = NDArray[Any]
 Work = Callable[[Tensor], Mapping[str, Tensor]]
 
 
-class Ledger:
+class ResultCache:
     """Measures examples and remembers them.
 
     Args:
@@ -43,7 +43,7 @@ class Ledger:
         self.folder, self.facts = folder, dict(facts)
 
     def measure(
-        self, victim: Victim, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work
+        self, eval_model: EvalModel, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work
     ) -> dict[str, Array]:
         """`work(rows)` of one batch after the other, for those of `rows` that no part has yet.
 
@@ -52,17 +52,19 @@ class Ledger:
         """
         place = self._place(name, settings)
         known = _Table(_parts(place) if place else [])
-        victim.reduce(torch.zeros(1, device=victim.device))  # every process has read the same, before any writes
+        eval_model.reduce(
+            torch.zeros(1, device=eval_model.device)
+        )  # every process has read the same, before any writes
         mine, since = _Table([]), time.monotonic()
-        for batch in victim.batches(rows[~torch.isin(rows, torch.from_numpy(known.rows))]):
-            victim.doing = f"{name}: {len(known.rows) + victim.world * len(mine.rows)} of {len(rows)} images"
-            mine.add(_measured(victim, batch, work))
+        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(known.rows))]):
+            eval_model.doing = f"{name}: {len(known.rows) + eval_model.world * len(mine.rows)} of {len(rows)} images"
+            mine.add(_measured(eval_model, batch, work))
             if place and time.monotonic() - since > self.SECONDS:
-                mine.write(place, victim.rank)
+                mine.write(place, eval_model.rank)
                 since = time.monotonic()
         if place:
-            mine.write(place, victim.rank)
-            victim.reduce(torch.zeros(1, device=victim.device))  # every process has written
+            mine.write(place, eval_model.rank)
+            eval_model.reduce(torch.zeros(1, device=eval_model.device))  # every process has written
             return _Table(_parts(place)).pick(rows)
         return mine.pick(rows)
 
@@ -78,13 +80,13 @@ class Ledger:
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _measured(victim: Victim, batch: Tensor, work: Work) -> dict[str, Array]:
-    began, passes, gradients = time.monotonic(), victim.passes, victim.gradients
+def _measured(eval_model: EvalModel, batch: Tensor, work: Work) -> dict[str, Array]:
+    began, passes, gradients = time.monotonic(), eval_model.passes, eval_model.gradients
     found = {key: value.detach().cpu().numpy() for key, value in work(batch).items()}
     cost = {
         "seconds": time.monotonic() - began,
-        "forwards": victim.passes - passes,
-        "gradients": victim.gradients - gradients,
+        "forwards": eval_model.passes - passes,
+        "gradients": eval_model.gradients - gradients,
     }
     shares = {key: np.full(len(batch), value / len(batch)) for key, value in cost.items()}
     return {"rows": batch.numpy(), **found, **shares}

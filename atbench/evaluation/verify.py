@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atbench.data import Images
 from atbench.evaluation import record as records
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Plan
 from atbench.evaluation.recompute import rebuilt
 
@@ -57,7 +57,7 @@ class Again:
 
 
 def verify(
-    victim: Victim,
+    eval_model: EvalModel,
     images: Images,
     plan: Plan,
     record: Mapping[str, Any],
@@ -72,12 +72,12 @@ def verify(
     `outcomes` and `kept` are the arrays of the record's two npz files, `about` the fields that its place and its
     checkpoint say.
     """
-    again = computed(victim, images, plan, record, outcomes, kept, classes)
+    again = computed(eval_model, images, plan, record, outcomes, kept, classes)
     return compared(record, outcomes, kept, replace(again, record={**again.record, **(about or {})}))
 
 
 def computed(
-    victim: Victim,
+    eval_model: EvalModel,
     images: Images,
     plan: Plan,
     record: Mapping[str, Any],
@@ -86,7 +86,7 @@ def computed(
     classes: tuple[str, ...] = (),
 ) -> Again:
     """Everything again; of the record only a threshold that rounding may have moved is taken over."""
-    found = rebuilt(victim, images, plan, outcomes, kept)
+    found = rebuilt(eval_model, images, plan, outcomes, kept)
     arrays, adversarial = records.arrays(found), records.adversarial_logits(found)
     # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
     if _alike("logits_clean", outcomes.get("logits_clean"), found.logits):

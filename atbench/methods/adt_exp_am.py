@@ -12,7 +12,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.attacks.norms.lp_ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 from atbench.seeding import generator
 
 GENERATOR_NORMS = ("batch", "none")
@@ -70,15 +70,15 @@ class AdtExpAm(Method):
     def groups(self) -> dict[str, nn.Module]:
         return {"model": self.model, "generator": self.generator}
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # a generator in place of a search
 
     def perturb(self, batch: Batch) -> Batch:
         """What the generator is told; it perturbs in `loss`, in the pass that trains it."""
-        with self.crafting():
+        with self.attack_mode():
             first = self._gradient(batch.x, batch.y)
             second = self._gradient((batch.x + self.attack.eps * first.sign()).clamp_(0, 1), batch.y)
-        return batch.having(told=torch.cat([batch.x, first, second], dim=1))
+        return batch.with_adv(told=torch.cat([batch.x, first, second], dim=1))
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """∇_x of the mean cross-entropy of the joint batch; unsigned, so its scale matters to the generator."""

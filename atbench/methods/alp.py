@@ -48,7 +48,7 @@ class Alp(Method):
         self.classes = len(data.source.classes)
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.having(self.search(self._objective(batch), batch.x))
+        return batch.with_adv(self.run_attack(self._objective(batch), batch.x))
 
     def _objective(self, batch: Batch) -> Objective:
         if self.target == "label":
@@ -56,7 +56,7 @@ class Alp(Method):
         if self.target == "random":
             unit = (self.rng("target").uniform(batch.x.new_empty(len(batch))) + 1) / 2
             return Objective(self.model, likelihood, (unit * self.classes).long().clamp_(max=self.classes - 1))
-        with torch.no_grad(), self.crafting():
+        with torch.no_grad(), self.attack_mode():
             logits = self.model(batch.x)
         if self.target == "predicted":
             return Objective(self.model, cross_entropy, logits.argmax(dim=1))
@@ -69,5 +69,5 @@ class Alp(Method):
         terms = {"ce": risk.detach(), "pairing": pairing.detach(), "accuracy": accuracy(logits, y)}
         return Loss(risk + self.weight * pairing, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + (6 if self.target in ("label", "random") else 7)

@@ -35,7 +35,7 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
 
 
-class Steps(NamedTuple):
+class FixedSteps(NamedTuple):
     """A search as far as its steps go: how many, how long, in a ball of which radius."""
 
     number: int
@@ -69,7 +69,7 @@ class Round:
 
     The trainer replaces `batch` by `perturb(batch)` if `perturb`; computes the loss and its gradient; updates the
     parameters if `step`, and lets gradients accumulate towards the next round's update otherwise; then calls
-    `commit(batch)`.
+    `after_update(batch)`.
     """
 
     batch: Batch
@@ -136,8 +136,8 @@ class Method(nn.Module):
 
     Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves
     and restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient
-    counts goes through the wrapper. `perturb`, `loss` and `rounds` write no state that outlives the batch, for either
-    may run more than once for one update; `commit` does.
+    counts goes through the wrapper. `perturb`, `loss` and `inner_updates` write no state that outlives the batch, for
+    either may run more than once for one update; `after_update` does.
     """
 
     #: Values depend on the whole batch: rows cannot be dropped, and several processes differ from one with the joint
@@ -149,7 +149,7 @@ class Method(nn.Module):
     #: not the loss, which the method records as a term.
     accumulates = False
     #: Looks up what the network says of the label: it must be one class, and mixed images (CutMix, MixUp) have two.
-    one_label = False
+    requires_hard_labels = False
 
     def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Method(nn.Module):
 
     def perturb(self, batch: Batch) -> Batch:
         """The inner maximisation; by default max_δ CE(f(x+δ), y) with the configured attack."""
-        return batch.having(self.search(Objective(self.model, cross_entropy, batch.y), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, cross_entropy, batch.y), batch.x))
 
     def loss(self, batch: Batch) -> Loss:
         """The outer minimisation, over one perturbed batch."""
@@ -175,19 +175,19 @@ class Method(nn.Module):
     def setup(self, data: TrainData) -> None:
         """Allocate tables and streams; the clock is set. Runs at every start, before state is loaded; must be cheap."""
 
-    def stage0(self) -> dict[str, Stage]:
+    def pretraining(self) -> dict[str, Stage]:
         """Runs to train first, by name; kept under the run, each with its own resume."""
         return {}
 
-    def begin(self, stages: dict[str, nn.Module]) -> None:
-        """Take over the networks that `stage0` asked for. Not called on resume: what is needed later belongs in the
-        state.
+    def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
+        """Take over the networks that `pretraining` asked for. Not called on resume: what is needed later belongs in
+        the state.
         """
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         """Write state, once a round, after the update. Write gathered values, so that all processes agree."""
 
-    def rounds(self, batch: Batch) -> Iterator[Round]:
+    def inner_updates(self, batch: Batch) -> Iterator[Round]:
         """How often one loaded batch is used; the trainer exhausts it before the next batch."""
         yield Round(batch)
 
@@ -195,18 +195,18 @@ class Method(nn.Module):
         """Called after each epoch with the validation figures, the same on every process."""
         return None
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         """The searches of training that make steps of one length, by where they are set; none where a method takes the
         lengths of its steps from ε, or makes none.
         """
         own = self.attack
-        return {} if own.rule == "adam" else {"attack": Steps(own.steps, own.step_size, own.eps)}
+        return {} if own.rule == "adam" else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
 
     def groups(self) -> dict[str, nn.Module]:
         """One optimizer and schedule a name. What is in no group is not trained, clipped, averaged or perturbed."""
         return {"model": self.model}
 
-    def floor(self, steps: int) -> float | None:
+    def forward_cost(self, steps: int) -> float | None:
         """Least cost of a batch in forward passes under an attack of `steps` steps; None where it is not fixed."""
         return None
 
@@ -224,12 +224,12 @@ class Method(nn.Module):
         return next(self.parameters()).device
 
     @contextmanager
-    def crafting(self) -> Iterator[None]:
+    def attack_mode(self) -> Iterator[None]:
         """A block in which all networks are in the attack's mode (`attack.bn`), frozen, and restored afterwards."""
         with untouched(self), bn_mode(self, self.attack.bn):
             yield
 
-    def search(
+    def run_attack(
         self,
         objective: Objective,
         x: Tensor,
@@ -243,12 +243,12 @@ class Method(nn.Module):
     ) -> Tensor:
         """Run the configured attack with the networks in its mode and everything restored afterwards."""
         options: dict[str, Any] = {"start": start, "eps": eps, "step_size": step_size, "steps": steps, "stop": stop}
-        with self.crafting():
+        with self.attack_mode():
             return self.attack(objective, x, rng=self.rng(stream), **options)
 
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """softmax(f(x)) in the attack's mode, without gradient: what KL-type attacks compare to."""
-        with torch.no_grad(), self.crafting():
+        with torch.no_grad(), self.attack_mode():
             return (network or self.model)(x).softmax(dim=1)
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ class Method(nn.Module):
         """
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
-    def portion(self, batch: Batch, share: float) -> Tensor:
+    def subset_mask(self, batch: Batch, share: float) -> Tensor:
         """(B,) bool: a `share` of the rows, spread evenly over the joint batch. Data are shuffled, so any rows do."""
         first = self.clock.rank * len(batch)
         rows = torch.arange(first, first + len(batch), device=batch.x.device, dtype=torch.float64)

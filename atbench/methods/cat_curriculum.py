@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Decision, Keep, Loss, Method, Report, Restore, Steps, accuracy
+from atbench.methods.base import Decision, FixedSteps, Keep, Loss, Method, Report, Restore, accuracy
 
 ADVANCES = ("validation", "training")
 
@@ -78,9 +78,9 @@ class CatCurriculum(Method):
             return chunk[state.rows] <= state.step
 
         objective = Objective(self.model, cross_entropy, batch.y)
-        x_adv = self.search(objective, batch.x, step_size=lengths[chunk], steps=top, stop=finished)
+        x_adv = self.run_attack(objective, batch.x, step_size=lengths[chunk], steps=top, stop=finished)
         clean = (chunk == 0).view(-1, 1, 1, 1)
-        return batch.having(torch.where(clean, batch.x, x_adv))
+        return batch.with_adv(torch.where(clean, batch.x, x_adv))
 
     def _chunks(self, batch: Batch) -> Tensor:
         """The strength of each row, (B,): chunks are cut from the joint batch; a process has consecutive rows of it."""
@@ -93,7 +93,7 @@ class CatCurriculum(Method):
         rng, eps = self.rng("length"), self.attack.eps
         return [0.0] + [2 * eps / j * rng.scalar(*sorted((1, 10 / j))) for j in range(1, top + 1)]
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # steps of a share of ε
 
     def loss(self, batch: Batch) -> Loss:

@@ -43,7 +43,7 @@ class Ccat(Method):
         share: f, the part of the batch that is attacked.
     """
 
-    one_label = True
+    requires_hard_labels = True
 
     def __init__(self, model: nn.Module, attack: GradientAttack, rho: float = 10.0, share: float = 0.5) -> None:
         super().__init__(model, attack)
@@ -54,12 +54,12 @@ class Ccat(Method):
         self.rho, self.share = rho, share
 
     def perturb(self, batch: Batch) -> Batch:
-        rows = self.portion(batch, self.share)
+        rows = self.subset_mask(batch, self.share)
         # Drawn for all rows, so that an example's start is the same however processes share the attacked ones.
         start = self._start(batch.x)[rows]
         x_adv = batch.x.clone()
-        x_adv[rows] = self.search(Objective(self.model, confidence, batch.y[rows]), batch.x[rows], start=start)
-        return batch.having(x_adv)
+        x_adv[rows] = self.run_attack(Objective(self.model, confidence, batch.y[rows]), batch.x[rows], start=start)
+        return batch.with_adv(x_adv)
 
     def _start(self, x: Tensor) -> Tensor:
         """x + δ in ball and box: δ Gaussian with σ = ε/(2 ln D) for D pixels, a Gaussian direction of the length
@@ -87,5 +87,5 @@ class Ccat(Method):
         terms = {"ce": total.detach(), "uniform": uniform.mean(), "accuracy": accuracy(logits, batch.y)}
         return Loss(total, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return self.share * (2 * steps + 1) + 3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 
 
 class Clp(Method):
@@ -60,10 +60,10 @@ class Clp(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         if self.noise == 0:
-            return batch.having(batch.x)
-        return batch.having((batch.x + self.noise * self.rng("noise").normal(batch.x)).clamp_(0, 1))
+            return batch.with_adv(batch.x)
+        return batch.with_adv((batch.x + self.noise * self.rng("noise").normal(batch.x)).clamp_(0, 1))
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # no attack
 
     def loss(self, batch: Batch) -> Loss:
@@ -77,7 +77,7 @@ class Clp(Method):
         """Logits of all rows, from a forward of every pair's first image and one of every pair's second."""
         return torch.stack([self.model(x[0::2]), self.model(x[1::2])], dim=1).flatten(0, 1)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 6 if self.penalty == "pairs" else 3
 
 

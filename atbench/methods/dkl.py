@@ -40,7 +40,7 @@ class Dkl(Method):
         ramp: whether ε and the step size grow over training.
     """
 
-    one_label = True
+    requires_hard_labels = True
     table: Tensor
     sums: Tensor
 
@@ -66,12 +66,12 @@ class Dkl(Method):
         self.register_buffer("sums", torch.zeros_like(even))
 
     def perturb(self, batch: Batch) -> Batch:
-        with torch.no_grad(), self.crafting():
+        with torch.no_grad(), self.attack_mode():
             clean = self.model(batch.x)
         objective = Objective(self.model, self._divergence, clean, self.table[batch.y])
         share = (self.clock.epoch + 1) / self.clock.epochs if self.ramp else 1.0
         eps, step_size = share * self.attack.eps, share * self.attack.step_size
-        return batch.having(self.search(objective, batch.x, eps=eps, step_size=step_size))
+        return batch.with_adv(self.run_attack(objective, batch.x, eps=eps, step_size=step_size))
 
     def _divergence(self, adversarial: Tensor, clean: Tensor, weights: Tensor) -> Tensor:
         """What the attack maximises, (B,)."""
@@ -86,7 +86,7 @@ class Dkl(Method):
         deviation = logit_deviation(clean, adversarial, weights).mean()
         if self.gamma != 1:  # else ΣW is 1 for every example
             deviation = deviation / self.gather(weights.sum(dim=1).square()).mean()
-        batch.aux["predicted"] = (clean.detach() / self.temperature).softmax(dim=1)  # `commit` sums it up
+        batch.aux["predicted"] = (clean.detach() / self.temperature).softmax(dim=1)  # `after_update` sums it up
         terms = {
             "ce": natural.detach(),
             "soft": soft.detach(),
@@ -95,7 +95,7 @@ class Dkl(Method):
         }
         return Loss(natural + self.alpha * soft + self.beta * deviation, terms)
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         predicted = self.gather(batch.aux["predicted"]).to(self.sums.dtype)
         self.sums += F.one_hot(self.gather(batch.y), len(self.sums)).to(predicted).T @ predicted
         if self.clock.step == self.clock.steps - 1:
@@ -104,7 +104,7 @@ class Dkl(Method):
             self.table.copy_(torch.where(counts > 0, self.sums / counts, self.table))
             self.sums.zero_()
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 7
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Stage, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage, accuracy
 from atbench.models import Ensemble
 from atbench.models.activations import activations
 from atbench.seeding import generator
@@ -67,18 +67,18 @@ class Dverge(Method):
     def setup(self, data: TrainData) -> None:
         self.stream = data.stream("dverge", data.batch_size - data.extra_size)
 
-    def stage0(self) -> dict[str, Stage]:
+    def pretraining(self) -> dict[str, Stage]:
         standard = {"_target_": "atbench.methods.standard.Standard"}
         # A seed of its own for each: members that begin alike would share all their vulnerabilities.
         return {f"member{i}": Stage(standard, offset=i + 1, model={"members": 1}) for i in range(len(self.members))}
 
-    def begin(self, stages: dict[str, nn.Module]) -> None:
+    def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         for i, member in enumerate(self.members):
             member.load_state_dict(stages[f"member{i}"].state_dict())
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         own = self.distillation
-        return {"method.distill_steps": Steps(own.steps, own.step_size, own.eps)}
+        return {"method.distill_steps": FixedSteps(own.steps, own.step_size, own.eps)}
 
     @property
     def layer(self) -> int:
@@ -89,21 +89,21 @@ class Dverge(Method):
     def perturb(self, batch: Batch) -> Batch:
         assert self.stream is not None, "setup(data) comes first"
         other = self.stream.batch(self.clock.epoch, self.clock.step).x
-        return batch.having(distilled=[self._distill(member, batch.x, other) for member in self.members])
+        return batch.with_adv(distilled=[self._distill(member, batch.x, other) for member in self.members])
 
     def _distill(self, member: nn.Module, x: Tensor, other: Tensor) -> Tensor:
         """x' near `x` with the features that `member` sees in `other`."""
         network = partial(before, member, self.layer)
-        with self.crafting():
+        with self.attack_mode():
             with torch.no_grad():
                 target = network(other)
             return self.distillation(Objective(network, closeness, target), x)
 
-    def rounds(self, batch: Batch) -> Iterator[Round]:
-        first = Round(batch.having(member=0))
+    def inner_updates(self, batch: Batch) -> Iterator[Round]:
+        first = Round(batch.with_adv(member=0))
         yield first
         for i in range(1, len(self.members)):
-            yield Round(first.batch.having(member=i), perturb=False)
+            yield Round(first.batch.with_adv(member=i), perturb=False)
 
     def loss(self, batch: Batch) -> Loss:
         i = batch.aux["member"]

@@ -47,7 +47,7 @@ class FgsmAt(Method):
         if self.target == "label":
             return super().perturb(batch)
         predicted = SelfLabelled(self.model, cross_entropy, lambda logits: logits.argmax(dim=1))
-        return batch.having(self.search(predicted, batch.x))
+        return batch.with_adv(self.run_attack(predicted, batch.x))
 
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
@@ -55,5 +55,5 @@ class FgsmAt(Method):
         terms = {"ce": natural.detach(), "adv": robust.detach(), "accuracy": accuracy(adversarial, batch.y)}
         return Loss(self.clean * natural + (1 - self.clean) * robust, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6

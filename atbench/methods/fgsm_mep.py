@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 from atbench.seeding import Draws, generator
 
 
@@ -39,7 +39,7 @@ class FgsmMep(Method):
         reset: share of training after which all starts are drawn anew, at the nearest end of an epoch.
     """
 
-    one_label = True
+    requires_hard_labels = True
     delta: Tensor
     memory: Tensor
 
@@ -71,7 +71,7 @@ class FgsmMep(Method):
         before = self.model(start)
         target = self._smooth(batch.y, before)
         grad = torch.autograd.grad(cross_entropy(before, target).sum(), start, retain_graph=True)[0]
-        batch.aux["gradient"] = grad  # `commit` remembers it
+        batch.aux["gradient"] = grad  # `after_update` remembers it
         after = self.model(ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps))
         risk, drift = self.risk(after, target).mean(), F.mse_loss(after, before)
         terms = {"ce": risk.detach(), "mse": drift.detach(), "accuracy": accuracy(after, batch.y)}
@@ -83,10 +83,10 @@ class FgsmMep(Method):
         others = torch.full_like(logits, (1 - self.smoothing_target) / (classes - 1))
         return others.scatter_(1, y[:, None], self.smoothing_target)
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # one step of ε
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         ball, eps, grad = self.attack.ball, self.attack.eps, batch.aux["gradient"]
         length = self.gather(grad.abs().flatten(1).sum(dim=1)).sum()
         memory = self.momentum * self.memory[batch.index] + grad / length.clamp_min(torch.finfo(grad.dtype).tiny)
@@ -108,5 +108,5 @@ class FgsmMep(Method):
         self.delta.copy_(self.attack.eps * self.attack.ball.steepest(rng.normal(self.delta)))
         self.memory.zero_()
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 7

@@ -11,7 +11,7 @@ from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
 
 GRADIENTS = ("delta", "image")
 
@@ -55,16 +55,16 @@ class FreeAt(Method):
     def perturb(self, batch: Batch) -> Batch:
         return batch  # the search shares its pass with the update
 
-    def rounds(self, batch: Batch) -> Iterator[Round]:
+    def inner_updates(self, batch: Batch) -> Iterator[Round]:
         for _ in range(self.replays):
-            yield Round(batch.having(), perturb=False)
+            yield Round(batch.with_adv(), perturb=False)
 
     def loss(self, batch: Batch) -> Loss:
         delta = self._slots(batch).requires_grad_(self.gradient == "delta")
         x_adv = clip(batch.x + delta)
         if self.gradient == "image":
             x_adv.requires_grad_()
-        batch.aux["source"] = delta if self.gradient == "delta" else x_adv  # `commit` reads its gradient
+        batch.aux["source"] = delta if self.gradient == "delta" else x_adv  # `after_update` reads its gradient
         logits = self.model(x_adv)
         total = self.risk(logits, batch.y).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y)})
@@ -74,12 +74,12 @@ class FreeAt(Method):
         rows = len(batch)
         return self.delta[self.clock.rank * rows : (self.clock.rank + 1) * rows].clone()
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # a step of ε a replay
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         ahead = self._slots(batch) + self.attack.eps * self.attack.ball.steepest(batch.aux["source"].grad)
         self.delta.copy_(self.gather(self.attack.ball.shrink(ahead, self.attack.eps)))
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 3 * self.replays

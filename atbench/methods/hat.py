@@ -44,11 +44,11 @@ class Hat(Trades):
         self.gamma, self.reach = gamma, reach
         self.helper = Frozen(deepcopy(model))
 
-    def stage0(self) -> dict[str, Stage]:
+    def pretraining(self) -> dict[str, Stage]:
         # A seed of its own: the authors train it in a run apart.
         return {"helper": Stage({"_target_": "atbench.methods.standard.Standard"}, offset=1)} if self.gamma else {}
 
-    def begin(self, stages: dict[str, nn.Module]) -> None:
+    def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         if self.gamma:
             self.helper.network.load_state_dict(stages["helper"].state_dict())
 
@@ -57,7 +57,7 @@ class Hat(Trades):
         if not self.gamma:
             return batch
         with torch.no_grad():
-            return batch.having(said=self.helper(batch.x_adv).argmax(dim=1))
+            return batch.with_adv(said=self.helper(batch.x_adv).argmax(dim=1))
 
     def loss(self, batch: Batch) -> Loss:
         if not self.gamma:
@@ -71,5 +71,5 @@ class Hat(Trades):
         total = natural + self.beta * boundary + self.gamma * helped
         return Loss(total, {**terms, "accuracy": accuracy(adversarial, batch.y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + (11 if self.gamma else 7)

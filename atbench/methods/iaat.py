@@ -7,7 +7,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 
 
 class Iaat(Method):
@@ -34,7 +34,7 @@ class Iaat(Method):
         warmup: share of training with the attack's own ε.
     """
 
-    one_label = True
+    requires_hard_labels = True
     eps: Tensor
 
     def __init__(
@@ -58,10 +58,10 @@ class Iaat(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         eps = self._updated(batch)
-        return batch.having(self._search(batch, eps, "search"), eps=eps)
+        return batch.with_adv(self._search(batch, eps, "search"), eps=eps)
 
     def _updated(self, batch: Batch) -> Tensor:
-        """ε_i after this visit, (B,); written by `commit`."""
+        """ε_i after this visit, (B,); written by `after_update`."""
         old, right = self.eps[batch.index], self._right(batch.x, batch.y)
         if self._warm:
             return torch.full_like(old, self.attack.eps) * right
@@ -74,13 +74,13 @@ class Iaat(Method):
     def _search(self, batch: Batch, eps: Tensor, stream: str) -> Tensor:
         step_size = (eps / (0.5 * self.attack.steps)).clamp_min(self.min_step)
         objective = Objective(self.model, cross_entropy, batch.y)
-        return self.search(objective, batch.x, eps=eps, step_size=step_size, stream=stream)
+        return self.run_attack(objective, batch.x, eps=eps, step_size=step_size, stream=stream)
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad(), self.crafting():
+        with torch.no_grad(), self.attack_mode():
             return torch.eq(self.model(x).argmax(dim=1), y)
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # steps of a share of each radius
 
     def loss(self, batch: Batch) -> Loss:
@@ -88,8 +88,8 @@ class Iaat(Method):
         total = self.risk(logits, batch.y).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y), "eps": batch.aux["eps"].mean()})
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         self.eps[self.gather(batch.index)] = self.gather(batch.aux["eps"])
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 4 if self._warm else 6 * steps + 6

@@ -51,7 +51,7 @@ class KdSwa(Method):
         self.temperature = temperature
         self.teachers = nn.ModuleDict({name: Frozen(deepcopy(model)) for name in self.weights})
 
-    def stage0(self) -> dict[str, Stage]:
+    def pretraining(self) -> dict[str, Stage]:
         # Seeds of their own: a teacher that begins like its student would walk the same way for a while.
         offsets = {name: number for number, name in enumerate(TEACHERS, start=1)}
         return {
@@ -59,14 +59,14 @@ class KdSwa(Method):
             for name in self.weights
         }
 
-    def begin(self, stages: dict[str, nn.Module]) -> None:
+    def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         for name, teacher in self.teachers.items():
             teacher.get_submodule("network").load_state_dict(stages[name].state_dict())
 
     def perturb(self, batch: Batch) -> Batch:
         batch = super().perturb(batch)
         with torch.no_grad():
-            return batch.having(said={name: teacher(batch.x_adv) for name, teacher in self.teachers.items()})
+            return batch.with_adv(said={name: teacher(batch.x_adv) for name, teacher in self.teachers.items()})
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
@@ -77,7 +77,7 @@ class KdSwa(Method):
             total, terms[f"kd_{name}"] = total + weight * distance, distance.detach()
         return Loss(total, {**terms, "accuracy": accuracy(logits, batch.y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 3 + len(self.weights)
 
 

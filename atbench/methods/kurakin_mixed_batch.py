@@ -57,7 +57,7 @@ class KurakinMixedBatch(Method):
             if value <= 0:
                 raise ConfigError(f"method.{key}", value, "must be above 0", "leave out the attack with method.share=0")
         self.share, self.weight, self.sigma, self.target, self.delay = share, weight, sigma, target, delay
-        self.one_label = target == "random"
+        self.requires_hard_labels = target == "random"
         self.classes = 0
 
     def setup(self, data: TrainData) -> None:
@@ -68,11 +68,11 @@ class KurakinMixedBatch(Method):
         return 0.0 if self.clock.fraction < self.delay else self.share
 
     def perturb(self, batch: Batch) -> Batch:
-        rows = self.portion(batch, self._share)
+        rows = self.subset_mask(batch, self._share)
         # Radii and starts are drawn for all rows: draws for a part would depend on how processes share the batch.
         strength = self._strengths(batch.x)
         start = self.attack.begin(batch.x, strength * self.attack.eps, self.rng())
-        found = self.search(
+        found = self.run_attack(
             self._objective(batch, rows),
             batch.x[rows],
             start=start[rows],
@@ -81,7 +81,7 @@ class KurakinMixedBatch(Method):
         )
         mixed = batch.x.clone()
         mixed[rows] = found
-        return batch.having(mixed, rows=rows)
+        return batch.with_adv(mixed, rows=rows)
 
     def _strengths(self, x: Tensor) -> Tensor:
         """ε_i as shares of ε, (B,): |n|, n normal with deviation σ and cut off at 1, by its inverse distribution
@@ -114,5 +114,5 @@ class KurakinMixedBatch(Method):
         k = math.floor(m * self._share + 1e-9)
         return (m - k) + self.weight * k
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps * self._share + 3

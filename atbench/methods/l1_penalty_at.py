@@ -61,9 +61,9 @@ class L1PenaltyAt(PgdAt):
         return Loss(risk if self.proximal else risk + self.penalty * size, terms)
 
     @torch.no_grad()
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         if self.proximal:
             length = self.clock.rates["model"] * self.penalty
             for weight in self.weights():
                 weight.copy_(weight.sign() * (weight.abs() - length).clamp_min(0))
-        super().commit(batch)
+        super().after_update(batch)

@@ -63,5 +63,5 @@ class Lbgat(Trades):
         terms = {**terms, "accuracy": accuracy(adversarial, batch.y), "teacher": accuracy(taught, batch.y)}
         return Loss(total, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + (10 if self.beta else 8)

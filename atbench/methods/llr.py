@@ -80,7 +80,7 @@ class Llr(Method):
             value = cross_entropy(self.model(x), batch.y)
             (grad,) = torch.autograd.grad(value.sum(), x)
         distance = Distance(self.model, batch.x, batch.y, value.detach(), grad, self.flat)
-        return batch.having(self.search(distance, batch.x, eps=self.eps))
+        return batch.with_adv(self.run_attack(distance, batch.x, eps=self.eps))
 
     @property
     def eps(self) -> float:
@@ -107,7 +107,7 @@ class Llr(Method):
             {**{name: term.detach() for name, term in terms.items()}, "accuracy": accuracy(logits, batch.y)},
         )
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 11
 
 

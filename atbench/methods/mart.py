@@ -29,7 +29,7 @@ class Mart(Method):
         beta: weight of the KL term (the paper's λ).
     """
 
-    one_label = True
+    requires_hard_labels = True
 
     def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 5.0) -> None:
         super().__init__(model, attack)
@@ -43,7 +43,7 @@ class Mart(Method):
         terms = {"bce": boosted.detach(), "kl": weighted.detach(), "accuracy": accuracy(adversarial, batch.y)}
         return Loss(boosted + self.beta * weighted, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6
 
 

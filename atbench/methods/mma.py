@@ -9,7 +9,7 @@ from atbench.attacks import GradientAttack, Objective, soft_margin
 from atbench.attacks.norms.lp_ball import per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 from atbench.models import bn_mode, untouched
 
 MODES = ("train", "batch", "eval")
@@ -44,7 +44,7 @@ class Mma(Method):
         bisect_bn: mode of the normalisation layers in the bisection (those of `attack.bn`).
     """
 
-    one_label = True
+    requires_hard_labels = True
     margins: Tensor
 
     def __init__(
@@ -73,7 +73,7 @@ class Mma(Method):
         with torch.no_grad(), untouched(self), bn_mode(self, "train"):
             right = soft_margin(self.model(batch.x), batch.y) < 0
         radius = self.margins[batch.index].clamp(self.min_eps, 1.05 * self.d_max)
-        x_pgd = self.search(
+        x_pgd = self.run_attack(
             Objective(self.model, soft_margin, batch.y),
             batch.x,
             eps=radius,
@@ -87,7 +87,7 @@ class Mma(Method):
         margin[rows] = self._bisect(batch.x[rows], batch.y[rows], direction[rows], radius[rows])
         margin = margin * right
         counts = (margin < self.d_max) | ~right
-        return batch.having(along(batch.x, direction, margin), margin=margin, counts=counts.to(batch.x.dtype))
+        return batch.with_adv(along(batch.x, direction, margin), margin=margin, counts=counts.to(batch.x.dtype))
 
     @torch.no_grad()
     def _bisect(self, x: Tensor, y: Tensor, direction: Tensor, start: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Mma(Method):
                 e = (low + high) / 2
         return e
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # steps of a share of each margin
 
     def loss(self, batch: Batch) -> Loss:
@@ -112,7 +112,7 @@ class Mma(Method):
         total = (1 - self.clean_weight) * pushing + self.clean_weight * natural
         return Loss(total, {**terms, "accuracy": accuracy(mixed, batch.y)})
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         self.margins[self.gather(batch.index)] = self.gather(batch.aux["margin"])
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.data import Batch
-from atbench.methods.base import Steps
+from atbench.methods.base import FixedSteps
 from atbench.methods.multi_norm import check_norms, step_length
 from atbench.methods.pgd_at import PgdAt
 
@@ -32,7 +32,7 @@ class Msd(PgdAt):
 
     Args:
         radii: ε of each norm, in the order in which ties are settled: the later wins.
-        reach: length of all steps of the search together, in units of the norm's ε.
+        rel_path_length: length of all steps of the search together, in units of the norm's ε.
         pixels: least and greatest number of pixels that share an L1 step; rounded, 1 at least.
         l1_step: `code`, which moves no pixel that is exactly 0 or 1, or `steepest`, which moves it inward.
     """
@@ -42,26 +42,27 @@ class Msd(PgdAt):
         model: nn.Module,
         attack: GradientAttack,
         radii: Mapping[str, float],
-        reach: Mapping[str, float],
+        rel_path_length: Mapping[str, float],
         pixels: Sequence[float],
         l1_step: str = "code",
     ) -> None:
         super().__init__(model, attack)
-        check_norms(attack, radii, reach=reach)
-        lengths = {norm: step_length(eps, reach[norm], attack.steps) for norm, eps in radii.items()}
+        check_norms(attack, radii, rel_path_length=rel_path_length)
+        lengths = {norm: step_length(eps, rel_path_length[norm], attack.steps) for norm, eps in radii.items()}
         self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels, l1_step)
 
     def perturb(self, batch: Batch) -> Batch:
         objective = Objective(self.model, cross_entropy, batch.y)
-        with self.crafting():
-            return batch.having(self.union(objective, batch.x, rng=self.rng()))
+        with self.attack_mode():
+            return batch.with_adv(self.union(objective, batch.x, rng=self.rng()))
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         union = self.union
         return {
-            f"method.reach.{norm}": Steps(union.steps, union.step_sizes[norm], eps) for norm, eps in union.radii.items()
+            f"method.rel_path_length.{norm}": FixedSteps(union.steps, union.step_sizes[norm], eps)
+            for norm, eps in union.radii.items()
         }
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         norms = len(self.union.radii)
         return 2 * steps + 4 if norms == 1 else (norms + 2) * steps + 3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks import BALLS, L2, GradientAttack, Objective, cross_entropy, margin
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
 
 RULES = ("avg", "max", "alternate", "sequential")
 
@@ -43,20 +43,20 @@ class MultiNorm(Method):
 
     Args:
         radii: ε of each norm.
-        reach: length of all steps of a search together, in units of the norm's ε.
+        rel_path_length: length of all steps of a search together, in units of the norm's ε.
         steps: k of each norm.
         rule: `avg`, `max`, `alternate` or `sequential`.
         warmup: share of training with a third of the radii (the code's `start_small`: the first epoch on MNIST).
     """
 
-    one_label = True
+    requires_hard_labels = True
 
     def __init__(
         self,
         model: nn.Module,
         attack: GradientAttack,
         radii: Mapping[str, float],
-        reach: Mapping[str, float],
+        rel_path_length: Mapping[str, float],
         steps: Mapping[str, int],
         rule: str = "avg",
         warmup: float = 0.0,
@@ -64,24 +64,29 @@ class MultiNorm(Method):
         super().__init__(model, attack)
         if rule not in RULES:
             raise ConfigError("method.rule", rule, "there is no such choice", f"use one of {', '.join(RULES)}")
-        check_norms(attack, radii, reach=reach, steps=steps)
+        check_norms(attack, radii, rel_path_length=rel_path_length, steps=steps)
         self.rule, self.warmup = rule, warmup
         self.searches = {
-            norm: GradientAttack(norm, eps, steps[norm], step_length(eps, reach[norm], steps[norm]), attack.start)
+            norm: GradientAttack(
+                norm, eps, steps[norm], step_length(eps, rel_path_length[norm], steps[norm]), attack.start
+            )
             for norm, eps in radii.items()
         }
         if "l2" in self.searches:
             self.searches["l2"].ball = FreeL2()
 
-    def rounds(self, batch: Batch) -> Iterator[Round]:
+    def inner_updates(self, batch: Batch) -> Iterator[Round]:
         if self.rule != "sequential":
             yield Round(batch)
             return
         for norm in self.searches:
-            yield Round(batch.having(norms=[norm]))
+            yield Round(batch.with_adv(norms=[norm]))
 
-    def fixed_steps(self) -> dict[str, Steps]:
-        return {f"method.reach.{norm}": Steps(its.steps, its.step_size, its.eps) for norm, its in self.searches.items()}
+    def fixed_steps(self) -> dict[str, FixedSteps]:
+        return {
+            f"method.rel_path_length.{norm}": FixedSteps(its.steps, its.step_size, its.eps)
+            for norm, its in self.searches.items()
+        }
 
     def _turn(self) -> list[str]:
         """The norms that this step searches."""
@@ -93,17 +98,17 @@ class MultiNorm(Method):
     def perturb(self, batch: Batch) -> Batch:
         """The images of all norms one below the other, (n·B, C, H, W); of `max` one for each example."""
         found = [self.found(batch, norm) for norm in batch.aux.get("norms", self._turn())]
-        return batch.having(self._worst(batch, found) if self.rule == "max" else torch.cat(found))
+        return batch.with_adv(self._worst(batch, found) if self.rule == "max" else torch.cat(found))
 
     def found(self, batch: Batch, norm: str) -> Tensor:
         """Where the search of one norm ends."""
         search = self.searches[norm]
         eps = search.eps / 3 if self.clock.fraction < self.warmup else search.eps
-        with self.crafting():
+        with self.attack_mode():
             return search(Objective(self.model, margin, batch.y), batch.x, eps=eps, rng=self.rng(norm))
 
     def _worst(self, batch: Batch, found: list[Tensor]) -> Tensor:
-        with torch.no_grad(), self.crafting():
+        with torch.no_grad(), self.attack_mode():
             losses = torch.stack([cross_entropy(self.model(x_adv), batch.y) for x_adv in found])
         rows = torch.arange(len(batch), device=batch.x.device)
         return torch.stack(found)[losses.argmax(dim=0), rows]
@@ -113,7 +118,7 @@ class MultiNorm(Method):
         y = batch.y.repeat(len(logits) // len(batch))
         return Loss(self.risk(logits, y).mean(), {"accuracy": accuracy(logits, y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         turn = self._turn()
         updates = 1 if self.rule == "max" else len(turn)
         looks = len(turn) if self.rule == "max" else 0
@@ -130,9 +135,9 @@ class FreeL2(L2):
         return super().ascend(x_adv, grad.masked_fill(stuck, 0), length)
 
 
-def step_length(eps: float, reach: float, steps: int) -> float:
-    """The length of one of `steps` that together go `reach` radii far."""
-    return reach * eps / max(steps, 1)
+def step_length(eps: float, rel_path_length: float, steps: int) -> float:
+    """The length of one of `steps` that together go `rel_path_length` radii far."""
+    return rel_path_length * eps / max(steps, 1)
 
 
 def check_norms(attack: GradientAttack, radii: Mapping[str, float], **needed: Mapping[str, float]) -> None:

@@ -36,9 +36,9 @@ class PgdAt(Method):
         return Loss(total, {"accuracy": accuracy(logits, batch.y)})
 
     @torch.no_grad()
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         if self.clean_pass:
             self.model(batch.x)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 3 + self.clean_pass

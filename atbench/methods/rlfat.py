@@ -45,7 +45,7 @@ class Rlfat(Method):
         terms = {"ce": risk.detach(), "transfer": gap.detach(), "accuracy": accuracy(shuffled, batch.y)}
         return Loss(risk + self.transfer * gap, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6
 
 
@@ -81,7 +81,7 @@ class RlfatTrades(Trades):
         total = natural + self.beta * boundary + self.transfer * gap
         return Loss(total, {**terms, "accuracy": accuracy(shuffled, batch.y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 10
 
 

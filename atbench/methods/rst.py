@@ -18,7 +18,7 @@ class Rst(Trades):
     """RST (Carmon et al. 2019, NeurIPS, arXiv 1905.13736): TRADES on labelled and pseudo-labelled images together.
 
     1. A standard classifier f₀ is trained on the labelled images. 2. ỹ = argmax f₀(x̃) for every image of the pool:
-    once, hard, never refreshed. 3. TRADES on batches that are part labelled, part pool (`train.pool.fraction`):
+    once, hard, never refreshed. 3. TRADES on batches that are part labelled, part pool (`train.extra_data.fraction`):
     1/B Σ_i [ CE(f(x_i), y_i) + β · KL(f(x_i) ‖ f(x'_i)) ] over all rows, y_i a label or a pseudo-label.
     Cost: (2k + 7) forward passes a batch, pool rows included; before that the labeller's run.
 
@@ -34,7 +34,7 @@ class Rst(Trades):
         beta: as in TRADES.
     """
 
-    one_label = True
+    requires_hard_labels = True
     adversarial_first = True
     LABEL_CHUNK = 1000  # images a forward of the labeller: bounds memory, changes nothing
 
@@ -47,17 +47,17 @@ class Rst(Trades):
 
     def setup(self, data: TrainData) -> None:
         if data.pool is None:
-            fix = "set train.pool.labelled=0.5 train.pool.fraction=0.5"
-            raise ConfigError("train.pool.labelled", None, "robust self-training needs an unlabelled pool", fix)
+            fix = "set train.extra_data.labelled=0.5 train.extra_data.fraction=0.5"
+            raise ConfigError("train.extra_data.labelled", None, "robust self-training needs an unlabelled pool", fix)
         self.pool, self.train_size, self.dtype = data.pool, len(data.train), data.dtype
-        # -1 is no class: a run that skipped `begin` fails at its first loss.
+        # -1 is no class: a run that skipped `load_pretrained` fails at its first loss.
         self.register_buffer("labels", torch.full((len(data.pool),), -1, device=data.device))
 
-    def stage0(self) -> dict[str, Stage]:
+    def pretraining(self) -> dict[str, Stage]:
         return {"labeller": Stage(method={"_target_": "atbench.methods.standard.Standard"})}
 
     @torch.no_grad()
-    def begin(self, stages: dict[str, nn.Module]) -> None:
+    def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         assert self.pool is not None, "`setup` comes first"
         labeller = stages["labeller"].eval()
         for rows in torch.arange(len(self.pool), device=self.labels.device).split(self.LABEL_CHUNK):
@@ -71,7 +71,7 @@ class Rst(Trades):
         start = torch.cat([self.attack.begin(x, self.attack.eps, rng) for x, rng in starts])
         merged = self._merge(batch, batch.extra)
         objective = Objective(self.model, kl_from, self.probabilities(merged.x))
-        return merged.having(self.search(objective, merged.x, start=start))
+        return merged.with_adv(self.run_attack(objective, merged.x, start=start))
 
     def _merge(self, batch: Batch, extra: Batch) -> Batch:
         """Labelled rows, then pool rows with pseudo-labels, their indices going on after the train split's."""

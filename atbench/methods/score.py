@@ -63,7 +63,7 @@ class Score(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         reference = self.probabilities(batch.x) if self.form == "trades" else batch.y
-        return batch.having(self.search(Objective(self.model, squared_distance, reference), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, squared_distance, reference), batch.x))
 
     def loss(self, batch: Batch) -> Loss:
         if self.form == "pgd_at":
@@ -89,7 +89,7 @@ class Score(Method):
         s, target = self.label_smoothing, shares_of(y, logits)
         return squared_distance(logits, (1 - s) * target + s / logits.shape[1])
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + (7 if self.form == "trades" else 3)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 
 
 class Standard(Method):
@@ -13,9 +13,9 @@ class Standard(Method):
     """
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.having(batch.x)
+        return batch.with_adv(batch.x)
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # no attack
 
     def loss(self, batch: Batch) -> Loss:
@@ -23,5 +23,5 @@ class Standard(Method):
         total = self.risk(logits, batch.y).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 3

@@ -9,7 +9,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.attacks.norms.lp_ball import flat_norm, per_example
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 from atbench.models import Network
 
 DIRECTIONS = ("loss", "alpha", "representation")
@@ -53,7 +53,7 @@ class StrongAdversary(Method):
             raise ConfigError("method.direction", direction, "there is no such choice", f"use one of {known}")
         self.direction, self.share = direction, share
         self.layer = stage_of(model, layer) if direction == "representation" else layer
-        self.one_label = direction == "alpha"
+        self.requires_hard_labels = direction == "alpha"
         self.classes = 0
 
     def setup(self, data: TrainData) -> None:
@@ -67,13 +67,13 @@ class StrongAdversary(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         if self.direction == "alpha":
-            return batch.having(self._beyond_boundary(batch.x, batch.y))
+            return batch.with_adv(self._beyond_boundary(batch.x, batch.y))
         if self.direction == "representation":
-            return batch.having(batch.x, r=self._of_representation(batch.x, batch.y))
+            return batch.with_adv(batch.x, r=self._of_representation(batch.x, batch.y))
         return super().perturb(batch)
 
     def _beyond_boundary(self, x: Tensor, y: Tensor) -> Tensor:
-        with self.crafting(), torch.enable_grad():
+        with self.attack_mode(), torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.model(x)
             others = (y[:, None] + torch.arange(1, logits.shape[1], device=y.device)) % logits.shape[1]
@@ -84,7 +84,7 @@ class StrongAdversary(Method):
         return ball.project(x.detach(), ball.ascend(x.detach(), way, eps), eps)
 
     def _of_representation(self, x: Tensor, y: Tensor) -> Tensor:
-        with self.crafting():
+        with self.attack_mode():
             with torch.no_grad():
                 h = self.network.features(x, self.layer)
             with torch.enable_grad():
@@ -103,10 +103,10 @@ class StrongAdversary(Method):
         total = self.risk(logits, batch.y).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y)})
 
-    def fixed_steps(self) -> dict[str, Steps]:
+    def fixed_steps(self) -> dict[str, FixedSteps]:
         return super().fixed_steps() if self.direction == "loss" else {}
 
-    def floor(self, steps: int) -> float | None:
+    def forward_cost(self, steps: int) -> float | None:
         if self.direction == "representation":
             return None  # the stages after the perturbed one decide it
         return self.classes + 3 if self.direction == "alpha" else 2 * steps + 3

@@ -82,7 +82,7 @@ class PgdAtTe(PgdAt):
         weight, momentum, start, full: as in `Ensembling`.
     """
 
-    one_label = True  # a row of S is what was said of one image, and a mixed one is two
+    requires_hard_labels = True  # a row of S is what was said of one image, and a mixed one is two
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class PgdAtTe(PgdAt):
 
         visit = self.ensembling.visit(batch.index, self.probabilities(batch.x))
         objective = Objective(self.model, value, batch.y, visit["target"])
-        return batch.having(self.search(objective, batch.x), **visit)
+        return batch.with_adv(self.run_attack(objective, batch.x), **visit)
 
     def loss(self, batch: Batch) -> Loss:
         w = self.ensembling.strength(self.clock.fraction)
@@ -120,10 +120,10 @@ class PgdAtTe(PgdAt):
         terms = {"ce": risk.detach(), "mse": drift.detach(), "accuracy": accuracy(logits, batch.y)}
         return Loss(risk + w * drift, terms)
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         self.ensembling.remember(self, batch)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + (4 if self.ensembling.strength(self.clock.fraction) else 3)
 
 
@@ -142,7 +142,7 @@ class TradesTe(Trades):
         weight, momentum, start, full: as in `Ensembling`.
     """
 
-    one_label = True
+    requires_hard_labels = True
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class TradesTe(Trades):
         p = self.probabilities(batch.x)
         visit = self.ensembling.visit(batch.index, p)
         objective = Objective(self.model, value, p, visit["target"])
-        return batch.having(self.search(objective, batch.x), **visit)
+        return batch.with_adv(self.run_attack(objective, batch.x), **visit)
 
     def loss(self, batch: Batch) -> Loss:
         w = self.ensembling.strength(self.clock.fraction)
@@ -185,5 +185,5 @@ class TradesTe(Trades):
         total = natural + self.beta * boundary + w * drift
         return Loss(total, {**terms, "accuracy": accuracy(adversarial, batch.y)})
 
-    def commit(self, batch: Batch) -> None:
+    def after_update(self, batch: Batch) -> None:
         self.ensembling.remember(self, batch)

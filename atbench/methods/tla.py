@@ -43,7 +43,7 @@ class Tla(Method):
         own_triplet: whether there is the triplet with a; the one with p always is.
     """
 
-    one_label = True
+    requires_hard_labels = True
     order: Tensor  # positions in the train split, sorted by class
     place: Tensor  # of each example among those of its class
     first: Tensor  # where each class starts in `order`
@@ -84,7 +84,7 @@ class Tla(Method):
         batch = super().perturb(batch)
         positives = [self._noisy(batch), self._another(batch)] if self.own_triplet else [self._another(batch)]
         negative, mined = self._most_confusable(batch)
-        return batch.having(positives=positives, negative=negative, mined=mined)
+        return batch.with_adv(positives=positives, negative=negative, mined=mined)
 
     def _noisy(self, batch: Batch) -> Tensor:
         """The anchors' own images under uniform noise from the ball."""
@@ -138,7 +138,7 @@ class Tla(Method):
         total = risk + self.triplet_weight * (triplet + self.norm_weight * norm)
         return Loss(total, {**terms, "accuracy": accuracy(logits, batch.y)})
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 10 + 3 * self.own_triplet + self.negatives
 
 

@@ -36,7 +36,7 @@ class Trades(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         objective = Objective(self.model, kl_from, self.probabilities(batch.x))
-        return batch.having(self.search(objective, batch.x))
+        return batch.with_adv(self.run_attack(objective, batch.x))
 
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = both(self.model, batch, self.adversarial_first)
@@ -45,7 +45,7 @@ class Trades(Method):
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "accuracy": accuracy(adversarial, batch.y)}
         return Loss(natural + self.beta * boundary, terms)
 
-    def floor(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float:
         return 2 * steps + 7
 
 

@@ -11,7 +11,7 @@ from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import clip
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, Round, Steps, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
 from atbench.models import Network
 
 FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
@@ -75,24 +75,24 @@ class Yopo(Method):
     def perturb(self, batch: Batch) -> Batch:
         return batch  # the search shares its passes with the update
 
-    def fixed_steps(self) -> dict[str, Steps]:
-        return {"method.m x method.n": Steps(self.m * self.n, self.attack.step_size, self.attack.eps)}
+    def fixed_steps(self) -> dict[str, FixedSteps]:
+        return {"method.m x method.n": FixedSteps(self.m * self.n, self.attack.step_size, self.attack.eps)}
 
-    def rounds(self, batch: Batch) -> Iterator[Round]:
+    def inner_updates(self, batch: Batch) -> Iterator[Round]:
         eta = self.attack.ball.sample(batch.x, self.attack.eps, self.rng("start"))
-        batch = batch.having(batch.x + eta)
+        batch = batch.with_adv(batch.x + eta)
         hamiltonian = self.first_layer_grad != "full"
         for j in range(self.m):
-            now = Round(batch.having(loop=j), perturb=False, step=not hamiltonian and j == self.m - 1)
+            now = Round(batch.with_adv(loop=j), perturb=False, step=not hamiltonian and j == self.m - 1)
             yield now
             adjoint = now.batch.aux["adjoint"]
-            batch = batch.having(batch.x + self._ascend(batch.x, batch.x_adv - batch.x, adjoint), slope=adjoint)
+            batch = batch.with_adv(batch.x + self._ascend(batch.x, batch.x_adv - batch.x, adjoint), slope=adjoint)
         if hamiltonian:
-            yield Round(batch.having(loop=self.m), perturb=False)
+            yield Round(batch.with_adv(loop=self.m), perturb=False)
 
     def _ascend(self, x: Tensor, eta: Tensor, adjoint: Tensor) -> Tensor:
         """n steps of η up the linearised loss ⟨∂CE/∂f₀, f₀(x + η)⟩, inside ball and box."""
-        with self.crafting():
+        with self.attack_mode():
             for _ in range(self.n):
                 eta = eta.detach().requires_grad_()
                 rise = (self._first(clip(x + eta)) * adjoint).sum()
@@ -116,7 +116,7 @@ class Yopo(Method):
         entry = split.view_as(split) if through else split.detach().requires_grad_()
         logits = self.network.classify(self.network.continue_from(entry, 1))
         risk = self.risk(logits, batch.y).mean()
-        # The adjoint is read off the one backward pass there is, for `rounds` to ascend with.
+        # The adjoint is read off the one backward pass there is, for `inner_updates` to ascend with.
         entry.register_hook(lambda grad: batch.aux.__setitem__("adjoint", grad.detach() * self.m))
         terms = {"loss": risk.detach(), "accuracy": accuracy(logits, batch.y)}
         return Loss((risk + total) / self.m, terms)

@@ -19,8 +19,8 @@ class SmoothReLU(nn.Module):
     """f(x) = x − log(1 + b·x)/b for x ≥ 0, and 0 below, b = a²: once differentiable, and ReLU as b grows.
 
     f'(x) = b·x/(1 + b·x) for x ≥ 0. a is learned, one scalar a layer, and starts at 20. It has no dimension, so that
-    `train.decay: weights` spares it, as the authors do. Source: Xie et al. 2020 (arXiv 2006.14536); a² and its start
-    are cihangxie/SmoothAdversarialTraining's.
+    `train.weight_decay_on: weights` spares it, as the authors do. Source: Xie et al. 2020 (arXiv 2006.14536); a² and
+    its start are cihangxie/SmoothAdversarialTraining's.
     """
 
     def __init__(self, root: float = 20.0) -> None:

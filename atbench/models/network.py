@@ -79,7 +79,7 @@ class Network(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std per channel, or of each image over all its pixels and channels."""
-        return by_itself(x) if self.own_standard else (x - self.mean) / self.std
+        return per_image_standardize(x) if self.own_standard else (x - self.mean) / self.std
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Run `h`, the input of stage `first`, through the stages first..upto."""
@@ -97,7 +97,7 @@ class Network(nn.Module):
         return self.classify(self.features(x))
 
 
-def by_itself(x: Tensor) -> Tensor:
+def per_image_standardize(x: Tensor) -> Tensor:
     """(x − mean) / max(std, 1/√n) of each image, n its numbers: TensorFlow's per_image_standardization (Madry et al.
     2018 on CIFAR-10, and what was made from their code).
     """

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from atbench.reporting import report
 from atbench.reporting.console import Progress, echo, summary
-from atbench.reporting.metrics_log import Tracker, truncate
+from atbench.reporting.metrics_log import MetricsLog, truncate
 
-__all__ = ["Progress", "Tracker", "echo", "report", "summary", "truncate"]
+__all__ = ["MetricsLog", "Progress", "echo", "report", "summary", "truncate"]

@@ -17,7 +17,7 @@ Options = tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True)
-class Measure:
+class Column:
     """A column: `of` gives an evaluation's figure, None where it was not attacked so."""
 
     title: str
@@ -25,40 +25,40 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Measures:
+class Columns:
     """All columns, weaker attacks first. headline: the one by which rows are ranked and best is held against last, None
     where the evaluations have no attack in common. words: what its title stands for.
     """
 
-    columns: tuple[Measure, ...]
-    headline: Measure | None
+    columns: tuple[Column, ...]
+    headline: Column | None
     words: str
 
 
-def measures(evaluations: Sequence[Evaluation]) -> Measures:
+def measures(evaluations: Sequence[Evaluation]) -> Columns:
     """The worst case over all attacks where all evaluations ran the same ones; PGD-k beside it, or in its place."""
     columns = tuple(_pgd(evaluations))
     if not evaluations:
-        return Measures((), None, "")
+        return Columns((), None, "")
     if any(evaluation.headline is None for evaluation in evaluations):
-        return Measures(columns, None, "nothing, for a network here answers at random and was not attacked as one")
+        return Columns(columns, None, "nothing, for a network here answers at random and was not attacked as one")
     if len({attacks(evaluation) for evaluation in evaluations}) > 1:
         shared = [m for m in columns if all(m.of(evaluation) is not None for evaluation in evaluations)]
         headline = shared[-1] if shared else None
-        return Measures(columns, headline, headline.title if headline else "")
+        return Columns(columns, headline, headline.title if headline else "")
     first = evaluations[0]
     if not first.attacks:
-        return Measures(columns, columns[-1] if columns else None, first.basis)
+        return Columns(columns, columns[-1] if columns else None, first.basis)
     names = tried(first.record)
-    worst = Measure(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
-    return Measures((*columns, worst), worst, first.basis)
+    worst = Column(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
+    return Columns((*columns, worst), worst, first.basis)
 
 
 def attacks(evaluation: Evaluation) -> tuple[object, ...]:
     """What an evaluation attacked with, for comparing it with another's; the radius is no part of it."""
     k = evaluation.record["plan"]["threat"]["steps"] if evaluation.steps else None
     others = tuple((attack.name, attack.words) for attack in evaluation.attacks)
-    return k, _options(evaluation), others, evaluation.record["plan"]["survivors"] if others else None
+    return k, _options(evaluation), others, evaluation.record["plan"]["sequential"] if others else None
 
 
 def _options(evaluation: Evaluation) -> Options:
@@ -72,13 +72,13 @@ def _options(evaluation: Evaluation) -> Options:
     return tuple((name, values[name]) for name in _SWEEP)
 
 
-def _pgd(evaluations: Sequence[Evaluation]) -> list[Measure]:
+def _pgd(evaluations: Sequence[Evaluation]) -> list[Column]:
     """PGD-20 and each evaluation's largest k, one column for each way of running PGD."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     ways = sorted({_options(evaluation) for evaluation in swept}, key=repr)
     largest = {evaluation.strongest for evaluation in swept}
     return [
-        Measure(f"PGD-{k}{_apart(way, ways)}", _finder(k, way))
+        Column(f"PGD-{k}{_apart(way, ways)}", _finder(k, way))
         for k in sorted({HEADLINE_STEPS, *(k for k in largest if k is not None)})
         for way in ways
         if any(_options(evaluation) == way and k in evaluation.steps for evaluation in swept)

@@ -15,7 +15,7 @@ from typing import Any
 
 from atbench.errors import DataError
 from atbench.reporting import run_folder as run_folders
-from atbench.reporting.columns import Measure, Measures, attacks, measures
+from atbench.reporting.columns import Column, Columns, attacks, measures
 from atbench.reporting.results import Accuracy, Evaluation
 from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
 from atbench.reporting.wording import flatten, number
@@ -26,12 +26,12 @@ COLLAPSE = 0.5
 
 # What may differ between runs that are "the same but for the seed": who ran it, where, for how long at a time.
 _INCIDENTAL = ("seed", "name", "runs", "resume", "device", "threads", "logger", "hydra")
-_INCIDENTAL_TRAIN = ("train.minutes", "train.checkpoint")
+_INCIDENTAL_TRAIN = ("train.time_limit", "train.checkpoint")
 # A difference in these between two methods is one that the reader of a comparison has to know.
 _PROTOCOL = ("train.", "eval.", "evaluation.", "attack.eps", "attack.norm", "dataset.")
 # But optimizers of a method's further networks are its algorithm, and a pool is told of where there is one.
 _ALGORITHM = "train.groups."
-_POOL = "train.pool."
+_POOL = "train.extra_data."
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Row:
         """The largest k of the sweep; one for all runs of a row, because the sweep is part of what makes a row."""
         return next((e.strongest for run in self.counted for e in run.evaluations.values()), None)
 
-    def drop(self, headline: Measure | None) -> Spread | None:
+    def drop(self, headline: Column | None) -> Spread | None:
         """Best minus last, seed by seed: robust overfitting (Rice et al. 2020)."""
         best, last = (self.figure(name, headline.of) if headline else None for name in CHECKPOINTS)
         if len({evaluation.n for name in CHECKPOINTS for evaluation in self.evaluations(name)}) > 1:
@@ -131,7 +131,7 @@ class Comparison:
         return [e for row in self.rows for run in row.counted for e in run.evaluations.values()]
 
     @property
-    def measures(self) -> Measures:
+    def measures(self) -> Columns:
         """The columns of robust accuracies."""
         return measures(self.counted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from atbench.reporting.columns import HEADLINE_STEPS, Measure
+from atbench.reporting.columns import HEADLINE_STEPS, Column
 from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.run_folder import CHECKPOINTS
 
@@ -22,7 +22,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row, headline: Measure | None) -> dict[str, Any]:
+def _row_json(row: Row, headline: Column | None) -> dict[str, Any]:
     def spread(value: Spread | None) -> dict[str, Any] | None:
         return None if value is None else value.as_json()
 

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from atbench.reporting import plots
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.audit_report import flagged
-from atbench.reporting.columns import Measure, attacks
+from atbench.reporting.columns import Column, attacks
 from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
 from atbench.reporting.evaluation_figures import eps_curve, steps_curve
@@ -113,7 +113,7 @@ def rows_table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cel
     return tuple(columns), tuple(tuple(_row(row, found.columns, found.headline, differs)) for row in comparison.rows)
 
 
-def _row(row: Row, measures: Sequence[Measure], headline: Measure | None, differs: bool) -> Iterator[Cell]:
+def _row(row: Row, measures: Sequence[Column], headline: Column | None, differs: bool) -> Iterator[Cell]:
     yield Cell(row.method)
     if differs:
         yield Cell(", ".join(f"{key}={number(value)}" for key, value in row.differs.items()))
@@ -151,7 +151,7 @@ def _seeds(row: Row) -> str:
     return str(counted) if counted == len(tried) else f"{counted} of {len(tried)}"
 
 
-def _figures(rows: Sequence[Row], headline: Measure | None) -> Iterator[Block]:
+def _figures(rows: Sequence[Row], headline: Column | None) -> Iterator[Block]:
     """The curves of the rows; where there are too many, of those with the highest robust accuracy, and it says so."""
     ranked = sorted(rows, key=lambda row: -_rank(row, headline))
     shown = ranked[:_MOST_CURVES]
@@ -171,7 +171,7 @@ def _figures(rows: Sequence[Row], headline: Measure | None) -> Iterator[Block]:
         yield Figure("training", plots.training({k: v for k, v in groups.items() if v}), f"Training. {band}")
 
 
-def _rank(row: Row, headline: Measure | None) -> float:
+def _rank(row: Row, headline: Column | None) -> float:
     found = [row.figure(name, headline.of) for name in CHECKPOINTS] if headline else []
     return next((spread.mean for spread in found if spread), 0.0)
 
@@ -197,7 +197,7 @@ def _curve(row: Row, of: Callable[[Evaluation], Curve]) -> Curve | None:
 
 def _every_run(comparison: Comparison) -> Table:
     found = comparison.measures
-    measures = (Measure("clean", lambda e: e.clean), *([found.headline] if found.headline else found.columns))
+    measures = (Column("clean", lambda e: e.clean), *([found.headline] if found.headline else found.columns))
     figures = [(name, measure) for name in CHECKPOINTS for measure in measures]
     columns = ("run", "method", "seed", "in the mean", *(f"{name}: {measure.title}" for name, measure in figures))
     rows: list[tuple[Cell, ...]] = []

@@ -177,7 +177,7 @@ def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
     console.print(Text(line), soft_wrap=True, highlight=False)
 
 
-class Pulse:
+class Heartbeat:
     """Says every so many seconds what an evaluation is at: an attack may take hours. Asked at every forward pass."""
 
     SECONDS = 20.0

@@ -12,7 +12,7 @@ from typing import Any
 from atbench.reporting.agreement import standing
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
 from atbench.reporting.rejection_report import rejection
-from atbench.reporting.results import Accuracy, Attacked, Evaluation, tried
+from atbench.reporting.results import Accuracy, AttackFigures, Evaluation, tried
 from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
@@ -67,7 +67,7 @@ def _count(value: int | None) -> Cell:
 
 
 def _attacks(evaluations: Sequence[Evaluation]) -> Table:
-    columns = ("checkpoint", "attack", "knowledge", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
+    columns = ("checkpoint", "attack", "access", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
                "gradients", "time")  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for evaluation in evaluations:
@@ -99,8 +99,8 @@ def _sweep_words(evaluation: Evaluation) -> str:
     return f"{words}; its cost is that of all radii{' and of the other norms' if evaluation.norms else ''}"
 
 
-def _attack_row(attack: Attacked) -> Iterator[Cell]:
-    yield from (Cell(attack.name), Cell(attack.knowledge))
+def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
+    yield from (Cell(attack.name), Cell(attack.access))
     yield from (_count(attack.tried), _count(attack.broken), _count(attack.broken_eight_bit))
     yield from (_cell(attack.alone), _cell(attack.after), _count(attack.forwards), _count(attack.gradients))
     yield Cell(duration(attack.seconds), attack.seconds)

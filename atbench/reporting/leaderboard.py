@@ -71,4 +71,4 @@ def _percent(figure: Mapping[str, Any]) -> str:
 
 def _additional_data(config: Mapping[str, Any]) -> bool | None:
     """Whether images from outside the data set were trained on; of a network of others that is not known."""
-    return lookup(config, "train.pool.path") is not None if "train" in config else None
+    return lookup(config, "train.extra_data.path") is not None if "train" in config else None

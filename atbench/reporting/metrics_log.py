@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from atbench.errors import DataError
-from atbench.reporting.wandb_logger import Mirror, open_mirror
+from atbench.reporting.wandb_logger import WandbLogger, open_wandb
 
 METRICS = "metrics.jsonl"
 
 
-class Tracker:
+class MetricsLog:
     """The log of one run, on rank 0. `logger` is the config node: one without `project` (and None) means no mirror.
 
     `config` is the resolved configuration as plain containers, `group` the id of the sweep that the run belongs to.
@@ -30,7 +30,7 @@ class Tracker:
     ) -> None:
         self._file = (folder / METRICS).open("ab")
         self._folder = folder
-        self._mirror: Mirror | None = open_mirror(folder, logger, config, name, group)
+        self._mirror: WandbLogger | None = open_wandb(folder, logger, config, name, group)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row, in the file when this returns; numbers that are none (NaN, infinity) become null."""

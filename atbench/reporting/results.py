@@ -55,7 +55,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackFigures:
     """One further attack of a record.
 
     tried, broken: examples that it ran on, and those of them that it broke. alone: what is right under it by itself,
@@ -64,7 +64,7 @@ class Attacked:
     """
 
     name: str
-    knowledge: str
+    access: str
     settings: Mapping[str, Any]
     tried: int
     broken: int
@@ -102,7 +102,7 @@ class Evaluation:
     eight_bit: Accuracy
     steps: Mapping[int, Accuracy]
     eps: tuple[tuple[float, int, Accuracy], ...]
-    attacks: tuple[Attacked, ...]
+    attacks: tuple[AttackFigures, ...]
     norms: Mapping[str, tuple[float, int, Accuracy]]
 
     @property
@@ -216,7 +216,7 @@ def autoattack(record: Mapping[str, Any]) -> bool:
     no less effort than the authors' (fewer targets where there are fewer classes).
     """
     found = {attack["name"]: attack["settings"] for attack in record["attacks"]}
-    if not record["plan"]["survivors"] or not set(STANDARD) <= set(found):
+    if not record["plan"]["sequential"] or not set(STANDARD) <= set(found):
         return False
     for name, least in STANDARD.items():
         given = found[name]
@@ -278,10 +278,10 @@ def read_evaluation(path: Path) -> Evaluation:
         raise DataError("evaluation", path, f"not an evaluation record ({fault!r})", "evaluate again") from fault
 
 
-def _attacked(entry: Mapping[str, Any]) -> Attacked:
+def _attacked(entry: Mapping[str, Any]) -> AttackFigures:
     alone, after = entry["alone"], entry["after"]
-    return Attacked(
-        **{key: entry[key] for key in ("name", "knowledge", "settings", "tried", "broken", "broken_eight_bit")},
+    return AttackFigures(
+        **{key: entry[key] for key in ("name", "access", "settings", "tried", "broken", "broken_eight_bit")},
         **{key: entry[key] for key in ("seconds", "forwards", "gradients")},
         alone=None if alone is None else _accuracy(alone),
         after=_accuracy(after),

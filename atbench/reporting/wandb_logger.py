@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _broken = False  # set by the first failure, for the whole process
 
 
-class Mirror:
+class WandbLogger:
     """One open W&B run. Every call is guarded; the first that fails warns once and makes the rest do nothing."""
 
     def __init__(self, run: Any) -> None:
@@ -108,9 +108,9 @@ def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
         yield row(f"pgd {norm}", entry["eps"], entry["k"], entry)
 
 
-def open_mirror(
+def open_wandb(
     folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], name: str, group: str | None
-) -> Mirror | None:
+) -> WandbLogger | None:
     """The mirror that the logger's node asks for, or None. Says on stderr which mode it is and why."""
     global _broken
     if not logger or not logger.get("project") or _broken:
@@ -135,7 +135,7 @@ def open_mirror(
         return None
     hint = f"; later: wandb sync {folder / 'wandb' / 'offline-run-*'}" if mode == "offline" else ""
     _say(f"W&B: {mode} ({why}){hint}")
-    return Mirror(run)
+    return WandbLogger(run)
 
 
 def mode_of(logger: Mapping[str, Any]) -> tuple[str, str]:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
-from atbench.evaluation import Threat
+from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
 from atbench.seeding import derive
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
-from atbench.training.update import Sums, Updater, wrap
+from atbench.training.update import RunningMeans, Updater, wrap
 from atbench.training.validation import Validation
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import WeightPerturbation
@@ -38,7 +38,7 @@ class Recipe:
     select_every: int = 1
     save_minutes: float = 5.0
     save_steps: int | None = None
-    minutes: float | None = None
+    time_limit: float | None = None
 
 
 class Watcher(Protocol):
@@ -66,12 +66,12 @@ class Trainer:
         data: TrainData,
         groups: Sequence[Group],
         recipe: Recipe,
-        threat: Threat,
+        threat: PGDConfig,
         world: World,
         watcher: Watcher,
         plus: Sequence[WeightPerturbation | Average] = (),
         interrupt: Interrupt = lambda: 0,
-        others: Sequence[Threat] = (),
+        others: Sequence[PGDConfig] = (),
     ) -> None:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
         self.watcher, self.interrupt = watcher, interrupt
@@ -87,7 +87,7 @@ class Trainer:
         self.updater = Updater(
             method, wrap(method, world), groups, world, recipe.precision, recipe.clip_norm, awp, self.averages
         )
-        self.sums = Sums()
+        self.sums = RunningMeans()
         self.kept: dict[str, dict[str, Any]] = {}
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
@@ -141,7 +141,7 @@ class Trainer:
     def _leave_if_asked(self, began: float, save: bool = False) -> None:
         """End between two steps if a signal came or the time box is full; all processes leave at the same step."""
         code = self.interrupt()
-        if not code and self.recipe.minutes is not None and time.monotonic() - began > 60 * self.recipe.minutes:
+        if not code and self.recipe.time_limit is not None and time.monotonic() - began > 60 * self.recipe.time_limit:
             code = 75
         code = self.world.agree(code)
         if code:
@@ -173,7 +173,7 @@ class Trainer:
             better = self._validate(row)
         decision = self.method.on_epoch(Report(row, self._measure))
         self._obey(decision)
-        self.sums = Sums()
+        self.sums = RunningMeans()
         clock.epoch, clock.step = clock.epoch + 1, 0
         if isinstance(decision, Stop):
             self.over, row["stopped"] = decision.why, decision.why

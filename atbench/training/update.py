@@ -22,7 +22,7 @@ from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
-class Sums:
+class RunningMeans:
     """Means of an epoch, summed on the device and read once: no `.item()` in the loop."""
 
     def __init__(self) -> None:
@@ -84,19 +84,19 @@ class Updater:
         if method.second_order and self.update_type is not None:
             raise ConfigError("train.precision.update", "bf16", "this method differentiates a gradient", "use fp32")
 
-    def batch(self, batch: Batch, sums: Sums) -> None:
+    def batch(self, batch: Batch, sums: RunningMeans) -> None:
         """Use one batch as the method's rounds say."""
         clock = self.method.clock
         for group in self.groups:
             group.set_rate(clock.fraction)
             clock.rates[group.name] = group.rate
-        for number, turn in enumerate(self.method.rounds(batch)):
+        for number, turn in enumerate(self.method.inner_updates(batch)):
             clock.round = number
             self._round(turn, sums)
         clock.round = 0
         self.world.average_norms(self.method)
 
-    def _round(self, turn: Round, sums: Sums) -> None:
+    def _round(self, turn: Round, sums: RunningMeans) -> None:
         if turn.perturb:
             began = perf_counter()
             turn.batch = self.perturb(turn.batch)
@@ -112,7 +112,7 @@ class Updater:
         if turn.step:
             clear(self.groups)
         # Before the averages: a commit may move parameters (a proximal step), and what it reached is averaged.
-        self.method.commit(turn.batch)
+        self.method.after_update(turn.batch)
         if turn.step:
             for average in self.averages:
                 average.after_update(self.method.model, self.method.clock)
@@ -176,7 +176,7 @@ def wrap(method: Method, world: World) -> nn.Module:
     """The method itself on one process; on several, DistributedDataParallel around the method.
 
     Unused parameters are looked for because rounds may train members in turn; buffers are not broadcast because rank
-    0's tables would overwrite what the others wrote (`commit` writes gathered values, `World.average_norms` the
+    0's tables would overwrite what the others wrote (`after_update` writes gathered values, `World.average_norms` the
     BatchNorm statistics).
     """
     if world.size == 1:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from atbench.data import TrainData
-from atbench.evaluation import Threat, Victim, broken_at, robust
+from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust
 from atbench.training.distributed import World
 
 
@@ -21,24 +21,26 @@ class Validation:
         others: threats of other norms. A network is then also measured by what holds under all of them (`union`).
     """
 
-    def __init__(self, data: TrainData, threat: Threat, n: int, world: World, others: Sequence[Threat] = ()) -> None:
+    def __init__(
+        self, data: TrainData, threat: PGDConfig, n: int, world: World, others: Sequence[PGDConfig] = ()
+    ) -> None:
         self.threat, self.world, self.others = threat, world, others
         self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
 
-    def _victim(self, network: nn.Module) -> Victim:
-        return Victim(network, 512, self.world.rank, self.world.size, self.world.sum)
+    def _victim(self, network: nn.Module) -> EvalModel:
+        return EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)
 
     def figures(self, network: nn.Module) -> dict[str, Any]:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
-        victim, steps = self._victim(network), self.threat.steps
-        clean = victim.correct(self.held)
-        held = robust(broken_at(victim, self.held, self.threat, clean), steps)
-        fitted = robust(broken_at(victim, self.fitted, self.threat, victim.correct(self.fitted)), steps)
+        eval_model, steps = self._victim(network), self.threat.steps
+        clean = eval_model.correct(self.held)
+        held = robust(broken_at(eval_model, self.held, self.threat, clean), steps)
+        fitted = robust(broken_at(eval_model, self.fitted, self.threat, eval_model.correct(self.fitted)), steps)
         score, fit = float(held.double().mean()), float(fitted.double().mean())
         val = {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)}
         if self.others:
             for other in self.others:
-                held = held & robust(broken_at(victim, self.held, other, held), other.steps)
+                held = held & robust(broken_at(eval_model, self.held, other, held), other.steps)
             val["union"] = float(held.double().mean())
         return {
             "val": val,
@@ -48,8 +50,8 @@ class Validation:
 
     def accuracy(self, network: nn.Module, **changes: Any) -> float:
         """Accuracy on the held-out part under the threat with some of its fields replaced; `steps=0` is clean."""
-        threat, victim = replace(self.threat, **changes), self._victim(network)
-        right = victim.correct(self.held)
+        threat, eval_model = replace(self.threat, **changes), self._victim(network)
+        right = eval_model.correct(self.held)
         if threat.steps:
-            right = robust(broken_at(victim, self.held, threat, right), threat.steps)
+            right = robust(broken_at(eval_model, self.held, threat, right), threat.steps)
         return float(right.double().mean())

@@ -63,7 +63,7 @@ def checksum(path: Path | str | None) -> str | None:
 
 def _pool(cfg: DictConfig) -> Path | None:
     """The file or folder of the further images, as the run finds it."""
-    path = OmegaConf.select(cfg, "train.pool.path")
+    path = OmegaConf.select(cfg, "train.extra_data.path")
     if path is None:
         return None
     return next((place for place in (Path(path), Path(cfg.data_dir) / path) if place.exists()), None)
@@ -92,7 +92,7 @@ def _changed(key: str, before: Any, now: Any) -> AtbenchError:
     if key == "processes":
         fix = f"start {before}: torchrun --nproc-per-node={before} -m atbench train resume=RUN"
         return ConfigError("resume", f"{now} processes", f"the run has {before}", fix)
-    what = {"data_sha256": "dataset", "pool_sha256": "train.pool.path", "weights_sha256": "weights"}.get(key, key)
+    what = {"data_sha256": "dataset", "pool_sha256": "train.extra_data.path", "weights_sha256": "weights"}.get(key, key)
     short = [str(value)[:12] if key.endswith("sha256") else str(value) for value in (now, before)]
     why = f"the run began with another: {short[1]}"
     return DataError(what, short[0], why, "restore what it began with, or start a new run")

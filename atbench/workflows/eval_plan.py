@@ -10,30 +10,30 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from atbench.attacks import Attack, GradientAttack, Searched
-from atbench.attacks.gradient.max_confidence import Confident
+from atbench.attacks import AscentAttack, Attack, GradientAttack
+from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.attacks.losses import fewest_classes, label_objective
 from atbench.config import argv, values
-from atbench.config.instantiate import build, welcome
+from atbench.config.instantiate import accepted_kwargs, build
 from atbench.config.untrusted import refuse_code, refuse_reading
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
-from atbench.evaluation import Plan, Threat
+from atbench.evaluation import PGDConfig, Plan
 from atbench.evaluation.few_classes import fitted
 from atbench.evaluation.rejection import CONFIDENT, Reject
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
-from atbench.workflows.resume import is_foreign, target_of
+from atbench.workflows.resume import is_external, target_of
 
 
 def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
     """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
     chosen = cfg.eval
-    threat = factory.make_threat(
+    threat = factory.make_pgd_config(
         cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
         chosen.norm, chosen.eps,
     )  # fmt: skip
-    norms = {norm: factory.make_threat(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
+    norms = {norm: factory.make_pgd_config(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
 
     def other(path: str) -> nn.Module:
         return opened(path, source, world.device)
@@ -52,7 +52,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         eps_steps=chosen.eps_steps,
         limit=chosen.limit,
         attacks=attacks,
-        survivors=chosen.survivors,
+        sequential=chosen.sequential,
         audit=chosen.audit,
         corruptions=list(chosen.corruptions),
         reject=make_reject(chosen, source, threat, world),
@@ -62,7 +62,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
     )
 
 
-def make_reject(chosen: DictConfig, source: Source, threat: Threat, world: World) -> Reject | None:
+def make_reject(chosen: DictConfig, source: Source, threat: PGDConfig, world: World) -> Reject | None:
     """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
     if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
         return None
@@ -74,7 +74,7 @@ def make_reject(chosen: DictConfig, source: Source, threat: Threat, world: World
         raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
     settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
     held = source.train.take(source.parts()[0]).to(world.device)
-    return Reject(chosen.reject, held, Confident(threat.norm, threat.eps, **settings), settings)
+    return Reject(chosen.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
 def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
@@ -85,8 +85,8 @@ def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tupl
     settings = {key: value for key, value in values.plain(node).items() if key not in ("about", "norm", "eps")}
     if "step_size" in settings and node.get("eps"):
         settings["step_size"] = settings["step_size"] / node.eps * offered["eps"]
-    made = build(settings, path, **welcome(settings, path, offered))
-    return (Searched(made) if isinstance(made, GradientAttack) else made), settings
+    made = build(settings, path, **accepted_kwargs(settings, path, offered))
+    return (AscentAttack(made) if isinstance(made, GradientAttack) else made), settings
 
 
 def opened(target: str, source: Source, device: torch.device) -> nn.Module:
@@ -100,7 +100,7 @@ def opened(target: str, source: Source, device: torch.device) -> nn.Module:
 
 def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
     """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
-    if is_foreign(cfg):
+    if is_external(cfg):
         return external_model.network(cfg, source, device), None
     state = checkpoint.read(path, device)
     network = factory.make_model(cfg, source).to(device)

@@ -12,35 +12,35 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, to_name_again
+from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, target_overrides
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import Evaluation, Ledger, Victim, eval_names, record, record_files, weights_sha256
+from atbench.evaluation import EvalModel, Evaluation, ResultCache, eval_names, record, record_files, weights_sha256
 from atbench.evaluation import evaluate as evaluate_network
 from atbench.evaluation.verify import CONSISTENT, Number, verify
 from atbench.reporting import report
-from atbench.reporting.console import Pulse, echo, finished, notices, summary, verification
+from atbench.reporting.console import Heartbeat, echo, finished, notices, summary, verification
 from atbench.runs.run_dir import EVALUATION, PARTS, accounted, list_records, now, set_status, write_json, write_text
 from atbench.runs.signals import leaving
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load, make_plan
-from atbench.workflows.resume import is_foreign, target_of
+from atbench.workflows.resume import is_external, target_of
 
 SCHEMA = 2
-LEDGER = Path(EVALUATION) / PARTS
+CACHE = Path(EVALUATION) / PARTS
 
 
 def evaluate(composed: DictConfig) -> float:
     """`atbench eval`: attacks checkpoints of a run, or anybody's network; returns the last worst-case accuracy."""
     target = composed.verify or composed.target
     if target is None:
-        return anybodys(external_model.asked(composed), None)
+        return evaluate_external(external_model.asked(composed), None)
     folder, names, saved = target_of(str(target), [str(name) for name in composed.eval.checkpoints])
-    if is_foreign(saved):
+    if is_external(saved):
         cfg = external_model.again(composed, saved, argv.as_typed())
         if not composed.verify:
-            return anybodys(cfg, folder)
+            return evaluate_external(cfg, folder)
     else:
         cfg = _asked(composed, saved)
     warnings = validate.check(cfg)
@@ -53,12 +53,12 @@ def evaluate(composed: DictConfig) -> float:
         records = checkpoints(cfg, source, here, folder, names)
         if here.main:
             report.write(folder)
-            again = to_name_again(values.recorded(cfg))
+            again = target_overrides(values.recorded(cfg))
             summary(records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
-def anybodys(cfg: DictConfig, folder: Path | None) -> float:
+def evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
     """Attack a network that no run of ours trained, in a new folder or on in the one of an earlier evaluation."""
     warnings = validate.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
@@ -83,7 +83,7 @@ def anybodys(cfg: DictConfig, folder: Path | None) -> float:
             if here.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
                 report.write(folder)
-                again = to_name_again(values.recorded(cfg))
+                again = target_overrides(values.recorded(cfg))
                 commands = [f"atbench eval verify={folder}{again}", f"atbench export {folder}{again}"]
                 summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
@@ -138,7 +138,7 @@ def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, whi
         keep(cfg, where, name, content, evaluation, world)
         found.append(content)
     if world.main:
-        Ledger(folder / LEDGER, {}).forget()
+        ResultCache(folder / CACHE, {}).forget()
     return found
 
 
@@ -165,12 +165,12 @@ def examine(
         "versions": {"torch": torch.__version__},
     }
     facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
-    ledger = Ledger(folder / LEDGER, {k: v for k, v in facts.items() if k != "checkpoint"})
-    victim = Victim(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
+    cache = ResultCache(folder / CACHE, {k: v for k, v in facts.items() if k != "checkpoint"})
+    eval_model = EvalModel(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
     if world.main:
-        pulse = Pulse(name, console)
-        victim.watch = lambda at_work: pulse(at_work.doing, at_work.passes)
+        pulse = Heartbeat(name, console)
+        eval_model.watch = lambda at_work: pulse(at_work.doing, at_work.passes)
 
     def told(so_far: Evaluation) -> None:
         if world.main:
@@ -178,7 +178,7 @@ def examine(
             write_json(where / f"{name}.partial.json", content)
             finished(name, content, console)
 
-    evaluation = evaluate_network(victim, test, plan, ledger, told)
+    evaluation = evaluate_network(eval_model, test, plan, cache, told)
     return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
 
 
@@ -238,5 +238,5 @@ def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path:
         "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
     }  # fmt: skip
     outcomes, kept = (record_files.unpacked(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
-    plan, victim = make_plan(own, source, world, test), Victim(network, own.eval.batch_size)
-    return verify(victim, test, plan, content, outcomes, kept, source.classes, about)
+    plan, eval_model = make_plan(own, source, world, test), EvalModel(network, own.eval.batch_size)
+    return verify(eval_model, test, plan, content, outcomes, kept, source.classes, about)

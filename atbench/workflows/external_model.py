@@ -14,7 +14,7 @@ from atbench.config import argv, values
 from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats
 from atbench.data import Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import Victim, weights_sha256
+from atbench.evaluation import EvalModel, weights_sha256
 from atbench.models import weight_files
 from atbench.reporting.wording import both_forms
 from atbench.runs import sweep
@@ -102,7 +102,7 @@ def _settled(cfg: DictConfig, typed: DictConfig, names: list[str]) -> DictConfig
     cfg.eval.checkpoints = names
     if typed.attack is not None:
         cfg.eval.attacks = {**cfg.eval.attacks, typed.attack.about.name: typed.attack}
-    threat = factory.make_threat(cfg, 1, norm=cfg.eval.norm, eps=cfg.eval.eps)
+    threat = factory.make_pgd_config(cfg, 1, norm=cfg.eval.norm, eps=cfg.eval.eps)
     cfg.attack = {"norm": threat.norm, "eps": threat.eps}
     return cfg
 
@@ -158,11 +158,11 @@ def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
     def refused(why: str, fix: str) -> ConfigError:
         return ConfigError("model", target(cfg), why, fix)
 
-    victim = Victim(made, 1)
-    x = x.to(victim.device, victim.dtype).requires_grad_()
+    eval_model = EvalModel(made, 1)
+    x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
     try:
-        with victim.ready():
-            logits = victim.answer(x)
+        with eval_model.ready():
+            logits = eval_model.answer(x)
     except (RuntimeError, ValueError, AssertionError) as fault:
         said = (str(fault).splitlines() or [type(fault).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from atbench.config.instantiate import build, locate, refusing, welcome
+from atbench.config.instantiate import accepted_kwargs, build, locate, refusing
 from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
 from atbench.data.extra_data import further
 from atbench.data.overlap import shared
 from atbench.errors import AtbenchError, ConfigError, hint
-from atbench.evaluation import Threat
+from atbench.evaluation import PGDConfig
 from atbench.evaluation.attack_limits import limits
 from atbench.methods import Method
 from atbench.models import Ensemble, Network, weight_files
@@ -29,7 +29,9 @@ from atbench.training.trainer import Interrupt
 def make_source(cfg: DictConfig) -> Source:
     """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
     node = cfg.dataset.source
-    source: Source = build(node, "dataset.source", **welcome(node, "dataset.source", {"data_dir": Path(cfg.data_dir)}))
+    source: Source = build(
+        node, "dataset.source", **accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
+    )
     return source
 
 
@@ -59,9 +61,9 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
         cfg.seed,
         augment=augment,
         mix=mix,
-        labelled=cfg.train.pool.labelled,
+        labelled=cfg.train.extra_data.labelled,
         pool=make_pool(cfg, source),
-        extra=cfg.train.pool.fraction,
+        extra=cfg.train.extra_data.fraction,
         share=Share(world.rank, world.size),
         device=world.device,
         dtype=torch.get_default_dtype(),
@@ -69,11 +71,13 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
 
 
 def make_pool(cfg: DictConfig, source: Source) -> Images | None:
-    """The further images of `train.pool.path`, with labels if `train.pool.labels` says so."""
-    pool = cfg.train.pool
+    """The further images of `train.extra_data.path`, with labels if `train.extra_data.labels` says so."""
+    pool = cfg.train.extra_data
     if pool.path is None:
         if pool.labels:
-            raise ConfigError("train.pool.labels", True, "there are no further images", "set train.pool.path")
+            raise ConfigError(
+                "train.extra_data.labels", True, "there are no further images", "set train.extra_data.path"
+            )
         return None
     return further(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
 
@@ -128,7 +132,7 @@ def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
     """
     offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
     target = locate(str(node["_target_"]), "model._target_")
-    given = welcome(node, "model", offered)
+    given = accepted_kwargs(node, "model", offered)
     if isinstance(target, type) and issubclass(target, Network):
         _normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
         return given
@@ -158,9 +162,9 @@ def start_from(model: nn.Module, path: Path) -> None:
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
     """The method, with its tables allocated, on this process's device."""
-    given = welcome(cfg.method, "method", {"network": network_maker(cfg, data.source)})
+    given = accepted_kwargs(cfg.method, "method", {"network": network_maker(cfg, data.source)})
     method: Method = build(cfg.method, "method", model=model, attack=build(cfg.attack, "attack"), **given)
-    if data.mix is not None and method.one_label:
+    if data.mix is not None and method.requires_hard_labels:
         mix, name = type(data.mix).__name__, type(method).__name__
         raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
     method.label_smoothing = float(cfg.train.label_smoothing)
@@ -199,11 +203,11 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
         where = f"train.groups.{name}" if own else "train"
         make, at = build(optimizer, f"{where}.optimizer"), build(schedule, f"{where}.schedule")
         with refusing(optimizer, f"{where}.optimizer"):
-            groups.append(make_group(name, module, make, at, cfg.train.decay))
+            groups.append(make_group(name, module, make, at, cfg.train.weight_decay_on))
     return groups
 
 
-def make_threat(
+def make_pgd_config(
     cfg: DictConfig,
     steps: int,
     restarts: int = 1,
@@ -212,7 +216,7 @@ def make_threat(
     norm: str | None = None,
     eps: float | None = None,
     key: str = "eval.norm",
-) -> Threat:
+) -> PGDConfig:
     """The attack of validation and evaluation: the trained norm and ε unless others are named, a uniform start, the
     data set's ratio of step size to ε.
 
@@ -230,7 +234,7 @@ def make_threat(
         raise ConfigError(key, eps, "is not a finite number", "write it as 8/255 or 0.5, without a unit")
     if step_size is None:
         step_size = usual.step_size * (eps / usual.eps if usual.eps else 1.0)
-    return Threat(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
+    return PGDConfig(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
 
 
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:
@@ -249,7 +253,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
         select_every=train.selection.every,
         save_minutes=float(train.checkpoint.minutes),
         save_steps=train.checkpoint.steps,
-        minutes=train.minutes,
+        time_limit=train.time_limit,
     )
 
 
@@ -261,17 +265,17 @@ def make_trainer(
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
-    threat, *others = select_threats(cfg)
+    threat, *others = selection_attacks(cfg)
     return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt, others)
 
 
-def select_threats(cfg: DictConfig) -> list[Threat]:
+def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:
     """What the best checkpoint is chosen by: the run's own threat, then those of `train.selection.norms` besides."""
     selection = cfg.train.selection
     named = {
-        norm: make_threat(cfg, selection.steps, norm=norm, key="train.selection.norms") for norm in selection.norms
+        norm: make_pgd_config(cfg, selection.steps, norm=norm, key="train.selection.norms") for norm in selection.norms
     }
-    own = make_threat(cfg, selection.steps)
+    own = make_pgd_config(cfg, selection.steps)
     return [own, *(threat for norm, threat in named.items() if norm != own.norm)]
 
 

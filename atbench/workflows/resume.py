@@ -27,7 +27,7 @@ PARTS = (
     "train.optimizer._target_", "train.schedule._target_",
 )  # fmt: skip
 #: What may be given anew when a run goes on: nothing of it changes a number that the run computes.
-FREE = ("device", "threads", "logger", "runs", "data_dir", "train.minutes", "train.checkpoint")
+FREE = ("device", "threads", "logger", "runs", "data_dir", "train.time_limit", "train.checkpoint")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _complete(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**content, **{str(key): value for key, value in OmegaConf.to_container(known).items()}}  # type: ignore[union-attr]
 
 
-def is_foreign(config: Mapping[str, Any]) -> bool:
+def is_external(config: Mapping[str, Any]) -> bool:
     """Whether a folder's configuration is that of a network which no run of ours trained."""
     return "checkpoint" in config
 
@@ -162,7 +162,7 @@ def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str,
     path = Path(target)
     if path.suffix != ".pt":
         config = read_config(path)
-        names = config["eval"]["checkpoints"] if is_foreign(config) else which
+        names = config["eval"]["checkpoints"] if is_external(config) else which
         for name in names:
             refuse_path("eval.checkpoints", name)
         return path, names, config

@@ -16,13 +16,13 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import to_name_again
+from atbench.config.untrusted import target_overrides
 from atbench.data import Source
 from atbench.errors import DataError, exit_code
 from atbench.methods import Stage
 from atbench.reporting import report
 from atbench.reporting.console import Progress, echo, notices, summary
-from atbench.reporting.metrics_log import Tracker, truncate
+from atbench.reporting.metrics_log import MetricsLog, truncate
 from atbench.runs import sweep
 from atbench.runs.run_dir import accounted, fresh, now, read_json, set_status, write_json, write_text
 from atbench.runs.signals import Flag, leaving, watched
@@ -87,7 +87,7 @@ class Run:
     signal: Flag
     folder: Path = Path()
     label: str = ""
-    tracker: Tracker | None = None
+    tracker: MetricsLog | None = None
     progress: Progress | None = None
 
     def prepare(self, fresh: bool) -> Trainer:
@@ -167,7 +167,7 @@ class Run:
         """Train to the end, from the state of a checkpoint; without one after the runs that the method asks for."""
         method, clock = trainer.method, trainer.method.clock
         if state is None:
-            method.begin({name: self._stage(name, stage) for name, stage in method.stage0().items()})
+            method.load_pretrained({name: self._stage(name, stage) for name, stage in method.pretraining().items()})
         else:
             self._load(trainer, state)
         if self.world.main:
@@ -197,10 +197,10 @@ class Run:
         content = {**state, "config": values.recorded(self.cfg), "metrics": position}
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
-    def _tracker(self) -> Tracker:
+    def _tracker(self) -> MetricsLog:
         group = parent.name if (parent := sweep.current()) else None
         logger = None if self.label or not self.cfg.logger else values.plain(self.cfg.logger)
-        return Tracker(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
+        return MetricsLog(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
 
     def last(self) -> dict[str, Any] | None:
         """What the last checkpoint holds, or None if there is none yet. Raises DataError for one that is gone, or that
@@ -270,7 +270,7 @@ class Run:
             self.tracker.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
         others = sweep.current() or f"{self.folder} OTHER_RUN"
-        again = to_name_again(values.recorded(self.cfg))
+        again = target_overrides(values.recorded(self.cfg))
         commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from atbench.attacks import Attack
 from atbench.config import registry
-from atbench.config.instantiate import build, locate, welcome
+from atbench.config.instantiate import accepted_kwargs, build, locate
 from atbench.data import Images
 from atbench.seeding import ExampleDraws
 
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 #: Small budgets, under the names that attacks give theirs: the contract is about what holds for any budget.
-SMALL = {"steps": 24, "restarts": 2, "samples": 24, "draws": 2, "targets": 2, "searches": 5, "cycles": 2}
+SMALL = {"steps": 24, "restarts": 2, "samples": 24, "eot_samples": 2, "targets": 2, "searches": 5, "cycles": 2}
 #: Options without which an attack refuses to be built.
 REQUIRED = {"transfer": {"run": "other"}}
 
@@ -91,7 +91,7 @@ def make(name: str, norm: str, eps: float, small: bool = True, **changes: Any) -
         "images": Images((x * 255).round().to(torch.uint8), y),
         "load": lambda run: Linear(seed=1).eval(),
     }
-    return build(content, "attack", **welcome(content, "attack", offered))
+    return build(content, "attack", **accepted_kwargs(content, "attack", offered))
 
 
 def kind(name: str) -> type:
@@ -103,7 +103,7 @@ NAMES = sorted(name for name in registry.options("attack", [registry.conf_dir()]
 CASES = [(name, norm) for name in NAMES for norm in kind(name).norms]
 #: Queries, noise, other networks' gradients and features promise nothing of what a gradient of the logits must find,
 #: and a single step goes from its random start towards a mixture of the classes.
-GRADIENT = [(name, norm) for name, norm in CASES if kind(name).knowledge == "gradient" and node(name).get("steps") != 1]
+GRADIENT = [(name, norm) for name, norm in CASES if kind(name).access == "gradient" and node(name).get("steps") != 1]
 #: Cross-entropy climbs towards a mixture of the classes. An L1 step spends itself on one pixel, and the mixture's best
 #: pixel need not serve the nearest class, however small the steps are. So does the confidence in one class.
 MIXED = {name for name in NAMES if node(name).get("objective") == "ce"} | {"confident"}

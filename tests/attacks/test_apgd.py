@@ -162,7 +162,7 @@ def test_what_a_run_costs(norm: str) -> None:
     runs = 3 if norm == "l1" else 1
     for attack, starts, more in (
         (APGD(norm, 1e-6, steps, restarts=2), 2, 0),
-        (APGD(norm, 1e-6, steps, objective="dlr", draws=3), 3, 0),
+        (APGD(norm, 1e-6, steps, objective="dlr", eot_samples=3), 3, 0),
         (TargetedAPGD(norm, 1e-6, steps, targets=9), 4, 6),
     ):
         aim = Aim(network)
@@ -255,7 +255,7 @@ def test_draws_average_a_network_that_wavers(norm: str) -> None:
     eps = float(distance(network.steady, x, y, norm).quantile(0.5))
 
     def attack(n: int, aim: Aim) -> Tensor:
-        return APGD(norm, eps, 12, objective="margin", draws=n)(aim, x, y, draws(len(x)))
+        return APGD(norm, eps, 12, objective="margin", eot_samples=n)(aim, x, y, draws(len(x)))
 
     def broken(x_adv: Tensor) -> Tensor:
         return network.steady(x_adv).argmax(dim=1) != y

@@ -111,7 +111,7 @@ def test_every_step_and_restart_transforms_anew() -> None:
             return super().logits(x)
 
     x, y = images(network, 1)
-    diverse(eps=1e-4, probability=1.0, rate=0.4, restarts=3, keep="last")(Watch(network), x, y, draws(1))
+    diverse(eps=1e-4, probability=1.0, rate=0.4, restarts=3, return_point="last")(Watch(network), x, y, draws(1))
     assert len(seen) == 18 and len({tuple(mask.flatten().tolist()) for mask in seen}) > 6
 
 

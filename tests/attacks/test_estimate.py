@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import margin
-from atbench.attacks.black_box.spsa_nes import NES, SPSA, Estimated
+from atbench.attacks.black_box.spsa_nes import NES, SPSA, GradientEstimation
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
 
@@ -15,7 +15,7 @@ BOTH = [SPSA, NES]
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_the_estimate_is_the_gradient(kind: type[Estimated]) -> None:
+def test_the_estimate_is_the_gradient(kind: type[GradientEstimation]) -> None:
     """The margin of two classes is linear: a slope is exact, and many of them add up to w."""
     network = Linear(classes=2)
     x, y = images(network, n=4)
@@ -63,7 +63,7 @@ def test_nes_follows_the_average_of_its_gradients() -> None:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_queries_are_images_and_counted(kind: type[Estimated]) -> None:
+def test_queries_are_images_and_counted(kind: type[GradientEstimation]) -> None:
     sent: list[Tensor] = []
 
     class Watched(Aim):
@@ -84,7 +84,7 @@ def test_queries_are_images_and_counted(kind: type[Estimated]) -> None:
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_no_pass_takes_more_images_than_allowed(kind: type[Estimated]) -> None:
+def test_no_pass_takes_more_images_than_allowed(kind: type[GradientEstimation]) -> None:
     sizes: list[int] = []
 
     class Watched(Aim):
@@ -101,7 +101,7 @@ def test_no_pass_takes_more_images_than_allowed(kind: type[Estimated]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "norm"), [(SPSA, "linf"), (NES, "linf"), (NES, "l2")])
-def test_they_break_what_is_well_within_reach_and_nothing_else(kind: type[Estimated], norm: str) -> None:
+def test_they_break_what_is_well_within_reach_and_nothing_else(kind: type[GradientEstimation], norm: str) -> None:
     network = Linear()
     x, y = images(network, n=24)
     far = distance(network, x, y, norm)

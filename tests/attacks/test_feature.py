@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.gradient.feature import FeatureAttack, Tap
+from atbench.attacks.gradient.feature import FeatureAttack, FeatureHook
 from atbench.attacks.gradient.odi import ODI
 from atbench.data import Images
 from atbench.errors import ConfigError
@@ -31,11 +31,11 @@ def test_features_are_what_enters_the_last_linear_layer_that_runs() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.ReLU(), nn.Linear(7, 3)).double()
     x = torch.rand(5, 1, 8, 8, dtype=torch.float64)
     aim = Aim(network)
-    features, logits = Tap(aim)(x)
+    features, logits = FeatureHook(aim)(x)
     torch.testing.assert_close(features, unit(network[:3](x)))
     torch.testing.assert_close(logits, network(x))
     assert aim.passes == 5 and not any(module._forward_pre_hooks for module in network.modules())
-    features, _ = Tap(Aim(convolutional := cnn()))(x)
+    features, _ = FeatureHook(Aim(convolutional := cnn()))(x)
     torch.testing.assert_close(features, unit(convolutional.features(x).flatten(1)))
 
 
@@ -43,7 +43,7 @@ def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members() -> None:
     members = [cnn(seed=1), cnn(seed=2)]
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        h = Tap(Aim(Ensemble(members)))(x)[0]
+        h = FeatureHook(Aim(Ensemble(members)))(x)[0]
         each = [unit(member.features(x).flatten(1)) for member in members]
     mean = sum((a[:3] * a[3:]).sum(dim=1) for a in each) / 2
     torch.testing.assert_close(nn.functional.cosine_similarity(h[:3], h[3:]), mean)
@@ -52,7 +52,7 @@ def test_the_cosine_of_an_ensemble_is_the_mean_of_its_members() -> None:
 def test_a_failed_pass_leaves_no_hook() -> None:
     network = Linear()
     with pytest.raises(RuntimeError):
-        Tap(Aim(network))(torch.rand(2, 1, 3, 3).double())
+        FeatureHook(Aim(network))(torch.rand(2, 1, 3, 3).double())
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
@@ -133,4 +133,4 @@ def test_refusals_name_what_is_missing() -> None:
     with pytest.raises(ConfigError, match="one class"):
         FeatureAttack("linf", 0.1, images)
     with pytest.raises(ConfigError, match="no linear layer"):
-        Tap(Aim(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())))
+        FeatureHook(Aim(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())))

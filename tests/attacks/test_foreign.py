@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Searched, ball
+from atbench.attacks import AscentAttack, GradientAttack, ball
 from atbench.attacks.foolbox import Foolbox
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images
@@ -22,7 +22,7 @@ def test_its_pgd_is_ours(norm: str) -> None:
     x, y = images(network)
     # Below the nearest boundary: ours stops at the first mistake, theirs goes on.
     eps = 0.99 * float(distance(network, x, y, norm).min())
-    ours = Searched(GradientAttack(norm, eps, 7, eps / 3, start="zero"))
+    ours = AscentAttack(GradientAttack(norm, eps, 7, eps / 3, start="zero"))
     theirs = Foolbox(norm, eps, "PGD", 7, {"random_start": False, "abs_stepsize": eps / 3})
     answers = [attack(Aim(network), x, y, draws(len(x))) for attack in (ours, theirs)]
     assert (ball(norm).norm(answers[0] - x) > 0.9 * eps).all()
@@ -63,7 +63,7 @@ def test_names_are_understood(norm: str, name: str, kind: str) -> None:
 
 def test_what_an_attack_is_follows_its_kind() -> None:
     found = {
-        name: (attack.minimal, attack.knowledge)
+        name: (attack.minimal, attack.access)
         for name in ("PGD", "DeepFool", "HopSkipJump", "AdditiveUniformNoise")
         for attack in [Foolbox("linf", 0.1, name)]
     }

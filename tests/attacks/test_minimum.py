@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from atbench.attacks import ball
-from atbench.attacks.min_norm.base import Nearest, dual_norm, nearest_boundary, others
+from atbench.attacks.min_norm.base import NearestAdversarial, dual_norm, nearest_boundary, others
 from tests.attacks.targets import DUAL, Linear, distance, images
 
 
 def test_only_misclassified_and_nearer_images_are_kept() -> None:
     x = torch.full((4, 1, 1, 2), 0.5)
-    nearest = Nearest(ball("l2"), x)
+    nearest = NearestAdversarial(ball("l2"), x)
     assert torch.equal(nearest.image, x) and nearest.distance.isinf().all()
     nearest.offer(x + 0.3, torch.tensor([True, False, True, True]))
     nearest.offer(x[2:] + torch.tensor([0.1, 0.4]).view(2, 1, 1, 1), torch.tensor([True, True]), torch.tensor([2, 3]))

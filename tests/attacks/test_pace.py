@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, ball
-from atbench.attacks.gradient.apgd_ascent import Pace, ascend
+from atbench.attacks.gradient.apgd_ascent import StepSizeSchedule, ascend
 from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse, checkpoints
 
 F64 = torch.float64
 
 
-def seen(value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, pace: Pace) -> Tensor:
+def seen(value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, pace: StepSizeSchedule) -> Tensor:
     """(steps + 1, pixels): the points that one ascent of one image looks at."""
     points: list[Tensor] = []
 

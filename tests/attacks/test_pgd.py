@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Searched, cross_entropy, margin
+from atbench.attacks import AscentAttack, GradientAttack, cross_entropy, margin
 from atbench.attacks.gradient.pgd import Averaged, Pgd, RandomFgsm
 from atbench.errors import ConfigError
 from tests.attacks.targets import Aim, Linear, distance, draws, images, make
@@ -45,7 +45,7 @@ def test_the_same_points_as_foolbox(norm: str, eps: float, steps: int) -> None:
     network = conv()
     x, y = pictures(network)
     _, expected, _ = FOOLBOX[norm](steps)(foolbox.PyTorchModel(network, (0, 1), device="cpu"), x, y, epsilons=eps)
-    attack = pgd(norm, eps, steps=steps, rel_step_size=0.3, start="zero", keep="last")
+    attack = pgd(norm, eps, steps=steps, rel_step_size=0.3, start="zero", return_point="last")
     found = attack(Aim(network), x, y, draws(len(x)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert attack.ball.norm(found - x).max() > 0.2 * eps
@@ -57,7 +57,7 @@ def test_fgsm_of_the_training_side_is_foolbox_s(norm: str, eps: float) -> None:
     x, y = pictures(network)
     theirs = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[norm]()
     _, expected, _ = theirs(foolbox.PyTorchModel(network, (0, 1), device="cpu"), x, y, epsilons=eps)
-    fgsm, aim = Searched(GradientAttack(norm, eps, steps=1, step_size=eps, start="zero")), Aim(network)
+    fgsm, aim = AscentAttack(GradientAttack(norm, eps, steps=1, step_size=eps, start="zero")), Aim(network)
     torch.testing.assert_close(fgsm(aim, x, y, draws(len(x))), expected, rtol=0, atol=1e-5)
     assert aim.passes == len(x)
 
@@ -73,10 +73,10 @@ def test_a_search_that_keeps_its_best_point_still_answers_with_a_wrong_one() -> 
             return torch.where(t < 0.55, near, far)
 
     x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
-    search = GradientAttack("linf", 0.5, steps=3, step_size=0.1, start="zero", keep="best")
-    found = Searched(search)(Aim(Trap()), x, y, draws(1))
+    search = GradientAttack("linf", 0.5, steps=3, step_size=0.1, start="zero", return_point="best")
+    found = AscentAttack(search)(Aim(Trap()), x, y, draws(1))
     assert cross_entropy(Trap()(x), y) > cross_entropy(Trap()(found), y)
-    assert Trap()(found).argmax() == 1 and search.keep == "best"
+    assert Trap()(found).argmax() == 1 and search.return_point == "best"
 
 
 def test_the_first_wrong_point_is_found_where_the_last_is_right() -> None:
@@ -129,7 +129,7 @@ def test_restarts_differ_in_their_starts() -> None:
 def test_the_papers_pgd_costs_its_gradients_and_nothing_else() -> None:
     network, (x, y) = Linear(), images(Linear())
     aim = Aim(network)
-    pgd(keep="last", steps=5)(aim, x, y, draws(len(x)))
+    pgd(return_point="last", steps=5)(aim, x, y, draws(len(x)))
     assert aim.passes == aim.gradients == 5 * len(x)
 
 
@@ -192,7 +192,7 @@ def test_an_average_over_a_network_that_is_not_random_changes_nothing() -> None:
     network, (x, y) = Linear(), images(Linear())
     one, many = Aim(network), Aim(network)
     plain = pgd(eps=0.02)(one, x, y, draws(len(x)))
-    averaged = pgd(eps=0.02, draws=4)(many, x, y, draws(len(x)))
+    averaged = pgd(eps=0.02, eot_samples=4)(many, x, y, draws(len(x)))
     torch.testing.assert_close(averaged, plain, rtol=0, atol=1e-12)
     assert many.passes == 4 * one.passes
 
@@ -201,7 +201,7 @@ def test_the_average_is_that_of_values_gradients_and_probabilities() -> None:
     x, y = images(Linear(), 6)
     network = Masked()
     x.requires_grad_()
-    mean, probabilities = Averaged(network, cross_entropy, y, draws=3)(x)
+    mean, probabilities = Averaged(network, cross_entropy, y, eot_samples=3)(x)
     (grad,) = torch.autograd.grad(mean.sum(), x)
     network.source.manual_seed(0)
     logits = [network(x) for _ in range(3)]
@@ -218,7 +218,7 @@ def test_averaging_climbs_a_random_network_further() -> None:
     gains = []
     for count in (1, 16):
         network.source.manual_seed(0)
-        attack = pgd("l2", 0.5, steps=1, rel_step_size=1.0, draws=count, keep="last", start="zero")
+        attack = pgd("l2", 0.5, steps=1, rel_step_size=1.0, eot_samples=count, return_point="last", start="zero")
         gains.append(cross_entropy(network.network(attack(Aim(network), x, y, draws(len(x)))), y).mean())
     assert gains[1] > gains[0] + 0.05
 
@@ -254,7 +254,7 @@ def test_an_objective_wants_its_classes() -> None:
         ("start", {"start": "middle"}),
         ("start", {"start": "corner", "norm": "l2"}),
         ("restarts", {"restarts": 0}),
-        ("draws", {"draws": 0}),
+        ("draws", {"eot_samples": 0}),
     ],
 )
 def test_what_no_search_can_do_is_refused(key: str, changes: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tries on survivors, by hand: who is handed on, and which image is kept."""
+"""Tries on tracker, by hand: who is handed on, and which image is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
-from atbench.attacks.restarts import Attempt, climb, over_survivors
+from atbench.attacks.restarts import Attempt, climb, run_restarts
 from tests.attacks.targets import Linear, images
 
 
@@ -30,7 +30,7 @@ def test_only_survivors_go_on_and_the_best_try_is_kept() -> None:
         scripted(0.2, [6.0, 9.0, 1.0, 3.0], [False, True, False, True], seen),
         scripted(0.3, [5.5, 9.0, 1.5, 9.9], [False, False, False, True], seen),
     ]
-    result = over_survivors(torch.zeros(4, 1, 1, 1), tries)
+    result = run_restarts(torch.zeros(4, 1, 1, 1), tries)
     assert seen == [[0, 1, 2, 3], [0, 2, 3], [0, 2]]
     # 0: highest value in the second; 1: broken by the first; 2: highest in the first; 3: broken, though at a lower one.
     torch.testing.assert_close(result.flatten(), torch.tensor([0.2, 0.1, 0.1, 0.2]))
@@ -39,7 +39,7 @@ def test_only_survivors_go_on_and_the_best_try_is_kept() -> None:
 def test_nothing_is_tried_on_nobody() -> None:
     seen: list[list[int]] = []
     tries = [scripted(0.1, [0.0], [True], seen), scripted(0.2, [0.0], [True], seen)]
-    over_survivors(torch.zeros(1, 1, 1, 1), tries)
+    run_restarts(torch.zeros(1, 1, 1, 1), tries)
     assert seen == [[0]]
 
 

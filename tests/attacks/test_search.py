@@ -234,7 +234,7 @@ def test_dropping_finished_rows_changes_nothing(
 def test_first_is_the_first_point_that_the_rule_named() -> None:
     """An example stops where it was first misclassified, as a slow search of that example alone finds."""
     network, (x, y) = linear(scale=0.2), middle(12)
-    search = attack(steps=10, step_size=0.01, start="zero", keep="first")
+    search = attack(steps=10, step_size=0.01, start="zero", return_point="first")
     x_adv = search(Objective(network, cross_entropy, y), x, stop=lambda state: done_when_wrong(state, y))
     broken = network(x_adv).argmax(dim=1) != y
     assert broken.any() and not (network(x).argmax(dim=1) != y).all()

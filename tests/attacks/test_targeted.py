@@ -94,10 +94,10 @@ def test_any_wrong_class_is_a_success_and_survivors_alone_go_on() -> None:
 def test_every_target_of_every_restart_is_tried_on_what_holds() -> None:
     network, (x, y) = Linear(), images(Linear(), 3)
     aim = Aim(network)
-    targeted(eps=1e-6, steps=2, targets=3, restarts=2, keep="last")(aim, x, y, draws(3))
+    targeted(eps=1e-6, steps=2, targets=3, restarts=2, return_point="last")(aim, x, y, draws(3))
     assert aim.gradients == 3 * 2 * 3 * 2 and aim.passes == 3 * (1 + 3 * 2 * 3)
     few = Aim(Linear(classes=2))
-    targeted(eps=1e-6, steps=2, keep="last")(few, x, few.network(x).argmax(dim=1), draws(3))
+    targeted(eps=1e-6, steps=2, return_point="last")(few, x, few.network(x).argmax(dim=1), draws(3))
     assert few.gradients == 3 * 2  # one wrong class, so one target
 
 

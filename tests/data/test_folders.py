@@ -16,7 +16,7 @@ from PIL import Image
 from atbench.cli.main import main
 from atbench.data import Images, PadCropFlip, Share, TrainData, lazy_images
 from atbench.data.image_folder import folder, tiny_imagenet
-from atbench.data.lazy_images import GIB, Crew, Pictures, decode
+from atbench.data.lazy_images import GIB, DecoderPool, LazyImages, decode
 from atbench.errors import ConfigError, DataError
 from tests.test_run import final, rows, same_weights
 
@@ -147,7 +147,7 @@ class TestStreaming:
         trees(tmp_path / "trees")
         fits, streams = data(tmp_path / "trees", 45 * ONE), data(tmp_path / "trees", 44 * ONE)
         assert isinstance(fits.train.x, torch.Tensor) and not fits.train.streamed
-        assert isinstance(streams.train.x, Pictures) and streams.train.streamed
+        assert isinstance(streams.train.x, LazyImages) and streams.train.streamed
         assert isinstance(streams.validation.x, torch.Tensor)
 
     @pytest.mark.parametrize("options", [{}, {"labelled": 0.5, "extra": 0.5}], ids=["plain", "pool"])
@@ -176,7 +176,7 @@ class TestStreaming:
         given = data(trees(tmp_path / "trees"), ONE)
         monkeypatch.setattr(lazy_images, "decode", spy)
         given.batch(0, 0)
-        assert isinstance(given.train.x, Pictures)
+        assert isinstance(given.train.x, LazyImages)
         for future in next(iter(given.train.x._coming.values())):
             future.result()
         assert len(seen) == 16
@@ -187,10 +187,10 @@ class TestStreaming:
 
     def test_no_more_than_a_few_batches_are_held(self, tmp_path: Path) -> None:
         given = data(trees(tmp_path / "trees"), ONE)
-        assert isinstance(given.train.x, Pictures)
+        assert isinstance(given.train.x, LazyImages)
         for epoch in range(6):
             given.batch(epoch, 0)
-        assert len(given.train.x._coming) <= Pictures.AHEAD
+        assert len(given.train.x._coming) <= LazyImages.AHEAD
 
     def test_a_damaged_file_is_named_at_the_start_or_in_its_batch(self, tmp_path: Path) -> None:
         root = trees(tmp_path / "trees")
@@ -212,7 +212,7 @@ class TestStreaming:
         draw(tmp_path / "b" / "1.png", 0, 1)
         first, other = str(tmp_path / "a" / "1.png"), str(tmp_path / "b" / "1.png")
         sums = [
-            Images(Pictures(files, SIDE, SIDE, GIB, Crew(1)), torch.tensor(labels)).sha256()
+            Images(LazyImages(files, SIDE, SIDE, GIB, DecoderPool(1)), torch.tensor(labels)).sha256()
             for files, labels in (([first], [0]), ([other], [0]), ([first], [1]), ([first, other], [0, 0]))
         ]
         assert len(set(sums)) == 4
@@ -268,10 +268,10 @@ def test_a_folder_larger_than_memory_streams_and_resumes_in_the_middle_of_an_epo
     memory = f"dataset.source.memory={20 * ONE}"
     assert main(["train", *words, "name=resident"]) == 0
     assert main(["train", *words, "name=whole", memory]) == 0
-    assert main(["train", *words, "name=broken", memory, "train.minutes=1e-6"]) == 75
+    assert main(["train", *words, "name=broken", memory, "train.time_limit=1e-6"]) == 75
     found = {path.name.split("-")[-1]: path for path in (here / "runs").iterdir()}
     stopped = final(found["broken"])
     assert (stopped["epoch"], stopped["step"]) == (0, 1)
-    assert main(["train", f"resume={found['broken']}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={found['broken']}", "train.time_limit=10"]) == 0
     for name in ("resident", "broken"):
         assert same_weights(found["whole"], found[name]) and rows(found["whole"]) == rows(found[name])

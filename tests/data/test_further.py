@@ -50,7 +50,7 @@ def test_what_does_not_fit_the_data_set_is_refused(tmp_path: Path) -> None:
         ("none", (3, 8, 8), "no picture"),
         ("absent", SHAPE, "no such folder"),
     ):
-        with pytest.raises(DataError, match=f"train.pool.path.*{says}"):
+        with pytest.raises(DataError, match=f"train.extra_data.path.*{says}"):
             further(tmp_path, path, shape)
 
 
@@ -70,7 +70,7 @@ def test_the_pool_fills_its_part_of_a_batch_and_makes_no_epoch_longer(tmp_path: 
 
 def test_it_is_asked_for_by_its_path(tmp_path: Path) -> None:
     archive(tmp_path / "more.npz")
-    words = ["train.pool.labelled=null", "train.pool.path=more.npz", f"data_dir={tmp_path}"]
+    words = ["train.extra_data.labelled=null", "train.extra_data.path=more.npz", f"data_dir={tmp_path}"]
     cfg = configuration("rst", *words)
     here = World(torch.device("cpu"))
     given = factory.make_data(cfg, source(n=60), here)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atbench.data import Batch, CutMix, Images, PadCropFlip, Share, TrainData
-from atbench.data.concat import Joined
+from atbench.data.concat import ConcatImages
 from atbench.data.digits import digits
 from atbench.data.extra_data import further
 from atbench.data.image_folder import folder
@@ -178,7 +178,7 @@ class TestArchives:
         assert len(colour) == len(view) and isinstance(view, torch.Tensor)
         assert view.permute(0, 2, 3, 1).is_contiguous(), "as the file has them"
         given = worlds.data(pool=pool, extra=0.5)
-        assert isinstance(given.train.x, Joined) and given.train.x.second.data_ptr() == pool.x.data_ptr()
+        assert isinstance(given.train.x, ConcatImages) and given.train.x.second.data_ptr() == pool.x.data_ptr()
 
     @pytest.mark.parametrize(
         ("arrays", "says"),
@@ -207,7 +207,7 @@ class TestArchives:
     def test_two_tensors_are_read_as_one(self) -> None:
         first, second = generated(7).x, generated(5).x
         assert isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
-        both, whole = Joined(first, second), torch.cat([first, second])
+        both, whole = ConcatImages(first, second), torch.cat([first, second])
         rows = torch.tensor([0, 6, 7, 11, 3, 7])
         assert torch.equal(both[rows], whole[rows]) and torch.equal(both[2:9], whole[2:9])
         assert both.shape == whole.shape and both.dtype == whole.dtype and both.ndim == 4
@@ -218,14 +218,14 @@ class TestArchives:
 class TestConfiguration:
     def test_they_are_asked_for_by_path_and_labels(self, tmp_path: Path) -> None:
         archive(tmp_path / "more.npz")
-        words = ["train.pool.path=more.npz", "train.pool.labels=true", "train.pool.fraction=0.7"]
+        words = ["train.extra_data.path=more.npz", "train.extra_data.labels=true", "train.extra_data.fraction=0.7"]
         cfg = configuration("trades", *words, f"data_dir={tmp_path}")
         given = factory.make_data(cfg, worlds.source(), World(torch.device("cpu")))
         batch: Batch = given.batch(0, 0)
         assert len(batch) == 16 and int((batch.index >= ORIGINALS).sum()) == 11 and given.generated == 50
 
     def test_labels_of_nothing_are_refused(self) -> None:
-        cfg = resolved("train.pool.labels=true")
+        cfg = resolved("train.extra_data.labels=true")
         with pytest.raises(ConfigError, match=r"train\.pool\.labels: True.*train\.pool\.path"):
             factory.make_pool(cfg, digits())
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.data import Batch, Images, PadCropFlip, Share, Source, TrainData
-from atbench.data.loader import Endless
+from atbench.data.loader import PermutationSampler
 from atbench.errors import ConfigError
 from tests.methods.worlds import data, source
 
@@ -128,11 +128,11 @@ def test_a_pool_that_no_batch_asks_for() -> None:
 
 @pytest.mark.parametrize("n", [1, 5, 12])
 def test_endless_is_one_permutation_after_the_other(n: int) -> None:
-    rows = Endless(n, 0, "x").rows(0, 4 * n)
+    rows = PermutationSampler(n, 0, "x").rows(0, 4 * n)
     for turn in rows.split(n):
         assert torch.equal(turn.sort().values, torch.arange(n))
     for start, count in ((0, 1), (n - 1, 3), (2 * n, n), (1, 3 * n - 1)):
-        assert torch.equal(Endless(n, 0, "x").rows(start, count), rows[start : start + count])
+        assert torch.equal(PermutationSampler(n, 0, "x").rows(start, count), rows[start : start + count])
 
 
 def test_streams_are_independent_of_each_other_and_of_the_batches() -> None:
@@ -160,8 +160,8 @@ def test_fit_sample_is_fixed_and_from_the_train_part() -> None:
         ({"batch_size": 49}, "train.batch_size"),
         ({"share": Share(0, 5)}, "train.batch_size"),
         ({"labelled": 0.5, "extra": 0.25, "share": Share(0, 2)}, "train.batch_size"),
-        ({"extra": 0.5}, "train.pool.fraction"),
-        ({"labelled": 0.5, "extra": 1.0}, "train.pool.fraction"),
+        ({"extra": 0.5}, "train.extra_data.fraction"),
+        ({"labelled": 0.5, "extra": 1.0}, "train.extra_data.fraction"),
     ],
     ids=str,
 )

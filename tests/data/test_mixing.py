@@ -104,11 +104,11 @@ def test_every_method_takes_shares_or_says_that_it_does_not(name: str) -> None:
     except ConfigError as refusal:
         assert name in ONE_LABEL and "CutMix" in str(refusal)
         return
-    assert not method.one_label
+    assert not method.requires_hard_labels
     start(method, given)
-    for turn in method.rounds(given.batch(0, 0)):
+    for turn in method.inner_updates(given.batch(0, 0)):
         if turn.perturb:
-            turn.batch = method.perturb(turn.batch)  # `rounds` reads it when it goes on
+            turn.batch = method.perturb(turn.batch)  # `inner_updates` reads it when it goes on
         loss = method(turn.batch)
         loss.total.backward()
         assert torch.isfinite(loss.total) and 0 <= float(loss.terms.get("accuracy", 0)) <= 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.data import Images
-from atbench.data.dataset import check, representative, stratified
+from atbench.data.dataset import check, stratified, stratified_subset
 from atbench.data.digits import digits
 from atbench.errors import DataError
 from tests.methods.worlds import source
@@ -87,17 +87,17 @@ SORTED = torch.arange(20).repeat_interleave(torch.tensor([40] * 15 + [8] * 5))
 
 @pytest.mark.parametrize("n", [1, 7, 20, 32, 64, 333, 640, 700])
 def test_a_sample_of_sorted_data_has_every_class_in_proportion(n: int) -> None:
-    rows = representative(SORTED, n)
+    rows = stratified_subset(SORTED, n)
     assert len(rows) == min(n, 640) and (rows.diff() > 0).all()
     share = torch.bincount(SORTED, minlength=20) * min(n, 640) / 640
     assert (torch.bincount(SORTED[rows], minlength=20) - share).abs().max() < 1.01
 
 
 def test_samples_are_nested_drawn_and_always_the_same() -> None:
-    small, large = representative(SORTED, 30), representative(SORTED, 100)
-    assert torch.isin(small, large).all() and torch.equal(small, representative(SORTED, 30))
-    assert not torch.equal(small, representative(SORTED, 30, seed=1))
-    assert not torch.equal(SORTED[representative(SORTED, 10)], torch.arange(10)), "not the first ten classes"
+    small, large = stratified_subset(SORTED, 30), stratified_subset(SORTED, 100)
+    assert torch.isin(small, large).all() and torch.equal(small, stratified_subset(SORTED, 30))
+    assert not torch.equal(small, stratified_subset(SORTED, 30, seed=1))
+    assert not torch.equal(SORTED[stratified_subset(SORTED, 10)], torch.arange(10)), "not the first ten classes"
     places = {int(row) % 40 for row in large[SORTED[large] < 15]}
     assert len(places) > 20, "of a class any of its examples"
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import Threat, Victim
+from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.attack_result import Outcome
 from atbench.evaluation.audit.attack_checks import NAMES, RADII
-from atbench.evaluation.audit.attack_probes import STEPS, Searches
+from atbench.evaluation.audit.attack_probes import STEPS, AttackProbes
 from atbench.evaluation.audit.audit import Check, audit, verdict
 from atbench.evaluation.audit.outputs import fingerprints, look, slopes
 from atbench.evaluation.audit.verdicts import judge, tolerance
 
 SIDE, N = 5, 120
-THREAT = Threat("linf", 0.04, 0.01, 20)
+THREAT = PGDConfig("linf", 0.04, 0.01, 20)
 
 
 class Linear(nn.Module):
@@ -43,22 +43,22 @@ def given(network: Linear) -> Images:
     return Images(x, y)
 
 
-def run(network: nn.Module, threat: Threat = THREAT, n: int = N, **outcomes: Outcome) -> dict[str, Check]:
-    images, victim = given(Linear()), Victim(network, 128)
-    clean = victim.correct(images)
-    return {check.name: check for check in audit(victim, images, clean, threat, outcomes, n)}
+def run(network: nn.Module, threat: PGDConfig = THREAT, n: int = N, **outcomes: Outcome) -> dict[str, Check]:
+    images, eval_model = given(Linear()), EvalModel(network, 128)
+    clean = eval_model.correct(images)
+    return {check.name: check for check in audit(eval_model, images, clean, threat, outcomes, n)}
 
 
-def outcome(name: str, knowledge: str, broken: Callable[[Tensor], Tensor], tried: Tensor | None = None) -> Outcome:
-    clean = Victim(Linear(), 128).correct(given(Linear()))
+def outcome(name: str, access: str, broken: Callable[[Tensor], Tensor], tried: Tensor | None = None) -> Outcome:
+    clean = EvalModel(Linear(), 128).correct(given(Linear()))
     tried = clean if tried is None else tried
-    return Outcome(name, knowledge, tried, tried & broken(torch.arange(N)))
+    return Outcome(name, access, tried, tried & broken(torch.arange(N)))
 
 
-def survivors() -> tuple[Searches, Tensor]:
+def survivors() -> tuple[AttackProbes, Tensor]:
     """Searches of the linear network, and the right examples that PGD leaves right."""
-    images, victim = given(Linear()), Victim(Linear(), 128)
-    searches = Searches(victim, images, THREAT, victim.correct(images))
+    images, eval_model = given(Linear()), EvalModel(Linear(), 128)
+    searches = AttackProbes(eval_model, images, THREAT, eval_model.correct(images))
     return searches, searches.alive & ~searches.determined(searches.alive)
 
 
@@ -109,14 +109,14 @@ def test_weights_that_are_no_numbers_get_no_verdict() -> None:
     with torch.no_grad():
         network.layer.weight[0, 0] = torch.nan
     with pytest.raises(NumericalError, match="logits"):
-        audit(Victim(network, 128), given(Linear()), clean, THREAT, {}, 10)
+        audit(EvalModel(network, 128), given(Linear()), clean, THREAT, {}, 10)
 
 
 def test_outputs_and_slopes_in_closed_form() -> None:
     network = Linear()
-    images, victim = given(network), Victim(network, 7)
+    images, eval_model = given(network), EvalModel(network, 7)
     rows = torch.arange(20)
-    outputs, slope = look(victim, images, rows), slopes(victim, images, rows)
+    outputs, slope = look(eval_model, images, rows), slopes(eval_model, images, rows)
     x = images.floats(rows, torch.float64)
     z = network(x).detach()
     assert torch.allclose(outputs.logits, z, atol=1e-12) and torch.equal(outputs.labels, images.y[:20])
@@ -149,40 +149,40 @@ def test_fingerprints_see_values_buffers_and_modes() -> None:
 def test_the_network_is_left_as_it_was() -> None:
     network = Linear().train()
     images, before = given(network), fingerprints(network)
-    clean = Victim(network, 128).correct(images)
+    clean = EvalModel(network, 128).correct(images)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    audit(Victim(network, 128), images, clean, THREAT, {}, 20)
+    audit(EvalModel(network, 128), images, clean, THREAT, {}, 20)
     assert torch.equal(torch.rand(2), expected), "the global random state"
     assert fingerprints(network) == before and all(p.requires_grad for p in network.parameters())
 
 
 def test_the_audit_does_not_depend_on_the_batch_size() -> None:
     images, network = given(Linear()), Linear()
-    clean = Victim(network, 128).correct(images)
-    answers = [audit(Victim(network, size), images, clean, THREAT, {}, 15) for size in (1, 7, 15)]
+    clean = EvalModel(network, 128).correct(images)
+    answers = [audit(EvalModel(network, size), images, clean, THREAT, {}, 15) for size in (1, 7, 15)]
     for one, other, last in zip(*answers, strict=True):
         assert one.verdict == other.verdict == last.verdict
         if one.name != "batch" and one.value is not None:
             assert one.value == pytest.approx(other.value, abs=1e-9) == pytest.approx(last.value, abs=1e-9)
 
 
-@pytest.mark.parametrize(("knowledge", "check"), [("queries", "queries"), ("transfer", "transfer"), ("noise", "noise")])
-def test_what_gradients_cannot_reach_is_masking(knowledge: str, check: str) -> None:
+@pytest.mark.parametrize(("access", "check"), [("queries", "queries"), ("transfer", "transfer"), ("noise", "noise")])
+def test_what_gradients_cannot_reach_is_masking(access: str, check: str) -> None:
     _, stand = survivors()
-    sure = outcome("claimed", knowledge, lambda rows: stand & (stand.cumsum(0) <= 10))
+    sure = outcome("claimed", access, lambda rows: stand & (stand.cumsum(0) <= 10))
     found = run(Linear(), claimed=sure)[check]
     assert found.verdict == "flag" and found.value == pytest.approx(10 / int(sure.tried.sum()))
 
 
-@pytest.mark.parametrize("knowledge", ["queries", "transfer", "noise"])
-def test_what_a_weak_white_box_missed_is_no_masking(knowledge: str) -> None:
+@pytest.mark.parametrize("access", ["queries", "transfer", "noise"])
+def test_what_a_weak_white_box_missed_is_no_masking(access: str) -> None:
     """A recorded PGD that broke nothing, and another attack that broke what gradients can break."""
     searches, stand = survivors()
     weak = outcome("pgd-20", "gradient", lambda rows: rows < 0)
-    strong = outcome("claimed", knowledge, lambda rows: searches.alive & ~stand)
-    found = run(Linear(), n=10, **{"pgd-20": weak, "claimed": strong})[knowledge]
+    strong = outcome("claimed", access, lambda rows: searches.alive & ~stand)
+    found = run(Linear(), n=10, **{"pgd-20": weak, "claimed": strong})[access]
     assert int(strong.broken.sum()) > 20 and found.verdict == "pass" and found.value == 0
 
 
@@ -217,8 +217,8 @@ def test_convergence_counts_what_nothing_recorded_has_broken() -> None:
 def test_searches_are_the_attacks_that_they_are_called() -> None:
     """With two classes, FGSM and PGD break exactly where the margin is below ε·‖w_y − w_k‖₁, at every radius."""
     network = Linear()
-    images, victim = given(network), Victim(network, 128)
-    searches = Searches(victim, images, THREAT, victim.correct(images))
+    images, eval_model = given(network), EvalModel(network, 128)
+    searches = AttackProbes(eval_model, images, THREAT, eval_model.correct(images))
     with torch.no_grad():
         z, w = network(images.floats(dtype=torch.float64)), network.layer.weight
     distance = (z[:, 0] - z[:, 1]).abs() / (w[0] - w[1]).abs().sum()

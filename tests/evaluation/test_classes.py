@@ -13,7 +13,7 @@ from atbench.data import Source
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
 from atbench.evaluation.attack_limits import warnings
-from atbench.evaluation.eval_model import Victim
+from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import evaluate
 from atbench.training import World
 from atbench.workflows import factory
@@ -56,7 +56,7 @@ def test_the_record_says_so_and_the_attacks_run(classes: int) -> None:
     words = ("eval=auto", "eval.limit=6", "eval.audit=6", "eval.attacks.square.steps=20", "attack.eps=0.02")
     short = [f"eval.attacks.{name}.steps=5" for name in ("apgd_ce", "apgd_t", "fab_t")]
     plan = planned(origin, *words, *short)
-    found = evaluate(Victim(linear(classes=classes), 6), origin.test(), plan)
+    found = evaluate(EvalModel(linear(classes=classes), 6), origin.test(), plan)
     assert list(found.found) == list(plan.attacks)
     assert f"apgd_t needs 4 classes, and there are {classes}" in "; ".join(warnings(found))
 
@@ -110,10 +110,10 @@ def test_the_refusal_comes_before_training(
 def test_a_radius_of_nothing_leaves_clean_accuracy(words: list[str]) -> None:
     origin = source(classes=4)
     plan = planned(origin, "eval=paper", "eval.limit=8", "eval.audit=8", *words)
-    found = evaluate(Victim(linear(classes=4), 8), origin.test(), plan)
+    found = evaluate(EvalModel(linear(classes=4), 8), origin.test(), plan)
     assert plan.threat.eps == 0 and torch.equal(found.robust, found.clean) and found.clean.any()
 
 
 def test_a_search_of_the_training_side_at_no_radius_keeps_its_step() -> None:
     cfg = resolved("attack.eps=0")
-    assert factory.make_threat(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"
+    assert factory.make_pgd_config(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"

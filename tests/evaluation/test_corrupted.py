@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.data.corruptions import corrupt
 from atbench.errors import ConfigError
-from atbench.evaluation import Victim, figure, wilson
+from atbench.evaluation import EvalModel, figure, wilson
 from atbench.evaluation.corruption_accuracy import corrupted
 from atbench.seeding import ExampleDraws
 
@@ -39,7 +39,7 @@ def test_every_row_is_the_mean_of_its_mask() -> None:
     network = Flat()
     given = images(network)
     network.train()
-    out, masks = corrupted(Victim(network, 32), given, NAMES, (1, 5), seed=3)
+    out, masks = corrupted(EvalModel(network, 32), given, NAMES, (1, 5), seed=3)
     assert network.training and masks.shape == (6, 150) and masks.dtype == bool
     assert [(row["name"], row["severity"]) for row in out["rows"]] == [(name, s) for name in NAMES for s in (1, 5)]
     for row, mask in zip(out["rows"], masks, strict=True):
@@ -57,25 +57,25 @@ def test_every_row_is_the_mean_of_its_mask() -> None:
 
 def test_the_mean_has_the_interval_of_n_images() -> None:
     network = Flat()
-    out, masks = corrupted(Victim(network, 32), images(network), NAMES, (2, 3), seed=0)
+    out, masks = corrupted(EvalModel(network, 32), images(network), NAMES, (2, 3), seed=0)
     mean, (low, high) = out["mean"], wilson(float(masks.mean()) * 150, 150)
     assert mean == {"accuracy": masks.mean(), "low": low, "high": high, "n": 150}
     assert mean["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in out["rows"]]))
     spread = masks.mean(axis=0).std(ddof=1) / np.sqrt(150)
     assert high - low > 2 * 1.9 * spread, "no narrower than what the images' own scores vary by"
-    one, _ = corrupted(Victim(network, 32), images(network), ["fog"], [4], seed=0)
+    one, _ = corrupted(EvalModel(network, 32), images(network), ["fog"], [4], seed=0)
     assert one["mean"] == {key: one["rows"][0][key] for key in ("accuracy", "low", "high", "n")}
 
 
 def test_neither_batches_nor_processes_change_an_answer() -> None:
     network = Flat()
     given = images(network)
-    _, whole = corrupted(Victim(network, 150), given, NAMES, (4,), seed=0)
-    _, small = corrupted(Victim(network, 7), given, NAMES, (4,), seed=0)
-    parts = [corrupted(Victim(network, 16, rank, 2), given, NAMES, (4,), seed=0)[1] for rank in range(2)]
+    _, whole = corrupted(EvalModel(network, 150), given, NAMES, (4,), seed=0)
+    _, small = corrupted(EvalModel(network, 7), given, NAMES, (4,), seed=0)
+    parts = [corrupted(EvalModel(network, 16, rank, 2), given, NAMES, (4,), seed=0)[1] for rank in range(2)]
     assert np.array_equal(small, whole) and np.array_equal(parts[0] | parts[1], whole)
     assert not (parts[0] & parts[1]).any()
-    _, other = corrupted(Victim(network, 150), given, NAMES, (4,), seed=1)
+    _, other = corrupted(EvalModel(network, 150), given, NAMES, (4,), seed=1)
     assert not np.array_equal(other[0], whole[0]) and np.array_equal(other[1], whole[1]), "contrast draws nothing"
 
 
@@ -84,7 +84,7 @@ def test_neither_batches_nor_processes_change_an_answer() -> None:
 )
 def test_what_cannot_be_run_is_refused_before_any_pass(names: list[str], severities: list[int]) -> None:
     network = Flat()
-    victim = Victim(network, 16)
+    eval_model = EvalModel(network, 16)
     with pytest.raises(ConfigError):
-        corrupted(victim, images(network), names, severities, seed=0)
-    assert victim.passes == 0
+        corrupted(eval_model, images(network), names, severities, seed=0)
+    assert eval_model.passes == 0

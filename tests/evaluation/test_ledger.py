@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.evaluation import Ledger, Victim
+from atbench.evaluation import EvalModel, ResultCache
 
 ROWS = torch.tensor([9, 2, 7, 4, 0, 5, 8])
 
@@ -19,8 +19,8 @@ class Stopped(Exception):
     pass
 
 
-def victim(batch_size: int = 2, **sharing: object) -> Victim:
-    return Victim(nn.Linear(1, 1), batch_size, **sharing)  # type: ignore[arg-type]
+def eval_model(batch_size: int = 2, **sharing: object) -> EvalModel:
+    return EvalModel(nn.Linear(1, 1), batch_size, **sharing)  # type: ignore[arg-type]
 
 
 class Work:
@@ -39,58 +39,58 @@ class Work:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.setattr(Ledger, "SECONDS", -1.0)  # every batch is written
-    return Ledger(tmp_path / "parts", {"weights": "abc"})
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResultCache:
+    monkeypatch.setattr(ResultCache, "SECONDS", -1.0)  # every batch is written
+    return ResultCache(tmp_path / "parts", {"weights": "abc"})
 
 
 @pytest.mark.parametrize("folder", [None, "parts"])
 def test_results_come_in_the_order_asked_for(folder: str | None, tmp_path: Path) -> None:
-    found = Ledger(tmp_path / folder if folder else None, {}).measure(victim(), "a", {}, ROWS, Work())
+    found = ResultCache(tmp_path / folder if folder else None, {}).measure(eval_model(), "a", {}, ROWS, Work())
     assert found["square"].tolist() == (ROWS**2).tolist()
     assert found["wide"].shape == (7, 3) and (found["seconds"] >= 0).all()
 
 
-def test_what_was_interrupted_goes_on_with_the_rest(ledger: Ledger) -> None:
+def test_what_was_interrupted_goes_on_with_the_rest(cache: ResultCache) -> None:
     with pytest.raises(Stopped):
-        ledger.measure(victim(), "a", {"steps": 3}, ROWS, Work(batches=2))
+        cache.measure(eval_model(), "a", {"steps": 3}, ROWS, Work(batches=2))
     again = Work()
-    found = ledger.measure(victim(batch_size=3), "a", {"steps": 3}, ROWS, again)
+    found = cache.measure(eval_model(batch_size=3), "a", {"steps": 3}, ROWS, again)
     assert again.asked == ROWS[4:].tolist()
     assert found["square"].tolist() == (ROWS**2).tolist()
     more = Work()
-    wider = ledger.measure(victim(), "a", {"steps": 3}, torch.arange(10), more)
+    wider = cache.measure(eval_model(), "a", {"steps": 3}, torch.arange(10), more)
     assert sorted(more.asked) == [1, 3, 6] and wider["square"].tolist() == [i**2 for i in range(10)]
 
 
-def test_other_weights_settings_or_names_share_nothing(ledger: Ledger) -> None:
-    ledger.measure(victim(), "a", {"steps": 3}, ROWS, Work())
-    assert ledger.folder is not None
+def test_other_weights_settings_or_names_share_nothing(cache: ResultCache) -> None:
+    cache.measure(eval_model(), "a", {"steps": 3}, ROWS, Work())
+    assert cache.folder is not None
     for other, name, settings in (
-        (ledger, "b", {"steps": 3}),
-        (ledger, "a", {"steps": 4}),
-        (Ledger(ledger.folder, {"weights": "abd"}), "a", {"steps": 3}),
+        (cache, "b", {"steps": 3}),
+        (cache, "a", {"steps": 4}),
+        (ResultCache(cache.folder, {"weights": "abd"}), "a", {"steps": 3}),
     ):
         work = Work()
-        other.measure(victim(), name, settings, ROWS, work)
+        other.measure(eval_model(), name, settings, ROWS, work)
         assert len(work.asked) == len(ROWS)
 
 
-def test_a_part_that_was_cut_off_is_measured_again(ledger: Ledger) -> None:
-    ledger.measure(victim(), "a", {}, ROWS, Work())
-    assert ledger.folder is not None
-    part = sorted(ledger.folder.rglob("*.npz"))[0]
+def test_a_part_that_was_cut_off_is_measured_again(cache: ResultCache) -> None:
+    cache.measure(eval_model(), "a", {}, ROWS, Work())
+    assert cache.folder is not None
+    part = sorted(cache.folder.rglob("*.npz"))[0]
     part.write_bytes(part.read_bytes()[:-40])
     work = Work()
-    found = ledger.measure(victim(), "a", {}, ROWS, work)
+    found = cache.measure(eval_model(), "a", {}, ROWS, work)
     assert len(work.asked) == 2 and found["square"].tolist() == (ROWS**2).tolist()
 
 
-def test_nothing_to_measure(ledger: Ledger) -> None:
-    assert ledger.measure(victim(), "a", {}, ROWS[:0], Work(batches=0)) == {}
+def test_nothing_to_measure(cache: ResultCache) -> None:
+    assert cache.measure(eval_model(), "a", {}, ROWS[:0], Work(batches=0)) == {}
 
 
-def test_processes_share_the_work_and_all_see_everything(ledger: Ledger) -> None:
+def test_processes_share_the_work_and_all_see_everything(cache: ResultCache) -> None:
     meet = threading.Barrier(3)
 
     def reduce(tensor: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ def test_processes_share_the_work_and_all_see_everything(ledger: Ledger) -> None
     found: dict[int, dict[str, np.ndarray]] = {}
 
     def process(rank: int) -> None:
-        mine = victim(rank=rank, world=3, reduce=reduce)
-        found[rank] = ledger.measure(mine, "a", {}, ROWS, works[rank])
+        mine = eval_model(rank=rank, world=3, reduce=reduce)
+        found[rank] = cache.measure(mine, "a", {}, ROWS, works[rank])
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(3)]
     for thread in threads:

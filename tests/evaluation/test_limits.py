@@ -7,14 +7,14 @@ from omegaconf import OmegaConf
 
 from atbench.config.validate import _unusual
 from atbench.errors import ConfigError
-from atbench.evaluation.attack_limits import guessing
+from atbench.evaluation.attack_limits import is_random_guess
 from atbench.workflows.external_model import refuse_radius
-from atbench.workflows.factory import make_threat
+from atbench.workflows.factory import make_pgd_config
 
 
 @pytest.mark.parametrize(("accuracy", "n", "warned"), [(0.1, 400, 1), (0.02, 400, 1), (0.2, 400, 0), (0.1, 5, 0)])
 def test_accuracy_near_chance_is_a_hint(accuracy: float, n: int, warned: int) -> None:
-    assert len(list(guessing(accuracy, n, 10))) == warned
+    assert len(list(is_random_guess(accuracy, n, 10))) == warned
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_radius_that_is_no_number_is_blamed_by_its_own_key(eps: object) -> Non
     threat = {"linf": {"eps": 0.1, "step_size": 0.02}}
     cfg = OmegaConf.create({"seed": 0, "attack": {"norm": "linf", "eps": 0.1}, "dataset": {"threat": threat}})
     with pytest.raises(ConfigError, match=r"eval\.eps: .* is not a finite number"):
-        make_threat(cfg, 1, norm="linf", eps=eps)  # type: ignore[arg-type]
+        make_pgd_config(cfg, 1, norm="linf", eps=eps)  # type: ignore[arg-type]
 
 
 def test_an_attack_of_an_evaluation_has_no_radius_of_its_own() -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.transfer import Transfer
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record
+from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
 from atbench.evaluation.audit.audit import audit
 from atbench.models.torchvision_models import Wrapped
 from tests.attacks.targets import draws, make
 
 CLASSES, SIDE, EPS = 4, 6, 0.06
-THREAT = Threat("linf", EPS, EPS / 4, 10)
+THREAT = PGDConfig("linf", EPS, EPS / 4, 10)
 
 
 class To(nn.Module):
@@ -56,7 +56,7 @@ def given() -> Images:
 
 def robust(network: nn.Module, **changes: Any) -> tuple[Evaluation, float, float]:
     plan = replace(Plan(THREAT, [10], [0, 0.5, 1], 10), **changes)
-    found = evaluate(Victim(network, 16), given(), plan)
+    found = evaluate(EvalModel(network, 16), given(), plan)
     figures = record.figures(found)
     return found, figures["clean"]["accuracy"], figures["robust"]["accuracy"]
 
@@ -92,16 +92,16 @@ def test_a_surrogate_keeps_its_own_precision() -> None:
     images, surrogate = given(), linear()
     before = deepcopy(surrogate.state_dict())
     attack = Transfer("linf", EPS, lambda run: surrogate, run="other", steps=10)
-    victim = Victim(linear().half(), 60)
-    x, y = victim.load(images, torch.arange(60))
-    with victim.ready():
-        x_adv = attack(victim, x, y, draws(60))
+    eval_model = EvalModel(linear().half(), 60)
+    x, y = eval_model.load(images, torch.arange(60))
+    with eval_model.ready():
+        x_adv = attack(eval_model, x, y, draws(60))
     assert x_adv.dtype == torch.float32 and all(v.dtype == torch.float32 for v in surrogate.state_dict().values())
     assert all(torch.equal(value, before[name]) for name, value in surrogate.state_dict().items())
-    assert float((victim.logits(x_adv).argmax(dim=1) == y).double().mean()) < 0.2
+    assert float((eval_model.logits(x_adv).argmax(dim=1) == y).double().mean()) < 0.2
     half = Transfer("linf", EPS, lambda run: linear().bfloat16(), run="other", steps=10)
-    with victim.ready():
-        assert float((victim.logits(half(victim, x, y, draws(60))).argmax(dim=1) == y).double().mean()) < 0.2
+    with eval_model.ready():
+        assert float((eval_model.logits(half(eval_model, x, y, draws(60))).argmax(dim=1) == y).double().mean()) < 0.2
 
 
 class Noisy(nn.Module):
@@ -118,6 +118,6 @@ class Noisy(nn.Module):
 
 def test_randomness_cannot_hide_below_the_rounding_of_bfloat16() -> None:
     """64 units of rounding of bfloat16 are half of the largest logit."""
-    images, victim = given(), Victim(Noisy(), 60)
-    checks = audit(victim, images, torch.ones(60, dtype=torch.bool), THREAT, {}, 20)
+    images, eval_model = given(), EvalModel(Noisy(), 60)
+    checks = audit(eval_model, images, torch.ones(60, dtype=torch.bool), THREAT, {}, 20)
     assert next(check for check in checks if check.name == "randomness").verdict == "flag"

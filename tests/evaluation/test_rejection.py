@@ -14,10 +14,10 @@ from torch import Tensor
 
 from atbench.attacks import Attack, Objective, cross_entropy
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
-from atbench.attacks.gradient.max_confidence import Confident, _Best
+from atbench.attacks.gradient.max_confidence import MaxConfidence, _Best
 from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record, record_files
+from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record, record_files
 from atbench.evaluation.attack_runner import Found, legal
 from atbench.evaluation.rejection import SLACK, Reject, adversarial_confidence, auc, confidence, masks, share, threshold
 from atbench.evaluation.verify import verify
@@ -110,14 +110,14 @@ def sure(x_adv: Tensor, y: Tensor) -> Tensor:
 def test_its_wrong_answers_are_surer_than_those_of_cross_entropy(norm: str, eps: float) -> None:
     network, x, y = trained()
     x, y, paths = x[:30], y[:30], list[Tensor]()
-    reached = sure(x_adv := answers(Confident(norm, eps, 25, 2, 0.25), x, y), y)
+    reached = sure(x_adv := answers(MaxConfidence(norm, eps, 25, 2, 0.25), x, y), y)
     assert legal(x, x_adv, norm, eps).all() and (reached > 0).float().mean() > 0.5
 
     def watch(state: State) -> Tensor:
         paths.append(sure(state.x_adv, y))
         return torch.zeros_like(y, dtype=torch.bool)
 
-    pgd = GradientAttack(norm, eps, 50, eps / 4, "uniform", keep="best")
+    pgd = GradientAttack(norm, eps, 50, eps / 4, "uniform", return_point="best")
     pgd(Objective(network, cross_entropy, y), x, stop=watch, rng=ExampleDraws(0, "b", index=torch.arange(len(x))))
     final, best = paths[20], torch.stack(paths).amax(dim=0)
     assert float(reached.mean()) > float(final.mean()) and float((reached > best - 0.02).float().mean()) > 0.9
@@ -127,7 +127,7 @@ def test_it_goes_on_after_the_first_wrong_answer_and_on_images_that_are_wrong() 
     _, x, y = trained()
     x, others = x[:30], (y[:30] + 1) % 10  # the network is wrong on every one of these
     before, short, long = (sure(x_adv, others) for x_adv in (x, *(
-        answers(Confident("linf", 0.1, steps, 1, 0.25), x, others) for steps in (1, 20)
+        answers(MaxConfidence("linf", 0.1, steps, 1, 0.25), x, others) for steps in (1, 20)
     )))  # fmt: skip
     assert (long > 0).all(), "nothing that was wrong is given up"
     assert (long >= short).all() and (short >= before).all() and (long > before).float().mean() > 0.9
@@ -135,10 +135,10 @@ def test_it_goes_on_after_the_first_wrong_answer_and_on_images_that_are_wrong() 
 
 def test_more_starts_are_never_less_sure() -> None:
     _, x, y = trained()
-    one, three = (sure(answers(Confident("linf", 0.15, 10, n, 0.25), x[:30], y[:30]), y[:30]) for n in (1, 3))
+    one, three = (sure(answers(MaxConfidence("linf", 0.15, 10, n, 0.25), x[:30], y[:30]), y[:30]) for n in (1, 3))
     assert (three >= one).all() and (three > one).any()
     with pytest.raises(ConfigError, match=r"attack\.restarts"):
-        Confident("linf", 0.15, 10, 0, 0.25)
+        MaxConfidence("linf", 0.15, 10, 0, 0.25)
 
 
 def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
@@ -164,13 +164,13 @@ def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
 
 def rejected(
     share: float = 0.9, limit: int | None = None, batch: int = 32, **changes: Any
-) -> tuple[Victim, Evaluation]:
+) -> tuple[EvalModel, Evaluation]:
     network = Flat()
-    victim, given = Victim(network, batch), images(network)
+    eval_model, given = EvalModel(network, batch), images(network)
     held = Images(given.x.flip(0), given.y.flip(0))
-    threat = Threat("linf", EPS, 0.004, 8)
-    asked = Reject(share, held, Confident("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
-    return victim, evaluate(victim, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes))
+    threat = PGDConfig("linf", EPS, 0.004, 8)
+    asked = Reject(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
+    return eval_model, evaluate(eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes))
 
 
 def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:
@@ -230,7 +230,7 @@ def test_examples_do_not_see_their_batch() -> None:
 
 
 def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) -> None:
-    victim, found = rejected()
+    eval_model, found = rejected()
     assert found.plan.reject is not None
     content, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
     about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 2}
@@ -238,7 +238,7 @@ def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) 
     assert disagreements(read_evaluation(tmp_path / "best.json")) == ()
 
     def wrong(figures: dict[str, Any], kept: dict[str, Any]) -> list[str]:
-        numbers = verify(victim, found.images, found.plan, figures, arrays, kept)
+        numbers = verify(eval_model, found.images, found.plan, figures, arrays, kept)
         return [number.name for number in numbers if not number.agrees]
 
     assert wrong(content, kept) == []

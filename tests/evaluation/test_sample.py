@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from atbench.data import Images
-from atbench.evaluation import Plan, Threat, Victim, evaluate, record
+from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate, record
 from atbench.evaluation.audit.audit import outputs, run
 from atbench.training import World
 from atbench.training.validation import Validation
 from tests.methods import worlds
 
 CLASSES, EACH = 10, 12
-THREAT = Threat("linf", 0.1, 0.05, 3)
+THREAT = PGDConfig("linf", 0.1, 0.05, 3)
 
 
 def by_class() -> Images:
@@ -42,7 +42,7 @@ class Brightest(nn.Module):
 
 def evaluated(**changes: Any) -> dict[str, Any]:
     plan = replace(Plan(THREAT, [3], [0, 1], 3), **changes)
-    found = evaluate(Victim(Brightest(), 16), by_class(), plan)
+    found = evaluate(EvalModel(Brightest(), 16), by_class(), plan)
     return {**record.figures(found), "arrays": record.arrays(found)}
 
 
@@ -70,13 +70,13 @@ def test_the_audit_probes_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
     look, company = outputs.look, outputs._company
 
-    def looked(victim: Victim, images: Images, rows: torch.Tensor) -> Any:
+    def looked(eval_model: EvalModel, images: Images, rows: torch.Tensor) -> Any:
         seen.append(images.y[rows])
-        return look(victim, images, rows)
+        return look(eval_model, images, rows)
 
-    def accompanied(victim: Victim, images: Images, rows: torch.Tensor) -> float:
+    def accompanied(eval_model: EvalModel, images: Images, rows: torch.Tensor) -> float:
         seen.append(images.y[rows])
-        return company(victim, images, rows)
+        return company(eval_model, images, rows)
 
     monkeypatch.setattr(run, "look", looked)
     monkeypatch.setattr(outputs, "_company", accompanied)

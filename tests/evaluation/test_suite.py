@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks import Attack, GradientAttack, Searched, Target, ball
-from atbench.evaluation import Evaluation, Ledger, Plan, Threat, Victim, evaluate, record
+from atbench.attacks import AscentAttack, Attack, GradientAttack, Target, ball
+from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, ResultCache, evaluate, record
 from atbench.evaluation.attack_runner import UNKNOWN, Suite, eight_bit, legal
 from atbench.evaluation.pgd_sweep import broken_at
 from atbench.evaluation.verify import verify
 from atbench.seeding import ExampleDraws
 from tests.evaluation.test_sweep import Flat, images
 
-THREAT = Threat("linf", 0.02, 0.004, 8)
+THREAT = PGDConfig("linf", 0.02, 0.004, 8)
 
 
 class Scripted(Attack):
@@ -33,17 +33,17 @@ class Scripted(Attack):
     def __call__(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         return self.answer(x, y)
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         raise NotImplementedError
 
 
 def suite(network: Flat) -> Suite:
-    given, victim = images(network), Victim(network, 32)
-    return Suite(victim, given, victim.correct(given), Ledger(None, {}), 0)
+    given, eval_model = images(network), EvalModel(network, 32)
+    return Suite(eval_model, given, eval_model.correct(given), ResultCache(None, {}), 0)
 
 
-def pgd(steps: int = 20, eps: float = 0.02) -> Searched:
-    return Searched(GradientAttack("linf", eps, steps, eps / 4, "uniform", keep="first"))
+def pgd(steps: int = 20, eps: float = 0.02) -> AscentAttack:
+    return AscentAttack(GradientAttack("linf", eps, steps, eps / 4, "uniform", return_point="first"))
 
 
 @pytest.mark.parametrize(
@@ -102,23 +102,23 @@ def test_the_surface_is_what_separate_searches_find() -> None:
     for multiple in multiples:
         steps = 8 if multiple == 1 else 5
         own = replace(THREAT, eps=multiple * 0.02, step_size=multiple * 0.004, steps=steps)
-        alone = broken_at(judge.victim, judge.images, own, judge.clean).long()
+        alone = broken_at(judge.eval_model, judge.images, own, judge.clean).long()
         expected = torch.minimum(expected, torch.where(alone == -1, UNKNOWN, alone))
         assert torch.equal(surface.levels[multiple].first, expected)
     firsts = torch.stack([level.first for level in surface.levels.values()])
     assert (firsts[1:] <= firsts[:-1]).all() and (firsts[-1] < firsts[0]).any()
 
 
-def whole(network: Flat, **changes: Any) -> tuple[Victim, Evaluation]:
-    victim = Victim(network, 32)
+def whole(network: Flat, **changes: Any) -> tuple[EvalModel, Evaluation]:
+    eval_model = EvalModel(network, 32)
     attacks = {"pgd_20": (pgd(), {"steps": 20}), "pgd_40": (pgd(40), {"steps": 40})}
-    plan = Plan(THREAT, [1, 8], [0, 0.5, 1, 2], 5, attacks=attacks, norms={"l2": Threat("l2", 0.06, 0.02, 5)})
-    return victim, evaluate(victim, images(network), replace(plan, **changes))
+    plan = Plan(THREAT, [1, 8], [0, 0.5, 1, 2], 5, attacks=attacks, norms={"l2": PGDConfig("l2", 0.06, 0.02, 5)})
+    return eval_model, evaluate(eval_model, images(network), replace(plan, **changes))
 
 
 @pytest.mark.parametrize("survivors", [True, False])
 def test_the_headline_is_the_worst_case_of_all_attacks(survivors: bool) -> None:
-    _, found = whole(Flat(), survivors=survivors)
+    _, found = whole(Flat(), sequential=survivors)
     figures, arrays = record.figures(found), record.arrays(found)
     broken = arrays["broken_at"] > 0
     for name in ("pgd_20", "pgd_40"):
@@ -138,33 +138,33 @@ def test_the_headline_is_the_worst_case_of_all_attacks(survivors: bool) -> None:
 def test_what_comes_after_an_attack_that_left_nothing_is_recorded_too() -> None:
     """On survivors of a ball as large as the box there is nothing to do, and nothing was wrong with that."""
     wide = {name: (pgd(eps=1.0), {"eps": 1.0, "steps": 20}) for name in ("first", "second")}
-    threat = Threat("linf", 1.0, 0.25, 8)
-    _, found = whole(Flat(), threat=threat, survivors=True, attacks=wide)
+    threat = PGDConfig("linf", 1.0, 0.25, 8)
+    _, found = whole(Flat(), threat=threat, sequential=True, attacks=wide)
     figures, arrays = record.figures(found), record.arrays(found)
     assert figures["robust"]["accuracy"] == 0.0
     assert figures["attacks"][-1]["tried"] == 0 and not arrays["broken_second"].any()
 
 
 def verdicts(
-    network: Flat, victim: Victim, found: Evaluation, spoil: Callable[..., None] = lambda *_: None
+    network: Flat, eval_model: EvalModel, found: Evaluation, spoil: Callable[..., None] = lambda *_: None
 ) -> list[str]:
     figures, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
     figures, kept = copy.deepcopy(figures), copy.deepcopy(kept)
     spoil(figures, kept)
-    return [n.name for n in verify(victim, found.images, found.plan, figures, arrays, kept) if not n.agrees]
+    return [n.name for n in verify(eval_model, found.images, found.plan, figures, arrays, kept) if not n.agrees]
 
 
 def test_every_number_can_be_made_again_from_the_kept_images() -> None:
     network = Flat()
-    victim, found = whole(network)
-    before = victim.gradients
-    assert verdicts(network, victim, found) == []
-    assert victim.gradients == before, "nothing is searched"
+    eval_model, found = whole(network)
+    before = eval_model.gradients
+    assert verdicts(network, eval_model, found) == []
+    assert eval_model.gradients == before, "nothing is searched"
 
 
 def test_a_number_that_the_images_do_not_bear_out_is_found() -> None:
     network = Flat()
-    victim, found = whole(network)
+    eval_model, found = whole(network)
 
     def claim(figures: dict[str, Any], kept: dict[str, Any]) -> None:
         figures["attacks"][0]["alone"]["accuracy"] -= 1 / 90
@@ -175,9 +175,9 @@ def test_a_number_that_the_images_do_not_bear_out_is_found() -> None:
     def harmless(figures: dict[str, Any], kept: dict[str, Any]) -> None:
         kept["pgd.1.x_adv"] = found.images.floats(torch.from_numpy(kept["pgd.1.rows"])).numpy()
 
-    assert verdicts(network, victim, found, claim) == ["attacks.pgd_20.alone.accuracy"]
-    assert "attacks.pgd_40.alone.accuracy" in verdicts(network, victim, found, illegal)
-    assert "steps.1.accuracy" in verdicts(network, victim, found, harmless)
+    assert verdicts(network, eval_model, found, claim) == ["attacks.pgd_20.alone.accuracy"]
+    assert "attacks.pgd_40.alone.accuracy" in verdicts(network, eval_model, found, illegal)
+    assert "steps.1.accuracy" in verdicts(network, eval_model, found, harmless)
 
 
 def test_figures_are_told_while_the_evaluation_runs() -> None:
@@ -186,7 +186,10 @@ def test_figures_are_told_while_the_evaluation_runs() -> None:
     attacks = {"a": (pgd(), {}), "b": (pgd(), {})}
     plan = Plan(THREAT, [8], [], 5, attacks=attacks)
     evaluate(
-        Victim(network, 32), images(network), plan, told=lambda e: told.append(record.figures(e)["robust"]["attacks"])
+        EvalModel(network, 32),
+        images(network),
+        plan,
+        told=lambda e: told.append(record.figures(e)["robust"]["attacks"]),
     )
     assert told == [["pgd"], ["pgd", "a"], ["pgd", "a", "b"]]
 
@@ -200,7 +203,7 @@ def test_without_a_sweep_only_the_attacks_count() -> None:
 
 def test_steps_that_cannot_cross_the_ball_are_warned_about() -> None:
     network = Flat()
-    short = Searched(GradientAttack("linf", 0.02, 3, 0.004, keep="first"))
+    short = AscentAttack(GradientAttack("linf", 0.02, 3, 0.004, return_point="first"))
     attacks = {"short": (short, {"steps": 3, "step_size": 0.004}), "share": (pgd(), {"steps": 2, "rel_step_size": 0.4})}
     _, found = whole(network, attacks=attacks, steps=[4], threat=replace(THREAT, steps=4))
     warned = record.figures(found)["warnings"]

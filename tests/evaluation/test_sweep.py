@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import Plan, Threat, Victim, broken_at, evaluate, robust, wilson
+from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate, robust, wilson
 from atbench.evaluation.record import arrays, figures
 
 SIDE = 5
@@ -56,32 +56,32 @@ def margins(network: Flat, given: Images, eps: float, p: float) -> Tensor:
 def test_breaks_exactly_what_the_closed_form_says(norm: str, p: float, eps: float) -> None:
     network = Flat()
     given = images(network)
-    threat = Threat(norm, eps, eps / 4, 40, objective="margin", restarts=3)
-    victim = Victim(network, 16)
-    survived = robust(broken_at(victim, given, threat, victim.correct(given)), 40)
+    threat = PGDConfig(norm, eps, eps / 4, 40, objective="margin", restarts=3)
+    eval_model = EvalModel(network, 16)
+    survived = robust(broken_at(eval_model, given, threat, eval_model.correct(given)), 40)
     margin = margins(network, given, eps, p)
     sure = margin.abs() > 1e-3
     assert torch.equal(survived[sure], margin[sure] > 0)
-    assert 0 < int(survived.sum()) < int(victim.correct(given).sum())
+    assert 0 < int(survived.sum()) < int(eval_model.correct(given).sum())
 
 
 def test_prefixes_are_the_shorter_attacks() -> None:
     network = Flat()
-    given, threat = images(network), Threat("linf", 0.02, 0.004, 12)
-    victim = Victim(network, 32)
-    whole = broken_at(victim, given, threat, victim.correct(given))
+    given, threat = images(network), PGDConfig("linf", 0.02, 0.004, 12)
+    eval_model = EvalModel(network, 32)
+    whole = broken_at(eval_model, given, threat, eval_model.correct(given))
     for k in (1, 3, 7):
-        short = broken_at(victim, given, replace(threat, steps=k), victim.correct(given))
+        short = broken_at(eval_model, given, replace(threat, steps=k), eval_model.correct(given))
         assert torch.equal(robust(short, k), robust(whole, k))
 
 
 def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
     network = Flat()
-    given, threat = images(network), Threat("linf", 0.02, 0.003, 8)
-    victim = Victim(network, 32)
-    alive = victim.correct(given)
-    both = broken_at(victim, given, replace(threat, restarts=2), alive)
-    first = broken_at(victim, given, threat, alive)
+    given, threat = images(network), PGDConfig("linf", 0.02, 0.003, 8)
+    eval_model = EvalModel(network, 32)
+    alive = eval_model.correct(given)
+    both = broken_at(eval_model, given, replace(threat, restarts=2), alive)
+    first = broken_at(eval_model, given, threat, alive)
     for k in range(1, 9):
         assert (robust(both, k) <= robust(first, k)).all()
     assert (robust(both, 8).sum() < robust(first, 8).sum()) or (both != first).any()
@@ -90,25 +90,25 @@ def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
 @pytest.mark.parametrize("size", [1, 7, 90, 1000])
 def test_outcomes_do_not_depend_on_the_batch_size(size: int) -> None:
     network = Flat()
-    given, threat = images(network), Threat("linf", 0.02, 0.004, 6, restarts=2)
-    expected = broken_at(Victim(network, 64), given, threat, Victim(network, 64).correct(given))
-    victim = Victim(network, size)
-    assert torch.equal(broken_at(victim, given, threat, victim.correct(given)), expected)
+    given, threat = images(network), PGDConfig("linf", 0.02, 0.004, 6, restarts=2)
+    expected = broken_at(EvalModel(network, 64), given, threat, EvalModel(network, 64).correct(given))
+    eval_model = EvalModel(network, size)
+    assert torch.equal(broken_at(eval_model, given, threat, eval_model.correct(given)), expected)
 
 
 def test_processes_share_the_work() -> None:
     network = Flat()
-    given, threat = images(network), Threat("linf", 0.02, 0.004, 6)
-    expected = broken_at(Victim(network, 16), given, threat, Victim(network, 16).correct(given))
+    given, threat = images(network), PGDConfig("linf", 0.02, 0.004, 6)
+    expected = broken_at(EvalModel(network, 16), given, threat, EvalModel(network, 16).correct(given))
     parts: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         parts.append(tensor.clone())
         return tensor
 
-    alive = Victim(network, 16).correct(given)
+    alive = EvalModel(network, 16).correct(given)
     for rank in range(3):
-        broken_at(Victim(network, 16, rank, 3, keep), given, threat, alive)
+        broken_at(EvalModel(network, 16, rank, 3, keep), given, threat, alive)
     found = (7 - torch.stack(parts).sum(dim=0)) * alive
     assert torch.equal(torch.where(found == 7, -1, found).to(torch.int16), expected)
 
@@ -116,9 +116,9 @@ def test_processes_share_the_work() -> None:
 def test_a_record_is_monotone_and_exact_at_zero_and_one() -> None:
     network = Flat()
     given = images(network)
-    threat = Threat("linf", 0.02, 0.005, 10)
+    threat = PGDConfig("linf", 0.02, 0.005, 10)
     plan = Plan(threat, steps=[1, 2, 5, 10], eps_grid=[0, 0.5, 1, 2, 50], eps_steps=10)
-    found = evaluate(Victim(network, 32), given, plan)
+    found = evaluate(EvalModel(network, 32), given, plan)
     record, outcomes = figures(found), arrays(found)
     by_k = [record["clean"]["accuracy"], *(step["accuracy"] for step in record["steps"])]
     by_eps = [entry["accuracy"] for entry in record["eps"]]
@@ -136,8 +136,8 @@ def test_the_network_is_left_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    victim = Victim(network, 32)
-    broken_at(victim, given, Threat("linf", 0.02, 0.005, 3), victim.correct(given))
+    eval_model = EvalModel(network, 32)
+    broken_at(eval_model, given, PGDConfig("linf", 0.02, 0.005, 3), eval_model.correct(given))
     assert torch.equal(torch.rand(3), expected), "the global random state"
     assert network.training and network.norm.training and network.dropout.training
     assert not network.linear.weight.requires_grad and network.linear.bias.requires_grad
@@ -151,7 +151,7 @@ def test_weights_that_are_no_numbers_get_no_accuracy() -> None:
     with torch.no_grad():
         network.linear.weight[0, 0] = torch.nan
     with pytest.raises(NumericalError, match="logits"):
-        Victim(network, 32).correct(given)
+        EvalModel(network, 32).correct(given)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.gradient.max_confidence import Confident
+from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Plan, Threat, Victim, evaluate, record
+from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
 from atbench.evaluation.rejection import Reject
 from atbench.evaluation.verify import FREE, Again, Number, compared, computed, verify
 from tests.attacks.targets import make
@@ -48,19 +48,19 @@ def images(n: int = 60) -> Images:
 
 
 def plan(**changes: Any) -> Plan:
-    threat = Threat("linf", EPS, EPS / 4, 6)
+    threat = PGDConfig("linf", EPS, EPS / 4, 6)
     given: dict[str, Any] = {
         "attacks": {
             "square": (make("square", "linf", EPS, small=True), {"steps": 24}),
             "cw_linf": (make("cw_linf", "linf", EPS), {"steps": 10}),
             "fmn": (make("fmn", "linf", EPS), {"steps": 10}),
         },
-        "survivors": True,
+        "sequential": True,
         "audit": 12,
         "limit": 50,
-        "norms": {"l2": Threat("l2", 0.2, 0.05, 5)},
+        "norms": {"l2": PGDConfig("l2", 0.2, 0.05, 5)},
         "corruptions": [2],
-        "reject": Reject(0.9, images(40), Confident("linf", EPS, 10, 1, 0.25), {"steps": 10, "restarts": 1}),
+        "reject": Reject(0.9, images(40), MaxConfidence("linf", EPS, 10, 1, 0.25), {"steps": 10, "restarts": 1}),
     }
     return Plan(threat, [1, 6], [0, 0.5, 1, 2], 4, **{**given, **changes})
 
@@ -73,9 +73,9 @@ def parts(found: Evaluation) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
 @cache
 def whole(corruptions: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Again]:
     """An evaluation of all kinds at once, and what it is made of again."""
-    victim, chosen = Victim(Small(), 16), plan(**({} if corruptions else {"corruptions": []}))
-    content, arrays, kept = parts(evaluate(victim, images(), chosen))
-    again = computed(Victim(Small(), 16), images(), chosen, content, arrays, kept, NAMES)
+    eval_model, chosen = EvalModel(Small(), 16), plan(**({} if corruptions else {"corruptions": []}))
+    content, arrays, kept = parts(evaluate(eval_model, images(), chosen))
+    again = computed(EvalModel(Small(), 16), images(), chosen, content, arrays, kept, NAMES)
     return content, arrays, kept, again
 
 
@@ -89,9 +89,9 @@ def test_an_honest_record_is_made_again_whole_by_judging_alone() -> None:
     assert wrong(numbers) == [] and len(numbers) > 400
     assert content["attacks"][2]["distance"]["n"] and content["audit"]["checks"] and content["corruptions"]
     assert all(sum(kept[f"{name}.rows"].size for name in kept_of(kept, prefix)) for prefix in ("pgd.", "pgd_l2."))
-    victim = Victim(Small(), 7)
-    assert wrong(verify(victim, images(), plan(), content, arrays, kept, NAMES)) == [], "other batches"
-    assert victim.gradients == 0, "nothing is searched"
+    eval_model = EvalModel(Small(), 7)
+    assert wrong(verify(eval_model, images(), plan(), content, arrays, kept, NAMES)) == [], "other batches"
+    assert eval_model.gradients == 0, "nothing is searched"
 
 
 def kept_of(kept: dict[str, Any], prefix: str) -> list[str]:
@@ -160,17 +160,17 @@ def changed(array: Any) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("which", [0, 1])
 def test_every_edited_array_is_found(which: int) -> None:
     content, arrays, kept, _ = whole(corruptions=False)
-    victim, chosen = Victim(Small(), 64), plan(audit=0, corruptions=[])
+    eval_model, chosen = EvalModel(Small(), 64), plan(audit=0, corruptions=[])
     for name, array in (arrays, kept)[which].items():
         if name.startswith("shown"):
             continue  # below: they have no part in anything else
         for how, other in changed(array):
             files = [dict(arrays), dict(kept)]
             files[which][name] = other
-            assert wrong(verify(victim, images(), chosen, content, *files, NAMES)), f"{name}: {how}"
+            assert wrong(verify(eval_model, images(), chosen, content, *files, NAMES)), f"{name}: {how}"
         files = [dict(arrays), dict(kept)]
         del files[which][name]
-        assert wrong(verify(victim, images(), chosen, content, *files, NAMES)), f"without {name}"
+        assert wrong(verify(eval_model, images(), chosen, content, *files, NAMES)), f"without {name}"
 
 
 def test_pictures_and_corruptions_are_compared_too() -> None:
@@ -187,7 +187,7 @@ def test_a_claim_and_its_copy_edited_alike_are_found_where_images_speak() -> Non
     row = int(np.flatnonzero(arrays["clean"] & ~arrays["robust"])[0])
     masks["robust"][row] = True
     lied["robust"]["accuracy"] += 1 / 50
-    found = wrong(verify(Victim(Small(), 64), images(), plan(), lied, masks, kept, NAMES))
+    found = wrong(verify(EvalModel(Small(), 64), images(), plan(), lied, masks, kept, NAMES))
     assert {"robust", "robust.accuracy"} <= set(found)
 
 
@@ -209,16 +209,16 @@ def few(**changes: Any) -> Plan:
 def test_a_network_that_answers_at_random_is_verified_all_the_same() -> None:
     """Noise of the size of the margins: which examples hold is a matter of the draw, and the draw is repeated."""
     chosen = few(attacks={"square": (make("square", "linf", EPS), {"steps": 24})})
-    content, arrays, kept = parts(evaluate(Victim(Small(noise=0.1), 16), images(), chosen))
+    content, arrays, kept = parts(evaluate(EvalModel(Small(noise=0.1), 16), images(), chosen))
     assert content["random"] == "torch"
     torch.manual_seed(9)
-    numbers = verify(Victim(Small(noise=0.1), 60), images(), chosen, content, arrays, kept, NAMES)
+    numbers = verify(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, kept, NAMES)
     assert wrong(numbers) == []
     lied = {**kept, "pgd.2.x_adv": kept["pgd.2.x_adv"][::-1]}
-    assert wrong(verify(Victim(Small(noise=0.1), 60), images(), chosen, content, arrays, lied))
+    assert wrong(verify(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, lied))
 
 
 def test_numbers_drawn_elsewhere_are_known_as_such() -> None:
     np.random.seed(0)
     for network, known in ((Small(noise=0.1, numpy=True), "other"), (Small(), None)):
-        assert evaluate(Victim(network, 16), images(), few(reject=None)).random == known
+        assert evaluate(EvalModel(network, 16), images(), few(reject=None)).random == known

@@ -9,12 +9,12 @@ from functools import cache
 import pytest
 from torch import nn
 
-from atbench.evaluation import Threat, Victim
+from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.audit.audit import Check, audit, verdict
 from tests.evaluation import zoo
 
 N = 100
-LINF = Threat("linf", zoo.EPS, zoo.STEP, 50)
+LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "standard": zoo.standard,
     "narrow": zoo.narrow,
@@ -44,10 +44,10 @@ def trained() -> Callable[[str], nn.Module]:
     return cache(lambda name: MAKERS[name]())
 
 
-def audited(network: nn.Module, threat: Threat = LINF) -> list[Check]:
+def audited(network: nn.Module, threat: PGDConfig = LINF) -> list[Check]:
     images = zoo.images(N + 20)
-    victim = Victim(network, 64)
-    return audit(victim, images, victim.correct(images), threat, {}, N)
+    eval_model = EvalModel(network, 64)
+    return audit(eval_model, images, eval_model.correct(images), threat, {}, N)
 
 
 @pytest.mark.parametrize("name", ["standard", "narrow", "pgd", "trades"])
@@ -58,13 +58,13 @@ def test_honest_networks_get_no_flag(name: str, trained: Callable[[str], nn.Modu
 
 @pytest.mark.parametrize("eps", [0.5, 1.0])
 def test_an_honest_network_of_another_norm_gets_no_flag(eps: float, trained: Callable[[str], nn.Module]) -> None:
-    said = verdict(audited(trained("l2"), Threat("l2", eps, eps / 4, 50)))
+    said = verdict(audited(trained("l2"), PGDConfig("l2", eps, eps / 4, 50)))
     assert said["trusted"] and not said["flags"], said["sentence"]
 
 
 def test_fgsm_failing_where_robustness_ends_is_no_overfitting(trained: Callable[[str], nn.Module]) -> None:
     """Beyond the radius it was trained for, an honest network keeps far more under FGSM than under PGD as well."""
-    checks = {check.name: check for check in audited(trained("pgd"), Threat("linf", 0.25, 0.0625, 50))}
+    checks = {check.name: check for check in audited(trained("pgd"), PGDConfig("linf", 0.25, 0.0625, 50))}
     found = checks["overfitting"]
     assert found.verdict == "pass" and found.value is not None and found.value > 0.2, found.sentence
 

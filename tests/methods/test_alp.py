@@ -163,7 +163,7 @@ def test_only_a_predicted_target_costs_a_pass(target: str) -> None:
         method.model(batch.x)
     with Count() as count:
         method.loss(method.perturb(batch)).total.backward()
-    floor = method.floor(10)
+    floor = method.forward_cost(10)
     assert floor == (27 if target in ("predicted", "least_likely") else 26)
     assert count.total / pass_.total == pytest.approx(floor, abs=0.7)
 

@@ -35,7 +35,7 @@ def moved(method: Ccat, batch: Batch, *lengths: float) -> Batch:
     direction[:, 0, 0, 0] = 1.0
     far = torch.tensor(lengths, dtype=x.dtype).repeat(len(x))[: len(x)]
     grey = Batch(x, batch.y, batch.index)
-    return grey.having(x + far.view(-1, 1, 1, 1) * direction)
+    return grey.with_adv(x + far.view(-1, 1, 1, 1) * direction)
 
 
 def gammas(rho: float, *lengths: float, **changes: Any) -> list[float]:
@@ -60,7 +60,7 @@ def test_distance_is_in_the_norm_of_the_attack() -> None:
     for norm, share in (("l2", 0.5), ("linf", 1 / 16), ("l1", 1.0)):
         method, batch = make(rho=1.0, norm=norm), worlds.data().batch(0, 0)
         x = torch.full_like(batch.x, 0.5)
-        flat = Batch(x, batch.y, batch.index).having(x + EPS / 16)
+        flat = Batch(x, batch.y, batch.index).with_adv(x + EPS / 16)
         assert method.uniform(flat).tolist() == pytest.approx([share] * len(x))
 
 
@@ -98,7 +98,7 @@ def slow_loss(method: Ccat, batch: Batch, rows: list[int]) -> float:
 def test_loss_is_the_formula(rho: float) -> None:
     method = make(rho=rho)
     batch = method.perturb(worlds.data().batch(0, 0))
-    rows = method.portion(batch, 0.5).nonzero().flatten().tolist()
+    rows = method.subset_mask(batch, 0.5).nonzero().flatten().tolist()
     assert len(rows) == len(batch) // 2
     loss = method.loss(batch)
     assert loss.total.item() == pytest.approx(slow_loss(method, batch, rows), abs=1e-12)
@@ -161,7 +161,7 @@ def test_the_attack_makes_a_wrong_class_believed_and_never_falls() -> None:
         seen.append(state.value)
         return torch.zeros_like(state.rows, dtype=torch.bool)
 
-    method.search(Objective(method.model, confidence, batch.y), batch.x, start=start, stop=watch)
+    method.run_attack(Objective(method.model, confidence, batch.y), batch.x, start=start, stop=watch)
     values = torch.stack(seen)
     assert (values.diff(dim=0) >= 0).all() and (values[-1] > values[0]).all()
     found = confidence(method.model(method.perturb(batch).x_adv), batch.y)
@@ -173,7 +173,7 @@ def test_it_is_the_confidence_and_not_the_error_that_is_attacked() -> None:
     method, batch = make(share=1.0, steps=20, seed=3), worlds.data().batch(0, 0)
     worlds.steps(method, worlds.data(), 12, lr=0.5)
     start = method._start(batch.x)
-    by_ce = method.search(Objective(method.model, lambda z, y: F.cross_entropy(z, y, reduction="none"), batch.y),
+    by_ce = method.run_attack(Objective(method.model, lambda z, y: F.cross_entropy(z, y, reduction="none"), batch.y),
                           batch.x, start=start)  # fmt: skip
     ours, theirs = (confidence(method.model(x), batch.y) for x in (method.perturb(batch).x_adv, by_ce))
     assert (ours >= theirs - 1e-3).all() and (ours > theirs + 1e-3).any()
@@ -203,7 +203,7 @@ def test_only_the_portion_is_attacked_whatever_the_batch() -> None:
     method = make(given)
     batch = method.perturb(given.batch(0, 0))
     touched = (batch.x_adv != batch.x).flatten(1).any(dim=1)
-    assert torch.equal(touched, method.portion(batch, 0.5)) and int(touched.sum()) == 4
+    assert torch.equal(touched, method.subset_mask(batch, 0.5)) and int(touched.sum()) == 4
 
 
 def test_contract() -> None:

@@ -72,8 +72,8 @@ def test_penalties_by_hand() -> None:
 
 def test_a_pair_of_the_same_image_costs_nothing() -> None:
     method, batch = make()
-    twice = batch.having(batch.x[:6].repeat_interleave(2, dim=0))
-    halves = batch.having(batch.x[:6].repeat(2, 1, 1, 1))
+    twice = batch.with_adv(batch.x[:6].repeat_interleave(2, dim=0))
+    halves = batch.with_adv(batch.x[:6].repeat(2, 1, 1, 1))
     assert method.loss(twice).terms["penalty"] < 1e-28 < 1e-9 < method.loss(halves).terms["penalty"]
 
 

@@ -146,7 +146,7 @@ def test_a_class_without_an_image_keeps_its_row() -> None:
     batch = method.perturb(at(method, given, 0, given.steps - 1))
     batch.y.clamp_(max=1)
     method.loss(batch)
-    method.commit(batch)
+    method.after_update(batch)
     assert torch.equal(method.table[2], torch.full((K,), 1 / K, dtype=torch.float64))
     assert not torch.allclose(method.table[0], method.table[2])
 
@@ -197,7 +197,7 @@ def test_contract(gamma: float) -> None:
     found = worlds.check_pure(method, at(method, given, 1, 1))
     assert worlds.legal(method.attack, found.x, found.x_adv, 0.05)
     worlds.check_resume(lambda: make(given, gamma=gamma), given)
-    assert method.floor(5) == 17
+    assert method.forward_cost(5) == 17
 
 
 def test_two_processes_are_one() -> None:

@@ -151,7 +151,7 @@ def test_layer_is_one_an_epoch_and_any_of_them() -> None:
 
 
 def batch_for(method: Dverge, given: TrainData, member: int) -> Batch:
-    return method.perturb(given.batch(0, 0)).having(member=member)
+    return method.perturb(given.batch(0, 0)).with_adv(member=member)
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -174,7 +174,7 @@ def test_a_member_learns_alone_and_not_from_its_own_images() -> None:
     assert all(g is None for g in learnt[0] + learnt[2]) and all(g is not None for g in learnt[1])
     images = list(batch.aux["distilled"])
     images[1] = torch.rand_like(images[1])
-    assert torch.equal(method.loss(batch.having(distilled=images)).total, method.loss(batch).total)
+    assert torch.equal(method.loss(batch.with_adv(distilled=images)).total, method.loss(batch).total)
 
 
 def test_without_a_radius_every_other_member_brings_the_clean_loss() -> None:
@@ -189,7 +189,7 @@ def test_all_images_come_from_one_snapshot() -> None:
     method, given = make()
     expected = method.perturb(given.batch(0, 0)).aux["distilled"]
     seen = []
-    for turn in method.rounds(given.batch(0, 0)):
+    for turn in method.inner_updates(given.batch(0, 0)):
         assert turn.perturb == (not seen) and turn.step
         if turn.perturb:
             turn.batch = method.perturb(turn.batch)
@@ -219,12 +219,12 @@ def test_source_images_are_another_shuffle() -> None:
 
 def test_members_begin_as_networks_of_their_own_seeds() -> None:
     method, _ = make()
-    stages = method.stage0()
+    stages = method.pretraining()
     assert list(stages) == ["member0", "member1", "member2"] and len({stage.offset for stage in stages.values()}) == 3
     assert all(stage.model == {"members": 1} and stage.epochs == 1.0 for stage in stages.values())
     assert all(stage.method["_target_"] == "atbench.methods.standard.Standard" for stage in stages.values())
     trained: dict[str, nn.Module] = {name: worlds.cnn(seed=10 + k) for k, name in enumerate(stages)}
-    method.begin(trained)
+    method.load_pretrained(trained)
     for member, name in zip(method.members, stages, strict=True):
         assert worlds.same(dict(member.state_dict()), dict(trained[name].state_dict()))
 

@@ -62,9 +62,9 @@ def test_but_for_the_clean_pass_it_is_pgd_at_to_the_bit(norm: str, clean_pass: b
 def test_the_clean_pass_leaves_no_gradient_and_is_paid_for() -> None:
     given = worlds.data()
     method = make(given, "batch")
-    method.commit(given.batch(0, 0))
+    method.after_update(given.batch(0, 0))
     assert all(parameter.grad is None for parameter in method.parameters())
-    assert (method.floor(10), make(given, clean_pass=False).floor(10)) == (24, 23)
+    assert (method.forward_cost(10), make(given, clean_pass=False).forward_cost(10)) == (24, 23)
 
 
 def test_training_ends_after_exactly_the_patience() -> None:

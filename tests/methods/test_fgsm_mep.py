@@ -101,7 +101,7 @@ def test_tables_follow_the_formula() -> None:
             ahead = (delta[i] + EPS * memory[i].sign()).clamp(-EPS, EPS)
             delta[i] = (x + ahead).clamp(0, 1) - x
         method.loss(batch)
-        method.commit(batch)
+        method.after_update(batch)
         torch.testing.assert_close(method.memory, memory, rtol=0, atol=1e-12)
         torch.testing.assert_close(method.delta, delta, rtol=0, atol=1e-12)
 

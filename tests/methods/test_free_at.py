@@ -62,8 +62,8 @@ def test_weights_learn_at_the_old_delta() -> None:
         method.model.parameters(), torch.autograd.grad(value, list(method.model.parameters())), strict=True
     ):
         torch.testing.assert_close(parameter.grad, grad, rtol=0, atol=1e-14)
-    assert torch.equal(method.delta, old)  # until `commit`
-    method.commit(batch)
+    assert torch.equal(method.delta, old)  # until `after_update`
+    method.after_update(batch)
     assert not torch.equal(method.delta, old)
 
 
@@ -83,7 +83,7 @@ def test_only_the_gradient_of_the_image_frees_a_pixel_that_the_box_stops() -> No
         batch = replace(batch, x=torch.zeros_like(batch.x), aux={})
         method.delta.fill_(-0.1)  # every pixel below black
         method.loss(batch).total.backward()
-        method.commit(batch)
+        method.after_update(batch)
         moved[gradient] = float((method.delta != -0.1).double().mean())
     assert moved["delta"] == 0 and moved["image"] > 0.2
 
@@ -95,7 +95,7 @@ def test_a_pixel_at_the_edge_of_the_box_moves(gradient: str, tone: float) -> Non
     batch = given.batch(0, 0)
     batch = replace(batch, x=torch.full_like(batch.x, tone), aux={})
     method.loss(batch).total.backward()
-    method.commit(batch)
+    method.after_update(batch)
     assert float((method.delta.abs() == 0.1).double().mean()) > 0.2
 
 

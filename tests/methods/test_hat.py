@@ -20,7 +20,7 @@ def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> 
     changes = {key: options.pop(key) for key in ("eps", "bn") if key in options}
     method = Hat(worlds.cnn(norm=norm), worlds.attack(start="gaussian", **changes), **options)
     method.setup(given)
-    method.begin({"helper": worlds.cnn(norm=norm, seed=9)})
+    method.load_pretrained({"helper": worlds.cnn(norm=norm, seed=9)})
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -65,7 +65,7 @@ def test_without_gamma_it_is_trades_to_the_bit_and_trains_no_helper() -> None:
     trades = Trades(worlds.cnn(norm="batch"), worlds.attack(start="gaussian"), beta=2.5)
     assert worlds.steps(method, given, 8) == worlds.steps(trades, given, 8)
     assert worlds.same(method.model.state_dict(), trades.model.state_dict())
-    assert method.stage0() == {} and method.floor(10) == trades.floor(10)
+    assert method.pretraining() == {} and method.forward_cost(10) == trades.forward_cost(10)
 
 
 def test_reach_one_is_the_attacked_image() -> None:
@@ -109,7 +109,7 @@ def test_the_helper_stays_as_it_was(bn: str) -> None:
 
 def test_it_begins_with_a_standard_run_of_its_own_whose_weights_it_copies() -> None:
     method, _ = make()
-    ((name, stage),) = method.stage0().items()
+    ((name, stage),) = method.pretraining().items()
     assert (name, stage.method, stage.epochs) == ("helper", {"_target_": "atbench.methods.standard.Standard"}, 1.0)
     assert stage.offset != 0 and stage.model == {}
     given = worlds.cnn(seed=9)

@@ -71,7 +71,7 @@ def test_a_visit_is_the_rule_of_the_paper(world: type) -> None:
         torch.testing.assert_close(batch.x_adv[i : i + 1], x_adv, rtol=0, atol=1e-12)
         losses.append(F.cross_entropy(network(x_adv), y))
     torch.testing.assert_close(method.loss(batch).total, torch.stack(losses).mean(), rtol=0, atol=1e-12)
-    method.commit(batch)
+    method.after_update(batch)
     assert torch.equal(method.eps[batch.index], batch.aux["eps"])
 
 
@@ -91,7 +91,7 @@ def test_radii_settle_just_below_the_margins_of_a_linear_network() -> None:
         before = method.eps.clone()
         for step in range(given.steps):
             method.clock.epoch, method.clock.step = epoch, step
-            method.commit(method.perturb(given.batch(epoch, step)))
+            method.after_update(method.perturb(given.batch(epoch, step)))
         assert float((method.eps - before).max()) <= 0.1 * GAMMA + 1e-12
     settled = method.eps[right]
     assert bool((settled >= (margin[right] - GAMMA).clamp_min(0) - 1e-12).all())
@@ -140,9 +140,9 @@ def test_warm_up_ends_with_its_share_of_training() -> None:
     given = worlds.data()
     method = make(given, worlds.linear(), warmup=0.25)
     method.clock.epoch, method.clock.step = 0, given.steps - 1
-    assert method.floor(10) == 24
+    assert method.forward_cost(10) == 24
     method.clock.epoch, method.clock.step = 1, 0
-    assert method.floor(10) == 66
+    assert method.forward_cost(10) == 66
 
 
 def test_the_memory_belongs_to_the_example_not_to_its_place() -> None:
@@ -150,8 +150,8 @@ def test_the_memory_belongs_to_the_example_not_to_its_place() -> None:
     method, shuffled = (make(given, worlds.linear(), worlds.attack(start="zero")) for _ in range(2))
     batch = given.batch(0, 0)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(3))
-    method.commit(method.perturb(batch))
-    shuffled.commit(shuffled.perturb(Batch(batch.x[order], batch.y[order], batch.index[order])))
+    method.after_update(method.perturb(batch))
+    shuffled.after_update(shuffled.perturb(Batch(batch.x[order], batch.y[order], batch.index[order])))
     assert bool((method.eps > 0).any())
     torch.testing.assert_close(method.eps, shuffled.eps, rtol=0, atol=1e-15)
 

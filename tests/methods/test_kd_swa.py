@@ -21,7 +21,7 @@ def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> 
     given = given or worlds.data()
     method = KdSwa(worlds.cnn(norm=norm), worlds.attack(bn="train"), **options)
     method.setup(given)
-    method.begin({"standard": worlds.cnn(norm=norm, seed=7), "robust": worlds.cnn(norm=norm, seed=8)})
+    method.load_pretrained({"standard": worlds.cnn(norm=norm, seed=7), "robust": worlds.cnn(norm=norm, seed=8)})
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -68,12 +68,12 @@ def test_without_teachers_it_is_pgd_at_to_the_bit_and_trains_none() -> None:
     plain = PgdAt(worlds.cnn(norm="batch"), worlds.attack(bn="train"))
     assert worlds.steps(method, given, 8) == worlds.steps(plain, given, 8)
     assert worlds.same(method.state_dict(), plain.state_dict())
-    assert method.stage0() == {} and method.floor(10) == plain.floor(10)
+    assert method.pretraining() == {} and method.forward_cost(10) == plain.forward_cost(10)
 
 
 def test_each_teacher_is_trained_by_its_method_in_a_run_of_its_own() -> None:
     method, _ = make()
-    stages = method.stage0()
+    stages = method.pretraining()
     targets = {name: stage.method["_target_"] for name, stage in stages.items()}
     assert targets == {
         "standard": "atbench.methods.standard.Standard",
@@ -81,7 +81,7 @@ def test_each_teacher_is_trained_by_its_method_in_a_run_of_its_own() -> None:
     }
     assert len({0, *(stage.offset for stage in stages.values())}) == 3
     assert all(stage.epochs == 1.0 and stage.model == {} for stage in stages.values())
-    assert list(make(standard=0.0)[0].stage0()) == ["robust"]
+    assert list(make(standard=0.0)[0].pretraining()) == ["robust"]
 
 
 def test_teachers_are_copies_in_eval_mode_that_nothing_moves() -> None:

@@ -164,7 +164,7 @@ def test_training_may_begin_on_clean_images() -> None:
     for epoch, floor, clean in ((0, 3.0, True), (1, 3.0, True), (2, 4.0, False)):
         method.clock.epoch = epoch
         batch = method.perturb(given.batch(epoch, 0))
-        assert torch.equal(batch.x_adv, batch.x) is clean and method.floor(1) == floor
+        assert torch.equal(batch.x_adv, batch.x) is clean and method.forward_cost(1) == floor
         risk = reference.mean(reference.ce(method.model(batch.x), batch.y))
         assert (method.loss(batch).total.item() == pytest.approx(risk, abs=1e-12)) is clean
 

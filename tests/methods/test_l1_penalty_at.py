@@ -57,7 +57,7 @@ def test_only_weights_are_shrunk_and_by_the_rate_times_the_penalty() -> None:
     method = make(given, 0.5, proximal=True, norm="batch")
     method.clock.rates["model"] = 0.2
     before = {name: value.detach().clone() for name, value in method.named_parameters()}
-    method.commit(given.batch(0, 0))
+    method.after_update(given.batch(0, 0))
     zeros = 0
     for name, value in method.named_parameters():
         old, new = before[name].flatten().tolist(), value.detach().flatten().tolist()
@@ -74,7 +74,7 @@ def test_the_subgradient_writes_nothing_afterwards() -> None:
     given = worlds.data()
     method = make(given, 0.5)
     before = worlds.snapshot(method)
-    method.commit(given.batch(0, 0))
+    method.after_update(given.batch(0, 0))
     assert worlds.same(before, worlds.snapshot(method))
 
 
@@ -110,14 +110,18 @@ def test_the_clean_pass_is_seen_by_the_statistics_alone(proximal: bool) -> None:
     with torch.no_grad():
         mean = stem(passing.model.normalise(given.batch(0, 0).x)).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, 0.9 * other.running_mean + 0.1 * mean, rtol=0, atol=1e-12)
-    assert passing.floor(10) == plain.floor(10) + 1
+    assert passing.forward_cost(10) == plain.forward_cost(10) + 1
 
 
 def test_the_paper_s_experiment_decays_every_parameter() -> None:
     """--l1 leaves the optimizer as it is, --l2 alone spares biases and BatchNorm."""
     for name in ("l1_penalty_at", "early_stop"):
         cfg = resolved(f"experiment=paper/{name}")
-        assert (cfg.train.decay, cfg.train.optimizer.weight_decay, cfg.method.clean_pass) == ("all", 5e-4, True)
+        assert (cfg.train.weight_decay_on, cfg.train.optimizer.weight_decay, cfg.method.clean_pass) == (
+            "all",
+            5e-4,
+            True,
+        )
 
 
 def test_a_negative_penalty_is_refused() -> None:
@@ -139,7 +143,7 @@ class Regression(L1PenaltyAt):
     """The method with squared loss, in both problems."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.having(self.search(Objective(self.model, squared, batch.y), batch.x))
+        return batch.with_adv(self.search(Objective(self.model, squared, batch.y), batch.x))
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
         return squared(logits, y)
@@ -183,7 +187,7 @@ def estimate(penalty: float, proximal: bool, rate: float = 3.0) -> tuple[float, 
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-        method.commit(batch)
+        method.after_update(batch)
     theta = method.model.head.weight.detach()[0]
     return float((theta - truth).norm()), int((theta == 0).sum())
 

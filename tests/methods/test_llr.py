@@ -37,7 +37,7 @@ def moved(batch: Batch, eps: float = 0.2) -> Batch:
     """A random perturbation of every image, so that the loss rises for some and falls for others."""
     rng = torch.Generator().manual_seed(3)
     delta = torch.rand(batch.x.shape, generator=rng, dtype=torch.float64) * 2 - 1
-    return batch.having((batch.x + eps * delta.sign()).clamp(0, 1))
+    return batch.with_adv((batch.x + eps * delta.sign()).clamp(0, 1))
 
 
 def curved(network: nn.Module, scale: float = 6.0) -> nn.Module:
@@ -127,14 +127,14 @@ def test_at_the_image_itself_nothing_is_left() -> None:
             super().__init__(stages, inner.head, (0.5,), (0.5,))
 
     method, batch = make(Dropped().double())
-    loss = method.loss(batch.having(batch.x))
+    loss = method.loss(batch.with_adv(batch.x))
     assert loss.terms["linearity"] < 1e-12 and loss.terms["slope"] == 0
     grads = torch.autograd.grad(loss.total, list(method.parameters()))
     x = batch.x.clone()
     plain = F.cross_entropy(method.model.eval().train()(x), batch.y)
     assert plain.item() != pytest.approx(loss.terms["ce"].item()), "dropout is on outside"
     assert all(grad.isfinite().all() for grad in grads)
-    assert torch.equal(method.loss(batch.having(batch.x)).total, loss.total)
+    assert torch.equal(method.loss(batch.with_adv(batch.x)).total, loss.total)
 
 
 def test_linear_logits_lie_above_their_tangent() -> None:
@@ -144,7 +144,7 @@ def test_linear_logits_lie_above_their_tangent() -> None:
     _, rest, _ = slow(method.model, random)
     assert min(rest) > 0
     assert method.loss(random).terms["linearity"].item() == pytest.approx(reference.mean(rest), abs=1e-6)
-    start = batch.having(method.attack.begin(batch.x, method.attack.eps, method.rng()))
+    start = batch.with_adv(method.attack.begin(batch.x, method.attack.eps, method.rng()))
     found = method.perturb(batch)
     assert method.loss(found).terms["linearity"] > 1.5 * method.loss(start).terms["linearity"]
 
@@ -226,7 +226,7 @@ def test_perturbations_are_legal_and_worse_than_random(norm: str, search: str) -
     method.attack.steps = 10
     found = method.perturb(batch)
     assert worlds.legal(method.attack, batch.x, found.x_adv, method.attack.eps)
-    start = batch.having(method.attack.begin(batch.x, method.attack.eps, method.rng()))
+    start = batch.with_adv(method.attack.begin(batch.x, method.attack.eps, method.rng()))
     assert method.loss(found).terms["linearity"] > 2 * method.loss(start).terms["linearity"]
     assert all(p.grad is None and p.requires_grad for p in method.parameters())
 

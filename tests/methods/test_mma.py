@@ -51,7 +51,7 @@ def test_margins_of_a_linear_network_are_met_to_the_last_bracket(
         error = (batch.aux["margin"] - true)[near].abs()
         assert float(error.max()) <= 1.05 * d_max / 2**10 + 1e-12
         assert bool((batch.aux["margin"][~right] == 0).all())
-        method.commit(batch)
+        method.after_update(batch)
         assert torch.equal(method.margins[batch.index], batch.aux["margin"])
 
 

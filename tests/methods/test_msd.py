@@ -60,7 +60,7 @@ def test_one_norm_alone_is_pgd_with_its_best_point_to_the_bit(norm: str, start: 
     network, x, y = images()
     x = x.round(decimals=1).clamp(0, 1)
     union = MultiSteepest({norm: RADII[norm]}, {norm: SIZES[norm]}, 6, start, (3, 3))
-    plain = GradientAttack(norm, RADII[norm], 6, SIZES[norm], start, keep="best", sparsity=3 / 64)
+    plain = GradientAttack(norm, RADII[norm], 6, SIZES[norm], start, return_point="best", sparsity=3 / 64)
     objective = Objective(network, cross_entropy, y)
     found, expected = union(objective, x, rng=draws()), plain(objective, x, rng=draws())
     assert torch.equal(found, expected) and not torch.equal(found, x)
@@ -205,7 +205,7 @@ def test_the_number_of_pixels_follows_the_radius(dataset: str, least: int, great
 
 def test_the_paper_s_steps_are_the_authors() -> None:
     cfg = resolved("experiment=paper/msd")
-    sizes = {norm: cfg.method.reach[norm] * eps / cfg.attack.steps for norm, eps in cfg.method.radii.items()}
+    sizes = {norm: cfg.method.rel_path_length[norm] * eps / cfg.attack.steps for norm, eps in cfg.method.radii.items()}
     assert sizes == pytest.approx({"l1": 1.0, "l2": 0.05, "linf": 0.003})
     assert list(sizes) == ["l1", "l2", "linf"] and cfg.attack.eps == 0.03 and cfg.attack.bn == "train"
 
@@ -229,8 +229,8 @@ def test_cost_is_the_floor(norms: tuple[str, ...]) -> None:
     batch = worlds.data().batch(0, 0)
     with Count() as count, torch.no_grad():
         method.model(batch.x)
-    assert method.floor(5) == {1: 14, 2: 23, 3: 28}[len(norms)]
-    assert 0.9 * method.floor(5) <= cost(method, batch) / count.total <= 1.02 * method.floor(5)
+    assert method.forward_cost(5) == {1: 14, 2: 23, 3: 28}[len(norms)]
+    assert 0.9 * method.forward_cost(5) <= cost(method, batch) / count.total <= 1.02 * method.forward_cost(5)
 
 
 def test_two_processes_are_one() -> None:

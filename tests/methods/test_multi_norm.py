@@ -80,7 +80,7 @@ class MarginPgd(PgdAt):
     """PGD-AT whose attack maximises the margin."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.having(self.search(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
+        return batch.with_adv(self.search(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
 
 
 @pytest.mark.parametrize("rule", ["avg", "max", "alternate", "sequential"])
@@ -159,7 +159,7 @@ def test_cost_is_the_floor(rule: str, floor: int) -> None:
     batch = worlds.data().batch(0, 0)
     with Count() as count, torch.no_grad():
         method.model(batch.x)
-    assert method.floor(10) == floor
+    assert method.forward_cost(10) == floor
     assert 0.85 * floor <= cost(method, batch) / count.total <= 1.02 * floor
 
 
@@ -177,7 +177,7 @@ def test_resume(rule: str) -> None:
 def test_the_paper_s_steps_are_the_authors() -> None:
     for name in ("multi_norm_avg", "multi_norm_max"):
         cfg = resolved(f"experiment=paper/{name}")
-        sizes = {n: cfg.method.reach[n] * eps / cfg.method.steps[n] for n, eps in cfg.method.radii.items()}
+        sizes = {n: cfg.method.rel_path_length[n] * eps / cfg.method.steps[n] for n, eps in cfg.method.radii.items()}
         assert dict(cfg.method.radii) == {"linf": 0.3, "l2": 2.0, "l1": 10.0}
         assert sizes == pytest.approx({"linf": 0.01, "l2": 0.1, "l1": 1.0})
 

@@ -43,7 +43,7 @@ def test_images_are_legal_and_raise_the_loss(norm: str) -> None:
     batch = method.perturb(given.batch(0, 0))
     assert (method.attack.ball.norm(batch.x_adv - batch.x) <= 0.3 + 1e-12).all()
     assert batch.x_adv.min() >= 0 and batch.x_adv.max() <= 1
-    assert method.loss(batch).total > method.loss(batch.having(batch.x)).total
+    assert method.loss(batch).total > method.loss(batch.with_adv(batch.x)).total
 
 
 def test_one_long_step_reaches_the_worst_corner_of_a_linear_model() -> None:

@@ -18,7 +18,7 @@ HALF = {"labelled": 0.5, "extra": 0.5}
 def make(given: TrainData) -> Rst:
     method = Rst(worlds.cnn(), worlds.attack(start="gaussian"), beta=6.0)
     method.setup(given)
-    method.begin({"labeller": worlds.linear(seed=7)})
+    method.load_pretrained({"labeller": worlds.linear(seed=7)})
     worlds.start(method, given)
     return method
 
@@ -40,7 +40,7 @@ def test_pseudo_labels_are_the_labellers_in_eval_mode() -> None:
             labeller.train()(images)
     statistics = {name: value.clone() for name, value in labeller.state_dict().items()}
     method.LABEL_CHUNK = 7
-    method.begin({"labeller": labeller})
+    method.load_pretrained({"labeller": labeller})
     assert worlds.same(statistics, labeller.state_dict())
     expected = labeller.eval()(images).argmax(dim=1)
     assert torch.equal(method.labels, expected)
@@ -92,7 +92,7 @@ def test_attack_and_loss_are_those_of_a_slow_reference() -> None:
 
 def test_the_labeller_is_a_standard_run_on_the_labelled_part() -> None:
     given = worlds.data(**HALF)
-    (name,), (stage,) = zip(*make(given).stage0().items(), strict=True)
+    (name,), (stage,) = zip(*make(given).pretraining().items(), strict=True)
     assert (name, stage.method, stage.epochs) == ("labeller", {"_target_": "atbench.methods.standard.Standard"}, 1.0)
 
 

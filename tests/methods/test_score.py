@@ -198,4 +198,4 @@ def test_contract(form: str) -> None:
     found = worlds.check_pure(method, batch)
     assert worlds.legal(method.attack, batch.x, found.x_adv, 0.1)
     worlds.check_ranks(of)
-    assert method.floor(10) == (27 if form == "trades" else 23)
+    assert method.forward_cost(10) == (27 if form == "trades" else 23)

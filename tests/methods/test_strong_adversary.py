@@ -201,7 +201,7 @@ def test_alpha_costs_a_backward_pass_a_wrong_class() -> None:
     batch = given.batch(0, 0)
     with Count() as count, torch.no_grad():
         method.model(batch.x)
-    assert method.floor(1) == 6.0  # 1 + 2 + 3
+    assert method.forward_cost(1) == 6.0  # 1 + 2 + 3
     assert 0.9 * 6 <= cost(method, batch) / count.total <= 1.02 * 6
 
 

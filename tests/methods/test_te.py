@@ -48,7 +48,7 @@ def test_the_first_visit_makes_the_prediction_its_own_target(kind: type[Te]) -> 
     perturbed = method.perturb(batch)
     torch.testing.assert_close(perturbed.aux["target"], p, rtol=0, atol=1e-15)
     assert not method.ensembling.table.any(), "`perturb` writes nothing"
-    method.commit(perturbed)
+    method.after_update(perturbed)
     table = method.ensembling.table
     torch.testing.assert_close(table[batch.index], 0.1 * p, rtol=0, atol=1e-15)
     others = torch.ones(len(table), dtype=torch.bool)
@@ -89,9 +89,9 @@ def test_the_weight_rises_as_in_the_source() -> None:
     for epoch, expected in {1: 0.0, 89: 0.0, 90: math.exp(-5), 120: math.exp(-5 / 4), 150: 1.0, 200: 1.0}.items():
         method.clock.epochs, method.clock.epoch, method.clock.step = 200, epoch - 1, 0
         assert method.ensembling.strength(method.clock.fraction) == pytest.approx(300 * expected, rel=1e-12)
-        assert method.floor(10) == (24 if expected else 23)
+        assert method.forward_cost(10) == (24 if expected else 23)
     method.clock.epoch, method.clock.step = 88, method.clock.steps - 1
-    assert method.floor(10) == 23, "the last step of epoch 89"
+    assert method.forward_cost(10) == 23, "the last step of epoch 89"
 
 
 def test_a_weight_may_jump_and_may_not_fall() -> None:

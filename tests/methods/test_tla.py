@@ -204,7 +204,7 @@ def test_statistics_see_every_image_once_and_the_cost_is_the_floor(own: bool) ->
     hook.remove()
     updated = sum(seen) / 12 - searched
     assert searched == 3 + 1 + 3 and max(seen) == 12 and len(seen) - passes == updated == 3 + own
-    assert method.floor(3) == 2 * 3 + (1 + 3) + 3 * updated
+    assert method.forward_cost(3) == 2 * 3 + (1 + 3) + 3 * updated
     counts = {value.item() for name, value in method.state_dict().items() if name.endswith("num_batches_tracked")}
     assert counts == {3 + own}
 

@@ -52,7 +52,7 @@ def test_kl_takes_the_clean_distribution_first() -> None:
 def test_the_attack_raises_the_kl_to_the_clean_prediction() -> None:
     method, _, batch = make(steps=8)
     found = method.perturb(batch)
-    noise = batch.having(method.attack.begin(batch.x, 0.1, method.rng()))
+    noise = batch.with_adv(method.attack.begin(batch.x, 0.1, method.rng()))
     assert method.loss(found).terms["kl"] > 10 * method.loss(noise).terms["kl"]
     assert (found.x_adv - batch.x).abs().max() <= 0.1 + 1e-12 and found.x_adv.min() >= 0 and found.x_adv.max() <= 1
 

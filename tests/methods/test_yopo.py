@@ -16,7 +16,7 @@ from atbench.errors import ConfigError
 from atbench.methods.yopo import FIRST_LAYER_GRADIENTS, Yopo
 from atbench.models import Ensemble
 from atbench.training import World
-from atbench.training.update import Sums, Updater
+from atbench.training.update import RunningMeans, Updater
 from tests.methods import worlds
 
 
@@ -32,7 +32,7 @@ def make(
 def run(method: Yopo, batch: Batch) -> list[Batch]:
     """All rounds of one batch, gradients left in the parameters; the batches as the loss saw them."""
     seen = []
-    for number, turn in enumerate(method.rounds(batch)):
+    for number, turn in enumerate(method.inner_updates(batch)):
         method.clock.round = number
         method.loss(turn.batch).total.backward()
         assert turn.step == (number == (method.m if method.first_layer_grad != "full" else method.m - 1))
@@ -139,7 +139,7 @@ def test_every_batch_starts_anew_and_at_random() -> None:
     for step in (0, 1, 0):
         method.clock.step = step
         batch = given.batch(0, 0)
-        starts.append(next(iter(method.rounds(batch))).batch.x_adv - batch.x)
+        starts.append(next(iter(method.inner_updates(batch))).batch.x_adv - batch.x)
     assert torch.equal(starts[0], starts[2]) and not torch.equal(starts[0], starts[1])
     assert 0.09 < starts[0].abs().max() <= 0.1
 
@@ -171,7 +171,7 @@ def test_full_passes_and_cheap_ones_are_counted() -> None:
 @pytest.mark.parametrize("layer", FIRST_LAYER_GRADIENTS)
 def test_the_recorded_loss_is_the_mean_cross_entropy_of_the_full_passes(layer: str) -> None:
     method, given = make(m=3, layer=layer)
-    batch, sums = given.batch(0, 0), Sums()
+    batch, sums = given.batch(0, 0), RunningMeans()
     seen = run(method, batch)
     values = [F.cross_entropy(method.model(each.x_adv), batch.y).item() for each in seen[:3]]
     method.zero_grad()
@@ -182,7 +182,7 @@ def test_the_recorded_loss_is_the_mean_cross_entropy_of_the_full_passes(layer: s
 
 def test_loss_repeats() -> None:
     method, given = make()
-    turn = next(iter(method.rounds(given.batch(0, 0))))
+    turn = next(iter(method.inner_updates(given.batch(0, 0))))
     before = worlds.snapshot(method)
     assert torch.equal(method.loss(turn.batch).total, method.loss(turn.batch).total)
     assert worlds.same(before, worlds.snapshot(method))

@@ -88,10 +88,10 @@ def steps(
     clock = start(method, given, epochs)
     for position in range(first, first + count):
         clock.epoch, clock.step, clock.round = *divmod(position, given.steps), 0
-        for number, turn in enumerate(method.rounds(given.batch(clock.epoch, clock.step))):
+        for number, turn in enumerate(method.inner_updates(given.batch(clock.epoch, clock.step))):
             clock.round = number
             if turn.perturb:
-                turn.batch = method.perturb(turn.batch)  # `rounds` reads it when it goes on
+                turn.batch = method.perturb(turn.batch)  # `inner_updates` reads it when it goes on
             loss = method(turn.batch)
             loss.total.backward()
             losses.append(loss.total.item())
@@ -99,7 +99,7 @@ def steps(
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            method.commit(turn.batch)
+            method.after_update(turn.batch)
     return losses
 
 

@@ -37,7 +37,7 @@ def test_smooth_relu_is_differentiable_twice_and_learns_its_root() -> None:
     assert torch.autograd.gradcheck(act, x) and torch.autograd.gradgradcheck(act, x)
     act(x).sum().backward()
     assert act.root.grad is not None and act.root.grad.abs() > 0
-    assert act.root.ndim == 0  # spared by `train.decay: weights`
+    assert act.root.ndim == 0  # spared by `train.weight_decay_on: weights`
 
 
 @pytest.mark.parametrize("alpha", [1.0, 10.0])

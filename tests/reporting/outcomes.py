@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atbench.attacks import Attack, GradientAttack, Searched
+from atbench.attacks import AscentAttack, Attack, GradientAttack
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Outcome, Plan, Threat, record, record_files
+from atbench.evaluation import Evaluation, Outcome, PGDConfig, Plan, record, record_files
 from atbench.evaluation.attack_runner import UNKNOWN, Found, Level, Surface
 
 N, CLASSES = 60, 10
@@ -38,7 +38,7 @@ class Made:
     steps: tuple[int, ...] = STEPS
     restarts: int = 1
     attacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    survivors: bool = False
+    sequential: bool = False
     norms: tuple[str, ...] = ()
     audit: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
@@ -60,16 +60,16 @@ def _evaluation(made: Made) -> Evaluation:
     rng = np.random.default_rng(made.seed + 10)
     images = Images(torch.from_numpy(rng.integers(0, 256, (N, 1, 8, 8), np.uint8)), torch.from_numpy(LABEL))
     clean = torch.arange(N) < N - 2
-    threat = Threat("linf", made.eps, 0.05, max(made.steps, default=20), restarts=made.restarts, seed=made.seed)
+    threat = PGDConfig("linf", made.eps, 0.05, max(made.steps, default=20), restarts=made.restarts, seed=made.seed)
     attacks = {name: (_attack(made.eps), settings) for name, settings in made.attacks.items()}
-    norms = {norm: Threat(norm, 1.0, 0.1, 20) for norm in made.norms}
+    norms = {norm: PGDConfig(norm, 1.0, 0.1, 20) for norm in made.norms}
     grid = [0.0, 0.5, 1.0, 2.0] if made.steps else []
-    plan = Plan(threat, made.steps, grid, 20, attacks=attacks, survivors=made.survivors, norms=norms)
+    plan = Plan(threat, made.steps, grid, 20, attacks=attacks, sequential=made.sequential, norms=norms)
     whole = Evaluation(plan, images, clean, _logits(rng, ~clean))
     if made.steps:
         whole.surface = _surface(rng, images, clean, threat, round(made.robust * N))
     for name, settings in made.attacks.items():
-        tried = whole.robust if made.survivors else clean
+        tried = whole.robust if made.sequential else clean
         whole.found[name] = _found(rng, images, name, tried, _broken(whole.robust, tried, settings), settings, made.eps)
     for at, (norm, other) in enumerate(norms.items()):
         first = torch.where(clean, torch.where(torch.arange(N) % (at + 3) == 0, 2, UNKNOWN), 0)
@@ -79,7 +79,7 @@ def _evaluation(made: Made) -> Evaluation:
 
 
 def _attack(eps: float) -> Attack:
-    return Searched(GradientAttack("linf", eps, 1, eps))
+    return AscentAttack(GradientAttack("linf", eps, 1, eps))
 
 
 def _broken(left: Tensor, tried: Tensor, settings: Mapping[str, Any]) -> Tensor:
@@ -105,15 +105,15 @@ def _found(
     x_adv = np.clip(x + eps * rng.choice([-1, 1], x.shape), 0, 1).astype(np.float32)
     logits = np.where(tried.numpy()[:, None], _logits(rng, broken), np.nan)
     far = np.where(tried, np.where(broken, 0.5 * eps + 0.001 * np.arange(N), np.inf), np.nan)
-    knowledge = "queries" if name == "square" else "gradient"
-    outcome = Outcome(name, knowledge, tried, broken, 1.5, 1000, 900)
+    access = "queries" if name == "square" else "gradient"
+    outcome = Outcome(name, access, tried, broken, 1.5, 1000, 900)
     told = {key: value for key, value in settings.items() if key not in ("breaks", "minimal")}
     facts = {"norm": "linf", "eps": eps, **told}
     eight = np.arange(len(rows)) % 3 > 0
     return Found(outcome, rows.numpy(), x_adv, eight, logits, far, facts, settings.get("minimal", False))
 
 
-def _surface(rng: np.random.Generator, images: Images, clean: Tensor, threat: Threat, right: int) -> Surface:
+def _surface(rng: np.random.Generator, images: Images, clean: Tensor, threat: PGDConfig, right: int) -> Surface:
     """PGD at half, once and twice ε: what a radius breaks, a larger one breaks no later."""
     place = torch.arange(N)
     main = torch.where(place < right, UNKNOWN, torch.from_numpy(rng.choice([1, 3, 7, 15, 30], N)))

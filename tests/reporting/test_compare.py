@@ -121,7 +121,7 @@ def settings(*runs: Path) -> str:
 
 
 def test_the_worst_case_of_the_same_attacks_is_a_column(make_run, capsys, tmp_path: Path) -> None:
-    attacks = {"steps": (), "attacks": STANDARD, "survivors": True}
+    attacks = {"steps": (), "attacks": STANDARD, "sequential": True}
     a = make_run("a", seed=0, evaluated={**attacks, "steps": (20, 50)}, last_robust=0.5)
     b = make_run("b", seed=0, method="pgd_at", evaluated={**attacks, "steps": (20, 50)})
     assert heads(a, b) == ["PGD-20", "PGD-50", "worst case"]

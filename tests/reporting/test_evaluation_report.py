@@ -20,7 +20,7 @@ from atbench.reporting.run_report import document
 from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-EVERYTHING = Made(attacks=STANDARD, survivors=True, norms=("l2", "l1"))
+EVERYTHING = Made(attacks=STANDARD, sequential=True, norms=("l2", "l1"))
 CHECK = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
 AUDIT = {
     "trusted": False,
@@ -69,7 +69,7 @@ def test_every_attack_has_its_row(evaluation: Evaluation) -> None:
     assert (sweep["attack"], sweep["run on"], sweep["broke"]) == ("PGD-50", "58", "22")
     assert sweep["alone"] == words(evaluation.record["steps"][-1])
     for row, entry in zip(rows, evaluation.record["attacks"], strict=True):
-        assert (row["attack"], row["knowledge"]) == (entry["name"], entry["knowledge"])
+        assert (row["attack"], row["access"]) == (entry["name"], entry["access"])
         counts = [entry[key] for key in ("tried", "broken", "broken_eight_bit", "forwards", "gradients")]
         shown = [row[key] for key in ("run on", "broke", "broke as 8-bit", "forwards", "gradients")]
         assert shown == [f"{count:,}" for count in counts]
@@ -138,7 +138,7 @@ def test_confidence_has_both_kinds_of_images(evaluation: Evaluation) -> None:
 
 
 def test_without_a_sweep_there_is_neither_its_table_nor_its_curves(make_run) -> None:
-    run = make_run(evaluated={"steps": (), "attacks": STANDARD, "survivors": True}, checkpoints=("best",))
+    run = make_run(evaluated={"steps": (), "attacks": STANDARD, "sequential": True}, checkpoints=("best",))
     report.write(run)
     text = (run / "report.md").read_text()
     assert "AutoAttack (standard)" in text and "PGD over steps" not in text and "PGD-" not in text.replace("PGD-AT", "")

@@ -51,13 +51,15 @@ def test_the_headline_is_the_worst_case_over_all_of_the_full_n(tmp_path: Path) -
 def test_a_network_that_answers_at_random_is_quoted_by_rand_or_not_at_all(said: dict[str, Any], tmp_path: Path) -> None:
     blank = {"trusted": False, "flags": [], "sentence": "", "checks": []}
     record = {**said, "audit": {**blank, **said.get("audit", {})}}
-    plain = made(tmp_path / "a", record, attacks=STANDARD, survivors=True)
+    plain = made(tmp_path / "a", record, attacks=STANDARD, sequential=True)
     assert plain.headline is None and headline([plain]).accuracy is None and headline([plain]).members == ()
     assert entry({}, plain.record, "x")["reported"] is entry({}, plain.record, "x")["autoattack_acc"] is None
-    attacks = {name: {"draws": 20, "breaks": 2} for name in ("apgd_ce", "apgd_dlr")}
-    rand = made(tmp_path / "b", record, robust=0.5, attacks=attacks, survivors=True)
+    attacks = {name: {"eot_samples": 20, "breaks": 2} for name in ("apgd_ce", "apgd_dlr")}
+    rand = made(tmp_path / "b", record, robust=0.5, attacks=attacks, sequential=True)
     assert headline([plain, rand]).accuracy == rand.robust and chosen([plain, rand]) is rand
-    few = made(tmp_path / "c", record, attacks={name: {"draws": 2, "breaks": 2} for name in attacks}, survivors=True)
+    few = made(
+        tmp_path / "c", record, attacks={name: {"eot_samples": 2, "breaks": 2} for name in attacks}, sequential=True
+    )
     assert headline([plain, few]).accuracy is None
 
 

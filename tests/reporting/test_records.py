@@ -17,7 +17,7 @@ from tests.reporting.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(
     attacks={**STANDARD, "cw": {"steps": 30, "breaks": 1}},
-    survivors=True,
+    sequential=True,
     norms=("l2", "l1"),
 )
 
@@ -34,7 +34,7 @@ def made(folder: Path, given: Made) -> Evaluation:
         (Made(restarts=10), "PGD-50 with 10 restarts"),
         (Made(steps=(), attacks={"cw": {"breaks": 1}}), "cw"),
         (Made(attacks={"cw": {"breaks": 1}}), "the worst case per example of PGD-50, cw"),
-        (Made(steps=(), attacks=STANDARD, survivors=True), "AutoAttack (standard)"),
+        (Made(steps=(), attacks=STANDARD, sequential=True), "AutoAttack (standard)"),
         (EVERYTHING, "the worst case per example of PGD-50, AutoAttack (standard), cw"),
         (Made(steps=()), "no attack"),
     ],
@@ -48,7 +48,7 @@ def test_the_worst_case_is_named_by_its_attacks(tmp_path: Path, given: Made, wor
 def test_one_attack_is_called_the_only_one(tmp_path: Path) -> None:
     assert bound(made(tmp_path, Made()).record) == "upper bound: PGD-50 only"
     assert not bound(made(tmp_path, EVERYTHING).record).endswith("only")
-    assert not bound(made(tmp_path, Made(steps=(), attacks=STANDARD, survivors=True)).record).endswith("only")
+    assert not bound(made(tmp_path, Made(steps=(), attacks=STANDARD, sequential=True)).record).endswith("only")
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_one_attack_is_called_the_only_one(tmp_path: Path) -> None:
 )
 def test_less_than_autoattack_is_not_called_so(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
     attacks = {name: dict(settings) for name, settings in STANDARD.items()}
-    assert autoattack(made(tmp_path, Made(attacks=attacks, survivors=True)).record)
+    assert autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
     spoil(attacks)
-    found = made(tmp_path, Made(attacks=attacks, survivors=True))
+    found = made(tmp_path, Made(attacks=attacks, sequential=True))
     assert not autoattack(found.record) and "AutoAttack" not in basis(found.record)
     assert "apgd_ce" in basis(found.record)
 
@@ -75,7 +75,7 @@ def test_less_than_autoattack_is_not_called_so(tmp_path: Path, spoil: Callable[[
 def test_what_is_left_open_is_the_attacks_own_number_and_the_authors(tmp_path: Path) -> None:
     attacks = {name: dict(settings) for name, settings in STANDARD.items()}
     attacks["apgd_ce"]["restarts"] = attacks["apgd_t"]["targets"] = None
-    assert autoattack(made(tmp_path, Made(attacks=attacks, survivors=True)).record)
+    assert autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
 
 
 def test_autoattack_runs_each_attack_on_survivors(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from atbench.errors import ConfigError, DataError
-from atbench.reporting import Tracker, truncate, wandb_logger
+from atbench.reporting import MetricsLog, truncate, wandb_logger
 from tests.reporting.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
@@ -80,7 +80,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Run, **changes: Any) -> dic
 
 def test_rows_and_positions_are_exact(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker = MetricsLog(tmp_path, None, {}, "n", None)
     marks = [tracker.position()]
     for epoch in (1, 2, 3):
         tracker.log(row(epoch, note="ε"))
@@ -95,14 +95,14 @@ def test_rows_and_positions_are_exact(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker = MetricsLog(tmp_path, None, {}, "n", None)
     tracker.log(row(1))
     kept = tracker.position()
     tracker.log(row(2, lost=True))
     tracker.close()
     (tmp_path / "metrics.jsonl").open("a").write('{"cut')
     truncate(tmp_path / "metrics.jsonl", kept)
-    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker = MetricsLog(tmp_path, None, {}, "n", None)
     assert tracker.position() == kept
     tracker.log(row(2))
     tracker.close()
@@ -120,7 +120,7 @@ def test_truncation_refuses_a_file_of_another_run(tmp_path: Path) -> None:
 
 
 def test_not_a_number_is_null(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, None, {}, "n", None)
+    tracker = MetricsLog(tmp_path, None, {}, "n", None)
     tracker.log({"step": 1, "loss": float("nan"), "all": [float("inf"), 1.0]})
     tracker.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "all": [null, 1.0]}\n'
@@ -129,8 +129,8 @@ def test_not_a_number_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize("logger", [None, {}, {"about": {"name": "none"}}, {**WANDB, "mode": "disabled"}])
 def test_without_a_mirror_wandb_is_not_imported(tmp_path: Path, logger: Any) -> None:
     code = (
-        "import sys; from pathlib import Path; from atbench.reporting import Tracker\n"
-        f"t = Tracker(Path({str(tmp_path)!r}), {logger!r}, {{}}, 'n', None); t.log({{'step': 1}}); t.close(0)\n"
+        "import sys; from pathlib import Path; from atbench.reporting import MetricsLog\n"
+        f"t = MetricsLog(Path({str(tmp_path)!r}), {logger!r}, {{}}, 'n', None); t.log({{'step': 1}}); t.close(0)\n"
         "sys.exit(any(name in sys.modules for name in ('wandb', 'torch', 'matplotlib')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -139,7 +139,7 @@ def test_without_a_mirror_wandb_is_not_imported(tmp_path: Path, logger: Any) -> 
 
 def test_a_failing_mirror_warns_once_and_harms_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     fake_wandb(monkeypatch, Run(fails=("log",)))
-    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    tracker = MetricsLog(tmp_path, WANDB, {}, "n", None)
     for epoch in (1, 2, 3):
         tracker.log(row(epoch))
     tracker.summary([])
@@ -147,7 +147,7 @@ def test_a_failing_mirror_warns_once_and_harms_nothing(tmp_path: Path, monkeypat
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 1 and "ConnectionResetError: service died" in warnings[0]
-    Tracker(tmp_path, WANDB, {}, "n", None).close()  # off for the process: says nothing, starts nothing
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()  # off for the process: says nothing, starts nothing
     assert capsys.readouterr().err == ""
 
 
@@ -156,9 +156,9 @@ def test_the_summary_has_worst_case_attacks_and_flags(tmp_path: Path, monkeypatc
     fake_wandb(monkeypatch, run, logged_in=True)
     check = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
     audit = {"trusted": False, "flags": ["gradients"], "sentence": "1 flag.", "checks": [check]}
-    evaluated = {"attacks": STANDARD, "survivors": True, "norms": ("l2",), "audit": audit}
+    evaluated = {"attacks": STANDARD, "sequential": True, "norms": ("l2",), "audit": audit}
     record = json.loads((make_run(evaluated=evaluated) / "evaluation" / "best.json").read_text())
-    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    tracker = MetricsLog(tmp_path, WANDB, {}, "n", None)
     tracker.summary([record])
     tracker.close()
     assert run.summary["best/robust"] == record["robust"]["accuracy"] == 0.5
@@ -174,7 +174,7 @@ def test_the_summary_has_worst_case_attacks_and_flags(tmp_path: Path, monkeypatc
 
 def test_a_start_that_fails_in_every_mode_harms_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
     fake_wandb(monkeypatch, Run(), fails=("online", "offline"), logged_in=True)
-    tracker = Tracker(tmp_path, WANDB, {}, "n", None)
+    tracker = MetricsLog(tmp_path, WANDB, {}, "n", None)
     tracker.log(row(1))
     tracker.close(0)
     assert "did not start and is off" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_a_start_that_fails_in_every_mode_harms_nothing(tmp_path: Path, monkeypa
 def test_a_failing_online_start_becomes_offline(tmp_path: Path, monkeypatch, capsys) -> None:
     run = Run()
     given = fake_wandb(monkeypatch, run, fails=("online",), logged_in=True)
-    tracker = Tracker(tmp_path, WANDB, {"a": 1}, "n", "sweep7")
+    tracker = MetricsLog(tmp_path, WANDB, {"a": 1}, "n", "sweep7")
     tracker.log(row(2))
     tracker.close(3)
     assert given["mode"] == "offline" and given["group"] == "sweep7" and given["dir"] == str(tmp_path)
@@ -209,7 +209,7 @@ def test_the_mode_is_resolved_and_said(
     fake_wandb(monkeypatch, Run(), logged_in=logged_in)
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    Tracker(tmp_path, {**WANDB, "mode": mode}, {}, "n", None).close()
+    MetricsLog(tmp_path, {**WANDB, "mode": mode}, {}, "n", None).close()
     err = capsys.readouterr().err
     assert err.startswith(f"W&B: {expected}") and err.count("\n") == 1
 
@@ -218,12 +218,12 @@ def test_the_id_that_is_kept_is_the_one_that_wandb_uses(tmp_path: Path, monkeypa
     """The agent of a W&B sweep has ids of its own; a resumed run asks for what is kept."""
     run = Run()
     given = fake_wandb(monkeypatch, run, logged_in=True)
-    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()
     assert given["id"] != run.id and (tmp_path / "wandb" / "id").read_text() == run.id
-    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()
     assert given["id"] == run.id
     (tmp_path / "wandb" / "id").write_text("\n")
-    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()
     assert given["id"], "an empty id is none"
 
 
@@ -236,20 +236,20 @@ def test_wandb_does_not_see_variables_that_it_stops_at(
 ) -> None:
     fake_wandb(monkeypatch, Run())
     monkeypatch.setenv(name, value)
-    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()
     assert os.environ.get(name) == expected
 
 
 def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"logger\.mode: onlin"):
-        Tracker(tmp_path, {**WANDB, "mode": "onlin"}, {}, "n", None)
+        MetricsLog(tmp_path, {**WANDB, "mode": "onlin"}, {}, "n", None)
 
 
 def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, monkeypatch, capsys) -> None:
     fake_wandb(monkeypatch, Run(), logged_in=True)
     monkeypatch.setattr(wandb_logger, "_REACH", 0.1)
     monkeypatch.setattr(wandb_logger.socket, "create_connection", lambda *_, **__: __import__("time").sleep(30))
-    Tracker(tmp_path, WANDB, {}, "n", None).close()
+    MetricsLog(tmp_path, WANDB, {}, "n", None).close()
     assert "cannot be reached" in capsys.readouterr().err
 
 
@@ -260,11 +260,11 @@ def test_offline_really_writes_and_resumes_the_same_run(tmp_path: Path, make_run
     (tmp_path / "new" / "pictures").mkdir(parents=True)
     Image.new("L", (4, 4)).save(tmp_path / "new" / "pictures" / "best.png")
     code = (
-        "import json, random, sys, numpy as np; from pathlib import Path; from atbench.reporting import Tracker\n"
+        "import json, random, sys, numpy as np; from pathlib import Path; from atbench.reporting import MetricsLog\n"
         "random.seed(0); np.random.seed(0); before = random.getstate(), np.random.get_state()[1].tolist()\n"
         "folder = Path(sys.argv[1]); record = json.loads(sys.argv[2])\n"
         "for name in ('a', 'b'):\n"
-        "    t = Tracker(folder, {'project': 'test', 'mode': 'offline'}, {'x': {'y': 1}}, name, 'sweep')\n"
+        "    t = MetricsLog(folder, {'project': 'test', 'mode': 'offline'}, {'x': {'y': 1}}, name, 'sweep')\n"
         "    t.log({'step': 1, 'val': {'pgd': 0.5}}); t.summary([record]); t.close(0)\n"
         "assert before == (random.getstate(), np.random.get_state()[1].tolist())\n"
     )

@@ -19,10 +19,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as monkeypatch:
         enter(folder, monkeypatch)
-        assert main([*WORDS, "name=start", "train.minutes=1e-5"]) == 75
+        assert main([*WORDS, "name=start", "train.time_limit=1e-5"]) == 75
         shutil.copy(only(folder) / "checkpoints" / "last.pt", folder / "start.pt")
         shutil.rmtree(folder / "runs")
-        assert main([*WORDS, "weights=start.pt", "train.minutes=1e-5"]) == 75
+        assert main([*WORDS, "weights=start.pt", "train.time_limit=1e-5"]) == 75
     return folder
 
 

@@ -129,13 +129,13 @@ def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
         monkeypatch.setattr(Trainer, "fit", last_step)
     else:
         monkeypatch.setattr(Run, "evaluate", stopped)
-    assert main(["train", f"resume={begun}", "train.minutes=10"]) == code
+    assert main(["train", f"resume={begun}", "train.time_limit=10"]) == code
     status = read(begun / "status.json")
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     monkeypatch.undo()
     enter(home, monkeypatch)
     monkeypatch.setattr(Trainer, "_one_batch", lambda self: fitted.append(1))
-    assert main(["train", f"resume={begun}", "train.minutes=10"]) == 0 and fitted == [0]
+    assert main(["train", f"resume={begun}", "train.time_limit=10"]) == 0 and fitted == [0]
     assert (begun / "report.html").is_file() and read(begun / "status.json")["state"] == "done"
 
 
@@ -153,10 +153,10 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
     write = report.write
     monkeypatch.setattr(report, "write", killed)
     with pytest.raises(Killed):
-        main(["train", f"resume={begun}", "train.minutes=10"])
+        main(["train", f"resume={begun}", "train.time_limit=10"])
     (begun / "status.json").write_bytes(frozen[0])  # as kill -9 leaves it
     monkeypatch.setattr(report, "write", write)
-    assert main(["train", f"resume={begun}", "train.minutes=10"]) == 0
+    assert main(["train", f"resume={begun}", "train.time_limit=10"]) == 0
     assert (begun / "report.html").is_file()
     before = contents(begun)
     capsys.readouterr()

@@ -23,7 +23,7 @@ from tests.test_run import QUICK, read
 def test_the_words_of_the_run_may_be_said_again(begun: Path, unspent: list[str]) -> None:
     """Resolved is compared with resolved, and a group by its name."""
     again = ["attack.eps=0.2", "attack.eps=51/255", "method=standard", "train.optimizer.lr=1/20", "recipe=common"]
-    assert main([*WORDS, f"resume={begun}", *again, "weights=start.pt", "train.minutes=1/2"]) == 0
+    assert main([*WORDS, f"resume={begun}", *again, "weights=start.pt", "train.time_limit=1/2"]) == 0
     assert unspent == ["fit", "evaluate", "finish"]
 
 
@@ -49,8 +49,8 @@ def test_other_words_are_refused(
 def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(validate, "check", lambda cfg: seen.append(cfg) or (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["train", f"resume={begun}", "logger=none", "train.minutes=1/2", "train.checkpoint.steps=7"]) == 130
-    assert seen[0].train.minutes == 0.5 and seen[0].train.checkpoint.steps == 7
+    assert main(["train", f"resume={begun}", "logger=none", "train.time_limit=1/2", "train.checkpoint.steps=7"]) == 130
+    assert seen[0].train.time_limit == 0.5 and seen[0].train.checkpoint.steps == 7
     assert "project" not in seen[0].logger, "replaced, not merged into"
 
 
@@ -64,7 +64,7 @@ def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pyte
         ("parameters", 7, 3, "parameters: "),
         ("splits", {"train": 1}, 3, "splits: "),
         ("seed", 5, 3, "seed: 0 — the run began with another: 5"),
-        ("pool_sha256", "0" * 64, 3, "train.pool.path: "),
+        ("pool_sha256", "0" * 64, 3, "train.extra_data.path: "),
     ],
 )
 def test_facts_that_make_another_run_are_refused(
@@ -109,13 +109,13 @@ def test_the_file_of_further_images_is_the_one_it_was(
     enter(tmp_path, monkeypatch)
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "more.npz", image=images)
-    pool = ("method=rst", "train.pool.path=more.npz", "train.pool.labelled=null")
-    assert main(["train", *QUICK, *pool, "train.minutes=1e-5"]) == 75
+    pool = ("method=rst", "train.extra_data.path=more.npz", "train.extra_data.labelled=null")
+    assert main(["train", *QUICK, *pool, "train.time_limit=1e-5"]) == 75
     folder = only(tmp_path)
     np.savez(tmp_path / "more.npz", image=255 - images)
     for words in ([], ["data_dir=elsewhere"]):
-        assert main(["train", f"resume={folder}", "train.minutes=10", *words]) == 3
-        assert "train.pool.path: " in capsys.readouterr().err
+        assert main(["train", f"resume={folder}", "train.time_limit=10", *words]) == 3
+        assert "train.extra_data.path: " in capsys.readouterr().err
 
 
 def test_starting_weights_count_until_there_is_a_checkpoint(

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError
-from atbench.evaluation import Threat, Victim, broken_at, robust
+from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust
 from atbench.training import World
 from atbench.training.validation import Validation
-from atbench.workflows.factory import select_threats
+from atbench.workflows.factory import selection_attacks
 from tests.contract import Log, trainer_of
 from tests.methods import worlds
 from tests.test_config import resolved
 
 ALONE = World(torch.device("cpu"))
-THREATS = (Threat("linf", 0.02, 0.01, 4), Threat("l2", 0.3, 0.1, 4), Threat("l1", 1.0, 1 / 3, 4))
+THREATS = (PGDConfig("linf", 0.02, 0.01, 4), PGDConfig("l2", 0.3, 0.1, 4), PGDConfig("l1", 1.0, 1 / 3, 4))
 
 
 def test_union_is_what_holds_under_every_threat() -> None:
@@ -30,10 +30,10 @@ def test_union_is_what_holds_under_every_threat() -> None:
         optimizer.zero_grad()
     own, *others = THREATS
     figures = Validation(given, own, 40, ALONE, others).figures(network)
-    victim = Victim(network, 512)
+    eval_model = EvalModel(network, 512)
     held = given.validation
-    clean = victim.correct(held)
-    masks = [robust(broken_at(victim, held, threat, clean), threat.steps) for threat in THREATS]
+    clean = eval_model.correct(held)
+    masks = [robust(broken_at(eval_model, held, threat, clean), threat.steps) for threat in THREATS]
     union = float(torch.stack(masks).all(dim=0).double().mean())
     assert figures["val"]["union"] == pytest.approx(union, abs=1e-12)
     assert figures["val"]["pgd"] == pytest.approx(float(masks[0].double().mean()), abs=1e-12)
@@ -59,14 +59,14 @@ def test_the_best_epoch_is_the_best_in_all_norms(monkeypatch: pytest.MonkeyPatch
 
 def test_threats_of_a_selection() -> None:
     cfg = resolved("method=pgd_at", "attack.eps=0.1", "train.selection.norms=[l1,linf,l2]", "train.selection.steps=7")
-    found = select_threats(cfg)
+    found = selection_attacks(cfg)
     assert [(threat.norm, threat.eps, threat.steps) for threat in found] == [
         ("linf", 0.1, 7),
         ("l1", 4.0, 7),
         ("l2", 1.0, 7),
     ]
-    assert len(select_threats(resolved("method=pgd_at"))) == 1
+    assert len(selection_attacks(resolved("method=pgd_at"))) == 1
     for name in ("msd", "multi_norm_avg", "multi_norm_max"):
-        assert [threat.norm for threat in select_threats(resolved(f"method={name}"))] == ["linf", "l2", "l1"]
+        assert [threat.norm for threat in selection_attacks(resolved(f"method={name}"))] == ["linf", "l2", "l1"]
     with pytest.raises(ConfigError, match=r"train\.selection\.norms.*l3"):
-        select_threats(resolved("train.selection.norms=[l3]"))
+        selection_attacks(resolved("train.selection.norms=[l3]"))

@@ -68,7 +68,7 @@ def test_an_average_sees_what_a_commit_made_of_the_weights(monkeypatch: pytest.M
         with torch.no_grad():
             method.model.head.weight.mul_(0.5)
 
-    monkeypatch.setattr(Standard, "commit", halve)
+    monkeypatch.setattr(Standard, "after_update", halve)
     trainer = trainer_of("standard", ALONE, Log(), "plus=[ema]", "plus.ema.warmup=0.99")
     trainer._one_batch()
     assert torch.equal(trainer.averages[0].values["head.weight"], trainer.method.model.head.weight)

@@ -60,9 +60,9 @@ class GradientAttack:
         step_size: length of a step in the ball's norm.
         start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
             2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
-        bn: mode of the normalisation layers while searching; applied by `Method.search` and by the evaluation.
-        keep: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the gradients), the
-            `best` by objective, or the `first` that the stop rule named.
+        bn: mode of the normalisation layers while searching; applied by `Method.run_attack` and by the evaluation.
+        return_point: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the
+            gradients), the `best` by objective, or the `first` that the stop rule named.
         rule: how a gradient becomes a step: `steepest`, `averaged` or `adam` (`rules.py`).
         momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
         backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
@@ -85,7 +85,7 @@ class GradientAttack:
         step_size: NotNegative,
         start: str = "uniform",
         bn: str = "eval",
-        keep: str = "last",
+        return_point: str = "last",
         momentum: NotNegative = 0.0,
         backtrack: float = 0.0,
         rule: str = "steepest",
@@ -93,7 +93,7 @@ class GradientAttack:
         clip_start: bool | None = None,
         box_first: bool = False,
     ) -> None:
-        choices = (("start", start, STARTS), ("keep", keep, KEEPS), ("rule", rule, RULES))
+        choices = (("start", start, STARTS), ("return_point", return_point, KEEPS), ("rule", rule, RULES))
         for key, value, known in choices:
             if value not in known:
                 fix = f"use one of {', '.join(known)}"
@@ -101,12 +101,12 @@ class GradientAttack:
         if 0 < backtrack <= 1:
             why = "a factor of 1 or less would not shorten a step"
             raise ConfigError("attack.backtrack", backtrack, why, "use a factor above 1, or 0 for none")
-        if backtrack and keep == "last":
-            why = "the last step of keep=last is not looked at, so it could not be taken back"
-            raise ConfigError("attack.backtrack", backtrack, why, "use keep=best")
+        if backtrack and return_point == "last":
+            why = "the last step of return_point=last is not looked at, so it could not be taken back"
+            raise ConfigError("attack.backtrack", backtrack, why, "use return_point=best")
         self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
-        self.start, self.bn, self.keep = start, bn, keep
+        self.start, self.bn, self.return_point = start, bn, return_point
         self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
 
@@ -125,12 +125,12 @@ class GradientAttack:
         """Search around `x`. `start` is a point to begin at, `eps` and `step_size` may be per example.
 
         `stop(state)` names the examples that are done: they keep their current point, and are dropped from the
-        computation. It sees every point, the starting one included, and the final one unless `keep="last"`.
+        computation. It sees every point, the starting one included, and the final one unless `return_point="last"`.
         """
         eps = self.eps if eps is None else eps
         steps = self.steps if steps is None else steps
         begin = self.begin(x, eps, rng) if start is None else start.detach()
-        if steps == 0 and self.keep == "last":
+        if steps == 0 and self.return_point == "last":
             return self.ball.project(x.detach(), begin, eps)
         lengths = per_example(self.step_size if step_size is None else step_size, x)
         return _Search(self, objective, x, eps, lengths, steps, stop).run(begin)
@@ -184,7 +184,7 @@ class _Search:
     def run(self, begin: Tensor) -> Tensor:
         if len(self.x) == 0:
             return self.result
-        final = self.attack.keep != "last"
+        final = self.attack.return_point != "last"
         rows = torch.arange(len(self.x), device=self.x.device)
         state = self._look(State(0, rows, begin, begin, None, None), gradient=self.steps > 0)
         for step in range(1, self.steps + 1):
@@ -232,7 +232,7 @@ class _Search:
 
     def _settle(self, state: State) -> State:
         """Write down what this point contributes to the result and who is done; drop those once they are many."""
-        if self.attack.keep == "best":
+        if self.attack.return_point == "best":
             self._record(state)
         if self.stop is None:
             return state
@@ -240,7 +240,7 @@ class _Search:
         hits = int(new.sum())
         if hits == 0:
             return state
-        if self.attack.keep != "best":
+        if self.attack.return_point != "best":
             self.result[state.rows[new]] = self._legal(state)[new]
         self.done = self.done | new
         self.hits += hits
@@ -270,7 +270,7 @@ class _Search:
 
     def _finish(self, state: State) -> Tensor:
         """The result, with the examples that are not done where they are."""
-        if self.attack.keep == "best":
+        if self.attack.return_point == "best":
             return self.result
         x_adv = self._legal(state)
         if self.whole and not self.hits:

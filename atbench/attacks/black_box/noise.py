@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
-from atbench.attacks.restarts import Attempt, over_survivors
+from atbench.attacks.restarts import Attempt, run_restarts
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -30,7 +30,7 @@ class Noise(Attack):
     Raises ConfigError for another start.
     """
 
-    knowledge = "noise"
+    access = "noise"
 
     #: Values drawn per example at once. A fixed number of the image's size: numbers must not depend on the batch.
     AT_ONCE = 2**16
@@ -41,9 +41,9 @@ class Noise(Attack):
             raise ConfigError("attack.start", start, f"is no way to draw noise for {norm}", "use uniform")
         self.draw = GradientAttack(norm, self.eps, steps=0, step_size=0.0, start=start).begin
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         at_once = max(1, self.AT_ONCE // x[0].numel())
-        return over_survivors(
+        return run_restarts(
             x,
             [
                 partial(self._attempt, target, x, y, _Several(rng.at("block", first), min(at_once, self.steps - first)))

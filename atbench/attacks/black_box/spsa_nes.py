@@ -21,7 +21,7 @@ from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
 
-class Estimated(Attack, ABC):
+class GradientEstimation(Attack, ABC):
     """Ascent along an estimated gradient; a subclass says which noise is sent out, and which step follows from g.
 
     What is sent out are images: x' ± r·v clipped to the box, which the papers' codes leave. A defence that encodes or
@@ -34,7 +34,7 @@ class Estimated(Attack, ABC):
         rel_step_size: length of a step as a share of `eps`.
     """
 
-    knowledge: ClassVar[str] = "queries"
+    access: ClassVar[str] = "queries"
     #: Pairs whose noise is drawn at once: (B, PAIRS, C, H, W) numbers are in memory.
     PAIRS = 8
     #: Pairs that one pass may take even where the batch is smaller.
@@ -57,7 +57,7 @@ class Estimated(Attack, ABC):
     def step(self, grad: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The step of length `step_size` at the `step`-th estimate, from 1, and the memory (…, B, C, H, W) after it."""
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         answer, rows = x.clone(), torch.arange(len(x), device=x.device)
         best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         x_adv, memory, at_once = x, x.new_zeros(2, *x.shape), max(len(x), self.AT_ONCE)
@@ -97,7 +97,7 @@ class Estimated(Attack, ABC):
         return (value[0] - value[1]) / (2 * self.radius)
 
 
-class SPSA(Estimated):
+class SPSA(GradientEstimation):
     """Simultaneous perturbation with Adam (Uesato et al. 2018, ICML, arXiv 1802.05666, Algorithm 1).
 
         x' ← Π( x' + step_size · m̂ / (√v̂ + 1e-8) )
@@ -130,7 +130,7 @@ class SPSA(Estimated):
         return self.step_size * scaled, torch.stack([mean, square])
 
 
-class NES(Estimated):
+class NES(GradientEstimation):
     """Natural evolution strategies (Ilyas et al. 2018, ICML, arXiv 1804.08598, Algorithm 1) with momentum.
 
         ḡ ← μ·ḡ + (1 − μ)·g,    x' ← Π( x' + step_size · d(ḡ) ),    d = sign (L∞) or ḡ/‖ḡ‖₂ (L2)

@@ -28,7 +28,7 @@ class Square(Attack):
         restarts: independent searches; each goes on with what the earlier ones left right.
     """
 
-    knowledge: ClassVar[str] = "queries"
+    access: ClassVar[str] = "queries"
     HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # fra31/auto-attack, square.py
     #: Queries whose random numbers are drawn at once: (B, BLOCK, 2 to 8) of them are in memory.
     BLOCK = 250
@@ -43,7 +43,7 @@ class Square(Attack):
         """p at a query after the first image's, counted from 0."""
         return self.p_init / 2.0 ** bisect_left(self.HALVINGS, query)
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         answer, rows = x.clone(), torch.arange(len(x), device=x.device)
         with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.base import Attack, Target
-from atbench.attacks.gradient.apgd_ascent import Outcome, Pace, ascend
+from atbench.attacks.gradient.apgd_ascent import Outcome, StepSizeSchedule, ascend
 from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, label_objective
 from atbench.attacks.norms.lp_ball import flat_norm
@@ -33,7 +33,8 @@ class APGD(Attack):
             `standard` has for cross-entropy: 1, and 5 for L1.
         objective: `ce`, `dlr` (three classes at least), or another of LABEL_OBJECTIVES.
         rho: ρ, the share of steps that must raise the objective (L∞, L2).
-        draws: passes whose mean stands for one (expectation over transformation, for networks that answer at random).
+        eot_samples: passes whose mean stands for one (expectation over transformation, for networks that answer at
+            random).
 
     Raises ConfigError for an unknown objective, and for DLR with fewer than three classes.
     """
@@ -49,21 +50,21 @@ class APGD(Attack):
         restarts: Count | None = None,
         objective: str = "ce",
         rho: Share = 0.75,
-        draws: Count = 1,
+        eot_samples: Count = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
         self.value: Callable[..., Tensor] = label_objective(objective)
         self.least_classes = fewest_classes(self.value)
         self.restarts = restarts or (5 if norm == "l1" and objective == "ce" else 1)
-        self.rho, self.draws = rho, draws
+        self.rho, self.eot_samples = rho, eot_samples
 
     @torch.no_grad()
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         result, value = x.clone(), x.new_full((len(x),), -torch.inf)
         left = torch.arange(len(x), device=x.device)
         for place, given in self.tries(target, x, y):
             objective = Objective(target.logits, self.value, y[left], *(tensor[left] for tensor in given))
-            outcome = self.run(objective, y[left], x[left], rng.take(left).at(*place))
+            outcome = self.restart(objective, y[left], x[left], rng.take(left).at(*place))
             better = outcome.broken | (outcome.value > value[left])
             result[left[better]], value[left[better]] = outcome.x_adv[better], outcome.value[better]
             left = left[~outcome.broken]
@@ -76,22 +77,22 @@ class APGD(Attack):
         for restart in range(self.restarts):
             yield ("restart", restart), ()
 
-    def run(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Outcome:
+    def restart(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Outcome:
         """One run from one random start."""
         if self.norm != "l1":
             t = rng.uniform(x) if self.norm == "linf" else rng.normal(x)
             start = (x + self.eps * t / flat_norm(t, self.ball.p).clamp_min(1e-12)).clamp_(0, 1)
-            return ascend(objective, y, x, start, self.pace(self.eps, self.steps), self.draws)
+            return ascend(objective, y, x, start, self.pace(self.eps, self.steps), self.eot_samples)
         start = x + rng.normal(x)
         early = [(times * self.eps, ceil(share * self.steps)) for times, share in self.EARLY]
         last = self.steps - sum(steps for _, steps in early)
         for eps, steps in early if last > 0 else []:
             start = self.ball.project(x, start, eps)
-            start = ascend(objective, y, x, start, self.pace(eps, steps), self.draws, stop=False).x_adv
+            start = ascend(objective, y, x, start, self.pace(eps, steps), self.eot_samples, stop=False).x_adv
         start = self.ball.project(x, start, self.eps)
-        return ascend(objective, y, x, start, self.pace(self.eps, last if last > 0 else self.steps), self.draws)
+        return ascend(objective, y, x, start, self.pace(self.eps, last if last > 0 else self.steps), self.eot_samples)
 
-    def pace(self, eps: float, steps: int) -> Pace:
+    def pace(self, eps: float, steps: int) -> StepSizeSchedule:
         if self.norm == "l1":
             return Sparse(self.ball, eps, steps)
         return Momentum(self.ball, eps, steps, self.rho)
@@ -118,9 +119,9 @@ class TargetedAPGD(APGD):
         restarts: Count = 1,
         targets: Count | None = None,
         rho: Share = 0.75,
-        draws: Count = 1,
+        eot_samples: Count = 1,
     ) -> None:
-        super().__init__(norm, eps, steps, restarts, rho=rho, draws=draws)
+        super().__init__(norm, eps, steps, restarts, rho=rho, eot_samples=eot_samples)
         self.value, self.targets = dlr_towards, targets or (5 if norm == "l1" else 9)
         self.least_classes = fewest_classes(self.value)
 

@@ -1,6 +1,6 @@
 """One ascent from one start, which keeps its best point and stops where an example is misclassified.
 
-Where the next point lies and how step sizes change is a `Pace`: `pace.py` has those of APGD.
+Where the next point lies and how step sizes change is a `StepSizeSchedule`: `pace.py` has those of APGD.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rows:
 
 
 @dataclass
-class Climb(Rows):
+class APGDState(Rows):
     """The examples still searched: their places `rows` in the batch, where they are, were a step ago (`older`) and were
     best, with objective values and gradients; step sizes are (b, 1, 1, 1).
     """
@@ -60,14 +60,14 @@ class Outcome:
     x_adv: Tensor
     value: Tensor
 
-    def write(self, climb: Climb, places: Tensor, x_adv: Tensor) -> None:
+    def write(self, climb: APGDState, places: Tensor, x_adv: Tensor) -> None:
         """Put down `x_adv`, and the rest as it stands, for these places (positions or a mask) of the climb."""
         rows = climb.rows[places]
         self.x_adv[rows] = x_adv[places]
         self.broken[rows], self.value[rows] = climb.broken[places], climb.best_value[places]
 
 
-class Pace(ABC):
+class StepSizeSchedule(ABC):
     """Where the next step goes and when it becomes shorter. One object serves one run in the ball of radius `eps`."""
 
     FIRST: ClassVar[float]  # η⁰ / ε
@@ -77,36 +77,42 @@ class Pace(ABC):
         self.ball, self.eps, self.steps = ball, eps, steps
 
     @abstractmethod
-    def begin(self, climb: Climb) -> None:
+    def begin(self, climb: APGDState) -> None:
         """Look at the start."""
 
     @abstractmethod
-    def ahead(self, climb: Climb, step: int) -> Tensor:
+    def ahead(self, climb: APGDState, step: int) -> Tensor:
         """The point that step number `step` (from 1) leads to."""
 
     @abstractmethod
-    def review(self, climb: Climb, step: int) -> None:
+    def review(self, climb: APGDState, step: int) -> None:
         """After every step: at a checkpoint, choose step sizes anew and send examples back to their best points."""
 
-    def take(self, climb: Climb, keep: Tensor) -> Climb:
+    def take(self, climb: APGDState, keep: Tensor) -> APGDState:
         """Drop all examples but `keep`, here and from the climb."""
         self.memory = self.memory.take(keep)
         return climb.take(keep)
 
 
 def ascend(
-    objective: Objective, y: Tensor, x: Tensor, start: Tensor, pace: Pace, draws: int = 1, stop: bool = True
+    objective: Objective,
+    y: Tensor,
+    x: Tensor,
+    start: Tensor,
+    pace: StepSizeSchedule,
+    eot_samples: int = 1,
+    stop: bool = True,
 ) -> Outcome:
     """Climb `objective` around `x` from `start`, both (B, C, H, W), for `pace.steps` steps; y (B,).
 
-    It costs a forward and a backward at the start and at every step, but no backward at the last, all `draws` times:
-    of a network that answers at random, values, gradients and logits are means. `stop=False` goes on from
+    It costs a forward and a backward at the start and at every step, but no backward at the last, all `eot_samples`
+    times: of a network that answers at random, values, gradients and logits are means. `stop=False` goes on from
     misclassified points: what is wanted are the best ones.
     """
     rows, none = torch.arange(len(x), device=x.device), torch.zeros_like(y, dtype=torch.bool)
-    value, logits, grad = _look(objective, start, rows, draws)
+    value, logits, grad = _look(objective, start, rows, eot_samples)
     size = torch.full_like(x[:, :1, :1, :1], pace.FIRST * pace.eps)
-    climb = Climb(rows, y, x, start, start, value, grad, start, value, grad, size, none)
+    climb = APGDState(rows, y, x, start, start, value, grad, start, value, grad, size, none)
     outcome = Outcome(none.clone(), torch.empty_like(x), torch.empty_like(value))
     pace.begin(climb)
     hits = _judge(climb, logits, outcome) if stop else 0
@@ -118,7 +124,7 @@ def ascend(
                 return outcome
         ahead = pace.ahead(climb, step)
         climb.older, climb.x_adv = climb.x_adv, ahead
-        climb.value, logits, climb.grad = _look(objective, ahead, climb.rows, draws, step < pace.steps)
+        climb.value, logits, climb.grad = _look(objective, ahead, climb.rows, eot_samples, step < pace.steps)
         _remember(climb)
         hits += _judge(climb, logits, outcome) if stop else 0
         pace.review(climb, step)
@@ -127,14 +133,14 @@ def ascend(
 
 
 def _look(
-    objective: Objective, x_adv: Tensor, rows: Tensor, draws: int, gradient: bool = True
+    objective: Objective, x_adv: Tensor, rows: Tensor, eot_samples: int, gradient: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over `draws` passes of the objective (b,), the logits (b, K) and the gradient (none: zeros)."""
+    """Means over `eot_samples` passes of the objective (b,), the logits (b, K) and the gradient (none: zeros)."""
     x_adv = x_adv.detach().requires_grad_(gradient)
     value: list[Tensor] = []
     logits: list[Tensor] = []
     grad: list[Tensor] = []
-    for _ in range(draws):
+    for _ in range(eot_samples):
         with torch.set_grad_enabled(gradient):
             new, outputs = objective(x_adv, rows)
             grad += torch.autograd.grad(new.sum(), x_adv) if gradient else [torch.zeros_like(x_adv)]
@@ -147,7 +153,7 @@ def _mean(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(parts).mean(dim=0)
 
 
-def _remember(climb: Climb) -> None:
+def _remember(climb: APGDState) -> None:
     """Make the present point the best one where its value is the largest so far."""
     better = climb.value > climb.best_value
     wide = better.view(climb.size.shape)
@@ -156,7 +162,7 @@ def _remember(climb: Climb) -> None:
     climb.best_grad = torch.where(wide, climb.grad, climb.best_grad)
 
 
-def _judge(climb: Climb, logits: Tensor, outcome: Outcome) -> int:
+def _judge(climb: APGDState, logits: Tensor, outcome: Outcome) -> int:
     """Write down who is misclassified for the first time; how many."""
     new = ((logits.argmax(dim=1) != climb.y) & ~climb.broken).nonzero().squeeze(1)
     if len(new):

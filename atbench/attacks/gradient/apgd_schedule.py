@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atbench.attacks.gradient.apgd_ascent import Climb, Pace, Rows
+from atbench.attacks.gradient.apgd_ascent import APGDState, Rows, StepSizeSchedule
 from atbench.attacks.norms.lp_ball import Ball, Linf
 
 
@@ -24,7 +24,7 @@ class _Progress(Rows):
     at_check: Tensor
 
 
-class Momentum(Pace):
+class Momentum(StepSizeSchedule):
     """L∞ and L2 (Croce & Hein 2020, arXiv 2003.01690, alg. 1):
 
         u       = Π( x^t + η · d(∇ f(x^t)) )
@@ -46,13 +46,13 @@ class Momentum(Pace):
         super().__init__(ball, eps, steps)
         self.rho, self.checkpoints = rho, checkpoints(steps)
 
-    def begin(self, climb: Climb) -> None:
+    def begin(self, climb: APGDState) -> None:
         zero = torch.zeros_like(climb.value)
         # The authors' code compares the value after the first step with 0; the paper, with the start's.
         self.memory = _Progress(zero, zero, torch.ones_like(climb.broken), climb.best_value)
         self._confine(climb.x)
 
-    def take(self, climb: Climb, keep: Tensor) -> Climb:
+    def take(self, climb: APGDState, keep: Tensor) -> APGDState:
         climb = super().take(climb, keep)
         self._confine(climb.x)
         return climb
@@ -64,7 +64,7 @@ class Momentum(Pace):
             low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
             self.project = lambda z: torch.clamp(z, low, high)
 
-    def ahead(self, climb: Climb, step: int) -> Tensor:
+    def ahead(self, climb: APGDState, step: int) -> Tensor:
         ahead = self.project(climb.x_adv + climb.size * self.ball.steepest(climb.grad))
         if step == 1:
             return ahead
@@ -72,7 +72,7 @@ class Momentum(Pace):
         c = self.INERTIA
         return self.project(ahead.mul_(1 - c).add_(climb.x_adv, alpha=2 * c).sub_(climb.older, alpha=c))
 
-    def review(self, climb: Climb, step: int) -> None:
+    def review(self, climb: APGDState, step: int) -> None:
         memory = self.memory
         memory.rises = memory.rises + (climb.value > memory.previous)
         memory.previous = climb.value
@@ -103,7 +103,7 @@ class _Sparsity(Rows):
     moved: Tensor
 
 
-class Sparse(Pace):
+class Sparse(StepSizeSchedule):
     """L1 (Croce & Hein 2021, "Mind the box", arXiv 2103.01208, alg. 1): a step moves the share s of the pixels with the
     largest |gradient|, each by η / (number moved), and has no momentum.
 
@@ -121,15 +121,15 @@ class Sparse(Pace):
     MOVED = 1e-6
     memory: _Sparsity
 
-    def begin(self, climb: Climb) -> None:
+    def begin(self, climb: APGDState) -> None:
         self.interval = max(int(self.INTERVAL * self.steps), 1)
         self.memory = self._sparsity(climb)
 
-    def _sparsity(self, climb: Climb) -> _Sparsity:
+    def _sparsity(self, climb: APGDState) -> _Sparsity:
         moved = ((climb.best - climb.x).abs() > self.MOVED).flatten(1).sum(dim=1).to(climb.x.dtype)
         return _Sparsity(moved / climb.x[0].numel() / self.SHRINK, moved)
 
-    def ahead(self, climb: Climb, step: int) -> Tensor:
+    def ahead(self, climb: APGDState, step: int) -> Tensor:
         memory = self.memory
         magnitude = climb.grad.abs().flatten(1)
         d = magnitude.shape[1]
@@ -139,7 +139,7 @@ class Sparse(Pace):
         count = direction.abs().flatten(1).sum(dim=1).clamp_min_(1).view(climb.size.shape)
         return self.ball.project(climb.x, climb.x_adv + climb.size / count * direction, self.eps)
 
-    def review(self, climb: Climb, step: int) -> None:
+    def review(self, climb: APGDState, step: int) -> None:
         if step % self.interval:
             return
         before, self.memory = self.memory, self._sparsity(climb)

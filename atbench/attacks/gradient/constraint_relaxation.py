@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, cross_entropy, margin, towards
-from atbench.attacks.robust_tracker import Leg, Survivors
+from atbench.attacks.robust_tracker import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -64,51 +64,51 @@ class ConstraintRelaxation(Attack):
         self.cycles, self.targets, self.restarts = cycles, targets, restarts
         self.first_steps, self.reset_scale = first_steps, reset_scale
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        survivors = Survivors(target, x, y)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        tracker = RobustTracker(target, x, y)
         search = GradientAttack(self.norm, self.eps, self.steps, self.eps, start="uniform")
-        rows = survivors.rows()
+        rows = tracker.rows()
         start = search.begin(x, self.eps, rng.at("first"))
-        rows, logits = survivors.walk(search, self._first(target, y), rows, start)
+        rows, logits = tracker.walk(search, self._first(target, y), rows, start)
         if len(rows) == 0:
-            return survivors.x_adv
+            return tracker.x_adv
         count = self.count(logits.shape[1])
         rank = torch.zeros(len(x), count, dtype=torch.long, device=x.device)
         rank[rows] = logits.scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
         near = torch.zeros(len(x), count, dtype=torch.bool, device=x.device)
         for turn in range(1 + self.restarts):
             for place in range(count):
-                rows = survivors.rows() if turn == 0 else (~survivors.broken & near[:, place]).nonzero().squeeze(1)
+                rows = tracker.rows() if turn == 0 else (~tracker.broken & near[:, place]).nonzero().squeeze(1)
                 if len(rows):
-                    pull = _Pull(self, search, survivors, rank[:, place], rng.at("turn", turn, place))
+                    pull = _Pull(self, search, tracker, rank[:, place], rng.at("turn", turn, place))
                     pull.run(rows)
                     if turn == 0:
                         near[:, place] = pull.near
-        return survivors.x_adv
+        return tracker.x_adv
 
     def count(self, classes: int) -> int:
         """How many of the K − 1 wrong classes are tried."""
         return min(ceil(log(classes)) if self.targets is None else self.targets, classes - 1)
 
-    def _first(self, target: Target, y: Tensor) -> Iterator[Leg]:
+    def _first(self, target: Target, y: Tensor) -> Iterator[AttackStage]:
         half, size = self.first_steps // 2, self.eps / 2
         halved = min(1, self.first_steps - half) if self.reset_scale else self.first_steps - half
         for steps, length in ((half, size), (halved, size / 2), (self.first_steps - half - halved, size)):
-            yield Leg(lambda rows: Objective(target.logits, cross_entropy, y[rows]), steps, length)
+            yield AttackStage(lambda rows: Objective(target.logits, cross_entropy, y[rows]), steps, length)
 
 
 class _Pull:
     """One pass of stage B towards one class an example. `near`: (B,), of whom a margin below NEAR was seen."""
 
     def __init__(
-        self, attack: ConstraintRelaxation, search: GradientAttack, survivors: Survivors, t: Tensor, rng: Draws
+        self, attack: ConstraintRelaxation, search: GradientAttack, tracker: RobustTracker, t: Tensor, rng: Draws
     ) -> None:
-        self.search, self.survivors, self.t, self.rng = search, survivors, t, rng
-        self.x, self.eps, self.ball, self.cycles = survivors.x, attack.eps, attack.ball, attack.cycles
+        self.search, self.tracker, self.t, self.rng = search, tracker, t, rng
+        self.x, self.eps, self.ball, self.cycles = tracker.x, attack.eps, attack.ball, attack.cycles
         self.relaxed = self.strict = attack.steps // 3
         self.rest = attack.steps - self.relaxed - self.strict
-        self.near = torch.zeros_like(survivors.broken)
-        self.behind = survivors.gap.new_zeros(len(t))  # z_y − z_t where last looked at
+        self.near = torch.zeros_like(tracker.broken)
+        self.behind = tracker.gap.new_zeros(len(t))  # z_y − z_t where last looked at
 
     def run(self, rows: Tensor) -> None:
         x_adv = self.search.begin(self.x[rows], self.eps, self.rng.at("start").take(rows))
@@ -127,7 +127,7 @@ class _Pull:
             rows, x_adv = self._leg(rows, (inner + noise).clamp_(0, 1), self.rest, scale, self.eps, outside=0)
             if len(rows) == 0:
                 return
-        self.survivors.judge(rows, x_adv)
+        self.tracker.judge(rows, x_adv)
 
     def _leg(
         self, rows: Tensor, x_adv: Tensor, steps: int, scale: float, radius: float, outside: int
@@ -139,7 +139,7 @@ class _Pull:
         def stop(state: State) -> Tensor:
             return self._look(rows[state.rows], state, state.step < outside)
 
-        objective = Objective(self.survivors.target.logits, towards, self.survivors.y[rows], self.t[rows])
+        objective = Objective(self.tracker.target.logits, towards, self.tracker.y[rows], self.t[rows])
         x_adv = self.search(
             objective,
             self.x[rows],
@@ -149,7 +149,7 @@ class _Pull:
             steps=steps,
             stop=stop,
         )
-        return self.survivors.thin(rows, x_adv)
+        return self.tracker.thin(rows, x_adv)
 
     def _look(self, rows: Tensor, state: State, outside: bool) -> Tensor:
         """Judge a point of the ball by its margin to t, and one outside by its projection's margin to any class."""
@@ -158,7 +158,7 @@ class _Pull:
         if outside:
             x_adv = self.ball.project(self.x[rows], x_adv, self.eps)
             with torch.no_grad():
-                logits = self.survivors.target.logits(x_adv)
-            gap = -margin(logits, self.survivors.y[rows])
+                logits = self.tracker.target.logits(x_adv)
+            gap = -margin(logits, self.tracker.y[rows])
         self.near[rows] = self.near[rows] | (gap < NEAR)
-        return self.survivors.see(rows, x_adv, logits)
+        return self.tracker.see(rows, x_adv, logits)

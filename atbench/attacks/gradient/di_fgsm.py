@@ -23,7 +23,7 @@ class Diverse(Pgd):
     enlarges onto a canvas of 1.1 times the side; here the canvas keeps the size that the network was made for, as in
     torchattacks. With `momentum` it is M-DI²-FGSM.
 
-    Success is judged on x' itself. With `keep="first"` that is a forward pass more per step.
+    Success is judged on x' itself. With `return_point="first"` that is a forward pass more per step.
 
     Args:
         probability, rate: as above; `probability=0` or `rate=1` is PGD.
@@ -31,7 +31,7 @@ class Diverse(Pgd):
     """
 
     #: Its gradients are those of f ∘ T, another function: they promise nothing of what the gradient of f must find.
-    knowledge = "transfer"
+    access = "transfer"
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Diverse(Pgd):
         restarts: Count = 1,
         objective: str = "ce",
         momentum: NotNegative = 0.0,
-        keep: str = "first",
+        return_point: str = "first",
     ) -> None:
-        super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, momentum, keep)
+        super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, momentum, return_point)
         if not 0 <= probability <= 1:
             raise ConfigError("attack.probability", probability, "is no probability", "use a number from 0 to 1")
         if not 0 < rate <= 1:
@@ -72,7 +72,7 @@ class _DiverseObjective(Objective):
             return super().__call__(x_adv, rows, step)
         numbers = self.numbers[:, step] if rows is None else self.numbers[rows, step]
         value, outputs = super().__call__(transform(x_adv, numbers, self.attack.probability, self.attack.rate), rows)
-        if self.attack.ascent.keep == "first":
+        if self.attack.ascent.return_point == "first":
             with torch.no_grad():
                 outputs = self.network(x_adv.detach())
         return value, outputs

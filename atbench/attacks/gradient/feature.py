@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective
-from atbench.attacks.robust_tracker import Leg, Survivors, always
+from atbench.attacks.robust_tracker import AttackStage, RobustTracker, always
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.data import Images
 from atbench.errors import ConfigError
@@ -17,7 +17,7 @@ from atbench.models import Ensemble
 from atbench.seeding import ExampleDraws, generator
 
 
-class Tap:
+class FeatureHook:
     """Features of any network: what enters its last linear layer, read while the logits are computed.
 
     Last is the one that runs last. An ensemble's are those of its members, each of length 1, side by side, so that the
@@ -53,10 +53,10 @@ class Tap:
         return torch.cat(parts, dim=1), logits
 
 
-class Resemblance(Objective):
+class FeatureDistance(Objective):
     """cos(h(x'), g) for features h and those to be met, g (B, D)."""
 
-    def __init__(self, tap: Tap, features: Tensor) -> None:
+    def __init__(self, tap: FeatureHook, features: Tensor) -> None:
         super().__init__(tap, lambda h, g: F.cosine_similarity(h, g, dim=1), features)
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class FeatureAttack(Attack):
     Raises ConfigError if the split holds one class only. Source: Line290/FeatureAttack, feature_attack_batch.py.
     """
 
-    knowledge = "features"
+    access = "features"
 
     def __init__(
         self,
@@ -101,19 +101,19 @@ class FeatureAttack(Attack):
             why = "the evaluated images are all of one class, and the attack imitates those of another"
             raise ConfigError("attack", "feature", why, "evaluate more images, or leave this attack out")
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        survivors, tap = Survivors(target, x, y), Tap(target)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        tracker, tap = RobustTracker(target, x, y), FeatureHook(target)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         chosen = self.choose(y, rng)
         for number in range(self.targets):
-            rows = survivors.rows()
+            rows = tracker.rows()
             if len(rows) == 0:
                 break
             features = self._features(tap, chosen[rows.cpu(), number], x)
             start = search.begin(x[rows], self.eps, rng.at("target", number).take(rows))
-            objective = Resemblance(tap, features)
-            survivors.walk(search, [Leg(always(objective), self.steps, self.step_size)], rows, start)
-        return survivors.x_adv
+            objective = FeatureDistance(tap, features)
+            tracker.walk(search, [AttackStage(always(objective), self.steps, self.step_size)], rows, start)
+        return tracker.x_adv
 
     def choose(self, y: Tensor, rng: ExampleDraws) -> Tensor:
         """(B, targets) positions in the split, on the CPU: functions of seed and label."""
@@ -124,7 +124,7 @@ class FeatureAttack(Attack):
             chosen[y.cpu() == label] = others[torch.randperm(len(others), generator=source)[: self.targets]]
         return chosen
 
-    def _features(self, tap: Tap, positions: Tensor, x: Tensor) -> Tensor:
+    def _features(self, tap: FeatureHook, positions: Tensor, x: Tensor) -> Tensor:
         """(b, D): the features of the images at `positions`, every one of them computed once."""
         once, inverse = positions.unique(return_inverse=True)
         pictures = self.images.floats(once.to(self.images.y.device), x.dtype).to(x.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
-from atbench.attacks.robust_tracker import Leg, Survivors
+from atbench.attacks.robust_tracker import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -83,8 +83,8 @@ class GAMA(Attack):
         self.drop, self.guide, self.reference, self.restarts = drop, guide, reference, restarts
         self.step_size = rel_step_size * self.eps
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        survivors = Survivors(target, x, y)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        tracker = RobustTracker(target, x, y)
         start = "corner" if self.norm == "linf" else "uniform"
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start=start)
         clean = None
@@ -92,14 +92,14 @@ class GAMA(Attack):
             with torch.no_grad():
                 clean = target.logits(x).softmax(dim=1)
         for restart in range(self.restarts):
-            rows = survivors.rows()
+            rows = tracker.rows()
             if len(rows) == 0:
                 break
             begin = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
-            survivors.walk(search, self._legs(target, y, clean), rows, begin)
-        return survivors.x_adv
+            tracker.walk(search, self._legs(target, y, clean), rows, begin)
+        return tracker.x_adv
 
-    def _legs(self, target: Target, y: Tensor, clean: Tensor | None) -> list[Leg]:
+    def _legs(self, target: Target, y: Tensor, clean: Tensor | None) -> list[AttackStage]:
         over = max(1, round(DECAY * self.steps))
 
         def guided(rows: Tensor) -> Objective:
@@ -111,6 +111,6 @@ class GAMA(Attack):
         cuts = [0, *(round(share * self.steps) for share in SCHEDULE), self.steps]
         objectives: list[Callable[[Tensor], Objective]] = [guided, plain, plain]
         return [
-            Leg(objective, end - begin, self.step_size / self.drop**number)
+            AttackStage(objective, end - begin, self.step_size / self.drop**number)
             for number, (objective, begin, end) in enumerate(zip(objectives, cuts, cuts[1:], strict=False))
         ]

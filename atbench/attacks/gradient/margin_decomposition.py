@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
-from atbench.attacks.robust_tracker import Leg, Survivors
+from atbench.attacks.robust_tracker import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -73,22 +73,22 @@ class MarginDecomposition(Attack):
         self.restarts, self.schedule, self.retreat = restarts, schedule, retreat
         self.first_step, self.step_size = rel_first_step * self.eps, rel_step_size * self.eps
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        survivors = Survivors(target, x, y)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        tracker = RobustTracker(target, x, y)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         for restart in range(self.restarts):
-            rows = survivors.rows()
+            rows = tracker.rows()
             if len(rows) == 0:
                 break
             begin = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
-            survivors.walk(search, self.legs(target, y, best_wrong if restart % 2 else less_true), rows, begin)
-        return survivors.x_adv
+            tracker.walk(search, self.legs(target, y, best_wrong if restart % 2 else less_true), rows, begin)
+        return tracker.x_adv
 
-    def legs(self, target: Target, y: Tensor, term: Value) -> list[Leg]:
+    def legs(self, target: Target, y: Tensor, term: Value) -> list[AttackStage]:
         """Every step as a leg of its own: the sizes differ."""
 
-        def leg(value: Value, size: float) -> Leg:
-            return Leg(lambda rows: Objective(target.logits, value, y[rows]), 1, size)
+        def leg(value: Value, size: float) -> AttackStage:
+            return AttackStage(lambda rows: Objective(target.logits, value, y[rows]), 1, size)
 
         half = self.steps // 2
         first = [leg(true_logit if j < self.retreat else term, self._size(j, half, True)) for j in range(half)]

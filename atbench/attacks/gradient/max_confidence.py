@@ -15,7 +15,7 @@ from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
 
-class Confident(Attack):
+class MaxConfidence(Attack):
     """max_{k≠y} p_k(x') by steps that are taken back where it falls, from x itself and from random points of the ball
     (Stutz et al. 2020, ICML, arXiv 1910.06259, sec. 5).
 
@@ -54,11 +54,11 @@ class Confident(Attack):
             size, plain = rel_step_size * self.eps / 2 ** min(restart, 3), norm == "l1" or restart % 2 == 1
             kind: dict[str, Any] = {"rule": "steepest"} if plain else {"rule": "averaged", "momentum": momentum}
             start = "uniform" if restart else "zero"
-            return GradientAttack(norm, self.eps, steps, size, start, keep="best", backtrack=backtrack, **kind)
+            return GradientAttack(norm, self.eps, steps, size, start, return_point="best", backtrack=backtrack, **kind)
 
         self.searches = [search(restart) for restart in range(restarts)]
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         best, objective = _Best(x, y), Objective(target.logits, confidence, y)
         for restart, search in enumerate(self.searches):
             begin = self.ball.project(x, search.begin(x, self.eps, rng.at("restart", restart)), self.eps)

@@ -12,7 +12,7 @@ from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.gradient.pgd import check
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, likelihood, towards
-from atbench.attacks.restarts import Attempt, climb, over_survivors
+from atbench.attacks.restarts import Attempt, climb, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -58,24 +58,24 @@ class Targeted(Attack):
         restarts: Count = 1,
         objective: str = "margin",
         momentum: NotNegative = 0.0,
-        keep: str = "first",
+        return_point: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps)
         for key, value, known in (("objective", objective, tuple(OBJECTIVES)), ("rule", rule, RULES)):
             if value not in known:
                 raise ConfigError(f"attack.{key}", value, "there is no such choice", f"use one of {', '.join(known)}")
-        check(norm, start, keep, restarts=restarts, targets=targets)
+        check(norm, start, return_point, restarts=restarts, targets=targets)
         self.ascent = GradientAttack(
-            norm, self.eps, steps, rel_step_size * self.eps, start=start, keep=keep, momentum=momentum
+            norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
         )
         self.targets, self.rule, self.restarts, self.value = targets, rule, restarts, OBJECTIVES[objective]
         self.least_classes = fewest_classes(self.value)
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         with torch.no_grad():
             logits = target.logits(x)
         order = self.order(logits, y, rng)
-        return over_survivors(
+        return run_restarts(
             x,
             [
                 partial(self._attempt, target, x, y, order[:, place], rng.at("restart", restart, "target", place))

@@ -7,7 +7,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.robust_tracker import Leg, Survivors, always
+from atbench.attacks.robust_tracker import AttackStage, RobustTracker, always
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.seeding import ExampleDraws
 
@@ -61,19 +61,19 @@ class ODI(Attack):
         self.least_classes = fewest_classes(self.value)
         self.step_size, self.diverse_step = rel_step_size * self.eps, rel_diverse_step * self.eps
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        survivors = Survivors(target, x, y)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        tracker = RobustTracker(target, x, y)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         for restart in range(self.restarts):
-            rows = survivors.rows()
+            rows = tracker.rows()
             if len(rows) == 0:
                 break
             draws = rng.at("restart", restart).take(rows)
             start = search.begin(x[rows], self.eps, draws)
             direction = always(OutputDirection(target, draws))
             legs = (
-                Leg(direction, self.diverse_steps, self.diverse_step),
-                Leg(lambda left: Objective(target.logits, self.value, y[left]), self.steps, self.step_size),
+                AttackStage(direction, self.diverse_steps, self.diverse_step),
+                AttackStage(lambda left: Objective(target.logits, self.value, y[left]), self.steps, self.step_size),
             )
-            survivors.walk(search, legs, rows, start)
-        return survivors.x_adv
+            tracker.walk(search, legs, rows, start)
+        return tracker.x_adv

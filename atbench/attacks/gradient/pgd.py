@@ -18,7 +18,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.restarts import Attempt, climb, over_survivors
+from atbench.attacks.restarts import Attempt, climb, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -38,13 +38,14 @@ class Pgd(Attack):
         start, momentum: as in `GradientAttack`; `corner` is a vertex of the L∞ ball and for that norm only.
         restarts: independent random starts; each runs on the examples that those before it left right.
         objective: `ce`, `margin`, `cw` (the margin clamped at 50) or `dlr` (K ≥ 3 classes).
-        keep: `first`: any misclassified point of the path breaks the example, and it stops there. `last`: the final
-            point alone counts, as in the papers' PGD-k; never stronger than `first` on the same path.
-        draws: passes over which the objective and its gradient are averaged (expectation over transformation, Athalye
-            et al. 2018, arXiv 1802.00420, sec. 4.2): for networks that are random themselves.
+        return_point: `first`: any misclassified point of the path breaks the example, and it stops there. `last`: the
+            final point alone counts, as in the papers' PGD-k; never stronger than `first` on the same path.
+        eot_samples: passes over which the objective and its gradient are averaged (expectation over transformation,
+            Athalye et al. 2018, arXiv 1802.00420, sec. 4.2): for networks that are random themselves.
 
-    Cost per restart: `steps · draws` gradients, and `draws` forward passes more where the final point is judged here.
-    Raises ConfigError for settings that no search has, and for a network with too few classes for the objective.
+    Cost per restart: `steps · eot_samples` gradients, and `eot_samples` forward passes more where the final point is
+    judged here. Raises ConfigError for settings that no search has, and for a network with too few classes for the
+    objective.
     """
 
     def __init__(
@@ -57,22 +58,22 @@ class Pgd(Attack):
         restarts: Count = 1,
         objective: str = "ce",
         momentum: NotNegative = 0.0,
-        keep: str = "first",
-        draws: Count = 1,
+        return_point: str = "first",
+        eot_samples: Count = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
-        check(norm, start, keep, restarts=restarts, draws=draws)
+        check(norm, start, return_point, restarts=restarts, eot_samples=eot_samples)
         self.ascent = GradientAttack(
-            norm, self.eps, steps, rel_step_size * self.eps, start=start, keep=keep, momentum=momentum
+            norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
         )
-        self.restarts, self.draws, self.value = restarts, draws, label_objective(objective)
+        self.restarts, self.eot_samples, self.value = restarts, eot_samples, label_objective(objective)
         self.least_classes = fewest_classes(self.value)
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        if self.restarts == 1 and self.ascent.keep == "last":
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        if self.restarts == 1 and self.ascent.return_point == "last":
             # Nothing comes after the final point, so that looking at it is left to the evaluation.
             return self.ascent(self.objective(target, y, rng), x, start=self.begin(x, rng))
-        return over_survivors(
+        return run_restarts(
             x, [partial(self._attempt, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
         )
 
@@ -86,8 +87,8 @@ class Pgd(Attack):
 
     def objective(self, target: Target, y: Tensor, rng: ExampleDraws) -> Objective:
         """What a restart climbs; one that is random draws from `rng`."""
-        if self.draws > 1:
-            return Averaged(target.logits, self.value, y, draws=self.draws)
+        if self.eot_samples > 1:
+            return Averaged(target.logits, self.value, y, eot_samples=self.eot_samples)
         return Objective(target.logits, self.value, y)
 
 
@@ -117,9 +118,9 @@ class RandomFgsm(Pgd):
         start: str = "uniform",
         restarts: Count = 1,
         objective: str = "ce",
-        keep: str = "first",
+        return_point: str = "first",
     ) -> None:
-        super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, keep=keep)
+        super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, return_point=return_point)
         self.rel_start_size = rel_start_size
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
@@ -127,38 +128,38 @@ class RandomFgsm(Pgd):
 
 
 class Averaged(Objective):
-    """The mean of an objective over `draws` passes of a network that is random itself.
+    """The mean of an objective over `eot_samples` passes of a network that is random itself.
 
     The outputs returned are mean probabilities, (B, K): their argmax is the prediction of the averaged network.
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, draws: Count
+        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, eot_samples: Count
     ) -> None:
         super().__init__(network, value, *given)
-        self.draws = draws
+        self.eot_samples = eot_samples
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         value, probabilities, grad = torch.zeros(()), torch.zeros(()), torch.zeros_like(x_adv)
-        for draw in range(self.draws):
+        for draw in range(self.eot_samples):
             one, logits = super().__call__(x_adv, rows, step)
             if x_adv.requires_grad:
                 # One pass's graph at a time: memory does not grow with the number of draws.
                 grad += torch.autograd.grad(one.sum(), x_adv)[0]
             one, one_p = one.detach(), logits.detach().softmax(dim=1)
             value, probabilities = (one, one_p) if draw == 0 else (value + one, probabilities + one_p)
-        mean = value / self.draws
+        mean = value / self.eot_samples
         if x_adv.requires_grad:
             # Zero in value, the averaged gradient in slope: what the search differentiates is this line.
-            mean = mean + ((x_adv - x_adv.detach()) * grad / self.draws).flatten(1).sum(dim=1)
-        return mean, probabilities / self.draws
+            mean = mean + ((x_adv - x_adv.detach()) * grad / self.eot_samples).flatten(1).sum(dim=1)
+        return mean, probabilities / self.eot_samples
 
 
-def check(norm: str, start: str, keep: str, **counts: int) -> None:
+def check(norm: str, start: str, return_point: str, **counts: int) -> None:
     """Refuse (ConfigError) what no attack of this family can do."""
-    if keep not in JUDGED:
+    if return_point not in JUDGED:
         why = "an evaluation judges the last point, or every one until the first wrong one"
-        raise ConfigError("attack.keep", keep, why, f"use {' or '.join(JUDGED)}")
+        raise ConfigError("attack.return_point", return_point, why, f"use {' or '.join(JUDGED)}")
     if start == "corner" and norm != "linf":
         raise ConfigError("attack.start", start, f"a vertex of the L∞ ball is no start for {norm}", "use uniform")
     for name, value in counts.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.robust_tracker import Survivors
+from atbench.attacks.robust_tracker import RobustTracker
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
 from atbench.models import Cast, bn_mode, untouched
@@ -36,7 +36,7 @@ class Transfer(Attack):
     Source: Dong et al. 2018, CVPR, arXiv 1710.06081 (the search); Carlini et al. 2019, arXiv 1902.06705 (why).
     """
 
-    knowledge = "transfer"
+    access = "transfer"
 
     def __init__(
         self,
@@ -59,20 +59,20 @@ class Transfer(Attack):
         self.least_classes = fewest_classes(self.value)
         self.attack = GradientAttack(norm, self.eps, steps, rel_step_size * self.eps, start, momentum=momentum)
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        surrogate, survivors = self.surrogate.to(x.device), Survivors(target, x, y)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        surrogate, tracker = self.surrogate.to(x.device), RobustTracker(target, x, y)
 
         def misled(state: State) -> Tensor:
             with torch.no_grad():
                 logits = target.logits(state.x_adv)
-            return survivors.see(state.rows, state.x_adv, logits)
+            return tracker.see(state.rows, state.x_adv, logits)
 
         with untouched(surrogate), bn_mode(surrogate, "eval"):
             asked = Cast(surrogate)
             self._fits(asked, x, y)
             objective = Objective(asked, self.value, y)
             x_adv = self.attack(objective, x, stop=misled if self.along else None, rng=rng)
-        return torch.where(survivors.broken.view(-1, *[1] * (x.ndim - 1)), survivors.x_adv, x_adv)
+        return torch.where(tracker.broken.view(-1, *[1] * (x.ndim - 1)), tracker.x_adv, x_adv)
 
     def _fits(self, surrogate: Cast, x: Tensor, y: Tensor) -> None:
         """Refuse a network that cannot be asked about these images: the words of torch would name neither."""

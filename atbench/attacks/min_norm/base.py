@@ -17,7 +17,7 @@ def wide(value: Tensor, x: Tensor) -> Tensor:
     return value.view(-1, *[1] * (x.ndim - 1))
 
 
-class Nearest:
+class NearestAdversarial:
     """The nearest misclassified image of each example so far: `x` itself, at an infinite distance, where none was."""
 
     def __init__(self, ball: Ball, x: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
-from atbench.attacks.min_norm.base import Nearest
+from atbench.attacks.min_norm.base import NearestAdversarial
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.seeding import ExampleDraws
 
@@ -58,8 +58,8 @@ class CarliniL2(Attack):
         super().__init__(norm, eps, steps)
         self.searches, self.lr, self.first_c = searches, lr, first_c
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        nearest = Nearest(self.ball, x)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        nearest = NearestAdversarial(self.ball, x)
         c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for _ in range(self.searches):
@@ -68,7 +68,7 @@ class CarliniL2(Attack):
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return nearest.image
 
-    def _descend(self, target: Target, nearest: Nearest, y: Tensor, c: Tensor) -> Tensor:
+    def _descend(self, target: Target, nearest: NearestAdversarial, y: Tensor, c: Tensor) -> Tensor:
         """Minimise for one `c` (B,). Returns (B,) booleans: where a misclassified image was met on the way."""
         found = torch.zeros_like(y, dtype=torch.bool)
         rows, x = torch.arange(len(y), device=y.device), nearest.x

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import REPACK
 from atbench.attacks.base import Attack, Target
-from atbench.attacks.min_norm.base import TINY, Nearest, dual_norm, nearest_boundary, others, wide
+from atbench.attacks.min_norm.base import TINY, NearestAdversarial, dual_norm, nearest_boundary, others, wide
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.seeding import ExampleDraws
 
@@ -44,8 +44,8 @@ class DeepFool(Attack):
         super().__init__(norm, eps, steps)
         self.overshoot, self.targets = overshoot, targets
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        nearest = Nearest(self.ball, x)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        nearest = NearestAdversarial(self.ball, x)
         rows = torch.arange(len(x), device=x.device)
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         point, total = x, torch.zeros_like(x)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.base import Attack, Target
-from atbench.attacks.min_norm.base import TINY, Nearest, nearest_boundary, others, wide
+from atbench.attacks.min_norm.base import TINY, NearestAdversarial, nearest_boundary, others, wide
 from atbench.attacks.min_norm.fab_projection import to_hyperplane
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.seeding import ExampleDraws
@@ -58,12 +58,14 @@ class FAB(Attack):
         super().__init__(norm, eps, steps)
         self.restarts, self.alpha_max, self.eta, self.beta = restarts, alpha_max, eta, beta
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        nearest = Nearest(self.ball, x)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        nearest = NearestAdversarial(self.ball, x)
         self._runs(target, nearest, y, None, rng)
         return nearest.image
 
-    def _runs(self, target: Target, nearest: Nearest, y: Tensor, aim: Tensor | None, rng: ExampleDraws) -> None:
+    def _runs(
+        self, target: Target, nearest: NearestAdversarial, y: Tensor, aim: Tensor | None, rng: ExampleDraws
+    ) -> None:
         """All restarts, each on what is not broken yet. `aim` (B,) names the class to reach; None: the nearest."""
         for restart in range(self.restarts):
             rows = (nearest.distance > self.eps).nonzero().squeeze(1)
@@ -75,12 +77,18 @@ class FAB(Attack):
             self._run(target, nearest, rows, y[rows], None if aim is None else aim[rows, None], start)
 
     def _random_start(self, x: Tensor, rng: ExampleDraws) -> Tensor:
-        """A point at distance eps / 2 (survivors are known to hold no nearer one), clipped to the box."""
+        """A point at distance eps / 2 (those still robust are known to hold no nearer one), clipped to the box."""
         noise = rng.uniform(x) if self.norm == "linf" else rng.normal(x)
         return (x + wide(0.5 * self.eps / self.ball.norm(noise).clamp_min(TINY), x) * noise).clamp_(0, 1)
 
     def _run(
-        self, target: Target, nearest: Nearest, rows: Tensor, y: Tensor, classes: Tensor | None, point: Tensor
+        self,
+        target: Target,
+        nearest: NearestAdversarial,
+        rows: Tensor,
+        y: Tensor,
+        classes: Tensor | None,
+        point: Tensor,
     ) -> None:
         x, p = nearest.x[rows], self.ball.p
         for step in range(self.steps + 1):
@@ -131,8 +139,8 @@ class FABT(FAB):
         super().__init__(norm, eps, steps, restarts, alpha_max, eta, beta)
         self.targets = targets
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        nearest = Nearest(self.ball, x)
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        nearest = NearestAdversarial(self.ball, x)
         with torch.no_grad():
             aims = others(target.logits(x), y, self.targets)
         for number, aim in enumerate(aims.unbind(1)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
-from atbench.attacks.min_norm.base import TINY, Nearest, dual_norm, wide
+from atbench.attacks.min_norm.base import TINY, NearestAdversarial, dual_norm, wide
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.seeding import ExampleDraws
 
@@ -54,8 +54,8 @@ class FMN(Attack):
         super().__init__(norm, eps, steps)
         self.step_size, self.gamma = step_size, gamma
 
-    def search(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        nearest, p = Nearest(self.ball, x), self.ball.p
+    def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+        nearest, p = NearestAdversarial(self.ball, x), self.ball.p
         delta = torch.zeros_like(x)
         largest = self.ball.norm(torch.maximum(x, 1 - x))  # no perturbation within the box is longer
         radius = torch.zeros_like(largest)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atbench.data import representative
+from atbench.data import stratified_subset
 from atbench.evaluation.attack_result import Outcome
-from atbench.evaluation.audit.attack_probes import DRAWS, RANGE_STEPS, STEPS, Searches
+from atbench.evaluation.audit.attack_probes import DRAWS, RANGE_STEPS, STEPS, AttackProbes
 from atbench.evaluation.audit.outputs import Outputs
 from atbench.evaluation.audit.verdicts import Check, judge, not_run, percent, points, tolerance
 
@@ -25,14 +25,14 @@ NAMES = (
 
 
 @dataclass(frozen=True)
-class Comparisons:
+class AttackChecks:
     """Attacks that were run on the examples `clean`, and the audit's own on some of them.
 
     A recorded attack is used where it tried all of `clean`: one that tried survivors alone met harder examples than its
     rival did. Otherwise the audit's own stands in. Two attacks are compared on the examples that both tried.
     """
 
-    searches: Searches
+    searches: AttackProbes
     outputs: Outputs
     clean: Tensor
     outcomes: Mapping[str, Outcome]
@@ -69,8 +69,8 @@ class Comparisons:
         return self.recorded("fgsm") or self.own("fgsm", self.searches.fgsm(1))
 
     def union(self, *kinds: str) -> tuple[Tensor, Tensor]:
-        """What recorded attacks of these kinds of knowledge tried and broke."""
-        chosen = [outcome for outcome in self.outcomes.values() if outcome.knowledge in kinds or not kinds]
+        """What recorded attacks of these kinds of access tried and broke."""
+        chosen = [outcome for outcome in self.outcomes.values() if outcome.access in kinds or not kinds]
         none = torch.zeros_like(self.clean)
         tried = torch.stack([none, *(outcome.tried for outcome in chosen)]).any(dim=0)
         return tried, torch.stack([none, *(outcome.broken for outcome in chosen)]).any(dim=0)
@@ -178,16 +178,16 @@ class Comparisons:
         who = f"uniform noise ({DRAWS} draws, and what was recorded)"
         return self._unmatched("noise", TAU, tried | self.searches.alive, broken | own, who)
 
-    def black_box(self, knowledge: str, share: float) -> Check:
+    def black_box(self, access: str, share: float) -> Check:
         """Attacks without gradients of this network break at most `share` beyond what gradients break."""
-        tried, broken = self.union(knowledge)
+        tried, broken = self.union(access)
         if not tried.any():
-            todo = {"queries": "square or spsa", "transfer": "a transfer attack"}[knowledge]
+            todo = {"queries": "square or spsa", "transfer": "a transfer attack"}[access]
             return not_run(
-                knowledge, f"No attack by {knowledge} was run: run {todo} to see whether it beats gradients."
+                access, f"No attack by {access} was run: run {todo} to see whether it beats gradients."
             )
-        names = ", ".join(name for name, outcome in self.outcomes.items() if outcome.knowledge == knowledge)
-        return self._unmatched(knowledge, share, tried, broken, names)
+        names = ", ".join(name for name, outcome in self.outcomes.items() if outcome.access == access)
+        return self._unmatched(access, share, tried, broken, names)
 
     def _more(self, one: Outcome, other: Outcome) -> tuple[float, str]:
         """How much more `one` leaves right than `other`, of the examples that both tried, and that as words."""
@@ -209,7 +209,7 @@ class Comparisons:
         both = met & (white | self.searches.alive)
         beaten = both & broken & ~found & ~self.searches.broken
         rows = beaten.nonzero().flatten()
-        rows = rows[representative(self.searches.images.y.cpu()[rows], self.n)]
+        rows = rows[stratified_subset(self.searches.images.y.cpu()[rows], self.n)]
         some = torch.zeros_like(beaten).index_fill_(0, rows, True)
         n = int(both.sum())
         threshold, value = tolerance(share, n), float(beaten.sum()) / n

@@ -13,8 +13,8 @@ from atbench.attacks import LABEL_OBJECTIVES, GradientAttack, Objective
 from atbench.attacks.base import wrong
 from atbench.attacks.norms.lp_ball import ball
 from atbench.data import Images
-from atbench.evaluation.eval_model import Victim
-from atbench.evaluation.pgd_sweep import Threat, broken_at, robust
+from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust
 from atbench.seeding import ExampleDraws
 
 STEPS = 20  # of a search where the spec names no other number
@@ -23,19 +23,19 @@ DRAWS = 100  # of uniform noise
 RANGE_STEPS = 200
 
 
-class Searches:
+class AttackProbes:
     """Searches on the examples `alive`, a mask (N,) over `images`; answers are masks or first broken steps (N,).
 
     They go beyond those of `sweep`, which are monotone by construction, in that each is independent: every radius is
     searched from its own start on all examples, so that a wrong order shows.
     """
 
-    def __init__(self, victim: Victim, images: Images, threat: Threat, alive: Tensor) -> None:
-        self.victim, self.images, self.alive = victim, images, alive
+    def __init__(self, eval_model: EvalModel, images: Images, threat: PGDConfig, alive: Tensor) -> None:
+        self.eval_model, self.images, self.alive = eval_model, images, alive
         self.threat = replace(threat, restarts=1)
         self.steps = min(threat.steps, LONGEST)
         self.broken = torch.zeros_like(alive)  # by anything so far that stayed within ε
-        self._done: dict[Threat, Tensor] = {}
+        self._done: dict[PGDConfig, Tensor] = {}
 
     def search(self, **changes: Any) -> Tensor:
         """(N,) first broken steps under the threat with some of its fields changed."""
@@ -44,9 +44,9 @@ class Searches:
             self._done[threat] = self.attack(threat, self.alive)
         return self._done[threat]
 
-    def attack(self, threat: Threat, alive: Tensor) -> Tensor:
+    def attack(self, threat: PGDConfig, alive: Tensor) -> Tensor:
         """(N,) first broken steps of the examples `alive`, which may be more than those of the audit."""
-        found = broken_at(self.victim, self.images, threat, alive)
+        found = broken_at(self.eval_model, self.images, threat, alive)
         if threat.eps <= self.threat.eps:
             self.broken = self.broken | (found > 0)
         return found
@@ -97,39 +97,42 @@ class Searches:
 
     def noise(self) -> Tensor:
         """Broken by any of 100 uniform draws from the ball."""
-        kind, found = ball(self.threat.norm), torch.zeros(len(self.alive), dtype=torch.long, device=self.victim.device)
-        with self.victim.ready(), torch.no_grad():
+        kind, found = (
+            ball(self.threat.norm),
+            torch.zeros(len(self.alive), dtype=torch.long, device=self.eval_model.device),
+        )
+        with self.eval_model.ready(), torch.no_grad():
             for rows in self.batches():
-                x, y = self.victim.load(self.images, rows)
+                x, y = self.eval_model.load(self.images, rows)
                 rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.places(rows))
                 hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
                 for _ in range(DRAWS):
                     hit |= wrong(
-                        self.victim, kind.project(x, x + kind.sample(x, self.threat.eps, rng), self.threat.eps), y
+                        self.eval_model, kind.project(x, x + kind.sample(x, self.threat.eps, rng), self.threat.eps), y
                     )
-                found[rows.to(self.victim.device)] = hit.long()
-        return self.victim.reduce(found).bool().cpu()
+                found[rows.to(self.eval_model.device)] = hit.long()
+        return self.eval_model.reduce(found).bool().cpu()
 
     def losses(self) -> Tensor:
         """(21,): the mean objective along PGD-20 from the clean image, nothing stopped, on the CPU in float64."""
         threat = self.threat
-        sums = torch.zeros(STEPS + 1, dtype=torch.float64, device=self.victim.device)
-        pgd = GradientAttack(threat.norm, threat.eps, STEPS, threat.step_size, start="zero", keep="first")
-        with self.victim.ready():
+        sums = torch.zeros(STEPS + 1, dtype=torch.float64, device=self.eval_model.device)
+        pgd = GradientAttack(threat.norm, threat.eps, STEPS, threat.step_size, start="zero", return_point="first")
+        with self.eval_model.ready():
             for rows in self.batches():
-                x, y = self.victim.load(self.images, rows)
-                pgd(_Recorded(self.victim, threat.objective, y, sums), x)
-        return self.victim.reduce(sums).cpu() / int(self.alive.sum())
+                x, y = self.eval_model.load(self.images, rows)
+                pgd(_Recorded(self.eval_model, threat.objective, y, sums), x)
+        return self.eval_model.reduce(sums).cpu() / int(self.alive.sum())
 
     def batches(self) -> Iterator[Tensor]:
-        return self.victim.batches(self.alive.nonzero().flatten())
+        return self.eval_model.batches(self.alive.nonzero().flatten())
 
 
 class _Recorded(Objective):
     """An objective that adds what it saw at each step to `sums`."""
 
-    def __init__(self, victim: Victim, objective: str, y: Tensor, sums: Tensor) -> None:
-        super().__init__(victim.logits, LABEL_OBJECTIVES[objective], y)
+    def __init__(self, eval_model: EvalModel, objective: str, y: Tensor, sums: Tensor) -> None:
+        super().__init__(eval_model.logits, LABEL_OBJECTIVES[objective], y)
         self.sums = sums
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:

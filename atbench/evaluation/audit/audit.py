@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atbench.data import Images, representative
+from atbench.data import Images, stratified_subset
 from atbench.evaluation.attack_result import Outcome
 from atbench.evaluation.audit import attack_checks, model_checks
-from atbench.evaluation.audit.attack_probes import Searches
+from atbench.evaluation.audit.attack_probes import AttackProbes
 from atbench.evaluation.audit.outputs import fingerprints, look, slopes
 from atbench.evaluation.audit.verdicts import Check, not_run
-from atbench.evaluation.eval_model import Victim
-from atbench.evaluation.pgd_sweep import Threat
+from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.pgd_sweep import PGDConfig
 
 __all__ = ["Check", "audit", "verdict"]
 
 
 def audit(
-    victim: Victim, images: Images, clean: Tensor, threat: Threat, outcomes: Mapping[str, Outcome], n: int
+    eval_model: EvalModel, images: Images, clean: Tensor, threat: PGDConfig, outcomes: Mapping[str, Outcome], n: int
 ) -> list[Check]:
-    """Put every check to an evaluation of `victim` under `threat`.
+    """Put every check to an evaluation of `eval_model` under `threat`.
 
     Args:
         clean: (N,) booleans on the CPU, the examples of `images` that are classified right.
@@ -43,21 +43,23 @@ def audit(
     Raises NumericalError where the network answers with NaN.
     """
     rows = clean.nonzero().flatten()
-    rows = rows[representative(images.y[rows.to(images.y.device)], n)]
+    rows = rows[stratified_subset(images.y[rows.to(images.y.device)], n)]
     if not len(rows):
         return [not_run("audit", "No image is there to probe: none is classified right, or none was asked for.")]
-    before = fingerprints(victim.network)
-    outputs, slope = look(victim, images, rows), slopes(victim, images, rows)
+    before = fingerprints(eval_model.network)
+    outputs, slope = look(eval_model, images, rows), slopes(eval_model, images, rows)
     checks = [*model_checks.of_outputs(outputs), model_checks.gradients(slope)]
-    if why := _incomparable(victim, checks, slope is not None, threat):
+    if why := _incomparable(eval_model, checks, slope is not None, threat):
         checks += [not_run(name, f"{why}: attacks cannot be compared.") for name in attack_checks.NAMES]
     else:
         alive = torch.zeros_like(clean).index_fill_(0, rows, True)
-        checks += attack_checks.Comparisons(Searches(victim, images, threat, alive), outputs, clean, outcomes).checks()
-    return [*checks, model_checks.state(outputs, before, fingerprints(victim.network))]
+        checks += attack_checks.AttackChecks(
+            AttackProbes(eval_model, images, threat, alive), outputs, clean, outcomes
+        ).checks()
+    return [*checks, model_checks.state(outputs, before, fingerprints(eval_model.network))]
 
 
-def _incomparable(victim: Victim, checks: Sequence[Check], differentiable: bool, threat: Threat) -> str:
+def _incomparable(eval_model: EvalModel, checks: Sequence[Check], differentiable: bool, threat: PGDConfig) -> str:
     """Why comparisons would say nothing; empty if they do. The same on all processes, which search together."""
     if threat.eps == 0 or threat.steps == 0:
         return "The threat has no radius or no steps"
@@ -65,7 +67,7 @@ def _incomparable(victim: Victim, checks: Sequence[Check], differentiable: bool,
         return "The outputs carry no gradient"
     # What is no function of the image is a lottery: the attack with more passes draws more tickets.
     lottery = any(check.verdict == "flag" for check in checks if check.name in ("randomness", "batch"))
-    if bool(victim.reduce(torch.tensor(int(lottery), device=victim.device))):
+    if bool(eval_model.reduce(torch.tensor(int(lottery), device=eval_model.device))):
         return "An image does not have one answer"
     return ""
 

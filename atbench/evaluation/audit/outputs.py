@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import LABEL_OBJECTIVES
-from atbench.data import Images, representative
-from atbench.evaluation.eval_model import Victim
+from atbench.data import Images, stratified_subset
+from atbench.evaluation.eval_model import EvalModel
 from atbench.seeding import seed_global
 
 FORWARDS = 5  # Croce & Hein 2020 (fra31/auto-attack, checks.py) look five times as well
@@ -75,60 +75,60 @@ class Outputs:
         return -math.log(torch.finfo(self.logits.dtype).tiny)
 
 
-def look(victim: Victim, images: Images, rows: Tensor) -> Outputs:
+def look(eval_model: EvalModel, images: Images, rows: Tensor) -> Outputs:
     """Passes over the examples `rows`. Every process makes all of them: they are few."""
     logits, labels, spread, changed = [], [], 0.0, 0
-    with victim.ready(), torch.no_grad():
+    with eval_model.ready(), torch.no_grad():
         backward = 0
-        for part in rows.split(victim.batch_size):
-            x, y = victim.load(images, part)
+        for part in rows.split(eval_model.batch_size):
+            x, y = eval_model.load(images, part)
             with counted_backward() as calls:
-                first = victim.logits(x)
+                first = eval_model.logits(x)
             backward = max(backward, calls())
-            again = torch.stack([victim.logits(x) for _ in range(FORWARDS - 1)])
+            again = torch.stack([eval_model.logits(x) for _ in range(FORWARDS - 1)])
             spread = max(spread, float((again - first).abs().max()))
             changed += int((again.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).sum())
             logits.append(first.cpu())
             labels.append(y.cpu())
-        company = _company(victim, images, rows[representative(torch.cat(labels), ALONE)])
-        training = [name or "the network" for name, module in victim.network.named_modules() if module.training]
+        company = _company(eval_model, images, rows[stratified_subset(torch.cat(labels), ALONE)])
+        training = [name or "the network" for name, module in eval_model.network.named_modules() if module.training]
     return Outputs(torch.cat(logits), torch.cat(labels), spread, changed, company, training, backward)
 
 
-def randomness(victim: Victim, images: Images) -> str | None:
+def randomness(eval_model: EvalModel, images: Images) -> str | None:
     """`torch` for a network whose answers differ with the seed of torch and with nothing else, `other` for one that
     draws its numbers elsewhere, None for one that gives the same answer twice. The same on all processes.
     """
-    rows = representative(images.y, ALONE)
-    x, _ = victim.load(images, rows)
-    with victim.ready(), torch.no_grad():
+    rows = stratified_subset(images.y, ALONE)
+    x, _ = eval_model.load(images, rows)
+    with eval_model.ready(), torch.no_grad():
         passes = []
         for seed in (0, 0, 1, 2):
-            seed_global(seed, victim.device)
-            passes.append(victim.logits(x))
+            seed_global(seed, eval_model.device)
+            passes.append(eval_model.logits(x))
     rounding = 64 * torch.finfo(passes[0].dtype).eps * float(passes[0].abs().max())
     differs = [bool((each - passes[0]).abs().max() > rounding) for each in passes[1:]]
-    found = torch.tensor([int(each) for each in differs], device=victim.device)
-    unseeded, *seeded = victim.reduce(found).bool().tolist()
+    found = torch.tensor([int(each) for each in differs], device=eval_model.device)
+    unseeded, *seeded = eval_model.reduce(found).bool().tolist()
     return "other" if unseeded else "torch" if any(seeded) else None
 
 
-def _company(victim: Victim, images: Images, rows: Tensor) -> float:
+def _company(eval_model: EvalModel, images: Images, rows: Tensor) -> float:
     if len(rows) < 2:
         return math.nan
-    x, _ = victim.load(images, rows)
+    x, _ = eval_model.load(images, rows)
     # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
-    alone = torch.cat([victim.logits(one.expand(2, *one.shape[1:]).contiguous())[:1] for one in x.split(1)])
-    return float((victim.logits(x) - alone).abs().max())
+    alone = torch.cat([eval_model.logits(one.expand(2, *one.shape[1:]).contiguous())[:1] for one in x.split(1)])
+    return float((eval_model.logits(x) - alone).abs().max())
 
 
-def slopes(victim: Victim, images: Images, rows: Tensor) -> Tensor | None:
+def slopes(eval_model: EvalModel, images: Images, rows: Tensor) -> Tensor | None:
     """(n,): mean |∂CE/∂x| over the pixels of each example `rows`; None if the outputs carry no gradient at all."""
     found = []
-    with victim.ready():
-        for part in rows.split(victim.batch_size):
-            x, y = victim.load(images, part)
-            value = LABEL_OBJECTIVES["ce"](victim.logits(x.requires_grad_()), y)
+    with eval_model.ready():
+        for part in rows.split(eval_model.batch_size):
+            x, y = eval_model.load(images, part)
+            value = LABEL_OBJECTIVES["ce"](eval_model.logits(x.requires_grad_()), y)
             if not value.requires_grad:
                 return None
             grad = torch.autograd.grad(value.sum(), x)[0]
