@@ -145,7 +145,7 @@ def test_every_option_says_what_it_is(path: Path) -> None:
     group, *folders = path.relative_to(registry.conf_dir()).parent.parts
     about = registry.about(path, group)
     assert about.get("name") == "/".join([*folders, path.stem])
-    assert about.get("line") and about.get("family")
+    assert about.get("summary") and about.get("family")
     assert set(about) <= set(registry.FIELDS)
 
 

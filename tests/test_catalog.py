@@ -19,8 +19,8 @@ def folder(tmp_path: Path) -> Path:
     """A config folder with methods in both places where `about` may lie, and one that has none."""
     (tmp_path / "method").mkdir()
     files = {
-        "inner": "# @package _global_\nmethod:\n  about: {name: inner, family: new, survey: true, line: first}\n",
-        "outer": "about: {name: outer, family: new, paper: '[bold]x[/bold]', line: second}\n_target_: a.b\n",
+        "inner": "# @package _global_\nmethod:\n  about: {name: inner, family: new, survey: true, summary: first}\n",
+        "outer": "about: {name: outer, family: new, paper: '[bold]x[/bold]', summary: second}\n_target_: a.b\n",
         "bare": "# @package _global_\nmethod: {_target_: a.b}\n",
         "empty": "",
     }
@@ -32,15 +32,15 @@ def folder(tmp_path: Path) -> Path:
 def test_about_is_found_in_both_places_and_may_be_missing(folder: Path) -> None:
     rows = {row["name"]: row for row in registry.entries("methods", [folder])}
     assert list(rows) == ["bare", "empty", "inner", "outer"]
-    assert rows["inner"]["survey"] is True and rows["outer"]["line"] == "second"
+    assert rows["inner"]["survey"] is True and rows["outer"]["summary"] == "second"
     assert rows["bare"] == {"name": "bare"} and rows["empty"] == {"name": "empty"}
 
 
 def test_about_lies_under_the_options_own_name_where_a_run_may_have_several(tmp_path: Path) -> None:
     (tmp_path / "plus").mkdir()
-    text = "# @package _global_\nplus: {mine: {about: {name: mine, line: here}}, other: {about: {name: other}}}\n"
+    text = "# @package _global_\nplus: {mine: {about: {name: mine, summary: here}}, other: {about: {name: other}}}\n"
     (tmp_path / "plus" / "mine.yaml").write_text(text)
-    assert registry.entries("plus", [tmp_path]) == [{"name": "mine", "line": "here"}]
+    assert registry.entries("plus", [tmp_path]) == [{"name": "mine", "summary": "here"}]
 
 
 def test_survey_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,9 +56,9 @@ def test_a_table_shows_text_as_it_is(folder: Path, capsys: pytest.CaptureFixture
 def test_a_later_folder_adds_and_replaces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     later = tmp_path_factory.mktemp("later")
     (later / "method").mkdir()
-    (later / "method" / "inner.yaml").write_text("method: {about: {name: inner, line: replaced}}\n")
+    (later / "method" / "inner.yaml").write_text("method: {about: {name: inner, summary: replaced}}\n")
     rows = {row["name"]: row for row in registry.entries("methods", [folder, later])}
-    assert rows["inner"]["line"] == "replaced" and len(rows) == 4
+    assert rows["inner"]["summary"] == "replaced" and len(rows) == 4
 
 
 def test_a_broken_file_is_named(folder: Path) -> None:

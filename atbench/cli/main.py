@@ -109,6 +109,8 @@ def _dispatch(words: list[str]) -> int:
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
     line = parse(rest)
+    for old, new in line.renamed.items():
+        print(f"note: {old} is now {new}; the old name will go with the next version", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
         target_first(line)
         open_model(line)

@@ -31,7 +31,7 @@ ATTACKS = _named(
     "ascent.gradient_ascent.GradientAttack gradient.pgd.Pgd gradient.pgd.RandomFgsm gradient.apgd.APGD"
     " gradient.apgd.TargetedAPGD gradient.constraint_relaxation.ConstraintRelaxation gradient.di_fgsm.Diverse"
     " gradient.feature.FeatureAttack gradient.gama.GAMA gradient.margin_decomposition.MarginDecomposition"
-    " gradient.max_confidence.Confident gradient.multitargeted.Targeted gradient.odi.ODI gradient.transfer.Transfer"
+    " gradient.max_confidence.MaxConfidence gradient.multitargeted.Targeted gradient.odi.ODI gradient.transfer.Transfer"
     " min_norm.cw.CarliniL2 min_norm.deepfool.DeepFool min_norm.fab.FAB min_norm.fab.FABT min_norm.fmn.FMN"
     " black_box.noise.Noise black_box.spsa_nes.NES black_box.spsa_nes.SPSA black_box.square.Square foolbox.Foolbox",
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 from atbench.config.allow_list import Place, place
 from atbench.config.annotations import fits, spelled, wants_mapping
+from atbench.config.renamed import renamed_class
 from atbench.errors import ConfigError, hint, nearest
 
 # Keys of a node that the run reads itself, so that they are no arguments of the target.
@@ -139,7 +140,7 @@ def locate(name: str, key: str) -> Callable[..., Any]:
     """The class or function called `name`, for the key `<path>._target_`. Raises ConfigError if there is none, none
     that a configuration may build there, or a class of another type.
     """
-    where = place(key.removesuffix("._target_"))
+    where, name = place(key.removesuffix("._target_")), renamed_class(name)
     if where is None:
         raise ConfigError(key, name, "nothing is built at this place of the configuration", "leave it out")
     if name not in where.names and not _is_the_users(name.partition(".")[0]):

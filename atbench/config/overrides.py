@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atbench.config.renamed import KEYS, renamed_override
 from atbench.errors import ConfigError, hint
 
 _FLAGS = {
@@ -40,10 +41,12 @@ _CHOICES = {
 
 @dataclass
 class Line:
-    """Hydra's options by their long names (a flag's value is None), and the overrides in the order typed."""
+    """Hydra's options by their long names (a flag's value is None), the overrides in the order typed, and those of
+    their keys that have been renamed."""
 
     options: dict[str, str | None] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def words(self) -> list[str]:
         """The line in the one order that Hydra's parser accepts."""
@@ -58,12 +61,17 @@ class Line:
 
 
 def parse(words: Sequence[str]) -> Line:
-    """Sort the words after `train` or `eval`. Raises ConfigError for an option that is unknown or lacks its value."""
+    """Sort the words after `train` or `eval`; keys of the version before get their new names. Raises ConfigError for an
+    option that is unknown or lacks its value.
+    """
     line, rest = Line(), list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or word == "-":
+            word, old = renamed_override(word)
             line.overrides.append(word)
+            if old:
+                line.renamed[old] = KEYS[old]
             continue
         name, equals, value = word.partition("=")
         name = _long(name)

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from atbench.config.renamed import renamed_config, renamed_record
 from atbench.errors import DataError
 from atbench.runs.run_dir import EARLIER, write_bytes, write_json, write_text
 
@@ -58,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError("verify", path, f"is not JSON ({fault})", "restore it, or evaluate again") from fault
     if not isinstance(content, dict):
         raise DataError("verify", path, "is no record", "restore it, or evaluate again")
-    return content
+    return renamed_record(content)
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def settings(path: Path) -> dict[str, Any]:
         raise DataError("verify", path, why, "restore it, or evaluate again") from fault
     if not isinstance(content, dict):
         raise DataError("verify", path, "is no configuration", "restore it, or evaluate again")
-    return content
+    return renamed_config(content)
 
 
 def unpacked(path: Path) -> dict[str, Array]:

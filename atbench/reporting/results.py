@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atbench.config.renamed import renamed_record
 from atbench.errors import DataError
 from atbench.reporting.wording import options
 
-SCHEMA = 2
+SCHEMA = 3
 AUTOATTACK = "AutoAttack (standard)"
 # The four attacks of version `standard` and the least that each spends (Croce & Hein 2020, fra31/auto-attack).
 STANDARD = {
@@ -251,6 +252,7 @@ def read_evaluation(path: Path) -> Evaluation:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as fault:
         raise DataError("file", path, f"not JSON ({fault})", "restore it from a copy, or evaluate again") from fault
+    record = renamed_record(record) if isinstance(record, dict) else record
     known = record.get("schema") if isinstance(record, dict) else None
     if known is not None and known != SCHEMA:
         again = f"run `atbench eval {path.parent.parent}` again"

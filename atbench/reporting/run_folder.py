@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from atbench.config.renamed import renamed_config
 from atbench.errors import DataError
 from atbench.reporting.headline import chosen
 from atbench.reporting.results import Evaluation, read_evaluation
@@ -129,7 +130,7 @@ def read(path: Path) -> RunFolder:
     found = evaluations(path)
     return RunFolder(
         path=path,
-        config=_yaml(path / "config.yaml"),
+        config=renamed_config(_yaml(path / "config.yaml")),
         environment=_json(path / "environment.json"),
         status=_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),

@@ -154,7 +154,7 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
         ("method", _joined(run.name("method"), options(run.config.get("method") or {}))),
         ("formula", run.about("method", "formula")),
         ("paper", run.about("method", "paper")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "line"))),
+        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
         ("model", _joined(run.name("model"), options(model))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("threat", threat(run)),
@@ -174,7 +174,7 @@ def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
         ("network", _joined(run.name("model"), options(run.config.get("model") or {}))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("weights", str(run.config.get("checkpoint") or "its own")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "line"))),
+        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
         ("threat", threat(run)),
         ("state", run.standing),
     ]

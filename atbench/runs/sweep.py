@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from atbench.config.overrides import Line, quoted
+from atbench.config.renamed import renamed_override
 from atbench.errors import ConfigError, DataError
 
 RECORD = "multirun.yaml"  # Hydra's record of a sweep
@@ -107,7 +108,7 @@ def _recorded(folder: Path) -> list[str]:
         raise DataError("resume", folder, why, "name one under runs/sweeps/, or leave -m out for a run")
     try:
         overrides = yaml.safe_load(path.read_bytes())["hydra"]["overrides"]
-        words = [str(word) for word in (*overrides["hydra"], *overrides["task"])]
+        words = [renamed_override(str(word))[0] for word in (*overrides["hydra"], *overrides["task"])]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise DataError("resume", path, "is damaged", f"say the sweep's words again, and {_FOLDER}{folder}") from error
     return [word for word in words if not word.startswith((_FOLDER, "hydra.mode="))]

@@ -27,7 +27,7 @@ from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load, make_plan
 from atbench.workflows.resume import is_external, target_of
 
-SCHEMA = 2
+SCHEMA = 3
 CACHE = Path(EVALUATION) / PARTS
 
 

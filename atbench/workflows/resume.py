@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atbench.config.argv import as_typed
+from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
 from atbench.config.untrusted import readings, refuse_code, refuse_reading
 from atbench.config.values import as_written, recorded, resolve
@@ -45,7 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError("run", path, why, RESTORE) from error
     if not isinstance(content, dict):
         raise DataError("run", path, "is damaged: it holds no settings", RESTORE)
-    return content
+    return renamed_config(content)
 
 
 def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
@@ -92,7 +93,7 @@ def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | No
 
 def refuse_other(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
     """Raise DataError if the configuration that a checkpoint was `saved` with is not that of its run."""
-    if found := difference(saved, recorded(cfg)):
+    if found := difference(renamed_config(saved), recorded(cfg)):
         key, then, now = found
         why = f"{key} was {then} when it was trained, and config.yaml has {now}"
         raise DataError("checkpoint", path, why, "restore config.yaml")
@@ -128,7 +129,8 @@ def _said(folder: Path) -> list[str]:
     path = folder / "as_typed.yaml"
     try:
         content = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
-        return [*content.get("argv", []), *content.get("overrides", [])]
+        words = [*content.get("argv", []), *content.get("overrides", [])]
+        return [renamed_override(str(word))[0] for word in words]
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise DataError("run", path, "is damaged", "restore it from a copy, or remove it") from error
 
@@ -168,4 +170,4 @@ def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str,
         return path, names, config
     saved: dict[str, Any] = checkpoint.read(path, needs=("config", "model", "epoch"))["config"]
     refuse_links(path.parent.parent)
-    return path.parent.parent, [path.stem], saved
+    return path.parent.parent, [path.stem], renamed_config(saved)

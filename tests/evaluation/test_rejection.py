@@ -233,7 +233,7 @@ def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) 
     eval_model, found = rejected()
     assert found.plan.reject is not None
     content, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
-    about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 2}
+    about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3}
     record_files.save(tmp_path, "best", {**about, **content}, arrays, kept, {})
     assert disagreements(read_evaluation(tmp_path / "best.json")) == ()
 
@@ -258,7 +258,7 @@ def test_a_record_that_its_arrays_do_not_bear_out_is_called_out(tmp_path: Any) -
     for name in ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error"):
         lied = copy.deepcopy(content)
         lied["reject"][name]["share"] += 0.01
-        full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 2, **lied}
+        full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3, **lied}
         record_files.save(tmp_path, "best", full, record.arrays(found), {}, {})
         lines = disagreements(read_evaluation(tmp_path / "best.json"))
         assert len(lines) == 1 and lines[0].startswith(f"reject {name}:")

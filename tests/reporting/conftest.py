@@ -94,7 +94,7 @@ def _config(
         "name": None,
         "runs": "runs",
         "dataset": {
-            "about": {"name": "digits", "line": "1797 images"},
+            "about": {"name": "digits", "summary": "1797 images"},
             "source": {"_target_": "a.Digits", "seed": seed},
         },
         "model": {"about": {"name": "cnn"}, "_target_": "a.Cnn", "members": 1},

@@ -48,7 +48,7 @@ def write(folder: Path, name: str, epoch: int, made: Made) -> None:
     """The record, its outcomes and its images, as `atbench eval` leaves them."""
     evaluation = _evaluation(made)
     content = {
-        "schema": 2, "checkpoint": name, "epoch": epoch, "split": "test", "weights_sha256": "a" * 64,
+        "schema": 3, "checkpoint": name, "epoch": epoch, "split": "test", "weights_sha256": "a" * 64,
         "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **record.figures(evaluation),
     }  # fmt: skip
     content["warnings"] = list(made.warnings)

@@ -22,7 +22,7 @@ from tests.evaluation.test_rejection import rejected
 
 def made(folder: Path, **changes: Any) -> Evaluation:
     _, found = rejected(**changes)
-    about = {"schema": 2, "checkpoint": "best", "epoch": 1, "split": "test"}
+    about = {"schema": 3, "checkpoint": "best", "epoch": 1, "split": "test"}
     record_files.save(folder, "best", {**about, **record.figures(found)}, record.arrays(found), {}, {})
     return read_evaluation(folder / "best.json")
 

@@ -183,9 +183,7 @@ class AttackChecks:
         tried, broken = self.union(access)
         if not tried.any():
             todo = {"queries": "square or spsa", "transfer": "a transfer attack"}[access]
-            return not_run(
-                access, f"No attack by {access} was run: run {todo} to see whether it beats gradients."
-            )
+            return not_run(access, f"No attack by {access} was run: run {todo} to see whether it beats gradients.")
         names = ", ".join(name for name, outcome in self.outcomes.items() if outcome.access == access)
         return self._unmatched(access, share, tried, broken, names)
 
