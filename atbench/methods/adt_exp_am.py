@@ -13,6 +13,7 @@ from atbench.attacks.ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.ranges import Count, NotNegative
 from atbench.rng import generator
 
 GENERATOR_NORMS = ("batch", "none")
@@ -49,8 +50,8 @@ class AdtExpAm(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        entropy_weight: float = 0.01,
-        generator_width: int | None = None,
+        entropy_weight: NotNegative = 0.01,
+        generator_width: Count | None = None,
         generator_norm: str = "batch",
     ) -> None:
         super().__init__(model, attack)

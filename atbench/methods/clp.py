@@ -12,6 +12,7 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy
+from atbench.ranges import NotNegative
 
 
 class Clp(Method):
@@ -42,9 +43,9 @@ class Clp(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        weight: float = 0.5,
+        weight: NotNegative = 0.5,
         penalty: str = "pairs",
-        noise: float = 0.5,
+        noise: NotNegative = 0.5,
     ) -> None:
         super().__init__(model, attack)
         if penalty not in PENALTIES:

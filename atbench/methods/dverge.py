@@ -14,6 +14,7 @@ from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Stage, Steps, accuracy
 from atbench.models import Ensemble
 from atbench.models.activations import activations
+from atbench.ranges import AnyCount, NotNegative
 from atbench.rng import generator
 
 
@@ -47,10 +48,10 @@ class Dverge(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        distill_eps: float,
-        distill_step: float,
-        distill_steps: int = 10,
-        momentum: float = 1.0,
+        distill_eps: NotNegative,
+        distill_step: NotNegative,
+        distill_steps: AnyCount = 10,
+        momentum: NotNegative = 1.0,
     ) -> None:
         super().__init__(model, attack)
         networks(model)  # refuses what is no ensemble

@@ -12,6 +12,7 @@ from atbench.attacks.ball import clip
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Steps, accuracy
+from atbench.ranges import Count
 
 GRADIENTS = ("delta", "image")
 
@@ -40,7 +41,7 @@ class FreeAt(Method):
     delta: Tensor
 
     def __init__(
-        self, model: torch.nn.Module, attack: GradientAttack, replays: int = 8, gradient: str = "delta"
+        self, model: torch.nn.Module, attack: GradientAttack, replays: Count = 8, gradient: str = "delta"
     ) -> None:
         super().__init__(model, attack)
         if gradient not in GRADIENTS:

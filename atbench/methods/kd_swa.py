@@ -12,6 +12,7 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, Stage, accuracy
 from atbench.models import Frozen
+from atbench.ranges import NotNegative, Positive
 
 TEACHERS = {"standard": "atbench.methods.standard.Standard", "robust": "atbench.methods.pgd_at.PgdAt"}
 
@@ -40,10 +41,10 @@ class KdSwa(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        ce: float = 0.3,
-        standard: float = 0.1,
-        robust: float = 0.6,
-        temperature: float = 2.0,
+        ce: NotNegative = 0.3,
+        standard: NotNegative = 0.1,
+        robust: NotNegative = 0.6,
+        temperature: Positive = 2.0,
     ) -> None:
         super().__init__(model, attack)
         weights = {"standard": standard, "robust": robust}

@@ -13,6 +13,7 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch
 from atbench.methods.base import Loss, accuracy
 from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.ranges import NotNegative
 
 
 class Lbgat(Trades):
@@ -42,7 +43,7 @@ class Lbgat(Trades):
         attack: GradientAttack,
         network: Callable[..., nn.Module],
         teacher: Mapping[str, Any],
-        beta: float = 0.0,
+        beta: NotNegative = 0.0,
     ) -> None:
         super().__init__(model, attack, beta)
         self.teacher = network(teacher)

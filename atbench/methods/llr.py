@@ -16,6 +16,7 @@ from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.models import bn_mode, captured, untouched
+from atbench.ranges import NotNegative, Share
 
 SEARCHES = ("code", "formula")
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
@@ -62,9 +63,9 @@ class Llr(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        linearity: float = 2.0,
-        slope: float = 0.6,
-        warmup: float = 500 / 100_000,
+        linearity: NotNegative = 2.0,
+        slope: NotNegative = 0.6,
+        warmup: Share = 500 / 100_000,
         search: str = "code",
     ) -> None:
         super().__init__(model, attack)

@@ -10,6 +10,7 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.trades import both, symmetric_gradient_kl
+from atbench.ranges import NotNegative
 
 
 class Mart(Method):
@@ -31,7 +32,7 @@ class Mart(Method):
 
     one_label = True
 
-    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 5.0) -> None:
+    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: NotNegative = 5.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
 

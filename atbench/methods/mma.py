@@ -11,6 +11,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.models import bn_mode, untouched
+from atbench.ranges import Count, NotNegative, Share
 
 MODES = ("train", "batch", "eval")
 
@@ -51,10 +52,10 @@ class Mma(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        d_max: float,
-        min_eps: float,
-        bisections: int = 10,
-        clean_weight: float = 1 / 3,
+        d_max: NotNegative,
+        min_eps: NotNegative,
+        bisections: Count = 10,
+        clean_weight: Share = 1 / 3,
         bisect_bn: str = "train",
     ) -> None:
         super().__init__(model, attack)

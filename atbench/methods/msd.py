@@ -12,6 +12,7 @@ from atbench.data import Batch
 from atbench.methods.base import Steps
 from atbench.methods.multi_norm import check_norms, step_length
 from atbench.methods.pgd_at import PgdAt
+from atbench.ranges import NotNegative
 
 
 class Msd(PgdAt):
@@ -40,9 +41,9 @@ class Msd(PgdAt):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        radii: Mapping[str, float],
-        reach: Mapping[str, float],
-        pixels: Sequence[float],
+        radii: Mapping[str, NotNegative],
+        reach: Mapping[str, NotNegative],
+        pixels: Sequence[NotNegative],
         l1_step: str = "code",
     ) -> None:
         super().__init__(model, attack)

@@ -11,6 +11,7 @@ from atbench.attacks import BALLS, L2, GradientAttack, Objective, cross_entropy,
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Steps, accuracy
+from atbench.ranges import AnyCount, NotNegative, Share
 
 RULES = ("avg", "max", "alternate", "sequential")
 
@@ -55,11 +56,11 @@ class MultiNorm(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        radii: Mapping[str, float],
-        reach: Mapping[str, float],
-        steps: Mapping[str, int],
+        radii: Mapping[str, NotNegative],
+        reach: Mapping[str, NotNegative],
+        steps: Mapping[str, AnyCount],
         rule: str = "avg",
-        warmup: float = 0.0,
+        warmup: Share = 0.0,
     ) -> None:
         super().__init__(model, attack)
         if rule not in RULES:

@@ -12,6 +12,7 @@ from atbench.data import Batch, Images, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Stage
 from atbench.methods.trades import Trades
+from atbench.ranges import NotNegative
 
 
 class Rst(Trades):
@@ -40,7 +41,7 @@ class Rst(Trades):
 
     labels: Tensor
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, beta: float = 6.0) -> None:
+    def __init__(self, model: nn.Module, attack: GradientAttack, beta: NotNegative = 6.0) -> None:
         super().__init__(model, attack, beta)
         self.pool: Images | None = None
         self.train_size, self.dtype = 0, torch.float32

@@ -10,6 +10,7 @@ from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.trades import both
+from atbench.ranges import NotNegative
 
 FORMS = ("trades", "pgd_at")
 
@@ -49,9 +50,9 @@ class Score(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        beta: float = 4.0,
-        clip: float = 0.0,
-        total_clip: float = 0.0,
+        beta: NotNegative = 4.0,
+        clip: NotNegative = 0.0,
+        total_clip: NotNegative = 0.0,
         form: str = "trades",
         adversarial_first: bool = False,
     ) -> None:

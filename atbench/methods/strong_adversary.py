@@ -11,6 +11,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Steps, accuracy
 from atbench.models import Network
+from atbench.ranges import NotNegative
 
 DIRECTIONS = ("loss", "alpha", "representation")
 #: The norm in which gradients are measured where perturbations are measured in p.
@@ -45,7 +46,12 @@ class StrongAdversary(Method):
     """
 
     def __init__(
-        self, model: nn.Module, attack: GradientAttack, direction: str = "loss", layer: int = -1, share: float = 0.3
+        self,
+        model: nn.Module,
+        attack: GradientAttack,
+        direction: str = "loss",
+        layer: int = -1,
+        share: NotNegative = 0.3,
     ) -> None:
         super().__init__(model, attack)
         if direction not in DIRECTIONS:

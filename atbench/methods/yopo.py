@@ -13,6 +13,7 @@ from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, Round, Steps, accuracy
 from atbench.models import Network
+from atbench.ranges import Count
 
 FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
 
@@ -50,8 +51,8 @@ class Yopo(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        m: int = 5,
-        n: int = 3,
+        m: Count = 5,
+        n: Count = 3,
         first_layer_grad: str = "both",
     ) -> None:
         super().__init__(model, attack)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from atbench.attacks import Objective
 from atbench.data import Batch, TrainData
-from atbench.errors import ConfigError
 from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
@@ -118,11 +117,6 @@ def test_the_paper_s_experiment_decays_every_parameter() -> None:
     for name in ("l1_penalty_at", "early_stop"):
         cfg = resolved(f"experiment=paper/{name}")
         assert (cfg.train.decay, cfg.train.optimizer.weight_decay, cfg.method.clean_pass) == ("all", 5e-4, True)
-
-
-def test_a_negative_penalty_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.penalty"):
-        make(worlds.data(), -1.0)
 
 
 # Sparse regression in high dimension, the setting of the paper: squared loss in the place of cross-entropy; search,
