@@ -4,6 +4,8 @@ A file of facts has its source as comments, read in the authors' repository (or 
 as 8/255 are understood:
 
     parameters: 46160474          trainable parameters of the network (and of what else is trained), at full size
+    steps: 80000                  optimizer steps of the whole training, where its source counts steps and not epochs
+                                  (null: there is no last one); the rates are at steps then
     rates: {0: 0.1, 37.5: ...}    learning rate of the group `model` at epochs from 0 (fractions are within an epoch),
                                   four points at least; `rates_of: {generator: {...}}` for further groups
     equal: {attack.eps: 0.031, train.batch_size: 128, ...}    any key of the resolved configuration
@@ -24,6 +26,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import validate, values
+from atbench.config.instantiate import build
 from atbench.data import Images, Source
 from atbench.training import Trainer, World
 from atbench.workflows import factory
@@ -33,6 +36,8 @@ from tests.test_config import resolved
 FACTS = {path.stem: path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
 SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32), "mnist": (1, 28, 28)}
 HERE = World(torch.device("cpu"))
+#: Images of the train splits as they are published, what is held out included.
+IMAGES = {"cifar10": 50_000, "mnist": 60_000, "imagenet": 1_281_167}
 
 
 @dataclass
@@ -85,15 +90,32 @@ def test_the_settings_are_the_authors(paper: Paper) -> None:
         assert found == (pytest.approx(wanted, rel=1e-9) if isinstance(wanted, float) else wanted), key
 
 
+def steps_an_epoch(cfg: DictConfig) -> int:
+    """Optimizer steps of one epoch at full size: whole batches of what is not held out, each used `replays` times."""
+    left = IMAGES[cfg.dataset.about.name] - int(cfg.dataset.source.validation)
+    return left // int(cfg.train.batch_size) * int(cfg.method.get("replays", 1))
+
+
+STEPS = {name: facts["steps"] for name, path in FACTS.items() if (facts := OmegaConf.load(path)).get("steps")}
+
+
+@pytest.mark.parametrize(("name", "steps"), [*STEPS.items(), ("kurakin_mixed_batch", 150_000)])
+def test_it_takes_the_authors_steps_to_the_nearest_epoch(name: str, steps: int) -> None:
+    cfg = resolved(f"experiment=paper/{name}", "logger=none")
+    an_epoch = steps_an_epoch(cfg)
+    assert abs(cfg.train.epochs * an_epoch - steps) <= an_epoch / 2
+
+
 def test_the_rates_are_the_authors(paper: Paper) -> None:
     cfg = paper.configuration()
     for group, rates in {"model": paper.facts["rates"], **paper.facts.get("rates_of", {})}.items():
         assert len(rates) >= 4, "four points of the schedule"
         node = {**cfg.train, **cfg.train.groups.get(group, {})}
-        schedule = factory.build(node["schedule"], "train.schedule")
-        for epoch, rate in rates.items():
-            now = float(node["optimizer"]["lr"]) * schedule(epoch / cfg.train.epochs)
-            assert now == pytest.approx(rate, rel=1e-6, abs=1e-12), (group, epoch)
+        schedule = build(node["schedule"], "train.schedule")
+        an_epoch = steps_an_epoch(cfg) if "steps" in paper.facts else 1
+        for at, rate in rates.items():
+            now = float(node["optimizer"]["lr"]) * schedule(at / (cfg.train.epochs * an_epoch))
+            assert now == pytest.approx(rate, rel=1e-6, abs=1e-12), (group, at)
 
 
 def test_the_network_has_the_authors_parameters(paper: Paper) -> None:

@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from typing import Annotated, get_origin
+
 import pytest
 
-from atbench.config import instantiate, registry, validate
+from atbench.config import instantiate, ranges, registry, validate, values
+from atbench.config.instantiate import checked, locate
 from atbench.errors import ConfigError
 from tests.test_config import resolved
 
 METHODS = registry.options("method", [registry.conf_dir()])
+RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]
+#: Arguments of methods that any number is good for: ρ may be infinite, and stages are counted from either end.
+ANY_NUMBER = {"ccat": {"rho"}, "strong_adversary": {"layer"}}
+FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
+OUTSIDE = {
+    "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
+    "alp": {"weight": (-0.5, FROM_0)},
+    "cat_curriculum": {
+        "max_strength": (-1, "a whole number from 0"),
+        "patience": (10, SHARE),
+        "threshold": (90, SHARE),
+    },
+    "ccat": {"share": (1.5, SHARE)},
+    "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
+    "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
+    "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0)},
+    "early_stop": {"patience": (0, "a share above 0, at most 1")},
+    "fgsm_at": {"clean": (1.5, SHARE)},
+    "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},
+    "free_at": {"replays": (0, COUNT)},
+    "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
+    "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
+    "kd_swa": {"temperature": (0, ABOVE_0), "robust": (-0.6, FROM_0)},
+    "kurakin_mixed_batch": {
+        "share": (-0.1, SHARE),
+        "weight": (0, ABOVE_0),
+        "sigma": (0, ABOVE_0),
+        "delay": (10000, SHARE),
+    },
+    "l1_penalty_at": {"penalty": (-1, FROM_0)},
+    "lbgat": {"beta": (-6, FROM_0)},
+    "llr": {"linearity": (-4, FROM_0), "warmup": (500, SHARE)},
+    "lsq": {"weight": (-0.5, FROM_0)},
+    "mart": {"beta": (-5, FROM_0)},
+    "mma": {"d_max": (-0.1, FROM_0), "clean_weight": (2, SHARE), "bisections": (0, COUNT)},
+    "msd": {
+        "pixels": ([-1, 2], "a list of a number from 0"),
+        "rel_path_length": ({"l1": -1}, "a mapping of a number from 0"),
+    },
+    "multi_norm_avg": {"warmup": (2, SHARE), "steps": ({"l1": -1}, "a mapping of a whole number from 0")},
+    "multi_norm_max": {"warmup": (-0.1, SHARE)},
+    "pgd_at_te": {"weight": (-300, FROM_0), "momentum": (1, "a number from 0 to below 1"), "start": (89, SHARE)},
+    "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},
+    "rlfat_trades": {"beta": (-6, FROM_0), "blocks": (0, COUNT)},
+    "rst": {"beta": (-6, FROM_0)},
+    "score": {"beta": (-4, FROM_0), "total_clip": (-1, FROM_0)},
+    "strong_adversary": {"share": (-0.3, FROM_0)},
+    "tla": {"margin": (-0.03, FROM_0), "negatives": (0, COUNT)},
+    "trades": {"beta": (-6, FROM_0)},
+    "trades_te": {"beta": (-6, FROM_0), "full": (149, SHARE)},
+    "yopo": {"m": (0, COUNT), "n": (-3, COUNT)},
+}
 
 
 class TestRanges:
@@ -33,6 +90,7 @@ class TestRanges:
             (["+attack.sparsity=3"], r"attack\.sparsity: 3 "),
             (["eval=auto", "eval.attacks.apgd_ce.rho=2"], r"eval\.attacks\.apgd_ce\.rho: 2 "),
             (["eval=auto", "eval.attacks.square.steps=-5"], r"eval\.attacks\.square\.steps: -5 "),
+            (["method=trades", "method.beta=-6"], r"^method\.beta: -6 — Trades wants a number from 0"),
             (["model.width=0"], r"model\.width: 0 — CNN wants a whole number from 1"),
             (["dataset=cifar10", "dataset.augment=[{_target_: atbench.data.augment.PadCropFlip, pad: -1, flip: true}]"],
              r"dataset\.augment\.0\.pad: -1 "),
@@ -41,6 +99,19 @@ class TestRanges:
     def test_a_number_outside_its_range_is_refused_by_its_key(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
             validate.check(resolved(*words))
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_number_of_a_method_has_a_range(self, method: str) -> None:
+        node = values.plain(resolved(f"method={method}").method)
+        parameters = inspect.signature(locate(node["_target_"], "method._target_")).parameters
+        plain = {name for name, each in parameters.items() if re.search(r"\b(float|int)\b", str(each.annotation))}
+        assert plain <= ANY_NUMBER.get(method, set())
+        ranged = {name for name, each in parameters.items() if re.search("|".join(RANGES), str(each.annotation))}
+        assert bool(ranged) == (method in OUTSIDE)
+        for name, (value, wanted) in OUTSIDE.get(method, {}).items():
+            said = rf"^method\.{name}: {re.escape(str(value))} — \w+ wants {wanted}"
+            with pytest.raises(ConfigError, match=said):
+                checked({**node, name: value}, "method")
 
     def test_a_range_within_a_mapping(self) -> None:
         with pytest.raises(ConfigError, match=r"method\.reach.*a mapping of a number"):

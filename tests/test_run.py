@@ -109,7 +109,7 @@ def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
 
 
 def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for what is looked at before the first step: none of it is kept, and other pixels leave the same weights."""
+    """But for one look at it before the first step: nothing of it is kept, and other pixels leave the same weights."""
     seen: list[weakref.ref[Images]] = []
     begun: list[bool] = []
 
@@ -127,7 +127,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
         return images
 
     def fit(self: Run, *given: Any) -> None:
-        assert seen and all(images() is None for images in seen)
+        assert len(seen) == 1 and seen[0]() is None
         begun.append(True)
         fitted(self, *given)
 
@@ -142,6 +142,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     begun.clear()
+    seen.clear()
     monkeypatch.setattr(factory, "make_source", sealed)
     monkeypatch.setattr(Run, "fit", fit)
     assert train("method=standard", "name=again") == 1

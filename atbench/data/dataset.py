@@ -97,10 +97,10 @@ class Source:
             why = f"of {len(self.train)} examples; some have to be left to train on"
             raise ConfigError("dataset.source.validation", self.validation, why, "use a smaller number, from 0")
 
-    def refuse_unfit(self) -> None:
+    def refuse_unfit(self) -> Images:
         """Refuse a data set of which a training could not be finished: before its first step, and not after its last.
 
-        The test split is read once, and let go of: nothing of it is handed on. Raises ConfigError and DataError.
+        Returns the test split, which it has read for that. Raises ConfigError and DataError.
         """
         if self.validation == 0:
             why = "the best checkpoint is chosen on images that are held out"
@@ -117,6 +117,7 @@ class Source:
             raise DataError(self.name, f"test images {theirs}", f"the train images are {self.shape}", "make them alike")
         if isinstance(test.x, LazyImages):
             test.x.look()
+        return test
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Positions in `train` of what is held out and of what may be trained on: the same for every run."""

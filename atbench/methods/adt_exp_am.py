@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.attacks.norms.lp_ball import clip
+from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
@@ -49,8 +50,8 @@ class AdtExpAm(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        entropy_weight: float = 0.01,
-        generator_width: int | None = None,
+        entropy_weight: NotNegative = 0.01,
+        generator_width: Count | None = None,
         generator_norm: str = "batch",
     ) -> None:
         super().__init__(model, attack)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -36,7 +37,9 @@ class Alp(Method):
         target: what the attack moves away from (`label`, `predicted`) or towards (`least_likely`, `random`).
     """
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, weight: float = 0.5, target: str = "label") -> None:
+    def __init__(
+        self, model: nn.Module, attack: GradientAttack, weight: NotNegative = 0.5, target: str = "label"
+    ) -> None:
         super().__init__(model, attack)
         if target not in TARGETS:
             known = ", ".join(TARGETS)

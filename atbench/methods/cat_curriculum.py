@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.config.ranges import AnyCount, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Decision, FixedSteps, Keep, Loss, Method, Report, Restore, accuracy
@@ -50,10 +51,10 @@ class CatCurriculum(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        max_strength: int,
+        max_strength: AnyCount,
         advance: str = "validation",
-        patience: float = 10 / 300,
-        threshold: float = 0.9,
+        patience: Share = 10 / 300,
+        threshold: Share = 0.9,
     ) -> None:
         super().__init__(model, attack)
         if advance not in ADVANCES:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, confidence
+from atbench.config.ranges import Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -45,11 +46,9 @@ class Ccat(Method):
 
     requires_hard_labels = True
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, rho: float = 10.0, share: float = 0.5) -> None:
+    def __init__(self, model: nn.Module, attack: GradientAttack, rho: float = 10.0, share: Share = 0.5) -> None:
         super().__init__(model, attack)
-        if not 0 <= share <= 1:
-            raise ConfigError("method.share", share, "is no share of a batch", "use 0 to 1; the paper's is 0.5")
-        if rho < 0:
+        if not rho >= 0:  # no `NotNegative`: it may be infinite
             raise ConfigError("method.rho", rho, "would raise confidence with distance", "use 0 or more")
         self.rho, self.share = rho, share
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
@@ -42,9 +43,9 @@ class Clp(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        weight: float = 0.5,
+        weight: NotNegative = 0.5,
         penalty: str = "pairs",
-        noise: float = 0.5,
+        noise: NotNegative = 0.5,
     ) -> None:
         super().__init__(model, attack)
         if penalty not in PENALTIES:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch, TrainData
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.trades import both
@@ -48,11 +49,11 @@ class Dkl(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        alpha: float = 4.0,
-        beta: float = 20.0,
-        attack_beta: float = 0.0,
-        temperature: float = 4.0,
-        gamma: float = 1.0,
+        alpha: NotNegative = 4.0,
+        beta: NotNegative = 20.0,
+        attack_beta: NotNegative = 0.0,
+        temperature: Positive = 4.0,
+        gamma: NotNegative = 1.0,
         ramp: bool = True,
     ) -> None:
         super().__init__(model, attack)

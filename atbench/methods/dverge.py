@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective
+from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage, accuracy
@@ -47,10 +48,10 @@ class Dverge(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        distill_eps: float,
-        distill_step: float,
-        distill_steps: int = 10,
-        momentum: float = 1.0,
+        distill_eps: NotNegative,
+        distill_step: NotNegative,
+        distill_steps: AnyCount = 10,
+        momentum: NotNegative = 1.0,
     ) -> None:
         super().__init__(model, attack)
         networks(model)  # refuses what is no ensemble

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack
-from atbench.errors import ConfigError
+from atbench.config.ranges import SomeShare
 from atbench.methods.base import Decision, Report, Stop
 from atbench.methods.pgd_at import PgdAt
 
@@ -44,12 +44,9 @@ class EarlyStop(PgdAt):
         model: torch.nn.Module,
         attack: GradientAttack,
         clean_pass: bool = True,
-        patience: float | None = None,
+        patience: SomeShare | None = None,
     ) -> None:
         super().__init__(model, attack, clean_pass)
-        if patience is not None and not 0 < patience <= 1:
-            why, fix = "is a share of training", "use a number above 0, at most 1, or null"
-            raise ConfigError("method.patience", patience, why, fix)
         self.patience = patience
         self.register_buffer("best", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("best_epoch", torch.tensor(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from atbench.attacks import GradientAttack, SelfLabelled, cross_entropy
+from atbench.config.ranges import Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -34,13 +35,11 @@ class FgsmAt(Method):
     """
 
     def __init__(
-        self, model: torch.nn.Module, attack: GradientAttack, clean: float = 0.5, target: str = "label"
+        self, model: torch.nn.Module, attack: GradientAttack, clean: Share = 0.5, target: str = "label"
     ) -> None:
         super().__init__(model, attack)
         if target not in TARGETS:
             raise ConfigError("method.target", target, "there is no such choice", f"use one of {', '.join(TARGETS)}")
-        if not 0 <= clean <= 1:
-            raise ConfigError("method.clean", clean, "is a share of the loss", "use a number from 0 to 1")
         self.clean, self.target = clean, target
 
     def perturb(self, batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, cross_entropy
+from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 from atbench.seeding import Draws, generator
@@ -47,10 +48,10 @@ class FgsmMep(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        consistency: float = 10.0,
-        momentum: float = 0.3,
-        smoothing_target: float = 0.6,
-        reset: float = 40 / 110,
+        consistency: NotNegative = 10.0,
+        momentum: NotNegative = 0.3,
+        smoothing_target: Share = 0.6,
+        reset: Share = 40 / 110,
     ) -> None:
         super().__init__(model, attack)
         self.consistency, self.momentum = consistency, momentum

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import clip
+from atbench.config.ranges import Count
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
@@ -40,7 +41,7 @@ class FreeAt(Method):
     delta: Tensor
 
     def __init__(
-        self, model: torch.nn.Module, attack: GradientAttack, replays: int = 8, gradient: str = "delta"
+        self, model: torch.nn.Module, attack: GradientAttack, replays: Count = 8, gradient: str = "delta"
     ) -> None:
         super().__init__(model, attack)
         if gradient not in GRADIENTS:

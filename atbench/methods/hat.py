@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Stage, accuracy
 from atbench.methods.trades import Trades, symmetric_gradient_kl
@@ -38,7 +39,12 @@ class Hat(Trades):
     """
 
     def __init__(
-        self, model: nn.Module, attack: GradientAttack, beta: float = 2.5, gamma: float = 0.5, reach: float = 2.0
+        self,
+        model: nn.Module,
+        attack: GradientAttack,
+        beta: NotNegative = 2.5,
+        gamma: NotNegative = 0.5,
+        reach: NotNegative = 2.0,
     ) -> None:
         super().__init__(model, attack, beta)
         self.gamma, self.reach = gamma, reach

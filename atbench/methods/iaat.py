@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
 
@@ -41,10 +42,10 @@ class Iaat(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        gamma: float,
-        min_step: float,
-        beta: float = 0.1,
-        warmup: float = 10 / 110,
+        gamma: NotNegative,
+        min_step: NotNegative,
+        beta: Share = 0.1,
+        warmup: Share = 10 / 110,
     ) -> None:
         super().__init__(model, attack)
         self.gamma, self.min_step, self.beta, self.warmup = gamma, min_step, beta, warmup

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, Stage, accuracy
 from atbench.models import Frozen
@@ -40,10 +41,10 @@ class KdSwa(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        ce: float = 0.3,
-        standard: float = 0.1,
-        robust: float = 0.6,
-        temperature: float = 2.0,
+        ce: NotNegative = 0.3,
+        standard: NotNegative = 0.1,
+        robust: NotNegative = 0.6,
+        temperature: Positive = 2.0,
     ) -> None:
         super().__init__(model, attack)
         weights = {"standard": standard, "robust": robust}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entropy, likelihood
+from atbench.config.ranges import Positive, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -42,20 +43,15 @@ class KurakinMixedBatch(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        share: float = 0.5,
-        weight: float = 0.3,
-        sigma: float = 0.5,
+        share: Share = 0.5,
+        weight: Positive = 0.3,
+        sigma: Positive = 0.5,
         target: str = "least_likely",
-        delay: float = 0.0,
+        delay: Share = 0.0,
     ) -> None:
         super().__init__(model, attack)
         if target not in TARGETS:
             raise ConfigError("method.target", target, "there is no such choice", f"use one of {', '.join(TARGETS)}")
-        if not 0 <= share <= 1:
-            raise ConfigError("method.share", share, "is a share of the batch", "use a number from 0 to 1")
-        for key, value in (("weight", weight), ("sigma", sigma)):
-            if value <= 0:
-                raise ConfigError(f"method.{key}", value, "must be above 0", "leave out the attack with method.share=0")
         self.share, self.weight, self.sigma, self.target, self.delay = share, weight, sigma, target, delay
         self.requires_hard_labels = target == "random"
         self.classes = 0

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
-from atbench.errors import ConfigError
 from atbench.methods.base import Loss
 from atbench.methods.pgd_at import PgdAt
 
@@ -41,13 +41,11 @@ class L1PenaltyAt(PgdAt):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        penalty: float = 1e-5,
+        penalty: NotNegative = 1e-5,
         proximal: bool = False,
         clean_pass: bool = False,
     ) -> None:
         super().__init__(model, attack, clean_pass)
-        if penalty < 0:
-            raise ConfigError("method.penalty", penalty, "must not be negative", "use 0 for none")
         self.penalty, self.proximal = penalty, proximal
 
     def weights(self) -> list[Tensor]:

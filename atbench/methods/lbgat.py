@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, accuracy
 from atbench.methods.trades import Trades, symmetric_gradient_kl
@@ -42,7 +43,7 @@ class Lbgat(Trades):
         attack: GradientAttack,
         network: Callable[..., nn.Module],
         teacher: Mapping[str, Any],
-        beta: float = 0.0,
+        beta: NotNegative = 0.0,
     ) -> None:
         super().__init__(model, attack, beta)
         self.teacher = network(teacher)

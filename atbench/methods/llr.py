@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -62,9 +63,9 @@ class Llr(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        linearity: float = 2.0,
-        slope: float = 0.6,
-        warmup: float = 500 / 100_000,
+        linearity: NotNegative = 2.0,
+        slope: NotNegative = 0.6,
+        warmup: Share = 500 / 100_000,
         search: str = "code",
     ) -> None:
         super().__init__(model, attack)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.trades import both, symmetric_gradient_kl
@@ -31,7 +32,7 @@ class Mart(Method):
 
     requires_hard_labels = True
 
-    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 5.0) -> None:
+    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: NotNegative = 5.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
 

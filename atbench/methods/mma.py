@@ -7,6 +7,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, soft_margin
 from atbench.attacks.norms.lp_ball import per_example
+from atbench.config.ranges import Count, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
@@ -51,10 +52,10 @@ class Mma(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        d_max: float,
-        min_eps: float,
-        bisections: int = 10,
-        clean_weight: float = 1 / 3,
+        d_max: NotNegative,
+        min_eps: NotNegative,
+        bisections: Count = 10,
+        clean_weight: Share = 1 / 3,
         bisect_bn: str = "train",
     ) -> None:
         super().__init__(model, attack)

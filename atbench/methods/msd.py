@@ -8,6 +8,7 @@ from torch import nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.ascent.multi_norm import MultiSteepest
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import FixedSteps
 from atbench.methods.multi_norm import check_norms, step_length
@@ -41,9 +42,9 @@ class Msd(PgdAt):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        radii: Mapping[str, float],
-        rel_path_length: Mapping[str, float],
-        pixels: Sequence[float],
+        radii: Mapping[str, NotNegative],
+        rel_path_length: Mapping[str, NotNegative],
+        pixels: Sequence[NotNegative],
         l1_step: str = "code",
     ) -> None:
         super().__init__(model, attack)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import BALLS, L2, GradientAttack, Objective, cross_entropy, margin
+from atbench.config.ranges import AnyCount, NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
@@ -55,11 +56,11 @@ class MultiNorm(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        radii: Mapping[str, float],
-        rel_path_length: Mapping[str, float],
-        steps: Mapping[str, int],
+        radii: Mapping[str, NotNegative],
+        rel_path_length: Mapping[str, NotNegative],
+        steps: Mapping[str, AnyCount],
         rule: str = "avg",
-        warmup: float = 0.0,
+        warmup: Share = 0.0,
     ) -> None:
         super().__init__(model, attack)
         if rule not in RULES:

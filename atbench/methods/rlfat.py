@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch
-from atbench.errors import ConfigError
 from atbench.methods.base import Clock, Loss, Method, accuracy
 from atbench.methods.trades import Trades, symmetric_gradient_kl
 from atbench.seeding import generator
@@ -34,9 +34,11 @@ class Rlfat(Method):
         blocks: strips an axis; 1 shuffles nothing and is PGD-AT.
     """
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, transfer: float = 0.5, blocks: int = 2) -> None:
+    def __init__(
+        self, model: nn.Module, attack: GradientAttack, transfer: NotNegative = 0.5, blocks: Count = 2
+    ) -> None:
         super().__init__(model, attack)
-        self.transfer, self.blocks = transfer, at_least_one(blocks)
+        self.transfer, self.blocks = transfer, blocks
 
     def loss(self, batch: Batch) -> Loss:
         shuffled = self.model(block_shuffle(batch.x_adv, self.blocks, self.clock))
@@ -66,10 +68,15 @@ class RlfatTrades(Trades):
     """
 
     def __init__(
-        self, model: nn.Module, attack: GradientAttack, beta: float = 6.0, transfer: float = 1.0, blocks: int = 2
+        self,
+        model: nn.Module,
+        attack: GradientAttack,
+        beta: NotNegative = 6.0,
+        transfer: NotNegative = 1.0,
+        blocks: Count = 2,
     ) -> None:
         super().__init__(model, attack, beta)
-        self.transfer, self.blocks = transfer, at_least_one(blocks)
+        self.transfer, self.blocks = transfer, blocks
 
     def loss(self, batch: Batch) -> Loss:
         clean = self.model(batch.x)
@@ -83,13 +90,6 @@ class RlfatTrades(Trades):
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 10
-
-
-def at_least_one(blocks: int) -> int:
-    """The number of strips, if there can be so many."""
-    if blocks < 1:
-        raise ConfigError("method.blocks", blocks, "an image has at least one block", "use 2, the paper's")
-    return blocks
 
 
 def block_shuffle(x: Tensor, blocks: int, clock: Clock) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, kl_from
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch, Images, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Stage
@@ -40,7 +41,7 @@ class Rst(Trades):
 
     labels: Tensor
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, beta: float = 6.0) -> None:
+    def __init__(self, model: nn.Module, attack: GradientAttack, beta: NotNegative = 6.0) -> None:
         super().__init__(model, attack, beta)
         self.pool: Images | None = None
         self.train_size, self.dtype = 0, torch.float32

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -49,9 +50,9 @@ class Score(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        beta: float = 4.0,
-        clip: float = 0.0,
-        total_clip: float = 0.0,
+        beta: NotNegative = 4.0,
+        clip: NotNegative = 0.0,
+        total_clip: NotNegative = 0.0,
         form: str = "trades",
         adversarial_first: bool = False,
     ) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.attacks.norms.lp_ball import flat_norm, per_example
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, accuracy
@@ -45,7 +46,12 @@ class StrongAdversary(Method):
     """
 
     def __init__(
-        self, model: nn.Module, attack: GradientAttack, direction: str = "loss", layer: int = -1, share: float = 0.3
+        self,
+        model: nn.Module,
+        attack: GradientAttack,
+        direction: str = "loss",
+        layer: int = -1,
+        share: NotNegative = 0.3,
     ) -> None:
         super().__init__(model, attack)
         if direction not in DIRECTIONS:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
+from atbench.config.ranges import BelowOne, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -88,10 +89,10 @@ class PgdAtTe(PgdAt):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        weight: float = 300.0,
-        momentum: float = 0.9,
-        start: float = 89 / 200,
-        full: float = 149 / 200,
+        weight: NotNegative = 300.0,
+        momentum: BelowOne = 0.9,
+        start: Share = 89 / 200,
+        full: Share = 149 / 200,
     ) -> None:
         super().__init__(model, attack)
         self.ensembling = Ensembling(weight, momentum, start, full)
@@ -148,11 +149,11 @@ class TradesTe(Trades):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        beta: float = 6.0,
-        weight: float = 300.0,
-        momentum: float = 0.9,
-        start: float = 89 / 200,
-        full: float = 149 / 200,
+        beta: NotNegative = 6.0,
+        weight: NotNegative = 300.0,
+        momentum: BelowOne = 0.9,
+        start: Share = 89 / 200,
+        full: Share = 149 / 200,
     ) -> None:
         super().__init__(model, attack, beta)
         self.ensembling = Ensembling(weight, momentum, start, full)

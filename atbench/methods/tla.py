@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
+from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
@@ -53,18 +54,16 @@ class Tla(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        triplet_weight: float = 2.0,
-        margin: float = 0.03,
-        norm_weight: float = 1e-3,
-        negatives: int = 10,
+        triplet_weight: NotNegative = 2.0,
+        margin: NotNegative = 0.03,
+        norm_weight: NotNegative = 1e-3,
+        negatives: Count = 10,
         own_triplet: bool = True,
     ) -> None:
         super().__init__(model, attack)
         if not isinstance(model, Network):
             why = "tla compares what one network knows before its head"
             raise ConfigError("model", type(model).__name__, why, "use a model with stages, and model.members=1")
-        if negatives < 1:
-            raise ConfigError("method.negatives", negatives, "nothing to mine negatives from", "use 1 or more")
         self.triplet_weight, self.margin, self.norm_weight = triplet_weight, margin, norm_weight
         self.negatives, self.own_triplet = negatives, own_triplet
         self.data: TrainData | None = None

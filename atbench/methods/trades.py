@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, kl_from
+from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, accuracy
 
@@ -30,7 +31,7 @@ class Trades(Method):
 
     adversarial_first = False
 
-    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: float = 6.0) -> None:
+    def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: NotNegative = 6.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import clip
+from atbench.config.ranges import Count
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
@@ -50,8 +51,8 @@ class Yopo(Method):
         self,
         model: torch.nn.Module,
         attack: GradientAttack,
-        m: int = 5,
-        n: int = 3,
+        m: Count = 5,
+        n: Count = 3,
         first_layer_grad: str = "both",
     ) -> None:
         super().__init__(model, attack)

@@ -98,12 +98,16 @@ class Network(nn.Module):
 
 
 def per_image_standardize(x: Tensor) -> Tensor:
-    """(x − mean) / max(std, 1/√n) of each image, n its numbers: TensorFlow's per_image_standardization (Madry et al.
-    2018 on CIFAR-10, and what was made from their code).
+    """(z − mean) / max(std, 1/√n) of each image, z = 255·x its n values, std² their variance over n:
+    TensorFlow's per_image_standardization (Madry et al. 2018 on CIFAR-10, and what was made from their code).
+
+    BorealisAI/advertorch, in MMA, has the floor 1/√n on x itself and the variance over n − 1. Images see that floor
+    where the std of z is below 255/√n, 4.6 for 32×32×3.
     """
-    axes = tuple(range(1, x.ndim))
+    axes, pixels = tuple(range(1, x.ndim)), 255 * x
     least = 1 / x[0].numel()
-    return (x - x.mean(axes, keepdim=True)) / x.var(axes, correction=0, keepdim=True).clamp_min(least).sqrt()
+    deviation = pixels.var(axes, correction=0, keepdim=True).clamp_min(least).sqrt()
+    return (pixels - pixels.mean(axes, keepdim=True)) / deviation
 
 
 class Ensemble(nn.Module):

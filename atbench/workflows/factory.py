@@ -35,16 +35,14 @@ def make_source(cfg: DictConfig) -> Source:
     return source
 
 
-def shared_source(cfg: DictConfig, world: World, to_train: bool = False) -> Source:
+def shared_source(cfg: DictConfig, world: World) -> Source:
     """The data set, on every process. One of them makes it first, and so alone fetches what is not on the disk; if it
-    cannot, all raise what it raised. `to_train`: it is fit to be trained on, and to be evaluated on afterwards.
+    cannot, all raise what it raised.
     """
     source, refusal = None, None
     if world.main:
         try:
             source = make_source(cfg)
-            if to_train:
-                source.refuse_unfit()
         except AtbenchError as error:
             refusal = error
     if refusal := world.share_object(refusal):

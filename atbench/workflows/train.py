@@ -17,7 +17,7 @@ from torch import nn
 
 from atbench.config import argv, validate, values
 from atbench.config.untrusted import target_overrides
-from atbench.data import Source
+from atbench.data import Images, Source
 from atbench.errors import DataError, exit_code
 from atbench.methods import Stage
 from atbench.reporting import report
@@ -51,14 +51,17 @@ def train(composed: DictConfig) -> float:
         return score
     warnings = validate.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        source = factory.shared_source(cfg, here, to_train=True)
+        source = factory.shared_source(cfg, here)
+        tests: list[Images] = []  # the main process has it until `foreseen` takes it: training is given no test data
+        here.from_main(lambda: tests.append(source.refuse_unfit()))
         run = Run(cfg, source, here, signal, resumed or Path())
         state = run.last() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare(fresh=state is None)
         about = factory.describe(cfg, run.source, trainer)
         found, notes = here.from_main(lambda: run.surroundings(about, resumed, state))
-        run.announce(about, resumed, [*warnings, *run.foreseen(trainer), *notes])
+        warnings += here.from_main(lambda: run.foreseen(trainer, tests.pop()))
+        run.announce(about, resumed, [*warnings, *notes])
         with run.owning(resumed or run.open(found)):
             run.note(found, notes)
             run.fit(trainer, state)
@@ -99,11 +102,10 @@ class Run:
         method = factory.make_method(cfg, model, data, here)
         return factory.make_trainer(cfg, method, data, here, self, self.signal)
 
-    def foreseen(self, trainer: Trainer) -> list[str]:
+    def foreseen(self, trainer: Trainer, test: Images) -> list[str]:
         """Make the plan of the evaluation that is to follow, so that what it cannot do is refused before training; say
         what else is doubtful.
         """
-        test = self.source.test()
         notes = make_plan(self.cfg, self.source, self.world, test).notes
         return [*notes, *factory.doubts(trainer.method, trainer.data, test)]
 

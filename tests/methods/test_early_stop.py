@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atbench.data import TrainData
-from atbench.errors import ConfigError, Interrupted
+from atbench.errors import Interrupted
 from atbench.methods import Report, Stop
 from atbench.methods.early_stop import EarlyStop
 from atbench.methods.pgd_at import PgdAt
@@ -137,9 +137,3 @@ def test_contract() -> None:
     given = worlds.data()
     batch = worlds.check_pure(make(given), given.batch(0, 0))
     assert worlds.legal(make(given).attack, batch.x, batch.x_adv, 0.1)
-
-
-@pytest.mark.parametrize("patience", [0.0, -1.0, 2.0])
-def test_a_patience_that_is_no_share_is_refused(patience: float) -> None:
-    with pytest.raises(ConfigError, match=r"method\.patience"):
-        make(worlds.data(), patience=patience)

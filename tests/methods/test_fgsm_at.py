@@ -116,9 +116,3 @@ def test_contract() -> None:
     batch = worlds.check_pure(method, batch)
     assert worlds.legal(method.attack, batch.x, batch.x_adv, 0.1)
     worlds.check_ranks(lambda given: FgsmAt(worlds.cnn(), worlds.attack(**ONE_STEP)))
-
-
-@pytest.mark.parametrize("clean", [-0.1, 1.5])
-def test_a_weight_that_is_no_share_is_refused(clean: float) -> None:
-    with pytest.raises(ConfigError, match=r"method\.clean: .* from 0 to 1"):
-        make(clean)

@@ -185,9 +185,6 @@ def test_two_processes_are_one(share: float, target: str) -> None:
     worlds.check_ranks(lambda given: make(given, {"start": "uniform"}, share=share, target=target))
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("target", "likely"), ("share", 1.5), ("share", -0.1), ("weight", 0.0), ("sigma", 0.0)]
-)
-def test_settings_that_cannot_be_run_are_refused(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"method\.{key}"):
-        KurakinMixedBatch(worlds.cnn(), worlds.attack(), **{key: value})
+def test_a_target_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.target: likely"):
+        KurakinMixedBatch(worlds.cnn(), worlds.attack(), target="likely")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from atbench.attacks import Objective
 from atbench.data import Batch, TrainData
-from atbench.errors import ConfigError
 from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
@@ -122,11 +121,6 @@ def test_the_paper_s_experiment_decays_every_parameter() -> None:
             5e-4,
             True,
         )
-
-
-def test_a_negative_penalty_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"method\.penalty"):
-        make(worlds.data(), -1.0)
 
 
 # Sparse regression in high dimension, the setting of the paper: squared loss in the place of cross-entropy; search,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from atbench.data import Batch, TrainData
-from atbench.errors import ConfigError
 from atbench.methods import Clock, Method
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.rlfat import Rlfat, RlfatTrades, block_shuffle
@@ -179,9 +178,3 @@ def test_contract(kind: type[Rlfat | RlfatTrades]) -> None:
     assert worlds.legal(method.attack, batch.x, batch.x_adv, 0.1)
     worlds.check_resume(lambda: make(kind), given)
     worlds.check_ranks(lambda _: make(kind))
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_an_image_has_at_least_one_block(kind: type[Rlfat | RlfatTrades]) -> None:
-    with pytest.raises(ConfigError, match=r"method\.blocks: 0"):
-        make(kind, blocks=0)

@@ -221,5 +221,3 @@ def test_what_it_cannot_use_is_refused() -> None:
     for model in (nn.Linear(2, 2), Ensemble([worlds.cnn(), worlds.cnn()])):
         with pytest.raises(ConfigError, match=r"model: (Linear|Ensemble)"):
             Tla(model, worlds.attack())
-    with pytest.raises(ConfigError, match=r"method\.negatives: 0"):
-        Tla(worlds.cnn(), worlds.attack(), negatives=0)

@@ -8,6 +8,7 @@ from torch import nn
 
 from atbench.errors import ConfigError
 from atbench.models import CNN, Ensemble, Network
+from atbench.models.network import per_image_standardize
 from atbench.models.preact import WRN
 from tests.methods.worlds import cnn, linear
 
@@ -49,19 +50,29 @@ def test_normalisation_is_inside_and_per_channel() -> None:
 
 
 def test_an_image_may_be_standardised_by_itself() -> None:
-    """Mean 0 and variance 1 over all its numbers, whatever the data set's; a flat image stays finite, and so does its
-    gradient.
+    """As TensorFlow does with pixels from 0 to 255, whatever the data set's numbers: of mean 0 and variance 1, but for
+    a deviation below 1/√n, which counts as that. A flat image stays finite, and so does its gradient.
     """
     network = WRN((3, 8, 8), 4, (9.0,) * 3, (9.0,) * 3, depth=10, width=1, standardise="image").double()
-    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
-    x[2] = 0.7
-    x[3] = 0.5 + 1e-4 * (x[3] - 0.5)
-    z = network.normalise(x.requires_grad_())
-    torch.testing.assert_close(z.mean((1, 2, 3)), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-10)
-    torch.testing.assert_close(z[:2].square().mean((1, 2, 3)), torch.ones(2, dtype=torch.float64))
-    torch.testing.assert_close(z[3], (x[3] - x[3].mean()) * 192**0.5)  # no deviation below 1/√n
-    z.square().sum().backward()
-    assert x.grad is not None and x.grad.isfinite().all()
+    pixels = torch.randint(256, (5, 3, 8, 8)).double()
+    pixels[1:] = 100
+    pixels[2, 0, 0, 0] += 1  # √(1/192 · 191/192), hardly below the floor
+    pixels[3, 0, 0, :2] += 1
+    pixels[4, 0, 0, 0] += 1e-3
+    z = network.normalise(pixels / 255)
+    centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(z.mean((1, 2, 3)), torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-10)
+    torch.testing.assert_close(z[[0, 3]].square().mean((1, 2, 3)), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(z[[1, 2, 4]], centred[[1, 2, 4]] * 192**0.5, rtol=1e-9, atol=1e-9)
+    assert z[2, 0, 0, 0].item() == pytest.approx(191 / 192 * 192**0.5)
+
+
+def test_a_flat_image_is_standardised_to_nothing_in_any_type() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = torch.full((1, 3, 32, 32), 0.5, dtype=dtype).requires_grad_()
+        z = per_image_standardize(x)
+        z.square().sum().backward()
+        assert not z.any() and x.grad is not None and x.grad.isfinite().all()
 
 
 def test_stage_zero_is_linear(network: CNN) -> None:
