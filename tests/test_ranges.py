@@ -114,7 +114,7 @@ class TestRanges:
                 checked({**node, name: value}, "method")
 
     def test_a_range_within_a_mapping(self) -> None:
-        with pytest.raises(ConfigError, match=r"method\.reach.*a mapping of a number"):
+        with pytest.raises(ConfigError, match=r"method\.rel_path_length.*a mapping of a number"):
             validate.check(resolved("method=msd", "method.rel_path_length.l1=wide"))
 
     def test_a_groups_rate_of_nothing_is_doubtful(self) -> None:
@@ -140,7 +140,7 @@ class TestOwnAttack:
             (["method=shaham_ro", "attack.steps=2"], r"attack\.steps: 2 — shaham_ro"),
             (["method=strong_adversary", "attack.steps=20"], r"attack\.steps: 20 — strong_adversary"),
             (["method=kurakin_mixed_batch", "attack.start=uniform"], r"attack\.start: uniform — kurakin_mixed_batch"),
-            (["method=ccat", "attack.return_point=last", "attack.backtrack=0"], r"attack\.keep: last — ccat"),
+            (["method=ccat", "attack.return_point=last", "attack.backtrack=0"], r"attack\.return_point: last — ccat"),
             (["method=llr", "attack.rule=steepest"], r"attack\.rule: steepest — llr"),
             (["experiment=paper/trades", "method=fgsm_at"], r"attack\.steps: 10 — fgsm_at"),
         ],

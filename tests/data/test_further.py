@@ -64,7 +64,7 @@ def test_the_pool_fills_its_part_of_a_batch_and_makes_no_epoch_longer(tmp_path: 
     assert torch.equal(drawn[:100].sort().values, torch.arange(100)) and len(batches[0]) == 6
     extra = batches[3].extra
     assert extra is not None and torch.equal(extra.x, pool.floats(extra.index, torch.float64))
-    with pytest.raises(ConfigError, match=r"train\.pool\.labelled: 0\.5"):
+    with pytest.raises(ConfigError, match=r"train\.extra_data\.labelled: 0\.5"):
         data(pool=pool, labelled=0.5, extra=0.5)
 
 

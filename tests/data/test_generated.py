@@ -226,7 +226,7 @@ class TestConfiguration:
 
     def test_labels_of_nothing_are_refused(self) -> None:
         cfg = resolved("train.extra_data.labels=true")
-        with pytest.raises(ConfigError, match=r"train\.pool\.labels: True.*train\.pool\.path"):
+        with pytest.raises(ConfigError, match=r"train\.extra_data\.labels: True.*train\.extra_data\.path"):
             factory.make_pool(cfg, digits())
 
     def test_images_that_are_decoded_as_they_are_asked_for_are_refused(self, tmp_path: Path) -> None:

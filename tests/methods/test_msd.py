@@ -242,7 +242,7 @@ def test_two_processes_are_one() -> None:
     [
         ({}, REACH, {}, r"method\.radii.*names no norm"),
         ({"l3": 1.0}, REACH, {}, r"method\.radii.*l3.*no such norm"),
-        ({"l1": 1.0}, {"l2": 1.0}, {}, r"method\.reach.*nothing of l1"),
+        ({"l1": 1.0}, {"l2": 1.0}, {}, r"method\.rel_path_length.*nothing of l1"),
         (RADII, REACH, {"eps": 0.3}, r"attack\.eps.*0\.3.*method\.radii\.linf=0\.08.*dataset\.threat\.linf\.eps"),
         (RADII, REACH, {"start": "gaussian"}, r"attack\.start.*zero, uniform"),
     ],

@@ -106,7 +106,7 @@ def test_pseudo_labels_come_back_with_the_state() -> None:
 
 def test_without_labeller_or_pool_it_does_not_train() -> None:
     method = Rst(worlds.cnn(), worlds.attack(start="gaussian"))
-    with pytest.raises(ConfigError, match=r"train\.pool\.labelled.*unlabelled pool"):
+    with pytest.raises(ConfigError, match=r"train\.extra_data\.labelled.*unlabelled pool"):
         method.setup(worlds.data())
     given = worlds.data(**HALF)
     method.setup(given)

@@ -136,7 +136,7 @@ def test_facts_are_compared_where_they_were_kept() -> None:
     assert compared({"seed": 0}, facts, begun=True) == [], "an older version kept fewer"
     with pytest.raises(ConfigError, match="1 processes — the run has 4"):
         compared({**facts, "processes": 4}, facts, begun=True)
-    with pytest.raises(DataError, match=r"train\.pool\.path: None"):
+    with pytest.raises(DataError, match=r"train\.extra_data\.path: None"):
         compared({**facts, "pool_sha256": "b"}, facts, begun=True)
 
 
