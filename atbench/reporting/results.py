@@ -242,8 +242,8 @@ def unknown(record: Mapping[str, Any]) -> bool:
 
 def averaged(record: Mapping[str, Any]) -> bool:
     """Whether the record holds AutoAttack, version rand: attacks on the mean of so many passes as its authors take."""
-    draws = {attack["name"]: attack["settings"].get("draws") or 1 for attack in record["attacks"]}
-    return all(draws.get(name, 1) >= RAND[name] for name in RAND)
+    samples = {attack["name"]: attack["settings"].get("eot_samples") or 1 for attack in record["attacks"]}
+    return all(samples.get(name, 1) >= RAND[name] for name in RAND)
 
 
 def read_evaluation(path: Path) -> Evaluation:
