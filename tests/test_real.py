@@ -44,10 +44,9 @@ def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     assert float(batch.x_adv.min()) >= 0 and float(batch.x_adv.max()) <= 1
     losses = []
     for _ in range(6):  # the clock stands still: the same batch, so that progress is not chance
-        trainer.sums.totals.clear()
-        trainer.sums.counts.clear()
-        trainer._one_batch()
-        losses.append(trainer.sums.means(here)["loss"])
+        trainer.means.clear()
+        trainer.train_batch()
+        losses.append(trainer.means.means(here)["loss"])
     assert losses[-1] < 0.8 * losses[0]
 
 

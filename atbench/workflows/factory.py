@@ -22,7 +22,7 @@ from atbench.evaluation.attack_limits import limits
 from atbench.methods import Method
 from atbench.models import Ensemble, Network, weight_files
 from atbench.seeding import derive
-from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
+from atbench.training import Callbacks, Group, Recipe, Trainer, World, make_group
 from atbench.training.trainer import Interrupt
 
 
@@ -256,7 +256,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
 
 
 def make_trainer(
-    cfg: DictConfig, method: Method, data: TrainData, world: World, watcher: Watcher, interrupt: Interrupt
+    cfg: DictConfig, method: Method, data: TrainData, world: World, callbacks: Callbacks, interrupt: Interrupt
 ) -> Trainer:
     """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
     and no object.
@@ -264,7 +264,7 @@ def make_trainer(
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
     threat, *others = selection_attacks(cfg)
-    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt, others)
+    return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others)
 
 
 def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:

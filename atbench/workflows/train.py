@@ -182,7 +182,7 @@ class Run:
         with self.progress:
             trainer.fit()
 
-    # What the trainer tells (`Watcher`): passed on to terminal, metrics.jsonl and checkpoints.
+    # The callbacks of the trainer: terminal, metrics.jsonl, checkpoints.
 
     def advance(self, examples: int, attack_share: float) -> None:
         if self.progress:

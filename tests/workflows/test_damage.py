@@ -134,7 +134,7 @@ def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     monkeypatch.undo()
     enter(home, monkeypatch)
-    monkeypatch.setattr(Trainer, "_one_batch", lambda self: fitted.append(1))
+    monkeypatch.setattr(Trainer, "train_batch", lambda self: fitted.append(1))
     assert main(["train", f"resume={begun}", "train.time_limit=10"]) == 0 and fitted == [0]
     assert (begun / "report.html").is_file() and read(begun / "status.json")["state"] == "done"
 
