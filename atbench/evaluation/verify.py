@@ -17,7 +17,7 @@ from atbench.data import Images
 from atbench.evaluation import record as records
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Plan
-from atbench.evaluation.recompute import rebuilt
+from atbench.evaluation.recompute import recompute_results
 
 Array = NDArray[Any]
 
@@ -38,7 +38,7 @@ ROUNDED = frozenset({"logits_clean", "logits_adversarial", "confidence_adversari
 
 
 @dataclass(frozen=True)
-class Number:
+class FieldCheck:
     """One value of a record, or one of its arrays as a whole, and what became of it."""
 
     name: str
@@ -48,7 +48,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Again:
+class Recomputed:
     """What follows from data, configuration and kept images: a record, and the arrays of its two npz files."""
 
     record: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Again:
     kept: Mapping[str, Array]
 
 
-def verify(
+def verify_record(
     eval_model: EvalModel,
     images: Images,
     plan: Plan,
@@ -65,18 +65,18 @@ def verify(
     kept: Mapping[str, Array],
     classes: tuple[str, ...] = (),
     about: Mapping[str, Any] | None = None,
-) -> list[Number]:
+) -> list[FieldCheck]:
     """Hold every field and every array against what follows from `images` (the whole split), `plan` (from the
     configuration) and the kept images: legal in their own radius, misclassified as floats and as 8-bit images.
 
     `outcomes` and `kept` are the arrays of the record's two npz files, `about` the fields that its place and its
     checkpoint say.
     """
-    again = computed(eval_model, images, plan, record, outcomes, kept, classes)
-    return compared(record, outcomes, kept, replace(again, record={**again.record, **(about or {})}))
+    again = recompute_record(eval_model, images, plan, record, outcomes, kept, classes)
+    return compare_records(record, outcomes, kept, replace(again, record={**again.record, **(about or {})}))
 
 
-def computed(
+def recompute_record(
     eval_model: EvalModel,
     images: Images,
     plan: Plan,
@@ -84,23 +84,23 @@ def computed(
     outcomes: Mapping[str, Array],
     kept: Mapping[str, Array],
     classes: tuple[str, ...] = (),
-) -> Again:
+) -> Recomputed:
     """Everything again; of the record only a threshold that rounding may have moved is taken over."""
-    found = rebuilt(eval_model, images, plan, outcomes, kept)
-    arrays, adversarial = records.arrays(found), records.adversarial_logits(found)
+    found = recompute_results(eval_model, images, plan, outcomes, kept)
+    arrays, adversarial = records.outcome_arrays(found), records.adversarial_logits(found)
     # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
-    if _alike("logits_clean", outcomes.get("logits_clean"), found.logits):
+    if _arrays_agree("logits_clean", outcomes.get("logits_clean"), found.logits):
         found.logits = outcomes["logits_clean"]
-    if adversarial is not None and _alike("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
+    if adversarial is not None and _arrays_agree("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
         adversarial = outcomes["logits_adversarial"]
     if found.rejection and (tau := _threshold(record, found.rejection.threshold)) is not None:
         found.rejection = replace(found.rejection, threshold=tau)
-    return Again(records.figures(found, classes, adversarial), arrays, records.examples(found))
+    return Recomputed(records.build_record(found, classes, adversarial), arrays, records.example_arrays(found))
 
 
-def compared(
-    record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array], again: Again
-) -> list[Number]:
+def compare_records(
+    record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array], again: Recomputed
+) -> list[FieldCheck]:
     """Field by field and array by array."""
     numbers = list(_fields(record, json.loads(json.dumps(again.record))))
     for where, claimed, found in (("", outcomes, again.outcomes), ("examples: ", kept, again.kept)):
@@ -115,13 +115,13 @@ def _threshold(record: Mapping[str, Any], again: float) -> float | None:
     return claimed if isinstance(claimed, float) and abs(claimed - again) <= CLOSE["reject.threshold"] else None
 
 
-def _fields(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
+def _fields(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[FieldCheck]:
     """All leaves of both, in the order of the record."""
     claimed, found = dict(_leaves(record)), dict(_leaves(again))
     for name in dict.fromkeys([*claimed, *found]):
         if FREE.isdisjoint(name.split(".")):
             old, new = claimed.get(name, "nothing"), found.get(name, "nothing")
-            yield Number(name, old, new, _same(old, new, CLOSE.get(name, 1e-12)))
+            yield FieldCheck(name, old, new, _values_agree(old, new, CLOSE.get(name, 1e-12)))
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -141,20 +141,22 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _same(old: Any, new: Any, tolerance: float) -> bool:
+def _values_agree(old: Any, new: Any, tolerance: float) -> bool:
     numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (old, new))
     if numbers:
         return isclose(old, new, rel_tol=1e-9, abs_tol=tolerance)
     return type(old) is type(new) and old == new
 
 
-def _arrays(where: str, claimed: Mapping[str, Array], again: Mapping[str, Array]) -> Iterator[Number]:
+def _arrays(where: str, claimed: Mapping[str, Array], again: Mapping[str, Array]) -> Iterator[FieldCheck]:
     for name in dict.fromkeys([*claimed, *again]):
         old, new = claimed.get(name), again.get(name)
-        yield Number(f"{where}{name}", _said(old), _said(new, old), _alike(name, old, new))
+        yield FieldCheck(
+            f"{where}{name}", _describe_array(old), _describe_array(new, old), _arrays_agree(name, old, new)
+        )
 
 
-def _alike(name: str, old: Array | None, new: Array | None) -> bool:
+def _arrays_agree(name: str, old: Array | None, new: Array | None) -> bool:
     """Whether two arrays say the same: equal, or up to LOGITS if they are made of logits. NaN equals NaN."""
     if old is None or new is None or old.shape != new.shape or old.dtype.kind != new.dtype.kind:
         return False
@@ -165,7 +167,7 @@ def _alike(name: str, old: Array | None, new: Array | None) -> bool:
     return bool(np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True))
 
 
-def _said(array: Array | None, other: Array | None = None) -> str:
+def _describe_array(array: Array | None, other: Array | None = None) -> str:
     """An array in a few words: its shape, and how many of its values another one has otherwise."""
     if array is None:
         return "nothing"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atbench.reporting import report
-from atbench.reporting.console import Progress, echo, summary
-from atbench.reporting.metrics_log import MetricsLog, truncate
+from atbench.reporting.console import Progress, print_facts, print_summary
+from atbench.reporting.metrics_log import MetricsLog, truncate_log
 
-__all__ = ["MetricsLog", "Progress", "echo", "report", "summary", "truncate"]
+__all__ = ["MetricsLog", "Progress", "print_facts", "print_summary", "report", "truncate_log"]

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atbench.reporting.results import Array, Evaluation
+from atbench.reporting.results import Array, EvaluationRecord
 
 NEVER = -1  # in a mask of first broken steps: nothing broke this example
 
 Claim = tuple[str, float, Array]
 
 
-def disagreements(evaluation: Evaluation) -> tuple[str, ...]:
+def record_disagreements(evaluation: EvaluationRecord) -> tuple[str, ...]:
     """Where the record is not the mean of the masks beside it. Empty for every honest record."""
     file, arrays = evaluation.record["outcomes"], evaluation.outcomes
     if arrays is None:
@@ -39,20 +39,20 @@ def disagreements(evaluation: Evaluation) -> tuple[str, ...]:
     return tuple(found)
 
 
-def standing(codes: Array, k: int | None = None) -> Array:
+def robust_mask(codes: Array, k: int | None = None) -> Array:
     """Booleans: what first broken steps (0: wrong without an attack) leave right after k steps; after all for None."""
     never: Array = codes == NEVER
     return never if k is None else never | (codes > k)
 
 
-def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+def _claims(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
     """(what, the record's value, the mask that it is the mean of)."""
     yield "clean", evaluation.clean.value, arrays["clean"]
     yield "worst case", evaluation.robust.value, arrays["robust"]
     left = arrays["clean"]
     if evaluation.steps:
         yield from _sweep(evaluation, arrays)
-        left = left & standing(arrays["broken_at"])
+        left = left & robust_mask(arrays["broken_at"])
     for attack in evaluation.attacks:
         tried, broken = arrays[f"tried_{attack.name}"], arrays[f"broken_{attack.name}"]
         yield f"examples that {attack.name} ran on", attack.tried / evaluation.n, tried
@@ -64,7 +64,7 @@ def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]
     yield f"worst case over {', '.join(evaluation.record['robust']['attacks'])}", evaluation.robust.value, left
     yield from _eight_bit(evaluation, arrays)
     for norm, (_, _, found) in evaluation.norms.items():
-        yield norm, found.value, standing(arrays[f"broken_at_{norm}"])
+        yield norm, found.value, robust_mask(arrays[f"broken_at_{norm}"])
     yield from _rejected(evaluation, arrays)
     for position, row in enumerate(evaluation.record["classes"]["classes"]):
         if row["n"]:
@@ -75,18 +75,18 @@ def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]
             yield f"accuracy of the {name} calibration", found["accuracy"], right
 
 
-def _sweep(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+def _sweep(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
     for k, found in evaluation.steps.items():
-        yield f"PGD-{k}", found.value, standing(arrays["broken_at"], k)
+        yield f"PGD-{k}", found.value, robust_mask(arrays["broken_at"], k)
     for (eps, _, found), mask in zip(evaluation.eps, arrays["eps_robust"], strict=True):
         yield f"ε = {eps:.4g}", found.value, mask
     surface = dict(zip(arrays["surface_eps"].tolist(), arrays["surface"], strict=True))
     for eps, k, found in evaluation.eps:
         if eps:
-            yield f"ε = {eps:.4g}, k = {k}", found.value, standing(surface[eps], k)
+            yield f"ε = {eps:.4g}, k = {k}", found.value, robust_mask(surface[eps], k)
 
 
-def _rejected(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+def _rejected(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
     """The shares at a rejection's threshold, from logits without an attack and from how sure wrong answers under it are
     (NaN where there is none).
     """
@@ -112,7 +112,7 @@ def _rejected(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Clai
     yield "reject robust_error without rejection", reject["without"]["robust_error"]["share"], ~right | broken
 
 
-def _eight_bit(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
+def _eight_bit(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
     """The worst case of 8-bit images, where the adversarial images were kept."""
     path = evaluation.path.with_name(evaluation.record.get("examples") or "-")
     if not path.is_file():

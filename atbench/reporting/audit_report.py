@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atbench.reporting.document import Block, Cell, Notice, Paragraph, Table
-from atbench.reporting.results import Evaluation
+from atbench.reporting.results import EvaluationRecord
 from atbench.reporting.wording import NOTHING
 
 _ORDER = ("flag", "not run", "pass")
 
 
-def banner(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
+def untrusted_notices(evaluations: Sequence[EvaluationRecord]) -> Iterator[Notice]:
     """What must stand above all figures if an audit was made and does not trust them."""
     for evaluation in evaluations:
         if evaluation.audit["checks"] and not evaluation.audit["trusted"]:
@@ -20,14 +20,14 @@ def banner(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
             yield Notice(text, grave=True)
 
 
-def flagged(evaluation: Evaluation) -> Iterator[str]:
+def flag_lines(evaluation: EvaluationRecord) -> Iterator[str]:
     """One line for every check that raised a flag."""
     for check in evaluation.audit["checks"]:
         if check["verdict"] == "flag":
             yield f"{check['name']}: {check['sentence']}"
 
 
-def blocks(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def audit_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Verdicts and checks, flags first."""
     audited = [evaluation for evaluation in evaluations if evaluation.audit["checks"]]
     if not audited:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from atbench.reporting.results import AUTOATTACK, Accuracy, Evaluation, tried
-from atbench.reporting.wording import number
+from atbench.reporting.results import AUTOATTACK, Accuracy, EvaluationRecord, attack_names
+from atbench.reporting.wording import number_text
 
 HEADLINE_STEPS = 20
 # What makes two evaluations' PGD-k different attacks; the step is given as a share of ε.
 _SWEEP = ("objective", "restarts", "start", "step")
 
-Find = Callable[[Evaluation], Accuracy | None]
+Find = Callable[[EvaluationRecord], Accuracy | None]
 Options = tuple[tuple[str, object], ...]
 
 
@@ -35,33 +35,33 @@ class Columns:
     words: str
 
 
-def measures(evaluations: Sequence[Evaluation]) -> Columns:
+def accuracy_columns(evaluations: Sequence[EvaluationRecord]) -> Columns:
     """The worst case over all attacks where all evaluations ran the same ones; PGD-k beside it, or in its place."""
     columns = tuple(_pgd(evaluations))
     if not evaluations:
         return Columns((), None, "")
     if any(evaluation.headline is None for evaluation in evaluations):
         return Columns(columns, None, "nothing, for a network here answers at random and was not attacked as one")
-    if len({attacks(evaluation) for evaluation in evaluations}) > 1:
+    if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
         shared = [m for m in columns if all(m.of(evaluation) is not None for evaluation in evaluations)]
         headline = shared[-1] if shared else None
         return Columns(columns, headline, headline.title if headline else "")
     first = evaluations[0]
     if not first.attacks:
         return Columns(columns, columns[-1] if columns else None, first.basis)
-    names = tried(first.record)
+    names = attack_names(first.record)
     worst = Column(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
     return Columns((*columns, worst), worst, first.basis)
 
 
-def attacks(evaluation: Evaluation) -> tuple[object, ...]:
+def attack_signature(evaluation: EvaluationRecord) -> tuple[object, ...]:
     """What an evaluation attacked with, for comparing it with another's; the radius is no part of it."""
     k = evaluation.record["plan"]["threat"]["steps"] if evaluation.steps else None
     others = tuple((attack.name, attack.words) for attack in evaluation.attacks)
     return k, _options(evaluation), others, evaluation.record["plan"]["sequential"] if others else None
 
 
-def _options(evaluation: Evaluation) -> Options:
+def _options(evaluation: EvaluationRecord) -> Options:
     """The settings of the sweep's PGD besides k; empty without a sweep."""
     if not evaluation.steps:
         return ()
@@ -72,7 +72,7 @@ def _options(evaluation: Evaluation) -> Options:
     return tuple((name, values[name]) for name in _SWEEP)
 
 
-def _pgd(evaluations: Sequence[Evaluation]) -> list[Column]:
+def _pgd(evaluations: Sequence[EvaluationRecord]) -> list[Column]:
     """PGD-20 and each evaluation's largest k, one column for each way of running PGD."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     ways = sorted({_options(evaluation) for evaluation in swept}, key=repr)
@@ -92,5 +92,5 @@ def _finder(k: int, way: Options) -> Find:
 def _apart(way: Options, ways: Sequence[Options]) -> str:
     """What tells one way of running PGD from the others: ` (restarts=10)`."""
     differing = [at for at, option in enumerate(way) if any(other[at] != option for other in ways)]
-    words = ", ".join(f"{way[at][0]}={number(way[at][1])}" for at in differing)
+    words = ", ".join(f"{way[at][0]}={number_text(way[at][1])}" for at in differing)
     return f" ({words})" if words else ""

@@ -15,10 +15,10 @@ from typing import Any
 
 from atbench.errors import DataError
 from atbench.reporting import run_folder as run_folders
-from atbench.reporting.columns import Column, Columns, attacks, measures
-from atbench.reporting.results import Accuracy, Evaluation
+from atbench.reporting.columns import Column, Columns, accuracy_columns, attack_signature
+from atbench.reporting.results import Accuracy, EvaluationRecord
 from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
-from atbench.reporting.wording import flatten, number
+from atbench.reporting.wording import flatten, number_text
 
 # Robust accuracy of the last epoch below this share of the best checkpoint's: a collapse (catastrophic overfitting),
 # not noise.
@@ -71,19 +71,19 @@ class Row:
     def label(self) -> str:
         """The shortest name that tells this row from the others of a comparison."""
         plus = f" + {' + '.join(self.plus)}" if self.plus else ""
-        differs = ", ".join(f"{key}={number(value)}" for key, value in self.differs.items())
+        differs = ", ".join(f"{key}={number_text(value)}" for key, value in self.differs.items())
         return f"{self.method}{plus}" + (f" ({differs})" if differs else "")
 
     @property
     def seeds(self) -> list[int | None]:
         return [run.seed for run in self.counted]
 
-    def evaluations(self, checkpoint: str) -> list[Evaluation]:
+    def evaluations(self, checkpoint: str) -> list[EvaluationRecord]:
         """The records of one checkpoint, one a seed; none unless all have it: a mean over some is not the mean."""
         found = [run.evaluations[checkpoint] for run in self.counted if checkpoint in run.evaluations]
         return found if len(found) == len(self.counted) else []
 
-    def figure(self, checkpoint: str, of: Callable[[Evaluation], Accuracy | None]) -> Spread | None:
+    def figure(self, checkpoint: str, of: Callable[[EvaluationRecord], Accuracy | None]) -> Spread | None:
         """An accuracy over the seeds."""
         values = [of(evaluation) for evaluation in self.evaluations(checkpoint)]
         return Spread(tuple(v.value for v in values if v is not None)) if values and None not in values else None
@@ -113,7 +113,7 @@ class Row:
     def collapsed(self) -> list[tuple[int | None, float, float]]:
         """Seed, worst case of best and of last, for every seed whose last epoch lost more than half of it."""
         best, last = self.robust("best"), self.robust("last")
-        ways = {attacks(evaluation) for name in CHECKPOINTS for evaluation in self.evaluations(name)}
+        ways = {attack_signature(evaluation) for name in CHECKPOINTS for evaluation in self.evaluations(name)}
         if best is None or last is None or len(ways) > 1:
             return []
         pairs = zip(self.seeds, best.values, last.values, strict=True)
@@ -126,14 +126,14 @@ class Comparison:
     unreadable: tuple[tuple[Path, str], ...]
 
     @property
-    def counted(self) -> list[Evaluation]:
+    def counted(self) -> list[EvaluationRecord]:
         """Every evaluation behind a mean."""
         return [e for row in self.rows for run in row.counted for e in run.evaluations.values()]
 
     @property
     def measures(self) -> Columns:
         """The columns of robust accuracies."""
-        return measures(self.counted)
+        return accuracy_columns(self.counted)
 
     @property
     def runs(self) -> list[tuple[Row, RunFolder, str]]:
@@ -149,7 +149,7 @@ def compare(paths: Iterable[Path]) -> Comparison:
     unreadable = []
     for path in sorted(paths):
         try:
-            run = run_folders.read(path)
+            run = run_folders.read_run(path)
         except DataError as fault:
             unreadable.append((path, str(fault)))
             continue
@@ -197,7 +197,7 @@ def _settings(run: RunFolder) -> dict[str, object]:
     for key in dict.fromkeys(key for settings in given.values() for key in settings):
         values = {name: settings.get(key) for name, settings in given.items()}
         first, *others = values.values()
-        apart = ", ".join(f"{number(value)} ({name})" for name, value in values.items())
+        apart = ", ".join(f"{number_text(value)} ({name})" for name, value in values.items())
         flat[f"evaluation.{key}"] = first if all(value == first for value in others) else apart
     return flat
 

@@ -9,7 +9,7 @@ from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.run_folder import CHECKPOINTS
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
     """`headline`: what `drop` is measured under, null where the rows have no attack in common. `robust` of a row is the
     worst case over that row's own `attacks`: no figure to hold against a row of others.
     """

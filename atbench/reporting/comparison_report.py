@@ -8,26 +8,26 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from atbench.reporting import plots
-from atbench.reporting.agreement import disagreements
-from atbench.reporting.audit_report import flagged
-from atbench.reporting.columns import Column, attacks
+from atbench.reporting.agreement import record_disagreements
+from atbench.reporting.audit_report import flag_lines
+from atbench.reporting.columns import Column, attack_signature
 from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
 from atbench.reporting.evaluation_figures import eps_curve, steps_curve
 from atbench.reporting.plots import Curve
-from atbench.reporting.results import Accuracy, Evaluation, bound
+from atbench.reporting.results import Accuracy, EvaluationRecord, bound_text
 from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
-from atbench.reporting.run_report import threat
+from atbench.reporting.run_report import threat_text
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
     duration,
     interval,
     mean_and_spread,
-    norm,
-    number,
+    norm_name,
+    number_text,
     points,
-    radius,
+    short_eps,
 )
 
 _MOST_CURVES = 10  # more lines in one figure cannot be told apart
@@ -39,14 +39,14 @@ HOW_TO_READ = (
 )
 
 
-def document(comparison: Comparison, title: str) -> Document:
+def build_comparison_report(comparison: Comparison, title: str) -> Document:
     """The whole comparison: the table of rows, figures, every run, and what the numbers do not say."""
     counted = [row for row in comparison.rows if row.counted]
     blocks: list[Block] = [
         Paragraph(f"{HOW_TO_READ} {_headline(comparison)}."),
-        *(Notice(text) for text in notices(comparison)),
+        *(Notice(text) for text in comparison_notices(comparison)),
     ]
-    columns, rows = rows_table(comparison)
+    columns, rows = table_rows(comparison)
     blocks.append(Table(columns, rows))
     if counted:
         blocks += [Heading("Curves"), *_figures(counted, comparison.measures.headline)]
@@ -55,12 +55,12 @@ def document(comparison: Comparison, title: str) -> Document:
     return Document(title, tuple(blocks))
 
 
-def notices(comparison: Comparison) -> Iterator[str]:
+def comparison_notices(comparison: Comparison) -> Iterator[str]:
     """What must stand beside the table."""
-    bounds = dict.fromkeys(bound(e.record) for e in comparison.counted if e.bound == "upper")
+    bounds = dict.fromkeys(bound_text(e.record) for e in comparison.counted if e.bound == "upper")
     for words in bounds:
         yield f"{words[0].upper()}{words[1:]}. {NO_PROOF}"
-    if len({attacks(e) for e in comparison.counted}) > 1:
+    if len({attack_signature(e) for e in comparison.counted}) > 1:
         yield (
             "Not all rows were attacked alike, and worst cases over different attacks do not compare: those stand in "
             "the runs' own reports, here every column is one PGD."
@@ -78,15 +78,15 @@ def notices(comparison: Comparison) -> Iterator[str]:
             yield f"Not in a mean: {row.label} on {row.dataset}, seed {run.seed} ({run.path.name}): {why}"
         for run in row.counted:
             found = run.evaluations.values()
-            problems = [f"audit flag, {text}" for e in found for text in flagged(e)]
-            problems += [text for e in found for text in (*e.warnings, *disagreements(e))]
+            problems = [f"audit flag, {text}" for e in found for text in flag_lines(e)]
+            problems += [text for e in found for text in (*e.warnings, *record_disagreements(e))]
             yield from (f"{run.path.name}: {problem}" for problem in dict.fromkeys(problems))
     yield from (f"Unreadable: {why}" for _, why in comparison.unreadable)
 
 
 def terminal_table(comparison: Comparison) -> RichTable:
     """The rows as a table for stdout."""
-    columns, rows = rows_table(comparison)
+    columns, rows = table_rows(comparison)
     table = RichTable(*columns, box=None, header_style="dim", pad_edge=False)
     for row in rows:
         table.add_row(*(cell.text for cell in row))
@@ -102,7 +102,7 @@ def _under(row: Row) -> str:
     return next(e.basis for run in row.counted for e in run.evaluations.values())
 
 
-def rows_table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
     """Column heads and rows."""
     found = comparison.measures
     differs = any(row.differs for row in comparison.rows)
@@ -116,10 +116,10 @@ def rows_table(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cel
 def _row(row: Row, measures: Sequence[Column], headline: Column | None, differs: bool) -> Iterator[Cell]:
     yield Cell(row.method)
     if differs:
-        yield Cell(", ".join(f"{key}={number(value)}" for key, value in row.differs.items()))
+        yield Cell(", ".join(f"{key}={number_text(value)}" for key, value in row.differs.items()))
     yield from (Cell(" + ".join(row.plus) or NOTHING), Cell(row.dataset), Cell(row.model))
     eps = row.eps if isinstance(row.eps, (int, float)) else None
-    yield Cell(f"{norm(row.norm)} {radius(row.eps)}", eps)
+    yield Cell(f"{norm_name(row.norm)} {short_eps(row.eps)}", eps)
     for name in CHECKPOINTS:
         yield _figure_cell(row, name, lambda e: e.clean)
         yield from (_figure_cell(row, name, measure.of) for measure in measures)
@@ -129,7 +129,7 @@ def _row(row: Row, measures: Sequence[Column], headline: Column | None, differs:
     yield Cell(_seeds(row), len(row.counted))
 
 
-def _figure_cell(row: Row, checkpoint: str, of: Callable[[Evaluation], Accuracy | None]) -> Cell:
+def _figure_cell(row: Row, checkpoint: str, of: Callable[[EvaluationRecord], Accuracy | None]) -> Cell:
     spread = row.figure(checkpoint, of)
     if spread is None:
         return Cell(NOTHING)
@@ -161,14 +161,17 @@ def _figures(rows: Sequence[Row], headline: Column | None) -> Iterator[Block]:
         ", 95 % interval where there is one seed." if any(len(row.counted) == 1 for row in shown) else "."
     )
     band = (band if several else "Bands: 95 % interval.") + which
-    for name, draw, of in (("steps", plots.accuracy_by_steps, steps_curve), ("eps", plots.accuracy_by_eps, eps_curve)):
+    for name, draw, of in (
+        ("steps", plots.draw_accuracy_by_steps, steps_curve),
+        ("eps", plots.draw_accuracy_by_eps, eps_curve),
+    ):
         curves = [curve for row in shown if (curve := _curve(row, of)) is not None]
         if curves:
             against = "k" if name == "steps" else "the radius ε"
             yield Figure(name, draw(curves), f"Best checkpoint: accuracy against {against}. {band}")
     groups = {_name(row): [run.rows for run in row.counted if run.rows] for row in shown}
     if any(groups.values()):
-        yield Figure("training", plots.training({k: v for k, v in groups.items() if v}), f"Training. {band}")
+        yield Figure("training", plots.draw_training({k: v for k, v in groups.items() if v}), f"Training. {band}")
 
 
 def _rank(row: Row, headline: Column | None) -> float:
@@ -180,7 +183,7 @@ def _name(row: Row) -> str:
     return f"{row.label}, {row.dataset}, {row.model}"
 
 
-def _curve(row: Row, of: Callable[[Evaluation], Curve]) -> Curve | None:
+def _curve(row: Row, of: Callable[[EvaluationRecord], Curve]) -> Curve | None:
     """A row's curve over its seeds: the run's own with its interval, or the mean with one standard deviation."""
     curves = [of(evaluation) for evaluation in row.evaluations("best")]
     if not curves or not curves[0].x or any(curve.x != curves[0].x for curve in curves):
@@ -221,7 +224,7 @@ def _methods(comparison: Comparison) -> Table:
     """Formula, source and threat of each method, once."""
     seen: dict[tuple[str, str], RunFolder] = {}
     for row, run, _ in comparison.runs:
-        seen.setdefault((row.method, threat(run)), run)
+        seen.setdefault((row.method, threat_text(run)), run)
     rows = tuple(
         (
             Cell(method),

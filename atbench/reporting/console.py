@@ -21,7 +21,7 @@ from rich.text import Text
 
 from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.rejection_report import rejection_line
-from atbench.reporting.results import bound, unknown
+from atbench.reporting.results import bound_text, robustness_unknown
 from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
@@ -30,7 +30,7 @@ _PIPE_WIDTH = 240
 _SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
 
 
-def echo(facts: Sequence[tuple[str, str]], console: Console) -> None:
+def print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
     """Print what is about to run, one fact a line, names quiet and aligned; called before anything runs."""
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
@@ -161,13 +161,13 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
 
 
-def notices(warnings: Iterable[str], console: Console) -> None:
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
     """Warnings, each on its line."""
     for warning in warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
 
 
-def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
+def print_attack_result(name: str, record: Mapping[str, Any], console: Console) -> None:
     """An attack of an evaluation is done: what it broke, and what is left, on one line."""
     attacks = record["attacks"]
     last = attacks[-1] if attacks else None
@@ -192,7 +192,9 @@ class Heartbeat:
             self.console.print(Text(line, style="dim"), soft_wrap=True, highlight=False)
 
 
-def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console) -> None:
+def print_summary(
+    records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console
+) -> None:
     """The end of a run: accuracies with interval and n, the audit's verdict, where everything is, what to type next."""
     strongest = max((step["k"] for record in records for step in record["steps"]), default=0)
     shown = sorted({20, strongest} & {step["k"] for record in records for step in record["steps"]})
@@ -208,17 +210,17 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
             _cell(record["clean"]),
             *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
             *(_cell(each[name]) if name in each else NOTHING for name in attacks),
-            *([NOTHING if unknown(record) else _cell(record["robust"])] if attacks else []),
+            *([NOTHING if robustness_unknown(record) else _cell(record["robust"])] if attacks else []),
             str(record["n"]),
         )
-    show(table, console)
-    for line in dict.fromkeys(foot(record) for record in records):
+    print_table(table, console)
+    for line in dict.fromkeys(bound_line(record) for record in records):
         console.print(Text(line, style="dim"), soft_wrap=True)
     for record in records:
         if record["n"] < record.get("of", record["n"]):
             part = f"{record['checkpoint']}: {record['n']} of {record['of']} images; a run's headline is of the most"
             console.print(Text(part, style="yellow"), soft_wrap=True, highlight=False)
-        if unknown(record):
+        if robustness_unknown(record):
             console.print(Text(f"{record['checkpoint']}: {ASK_RAND}", style="bold red"), soft_wrap=True)
     for record in records:
         if reject := record.get("reject"):
@@ -226,8 +228,8 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
                 Text(f"reject  {rejection_line(record['checkpoint'], reject)}"), soft_wrap=True, highlight=False
             )
     for record in records:
-        tell_verdict(record, console)
-    notices(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
+        print_audit(record, console)
+    print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
     console.print(Text.assemble(("folder  ", "dim"), str(folder)), soft_wrap=True, highlight=False)
     for number, command in enumerate(commands):
         console.print(
@@ -235,12 +237,12 @@ def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequen
         )
 
 
-def foot(record: Mapping[str, Any]) -> str:
+def bound_line(record: Mapping[str, Any]) -> str:
     """What the robust figures of a record are."""
-    return f"{bound(record)}; brackets: 95 % interval"
+    return f"{bound_text(record)}; brackets: 95 % interval"
 
 
-def tell_verdict(record: Mapping[str, Any], console: Console) -> None:
+def print_audit(record: Mapping[str, Any], console: Console) -> None:
     """The audit's verdict, and every check that raised a flag, on a line each."""
     audit = record["audit"]
     if not audit["checks"]:
@@ -252,7 +254,7 @@ def tell_verdict(record: Mapping[str, Any], console: Console) -> None:
             console.print(Text(f"        {check['name']}: {check['sentence']}", style="red"), soft_wrap=True)
 
 
-def verification(numbers: Sequence[tuple[str, Any]], consistent: Sequence[str], console: Console) -> None:
+def print_verification(numbers: Sequence[tuple[str, Any]], consistent: Sequence[str], console: Console) -> None:
     """The accuracies of records beside what was found again, and whatever differs; of the rest, how much it was.
 
     consistent: what could be held against a second copy only.
@@ -262,7 +264,7 @@ def verification(numbers: Sequence[tuple[str, Any]], consistent: Sequence[str], 
         if not number.agrees or (number.name.endswith(_SHOWN) and not number.name.startswith(_MANY)):
             agrees = "agrees" if number.agrees else "DIFFERS"
             table.add_row(name, number.name, _value(number.claimed), _value(number.again), agrees)
-    show(table, console)
+    print_table(table, console)
     agree = sum(number.agrees for _, number in numbers)
     console.print(Text(f"{agree} of {len(numbers)} values and arrays agree; not looked at: times and counts of passes"))
     console.print(Text(f"held against a second copy only: {'; '.join(consistent)}"), soft_wrap=True, highlight=False)
@@ -272,7 +274,7 @@ def _value(value: object) -> str:
     return f"{100 * value:.2f} %" if isinstance(value, float) and 0 <= value <= 1 else str(value)
 
 
-def show(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """Print a table; in a pipe, whose width means nothing, without breaking its cells."""
     wide = console if console.is_terminal else Console(file=console.file, width=_PIPE_WIDTH)
     wide.print(table, highlight=False)

@@ -7,47 +7,49 @@ from collections.abc import Iterator, Sequence
 from atbench.reporting import example_grid, plots
 from atbench.reporting.document import Block, Figure
 from atbench.reporting.plots import Curve
-from atbench.reporting.results import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, EvaluationRecord
 
 _BAND = "Bands: 95 % interval."
 
 
-def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def evaluation_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Curves of all checkpoints, confidence and confusions of each, and images of the first: they look alike."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     if swept:
-        yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
+        yield Figure(
+            "steps", plots.draw_accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}"
+        )
     if any(e.eps for e in swept):
         curves = [eps_curve(e) for e in swept if e.eps]
-        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
+        yield Figure("eps", plots.draw_accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
     for evaluation in evaluations:
         yield from _outcomes(evaluation)
     first = evaluations[0]
     if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
         caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(first.path.stem, example_grid.grid(first.outcomes), caption)
+        yield Figure(first.path.stem, example_grid.draw_example_grid(first.outcomes), caption)
 
 
-def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
+def _outcomes(evaluation: EvaluationRecord) -> Iterator[Block]:
     """Confidence and confusions of one checkpoint."""
     name, arrays = evaluation.path.stem, evaluation.outcomes or {}
     diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
     if diagrams:
         caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
-        yield Figure(f"reliability-{name}", example_grid.reliability(diagrams, f"reliability-{name}"), caption)
+        yield Figure(f"reliability-{name}", example_grid.draw_reliability(diagrams, f"reliability-{name}"), caption)
     classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
     if "confusion" in arrays and len(classes) <= example_grid.MOST_CLASSES:
         caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
-        yield Figure(f"confusion-{name}", example_grid.confusion(arrays["confusion"], classes), caption)
+        yield Figure(f"confusion-{name}", example_grid.draw_confusion(arrays["confusion"], classes), caption)
 
 
-def steps_curve(evaluation: Evaluation) -> Curve:
+def steps_curve(evaluation: EvaluationRecord) -> Curve:
     """Accuracy over k, the clean accuracy at k = 0; of no points where there is no sweep."""
     found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
     return _curve(evaluation.checkpoint, list(found), list(found.values()))
 
 
-def eps_curve(evaluation: Evaluation) -> Curve:
+def eps_curve(evaluation: EvaluationRecord) -> Curve:
     """Accuracy over ε."""
     return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
 

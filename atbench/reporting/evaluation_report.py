@@ -9,20 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from atbench.reporting.agreement import standing
+from atbench.reporting.agreement import robust_mask
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
-from atbench.reporting.rejection_report import rejection
-from atbench.reporting.results import Accuracy, AttackFigures, Evaluation, tried
-from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
+from atbench.reporting.rejection_report import rejection_blocks
+from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
+from atbench.reporting.wording import (
+    NOTHING,
+    both_forms,
+    duration,
+    interval,
+    norm_name,
+    number_text,
+    percent,
+    short_eps,
+)
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
 
 
-def distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+def merge_equal_evaluations(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     """The evaluations, those of the same weights with the same figures as one with both names: the last epoch is often
     the best one.
     """
-    found: list[tuple[dict[str, Any], Evaluation]] = []
+    found: list[tuple[dict[str, Any], EvaluationRecord]] = []
     for evaluation in evaluations:
         names = ("checkpoint", "outcomes", "examples")
         content = {key: value for key, value in evaluation.record.items() if key not in names}
@@ -35,7 +44,7 @@ def distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     return [evaluation for _, evaluation in found]
 
 
-def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Everything under the heading "Accuracy"."""
     yield Heading("Attacks", part=True)
     yield Paragraph(
@@ -47,26 +56,26 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Facts(settings)
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
-    yield from rejection(evaluations)
+    yield from rejection_blocks(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)
     yield from _distances(evaluations)
 
 
-def full(accuracy: Accuracy) -> str:
+def accuracy_text(accuracy: Accuracy) -> str:
     """`61.0 % [56.4, 65.4]`."""
     return f"{percent(accuracy.value)} {interval(accuracy.low, accuracy.high)}"
 
 
 def _cell(accuracy: Accuracy | None) -> Cell:
-    return Cell(NOTHING) if accuracy is None else Cell(full(accuracy), accuracy.value)
+    return Cell(NOTHING) if accuracy is None else Cell(accuracy_text(accuracy), accuracy.value)
 
 
 def _count(value: int | None) -> Cell:
     return Cell(NOTHING) if value is None else Cell(f"{value:,}", value)
 
 
-def _attacks(evaluations: Sequence[Evaluation]) -> Table:
+def _attacks(evaluations: Sequence[EvaluationRecord]) -> Table:
     columns = ("checkpoint", "attack", "access", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
                "gradients", "time")  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
@@ -79,11 +88,11 @@ def _attacks(evaluations: Sequence[Evaluation]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _settings(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, str], ...]:
+def _settings(evaluations: Sequence[EvaluationRecord]) -> tuple[tuple[str, str], ...]:
     """How each attack was set; once where all checkpoints were attacked alike."""
     found: dict[tuple[str, str], list[str]] = {}
     for evaluation in evaluations:
-        own = [(tried(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
+        own = [(attack_names(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
         for pair in own + [(attack.name, attack.words or "none") for attack in evaluation.attacks]:
             found.setdefault(pair, []).append(evaluation.checkpoint)
     names = [name for name, _ in found]
@@ -92,7 +101,7 @@ def _settings(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _sweep_words(evaluation: Evaluation) -> str:
+def _sweep_words(evaluation: EvaluationRecord) -> str:
     a = evaluation.attack
     restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
     words = f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
@@ -106,13 +115,13 @@ def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
     yield Cell(duration(attack.seconds), attack.seconds)
 
 
-def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
+def _sweep_row(evaluation: EvaluationRecord) -> Iterator[Cell]:
     """PGD with all of its steps. The record has its cost only together with that of its other radii and norms."""
     record, only = evaluation.record, not evaluation.attacks
     right = round(evaluation.clean.value * evaluation.n)
     strongest = evaluation.steps[max(evaluation.steps)]
     rounded = right - round(evaluation.eight_bit.value * evaluation.n) if only else None
-    yield from (Cell(tried(record)[0]), Cell("gradient"), _count(right))
+    yield from (Cell(attack_names(record)[0]), Cell("gradient"), _count(right))
     yield from (_count(right - round(strongest.value * evaluation.n)), _count(rounded))
     yield from (_cell(strongest), _cell(strongest))
     rest = record.get("reject") or {}
@@ -126,7 +135,7 @@ def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
     yield Cell(duration(max(seconds, 0.0)), seconds)
 
 
-def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """A table k × ε of each sweep."""
     if evaluations:
         yield Heading("PGD over steps k and radius ε", part=True)
@@ -141,10 +150,10 @@ def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
             (Cell(evaluation.checkpoint), Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii))
             for k in sorted({k for k, _ in cells})
         ]
-        yield Table(("checkpoint", "k", *(f"ε = {radius(eps)}" for eps in radii)), tuple(rows))
+        yield Table(("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii)), tuple(rows))
 
 
-def _surface(evaluation: Evaluation) -> dict[tuple[int, float], Accuracy]:
+def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
     """Accuracy by (k, ε): the record's, and what its masks say between."""
     main, plan = evaluation.threat[1], evaluation.record["plan"]
     found = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
@@ -153,11 +162,11 @@ def _surface(evaluation: Evaluation) -> dict[tuple[int, float], Accuracy]:
     for eps, codes in zip(arrays.get("surface_eps", ()), arrays.get("surface", ()), strict=True):
         for k in evaluation.steps:
             if k <= plan["eps_steps"]:
-                found.setdefault((k, float(eps)), Accuracy.of(standing(codes, k)))
+                found.setdefault((k, float(eps)), Accuracy.of(robust_mask(codes, k)))
     return found
 
 
-def _norms(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows: list[tuple[Cell, ...]] = []
     for evaluation in evaluations:
         if not evaluation.norms:
@@ -174,10 +183,10 @@ def _norms(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
 
 
 def _ball(name: str, eps: float) -> str:
-    return f"{norm(name)}, ε = {both_forms(eps) if name == 'linf' else number(eps)}"
+    return f"{norm_name(name)}, ε = {both_forms(eps) if name == 'linf' else number_text(eps)}"
 
 
-def _union(evaluation: Evaluation) -> Accuracy | None:
+def _union(evaluation: EvaluationRecord) -> Accuracy | None:
     """Right under the main threat and in every other norm; None where the masks are gone."""
     arrays = evaluation.outcomes or {}
     names = [f"broken_at_{name}" for name in evaluation.norms]
@@ -185,11 +194,11 @@ def _union(evaluation: Evaluation) -> Accuracy | None:
         return None
     left = arrays["robust"]
     for name in names:
-        left = left & standing(arrays[name])
+        left = left & robust_mask(arrays[name])
     return Accuracy.of(left)
 
 
-def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Accuracy class by class; of many classes the worst."""
     rows: list[tuple[Cell, ...]] = []
     lines = []
@@ -199,7 +208,7 @@ def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         if found["worst"] is None:
             continue
         worst = found["worst"]["class"]
-        figure = full(Accuracy(*(found["worst"][key] for key in ("accuracy", "low", "high"))))
+        figure = accuracy_text(Accuracy(*(found["worst"][key] for key in ("accuracy", "low", "high"))))
         more = f" The {_MOST_ROWS} worst of {len(seen)} classes are listed." if len(seen) > _MOST_ROWS else ""
         lines.append(f"{evaluation.checkpoint}: the worst class under attack is {worst}, {figure}.{more}")
         shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
@@ -210,7 +219,7 @@ def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
 
 
-def _class_row(evaluation: Evaluation, entry: dict[str, Any]) -> Iterator[Cell]:
+def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[Cell]:
     names = [each["class"] for each in evaluation.record["classes"]["classes"]]
     arrays = evaluation.outcomes or {}
     clean = None
@@ -220,7 +229,7 @@ def _class_row(evaluation: Evaluation, entry: dict[str, Any]) -> Iterator[Cell]:
     yield _cell(Accuracy(entry["accuracy"], entry["low"], entry["high"]))
 
 
-def _calibration(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _calibration(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows = []
     for evaluation in evaluations:
         for what, found in evaluation.record["calibration"].items():
@@ -240,14 +249,14 @@ def _calibration(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Table(columns, tuple(rows))
 
 
-def _distances(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _distances(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows = []
     for evaluation in evaluations:
         for attack in evaluation.attacks:
             if (far := attack.distance) is not None:
                 quartiles = [_distance(far, key) for key in ("lower_quartile", "median", "upper_quartile")]
                 unbroken = Cell(percent(far["unbroken"]["accuracy"]), far["unbroken"]["accuracy"])
-                of = norm(attack.settings.get("norm", evaluation.threat[0]))
+                of = norm_name(attack.settings.get("norm", evaluation.threat[0]))
                 rows.append(
                     (Cell(evaluation.checkpoint), Cell(attack.name), Cell(of), _count(far["n"]), *quartiles, unbroken)
                 )

@@ -16,7 +16,7 @@ _RED = "#b3261e"
 MOST_CLASSES = 20  # more cannot be read in a matrix
 
 
-def grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
+def draw_example_grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
     """Rows clean, adversarial, difference, from the arrays of an evaluation. Underneath: the truth and what the network
     predicts.
 
@@ -54,7 +54,7 @@ def grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
     return raster(figure)
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
+def draw_confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
     """Counts (K, K) of true class by predicted class, coloured by the share of the true class; diagonal: right."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.6 + 0.42 * len(classes)
@@ -74,7 +74,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
     return raster(figure)
 
 
-def reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing:
+def draw_reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing:
     """Accuracy against confidence, bin by bin, with 95 % intervals, and how many examples each bin holds.
 
     diagrams: by name, `bins` as a record's calibration has them. On the dotted line confidence is what accuracy is;

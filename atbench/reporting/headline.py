@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atbench.reporting.results import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, EvaluationRecord
 
 ASK_RAND = "the network answers at random, and these attacks do not know it: `eval=rand` averages over its passes"
 
@@ -21,14 +21,14 @@ class Headline:
     """
 
     accuracy: Accuracy | None
-    members: tuple[Evaluation, ...]
+    members: tuple[EvaluationRecord, ...]
 
     @property
     def basis(self) -> str:
         return "; ".join(dict.fromkeys(evaluation.basis for evaluation in self.members))
 
 
-def headline(found: Sequence[Evaluation]) -> Headline:
+def compute_headline(found: Sequence[EvaluationRecord]) -> Headline:
     """Of all evaluations of one checkpoint, the first made among them first."""
     members = comparable(found)
     if any(evaluation.random for evaluation in members):
@@ -41,19 +41,19 @@ def headline(found: Sequence[Evaluation]) -> Headline:
     return Headline(Accuracy.of(np.logical_and.reduce([mask for mask in masks if mask is not None])), members)
 
 
-def comparable(found: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+def comparable(found: Sequence[EvaluationRecord]) -> tuple[EvaluationRecord, ...]:
     """Those of the most images, in the threat of the first of these."""
     most = max(evaluation.n for evaluation in found)
     full = [evaluation for evaluation in found if evaluation.n == most]
     return tuple(evaluation for evaluation in full if _like(evaluation, full[0]))
 
 
-def _like(one: Evaluation, other: Evaluation) -> bool:
+def _like(one: EvaluationRecord, other: EvaluationRecord) -> bool:
     same = all(one.record.get(key) == other.record.get(key) for key in ("weights_sha256", "data_sha256"))
     return same and one.threat == other.threat and one.split == other.split
 
 
-def chosen(found: Sequence[Evaluation]) -> Evaluation:
+def select_evaluation(found: Sequence[EvaluationRecord]) -> EvaluationRecord:
     """The one evaluation that stands for a checkpoint: of the comparable ones that with the lowest worst case; where
     the network answers at random, one that knows of it before the others.
     """

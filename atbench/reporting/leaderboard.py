@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atbench.reporting.results import STANDARD, autoattack, bound, unknown
+from atbench.reporting.results import STANDARD, bound_text, is_autoattack, robustness_unknown
 from atbench.reporting.run_folder import lookup
 
 
-def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
+def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The entry: accuracies in percent as text, as theirs are; null for what no record knows.
 
     `reported` is the worst case over all attacks of the record, `autoattack_acc` that of the four of AutoAttack and
@@ -25,24 +25,24 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
         "dataset": lookup(config, "dataset.about.name"),
         "venue": None,
         "architecture": lookup(config, "model.about.name") or lookup(config, "model._target_"),
-        "eps": radius(float(record["threat"]["eps"])),
+        "eps": eps_text(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
-        "reported": None if unknown(record) else _percent(record["robust"]),
+        "reported": None if robustness_unknown(record) else _percent(record["robust"]),
         "autoattack_acc": _percent(found) if (found := after_autoattack(record)) else None,
         "footnote": footnote(record),
-        "unreliable": not record["audit"]["trusted"] if audited(record) else None,
+        "unreliable": not record["audit"]["trusted"] if was_audited(record) else None,
     }
 
 
 def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
-    if not autoattack(record) or unknown(record):
+    if not is_autoattack(record) or robustness_unknown(record):
         return None
     last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
     return last
 
 
-def audited(record: Mapping[str, Any]) -> bool:
+def was_audited(record: Mapping[str, Any]) -> bool:
     """Whether any check of the evaluation itself was run."""
     return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
@@ -53,13 +53,13 @@ def footnote(record: Mapping[str, Any]) -> str:
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
     parts = [
         f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split",
-        f"reported: {bound(record)}, 95 % interval {bounds}",
-        f"audit: {record['audit']['sentence']}" if audited(record) else "the evaluation was not audited",
+        f"reported: {bound_text(record)}, 95 % interval {bounds}",
+        f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited",
     ]
     return "; ".join(parts)
 
 
-def radius(eps: float) -> str:
+def eps_text(eps: float) -> str:
     """ε as their entries write it: `8/255` where it is a whole number of grey levels, else a decimal."""
     levels = 255 * eps
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-4 and eps < 1 else f"{eps:g}"

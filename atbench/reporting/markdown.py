@@ -12,7 +12,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 _BREAK = re.compile(r"[\n\r\v\f\x85\u2028\u2029]")
 
 
-def render(document: Document) -> str:
+def render_markdown(document: Document) -> str:
     """The whole document, one blank line between blocks."""
     parts = [f"# {_plain(document.title)}", *(_block(block) for block in document.blocks)]
     return "\n\n".join(parts) + "\n"

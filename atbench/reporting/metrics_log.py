@@ -57,7 +57,7 @@ class MetricsLog:
         self._file.close()
 
 
-def truncate(path: Path, offset: int) -> None:
+def truncate_log(path: Path, offset: int) -> None:
     """Cut `path` back to `offset`, a `position()` that a checkpoint kept: the rows after it will be made again.
 
     A file that is shorter, or whose row does not end there, is not the one that the checkpoint belongs to: refused,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atbench.reporting.figure_format import INK, SHADES, Drawing, canvas, shade, vector
-from atbench.reporting.results import wilson
+from atbench.reporting.results import wilson_bounds
 from atbench.reporting.wording import flatten
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Curve:
     high: tuple[float, ...]
 
 
-def accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
+def draw_accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
     """Accuracy under PGD-k against k on a log axis; k = 0 is the clean accuracy."""
     figure, axes = canvas(1, 1, (10.0, 4.0))
     _curves(axes[0], curves)
@@ -45,7 +45,7 @@ def accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
     return vector(figure, "steps")
 
 
-def accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
+def draw_accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
     """Accuracy against the radius of the ball; a model whose curve does not fall to ~0 hides its gradients."""
     figure, axes = canvas(1, 1, (10.0, 4.0))
     _curves(axes[0], curves)
@@ -53,7 +53,7 @@ def accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
     return vector(figure, "eps")
 
 
-def training(groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
+def draw_training(groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
     """Rows of metrics.jsonl over epochs, one colour a group. A single run shows the 95 % interval of its held-out
     figures as a band; the runs of a group (its seeds) show as thin lines under their mean, with one sample standard
     deviation as the band."""
@@ -122,7 +122,7 @@ def _one_run(
     axis.plot(list(line), scale * values, style, color=colour, linewidth=1.6, label=label)
     counts = _series(rows, f"{key.partition('.')[0]}.n")
     if key in ("val.clean", "val.pgd") and set(counts) >= set(line):
-        low, high = wilson(values, np.array([counts[epoch] for epoch in line]))
+        low, high = wilson_bounds(values, np.array([counts[epoch] for epoch in line]))
         axis.fill_between(list(line), scale * low, scale * high, color=colour, alpha=0.16, linewidth=0)
 
 

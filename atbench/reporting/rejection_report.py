@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atbench.reporting.document import Block, Cell, Heading, Paragraph, Table
-from atbench.reporting.results import Evaluation
+from atbench.reporting.results import EvaluationRecord
 from atbench.reporting.wording import NOTHING, interval, percent
 
 #: The shares of a record that exist at the threshold alone, and what they are called.
@@ -19,7 +19,7 @@ _ACCEPTED = {
 _ERRORS = {"error": "clean error", "robust_error": "robust error"}
 
 
-def rejection(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def rejection_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Errors with and without rejection beside each other; nothing where no checkpoint was evaluated so."""
     rows: list[tuple[Cell, ...]] = []
     lines = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atbench.config.renamed import renamed_record
 from atbench.errors import DataError
-from atbench.reporting.wording import options
+from atbench.reporting.wording import options_text
 
 SCHEMA = 3
 AUTOATTACK = "AutoAttack (standard)"
@@ -33,7 +33,7 @@ _Z95 = 1.959963984540054
 Array = NDArray[Any]
 
 
-def wilson(share: Array, n: Array) -> tuple[Array, Array]:
+def wilson_bounds(share: Array, n: Array) -> tuple[Array, Array]:
     """95 % Wilson score interval of a share of n."""
     centre = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
     half = _Z95 / (1 + _Z95**2 / n) * np.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
@@ -51,7 +51,7 @@ class Accuracy:
     @classmethod
     def of(cls, mask: Array) -> Accuracy:
         """The share of a mask (n,) of booleans."""
-        low, high = wilson(mask.mean(), np.asarray(mask.size))
+        low, high = wilson_bounds(mask.mean(), np.asarray(mask.size))
         return cls(float(mask.mean()), max(0.0, float(low)), min(1.0, float(high)))
 
 
@@ -80,11 +80,11 @@ class AttackFigures:
     @property
     def words(self) -> str:
         """Its options on one line; norm and ε are those of the evaluation."""
-        return options({key: value for key, value in self.settings.items() if key not in ("norm", "eps")})
+        return options_text({key: value for key, value in self.settings.items() if key not in ("norm", "eps")})
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """One record of `evaluation/`: a checkpoint's accuracies on a split, with and without attack.
 
     epoch: None of a network that was not trained here. steps, eps: PGD over k and over the radius (ε, k, accuracy);
@@ -140,12 +140,12 @@ class Evaluation:
         """The worst case, if it may be quoted as one: not of a network that answers at random under attacks that do not
         know it.
         """
-        return None if unknown(self.record) else self.robust
+        return None if robustness_unknown(self.record) else self.robust
 
     @property
     def basis(self) -> str:
         """What `robust` is the worst case of, on one line."""
-        return basis(self.record)
+        return attack_basis(self.record)
 
     @property
     def bound(self) -> str:
@@ -184,10 +184,10 @@ class Evaluation:
             raise DataError("outcomes", path, f"cannot be read ({fault})", "evaluate the checkpoint again") from fault
 
 
-def tried(record: Mapping[str, Any]) -> list[str]:
+def attack_names(record: Mapping[str, Any]) -> list[str]:
     """The attacks behind the worst case, as a reader knows them: `PGD-100`, `AutoAttack (standard)`, `spsa`."""
     names = [str(attack["name"]) for attack in record["attacks"]]
-    if autoattack(record):
+    if is_autoattack(record):
         first = min(names.index(name) for name in STANDARD)
         names = [AUTOATTACK if at == first else name for at, name in enumerate(names)]
         names = [name for name in names if name not in STANDARD]
@@ -198,21 +198,21 @@ def tried(record: Mapping[str, Any]) -> list[str]:
     return [f"PGD-{threat['steps']}{restarts}", *names]
 
 
-def basis(record: Mapping[str, Any]) -> str:
+def attack_basis(record: Mapping[str, Any]) -> str:
     """`PGD-100`, or `the worst case per example of PGD-100, spsa`."""
-    names = tried(record)
+    names = attack_names(record)
     if len(names) < 2:
         return "".join(names) or "no attack"
     return f"the worst case per example of {', '.join(names)}"
 
 
-def bound(record: Mapping[str, Any]) -> str:
+def bound_text(record: Mapping[str, Any]) -> str:
     """What kind of figure the worst case is: `upper bound: PGD-100 only`."""
     alone = len(record["robust"]["attacks"]) == 1
-    return f"{record['bound']} bound: {basis(record)}{' only' if alone else ''}"
+    return f"{record['bound']} bound: {attack_basis(record)}{' only' if alone else ''}"
 
 
-def autoattack(record: Mapping[str, Any]) -> bool:
+def is_autoattack(record: Mapping[str, Any]) -> bool:
     """Whether the record holds AutoAttack, version standard: its four attacks, each on what the ones before left, with
     no less effort than the authors' (fewer targets where there are fewer classes).
     """
@@ -235,18 +235,18 @@ def is_random(record: Mapping[str, Any]) -> bool:
     return bool(record.get("random")) or "randomness" in record["audit"]["flags"]
 
 
-def unknown(record: Mapping[str, Any]) -> bool:
+def robustness_unknown(record: Mapping[str, Any]) -> bool:
     """Whether the network answers at random and was not attacked as one: no robust accuracy of it is known."""
-    return is_random(record) and not averaged(record)
+    return is_random(record) and not uses_eot(record)
 
 
-def averaged(record: Mapping[str, Any]) -> bool:
+def uses_eot(record: Mapping[str, Any]) -> bool:
     """Whether the record holds AutoAttack, version rand: attacks on the mean of so many passes as its authors take."""
-    draws = {attack["name"]: attack["settings"].get("draws") or 1 for attack in record["attacks"]}
-    return all(draws.get(name, 1) >= RAND[name] for name in RAND)
+    samples = {attack["name"]: attack["settings"].get("eot_samples") or 1 for attack in record["attacks"]}
+    return all(samples.get(name, 1) >= RAND[name] for name in RAND)
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> EvaluationRecord:
     """One evaluation record. Refuses one of another schema, and a missing key by its name."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -258,7 +258,7 @@ def read_evaluation(path: Path) -> Evaluation:
         again = f"run `atbench eval {path.parent.parent}` again"
         raise DataError("evaluation", path, f"a record of schema {known}, this version reads {SCHEMA}", again)
     try:
-        return Evaluation(
+        return EvaluationRecord(
             path=path,
             record=record,
             checkpoint=str(record["checkpoint"]),

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atbench.config.renamed import renamed_config
 from atbench.errors import DataError
-from atbench.reporting.headline import chosen
-from atbench.reporting.results import Evaluation, read_evaluation
+from atbench.reporting.headline import select_evaluation
+from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.runs.run_dir import list_records
 
 CHECKPOINTS = ("best", "last")
@@ -35,8 +35,8 @@ class RunFolder:
     status: Mapping[str, Any]
     typed: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
-    evaluations: Mapping[str, Evaluation]
-    all_evaluations: Mapping[str, tuple[Evaluation, ...]]
+    evaluations: Mapping[str, EvaluationRecord]
+    all_evaluations: Mapping[str, tuple[EvaluationRecord, ...]]
 
     def about(self, group: str, key: str) -> str | None:
         """A word of the `about:` node of a config group."""
@@ -96,7 +96,7 @@ def is_run(path: Path) -> bool:
     return (path / "status.json").is_file()
 
 
-def expand(paths: Iterable[Path]) -> list[Path]:
+def find_runs(paths: Iterable[Path]) -> list[Path]:
     """The run folders among and below `paths`, each once; stages inside a run belong to it and are not listed."""
     found: dict[Path, Path] = {}
     for path in paths:
@@ -119,7 +119,7 @@ def _runs_below(path: Path) -> list[Path]:
     return runs
 
 
-def read(path: Path) -> RunFolder:
+def read_run(path: Path) -> RunFolder:
     """The run in `path`. Refuses what is no run folder, and a file of it that is damaged, by name."""
     if not is_run(path):
         raise DataError(
@@ -127,7 +127,7 @@ def read(path: Path) -> RunFolder:
         )
     if not (path / "config.yaml").is_file():
         raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
-    found = evaluations(path)
+    found = read_evaluations(path)
     return RunFolder(
         path=path,
         config=renamed_config(_yaml(path / "config.yaml")),
@@ -135,12 +135,12 @@ def read(path: Path) -> RunFolder:
         status=_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),
         rows=_rows(path / "metrics.jsonl"),
-        evaluations={name: chosen(of_it) for name, of_it in found.items()},
+        evaluations={name: select_evaluation(of_it) for name, of_it in found.items()},
         all_evaluations=found,
     )
 
 
-def evaluations(path: Path) -> dict[str, tuple[Evaluation, ...]]:
+def read_evaluations(path: Path) -> dict[str, tuple[EvaluationRecord, ...]]:
     """All records by checkpoint, the first made first: of a run those that it selects, elsewhere whatever was
     evaluated.
     """

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from atbench.errors import ConfigError
-from atbench.reporting.results import basis
+from atbench.reporting.results import attack_basis
 from atbench.reporting.wording import flatten
 from atbench.runs.run_dir import write_text
 
@@ -78,7 +78,7 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Summary values of a record. An attack's own accuracy where it ran on all; `after` it where it ran on the rest."""
     yield from (("clean", record["clean"]["accuracy"]), ("robust", record["robust"]["accuracy"]))
     yield "robust_8bit", record["robust"]["eight_bit"]["accuracy"]
-    yield "robust_is", basis(record)
+    yield "robust_is", attack_basis(record)
     yield from ((f"pgd-{entry['k']}", entry["accuracy"]) for entry in record["steps"])
     for attack in record["attacks"]:
         kind = "alone" if attack["alone"] else "after"
@@ -138,7 +138,7 @@ def open_wandb(
     return WandbLogger(run)
 
 
-def mode_of(logger: Mapping[str, Any]) -> tuple[str, str]:
+def wandb_mode(logger: Mapping[str, Any]) -> tuple[str, str]:
     """The mode that a run with this logger's node would use, and why. Asks nothing, and waits a few seconds at most."""
     mode, why = _asked(logger)
     if mode == "disabled":

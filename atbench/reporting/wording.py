@@ -30,7 +30,7 @@ def points(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:+.1f}"
 
 
-def number(value: object) -> str:
+def number_text(value: object) -> str:
     """A setting: floats without binary noise, everything else as Python writes it."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
@@ -48,7 +48,7 @@ def both_forms(value: object) -> str:
     return f"{value:.4g} ({levels:.4g}/255)"
 
 
-def radius(value: object) -> str:
+def short_eps(value: object) -> str:
     """A radius in little room: levels of 255 where they are whole and few, else the number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return NOTHING
@@ -56,7 +56,7 @@ def radius(value: object) -> str:
     return f"{levels}/255" if levels and abs(255 * value - levels) < 1e-4 and levels <= 32 else f"{value:.4g}"
 
 
-def norm(name: object) -> str:
+def norm_name(name: object) -> str:
     """`linf` as `L∞`; a norm that has no sign of its own stays as it is."""
     return NORMS.get(str(name), str(name))
 
@@ -74,12 +74,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {rest:02d} min"
 
 
-def size(count: int) -> str:
+def file_size(count: int) -> str:
     """Bytes as `12 KB`."""
     return f"{count} B" if count < 1000 else f"{count / 1e3:.0f} KB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
-def options(node: Mapping[str, object]) -> str:
+def options_text(node: Mapping[str, object]) -> str:
     """The options of a config node on one line, `beta=6, norm=linf`; without its `about` and its class."""
     flat = flatten({key: value for key, value in node.items() if key not in ("about", "_target_", "_partial_")})
     parts = []
@@ -87,7 +87,7 @@ def options(node: Mapping[str, object]) -> str:
         if key.endswith("._target_"):
             parts.append(f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}")
         elif not key.endswith("._partial_") and ".about." not in key:
-            parts.append(f"{key}={'null' if value is None else number(value)}")
+            parts.append(f"{key}={'null' if value is None else number_text(value)}")
     return ", ".join(parts)
 
 

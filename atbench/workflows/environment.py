@@ -26,7 +26,7 @@ NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "threa
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "rich")
 
 
-def environment(cfg: DictConfig, source: Source, about: dict[str, Any]) -> dict[str, Any]:
+def environment_record(cfg: DictConfig, source: Source, about: dict[str, Any]) -> dict[str, Any]:
     """Versions, device, seeds and checksums: what a reader needs to run the same thing again."""
     return {
         "atbench": __version__,
@@ -69,7 +69,7 @@ def _pool(cfg: DictConfig) -> Path | None:
     return next((place for place in (Path(path), Path(cfg.data_dir) / path) if place.exists()), None)
 
 
-def compared(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool) -> list[str]:
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any], begun: bool) -> list[str]:
     """Warnings of what has changed around a run since it was started; `before` and `now` are as in environment.json,
     and `begun` is whether there is a checkpoint to go on from.
 
@@ -98,7 +98,7 @@ def _changed(key: str, before: Any, now: Any) -> AtbenchError:
     return DataError(what, short[0], why, "restore what it began with, or start a new run")
 
 
-def facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[tuple[str, str]]:
+def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[tuple[str, str]]:
     """What will run, for the terminal."""
     train, attack, method = cfg.train, cfg.attack, cfg.method.about
     channels, height, width = about["shape"]

@@ -19,11 +19,11 @@ from atbench.config.untrusted import refuse_code, refuse_reading
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
-from atbench.evaluation.few_classes import fitted
-from atbench.evaluation.rejection import CONFIDENT, Reject
+from atbench.evaluation.few_classes import adapt_attacks
+from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
-from atbench.workflows.resume import is_external, target_of
+from atbench.workflows.resume import is_external, resolve_target
 
 
 def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
@@ -36,7 +36,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
     norms = {norm: factory.make_pgd_config(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
 
     def other(path: str) -> nn.Module:
-        return opened(path, source, world.device)
+        return load_frozen_network(path, source, world.device)
 
     offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
     asked = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
@@ -44,7 +44,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
     if needed > classes:
         why = f"needs {needed} classes, and {source.name} has {classes}"
         raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
-    attacks, notes = fitted(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
+    attacks, notes = adapt_attacks(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
     return Plan(
         threat=threat,
         steps=list(chosen.steps),
@@ -55,14 +55,14 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         sequential=chosen.sequential,
         audit=chosen.audit,
         corruptions=list(chosen.corruptions),
-        reject=make_reject(chosen, source, threat, world),
+        reject=make_rejection(chosen, source, threat, world),
         norms={norm: its for norm, its in norms.items() if norm != threat.norm},
         examples=chosen.examples,
         notes=notes,
     )
 
 
-def make_reject(chosen: DictConfig, source: Source, threat: PGDConfig, world: World) -> Reject | None:
+def make_rejection(chosen: DictConfig, source: Source, threat: PGDConfig, world: World) -> RejectionPlan | None:
     """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
     if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
         return None
@@ -74,7 +74,7 @@ def make_reject(chosen: DictConfig, source: Source, threat: PGDConfig, world: Wo
         raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
     settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
     held = source.train.take(source.parts()[0]).to(world.device)
-    return Reject(chosen.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
+    return RejectionPlan(chosen.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
 def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
@@ -89,19 +89,19 @@ def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tupl
     return (AscentAttack(made) if isinstance(made, GradientAttack) else made), settings
 
 
-def opened(target: str, source: Source, device: torch.device) -> nn.Module:
+def load_frozen_network(target: str, source: Source, device: torch.device) -> nn.Module:
     """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
-    folder, (name,), saved = target_of(target, ["best"])
+    folder, (name,), saved = resolve_target(target, ["best"])
     refuse_code(saved, ("model",), argv.as_typed())
     refuse_reading(saved["model"])
-    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
+    network, _ = load_network(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
     return network.eval().requires_grad_(False)
 
 
-def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
+def load_network(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
     """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
     if is_external(cfg):
-        return external_model.network(cfg, source, device), None
+        return external_model.load_external_network(cfg, source, device), None
     state = checkpoint.read(path, device)
     network = factory.make_model(cfg, source).to(device)
     network.load_state_dict(state["model"])

@@ -15,17 +15,24 @@ from atbench.config import argv, validate, values
 from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, target_overrides
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import EvalModel, Evaluation, ResultCache, eval_names, record, record_files, weights_sha256
-from atbench.evaluation import evaluate as evaluate_network
-from atbench.evaluation.verify import CONSISTENT, Number, verify
+from atbench.evaluation import EvalModel, EvalResults, ResultCache, eval_names, record, record_files, weights_sha256
+from atbench.evaluation import evaluate_model as evaluate_network
+from atbench.evaluation.verify import CONSISTENT, FieldCheck, verify_record
 from atbench.reporting import report
-from atbench.reporting.console import Heartbeat, echo, finished, notices, summary, verification
+from atbench.reporting.console import (
+    Heartbeat,
+    print_attack_result,
+    print_facts,
+    print_summary,
+    print_verification,
+    print_warnings,
+)
 from atbench.runs.run_dir import EVALUATION, PARTS, accounted, list_records, now, set_status, write_json, write_text
 from atbench.runs.signals import leaving
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
-from atbench.workflows.eval_plan import load, make_plan
-from atbench.workflows.resume import is_external, target_of
+from atbench.workflows.eval_plan import load_network, make_plan
+from atbench.workflows.resume import is_external, resolve_target
 
 SCHEMA = 3
 CACHE = Path(EVALUATION) / PARTS
@@ -35,61 +42,63 @@ def evaluate(composed: DictConfig) -> float:
     """`atbench eval`: attacks checkpoints of a run, or anybody's network; returns the last worst-case accuracy."""
     target = composed.verify or composed.target
     if target is None:
-        return evaluate_external(external_model.asked(composed), None)
-    folder, names, saved = target_of(str(target), [str(name) for name in composed.eval.checkpoints])
+        return _evaluate_external(external_model.new_config(composed), None)
+    folder, names, saved = resolve_target(str(target), [str(name) for name in composed.eval.checkpoints])
     if is_external(saved):
-        cfg = external_model.again(composed, saved, argv.as_typed())
+        cfg = external_model.config_from_folder(composed, saved, argv.as_typed())
         if not composed.verify:
-            return evaluate_external(cfg, folder)
+            return _evaluate_external(cfg, folder)
     else:
-        cfg = _asked(composed, saved)
+        cfg = _run_eval_config(composed, saved)
     warnings = validate.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
         source = factory.shared_source(cfg, here)
         if composed.verify:
-            return verified(cfg, source, here, folder)
+            return verify_run(cfg, source, here, folder)
         if here.main:
-            notices(warnings, Console(stderr=True))
-        records = checkpoints(cfg, source, here, folder, names)
+            print_warnings(warnings, Console(stderr=True))
+        records = evaluate_checkpoints(cfg, source, here, folder, names)
         if here.main:
-            report.write(folder)
+            report.write_report(folder)
             again = target_overrides(values.recorded(cfg))
-            summary(records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console())
+            print_summary(
+                records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console()
+            )
         return float(records[-1]["robust"]["accuracy"])
 
 
-def evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
+def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
     """Attack a network that no run of ours trained, in a new folder or on in the one of an earlier evaluation."""
     warnings = validate.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
         source = factory.shared_source(cfg, here)
         # All before a folder exists: what cannot be attacked is refused and leaves nothing.
-        network, test = external_model.network(cfg, source, here.device), source.test()
-        external_model.probe(cfg, network, source, test.floats(slice(1)))
+        network, test = external_model.load_external_network(cfg, source, here.device), source.test()
+        external_model.check_logits(cfg, network, source, test.floats(slice(1)))
         make_plan(cfg, source, here, test)
         cfg.weights_sha256 = weights_sha256(network)
         if here.main:
-            echo(
-                external_model.facts(cfg, network, source, min(cfg.eval.limit or len(test), len(test))),
+            print_facts(
+                external_model.external_facts(cfg, network, source, min(cfg.eval.limit or len(test), len(test))),
                 Console(stderr=True),
             )
-            notices(warnings, Console(stderr=True))
-            folder = folder or external_model.open_folder(cfg, network, source, here.device, here.size)
+            print_warnings(warnings, Console(stderr=True))
+            folder = folder or external_model.create_folder(cfg, network, source, here.device, here.size)
         folder = Path(here.share_object(folder))
         with accounted(folder) if here.main else nullcontext(), leaving(f"atbench eval {folder}", folder):
             if here.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-            records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))
+            records = evaluate_checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))
             if here.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
-                report.write(folder)
+                report.write_report(folder)
                 again = target_overrides(values.recorded(cfg))
                 commands = [f"atbench eval verify={folder}{again}", f"atbench export {folder}{again}"]
-                summary(records, folder, commands, Console())
+                print_summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
-def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
+def _run_eval_config(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     """The parts of the run's configuration that an evaluation needs, with what `atbench eval` was told in place of what
     it had.
     """
@@ -118,31 +127,33 @@ def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     return cfg
 
 
-def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, which: list[str]) -> list[dict[str, Any]]:
+def evaluate_checkpoints(
+    cfg: DictConfig, source: Source, world: World, folder: Path, which: list[str]
+) -> list[dict[str, Any]]:
     """Measure checkpoints of a run on the test split: the only place that reads it."""
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
-    title = eval_names.name_of(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
-    where = Path(world.share_object(eval_names.place(folder, values.recorded(cfg), title)))
+    title = eval_names.evaluation_name(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
+    where = Path(world.share_object(eval_names.record_dir(folder, values.recorded(cfg), title)))
     found: list[dict[str, Any]] = []
-    measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
+    measured: dict[str, tuple[EvalResults, dict[str, Any]]] = {}
     for name in which:
-        network, epoch = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
+        network, epoch = load_network(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
         # The last epoch is often the best one: the same weights under the same attack are measured once.
         weights = weights_sha256(network)
         if weights not in measured:
-            measured[weights] = examine(cfg, source, world, folder, where, name, network, test)
+            measured[weights] = evaluate_checkpoint(cfg, source, world, folder, where, name, network, test)
         evaluation, content = measured[weights]
         title = title if where == folder / EVALUATION else where.name
         content = {**content, "name": title, "checkpoint": name, "epoch": epoch}
-        keep(cfg, where, name, content, evaluation, world)
+        save_evaluation(cfg, where, name, content, evaluation, world)
         found.append(content)
     if world.main:
-        ResultCache(folder / CACHE, {}).forget()
+        ResultCache(folder / CACHE, {}).clear()
     return found
 
 
-def examine(
+def evaluate_checkpoint(
     cfg: DictConfig,
     source: Source,
     world: World,
@@ -151,7 +162,7 @@ def examine(
     name: str,
     network: nn.Module,
     test: Images,
-) -> tuple[Evaluation, dict[str, Any]]:
+) -> tuple[EvalResults, dict[str, Any]]:
     """Run the configured evaluation on one network; figures so far go to `where`. What is interrupted goes on from the
     parts in the folder.
     """
@@ -170,37 +181,37 @@ def examine(
     console = Console(stderr=True)
     if world.main:
         pulse = Heartbeat(name, console)
-        eval_model.watch = lambda at_work: pulse(at_work.doing, at_work.passes)
+        eval_model.on_forward = lambda model: pulse(model.activity, model.passes)
 
-    def told(so_far: Evaluation) -> None:
+    def told(so_far: EvalResults) -> None:
         if world.main:
-            content = {**about, "complete": False, **record.figures(so_far, source.classes)}
+            content = {**about, "complete": False, **record.build_record(so_far, source.classes)}
             write_json(where / f"{name}.partial.json", content)
-            finished(name, content, console)
+            print_attack_result(name, content, console)
 
     evaluation = evaluate_network(eval_model, test, plan, cache, told)
-    return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
+    return evaluation, {**about, "complete": True, **record.build_record(evaluation, source.classes)}
 
 
-def keep(
-    cfg: DictConfig, where: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World
+def save_evaluation(
+    cfg: DictConfig, where: Path, name: str, content: dict[str, Any], evaluation: EvalResults, world: World
 ) -> None:
     """Write the record, its outcomes, its adversarial images and the configuration that they follow from."""
     if world.main:
-        images = record.examples(evaluation) if evaluation.plan.examples else {}
-        settings = eval_names.settings(values.recorded(cfg))
-        record_files.save(where, name, content, record.arrays(evaluation), images, settings)
+        images = record.example_arrays(evaluation) if evaluation.plan.examples else {}
+        settings = eval_names.record_settings(values.recorded(cfg))
+        record_files.save_record(where, name, content, record.outcome_arrays(evaluation), images, settings)
     world.barrier()
 
 
-def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
+def verify_run(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
     """`atbench eval verify=RUN`: all that its records say, again. Raises DataError where anything differs."""
-    found: list[tuple[str, Number]] = []
+    found: list[tuple[str, FieldCheck]] = []
     for path in list_records(folder):
         name = "/".join(path.relative_to(folder / EVALUATION).with_suffix("").parts)
-        found += [(name, number) for number in _verified(cfg, source, world, folder, path)]
+        found += [(name, number) for number in _verify_record_file(cfg, source, world, folder, path)]
     if world.main:
-        verification(found, CONSISTENT, Console())
+        print_verification(found, CONSISTENT, Console())
     wrong = [f"{name} {number.name}" for name, number in found if not number.agrees]
     if wrong or not found:
         what = f"{len(wrong)} of {len(found)} values are not what was found again ({', '.join(wrong[:3])})"
@@ -210,12 +221,15 @@ def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> flo
     return 1.0
 
 
-def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[Number]:
+def _verify_record_file(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[FieldCheck]:
     """One record, under the configuration that stands beside it."""
-    content, name = record_files.read(path), path.stem
+    content, name = record_files.read_record(path), path.stem
     if not content.get("examples"):
         raise DataError("verify", path, "it kept no adversarial images", "evaluate it again with eval.examples=true")
-    known, beside = eval_names.settings(values.recorded(cfg)), record_files.settings(path.with_suffix(".yaml"))
+    known, beside = (
+        eval_names.record_settings(values.recorded(cfg)),
+        record_files.read_settings(path.with_suffix(".yaml")),
+    )
     # Like any configuration that is read: what of it the folder's own does not say chooses no code.
     brought = {key: value for key, value in beside.items() if key in known and value != known[key]}
     refuse_code(brought, EVALUATED, argv.as_typed())
@@ -224,19 +238,19 @@ def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path:
     own.eval.batch_size = cfg.eval.batch_size
     source = source if own.dataset == cfg.dataset else factory.make_source(own)
     test = source.test().to(world.device)
-    network, epoch = load(own, source, world.device, folder / "checkpoints" / f"{name}.pt")
+    network, epoch = load_network(own, source, world.device, folder / "checkpoints" / f"{name}.pt")
     sums = {"weights_sha256": weights_sha256(network), "data_sha256": test.sha256()}
     for key, value in sums.items():
         if (claimed := str(content.get(key))) != value:
             why = f"{key} is {value[:12]}, the record has {claimed[:12]}"
             raise DataError("verify", path, why, "restore the checkpoint and the data")
     size = len(test)
-    title = eval_names.name_of(own.eval, min(own.eval.limit or size, size), size)
+    title = eval_names.evaluation_name(own.eval, min(own.eval.limit or size, size), size)
     about = {
         "schema": SCHEMA, "checkpoint": name, "split": "test", **sums, "complete": True, "epoch": epoch,
         "name": title if path.parent == folder / EVALUATION else path.parent.name,
         "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
     }  # fmt: skip
-    outcomes, kept = (record_files.unpacked(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
+    outcomes, kept = (record_files.read_arrays(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
     plan, eval_model = make_plan(own, source, world, test), EvalModel(network, own.eval.batch_size)
-    return verify(eval_model, test, plan, content, outcomes, kept, source.classes, about)
+    return verify_record(eval_model, test, plan, content, outcomes, kept, source.classes, about)

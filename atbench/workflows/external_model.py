@@ -20,12 +20,12 @@ from atbench.reporting.wording import both_forms
 from atbench.runs import sweep
 from atbench.runs.run_dir import fresh, write_json, write_text
 from atbench.workflows import factory
-from atbench.workflows.environment import environment
+from atbench.workflows.environment import environment_record
 
 _FIXED = ("dataset", "model", "name")
 
 
-def asked(composed: DictConfig) -> DictConfig:
+def new_config(composed: DictConfig) -> DictConfig:
     """The configuration of a new evaluation: the threat settled, the file's path absolute. Raises ConfigError and
     DataError.
 
@@ -50,7 +50,7 @@ def asked(composed: DictConfig) -> DictConfig:
         )
     if file is not None and not Path(file).is_file():
         raise DataError("checkpoint", file, "there is no such file", "correct the path")
-    stem = re.sub(r"[^\w+-]", "_", Path(file).stem if file else target(typed).rpartition(".")[2])
+    stem = re.sub(r"[^\w+-]", "_", Path(file).stem if file else network_target(typed).rpartition(".")[2])
     written = values.recorded(typed)
     kept = {key: written[key] for key in ("seed", "device", "threads", "runs", "dataset", "model", "eval")}
     cfg = OmegaConf.create(
@@ -63,10 +63,10 @@ def asked(composed: DictConfig) -> DictConfig:
     )
     norm = "linf" if "linf" in cfg.dataset.threat else next(iter(cfg.dataset.threat))
     cfg.attack = {"norm": norm, "eps": cfg.dataset.threat[norm].eps}
-    return _settled(cfg, typed, [stem])
+    return _with_threat(cfg, typed, [stem])
 
 
-def again(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> DictConfig:
+def config_from_folder(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> DictConfig:
     """The configuration of an earlier evaluation: as it was, or with another `eval` where one is typed; `seed` stays
     unless it is typed. `checkpoint` says where the file has gone to.
     """
@@ -92,10 +92,10 @@ def again(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> Dict
     if not keys & {"eval", "attack"}:
         return cfg
     names, cfg.eval = list(cfg.eval.checkpoints), new.eval
-    return _settled(cfg, new, names)
+    return _with_threat(cfg, new, names)
 
 
-def _settled(cfg: DictConfig, typed: DictConfig, names: list[str]) -> DictConfig:
+def _with_threat(cfg: DictConfig, typed: DictConfig, names: list[str]) -> DictConfig:
     """With the attack of `attack=` among the others, and the threat's own numbers where `eval` leaves them open."""
     OmegaConf.set_readonly(cfg, False)
     refuse_radius(argv.as_typed())
@@ -124,12 +124,12 @@ def refuse_radius(typed: list[str]) -> None:
             raise ConfigError(key, value, why, f"write {own}={value}")
 
 
-def target(cfg: DictConfig) -> str:
+def network_target(cfg: DictConfig) -> str:
     """What makes the network, in the words of the configuration."""
     return str(cfg.model.module._target_ if "module" in cfg.model else cfg.model._target_)
 
 
-def network(cfg: DictConfig, source: Source, device: torch.device) -> nn.Module:
+def load_external_network(cfg: DictConfig, source: Source, device: torch.device) -> nn.Module:
     """The network with its weights. Raises DataError for weights that do not fit, are NaN, or are not those that this
     folder is of, ConfigError for a network without any.
     """
@@ -141,28 +141,28 @@ def network(cfg: DictConfig, source: Source, device: torch.device) -> nn.Module:
     else:
         weight_files.load(made, weight_files.read(Path(cfg.checkpoint)))
     if next(made.parameters(), None) is None:
-        raise ConfigError("model._target_", target(cfg), "makes a network without parameters", "name another")
+        raise ConfigError("model._target_", network_target(cfg), "makes a network without parameters", "name another")
     made = made.to(device)
     if cfg.get("weights_sha256", known := weights_sha256(made)) != known:
         why = f"holds other weights than were evaluated here ({known[:12]}, not {cfg.weights_sha256[:12]})"
         fix = "evaluate them on their own, without the folder"
-        raise DataError("checkpoint", cfg.checkpoint or target(cfg), why, fix)
+        raise DataError("checkpoint", cfg.checkpoint or network_target(cfg), why, fix)
     return made
 
 
-def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
+def check_logits(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
     """Show the network one image, (1, C, H, W). Raises ConfigError if what it says is not one row of logits, one a
     class, that can be differentiated where PGD is to be run.
     """
 
     def refused(why: str, fix: str) -> ConfigError:
-        return ConfigError("model", target(cfg), why, fix)
+        return ConfigError("model", network_target(cfg), why, fix)
 
     eval_model = EvalModel(made, 1)
     x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
     try:
         with eval_model.ready():
-            logits = eval_model.answer(x)
+            logits = eval_model.cast_network(x)
     except (RuntimeError, ValueError, AssertionError) as fault:
         said = (str(fault).splitlines() or [type(fault).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])
@@ -179,19 +179,19 @@ def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
         raise refused("gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]")
 
 
-def facts(cfg: DictConfig, made: nn.Module, source: Source, images: int) -> list[tuple[str, str]]:
+def external_facts(cfg: DictConfig, made: nn.Module, source: Source, images: int) -> list[tuple[str, str]]:
     """What will run, for the terminal."""
     count = sum(parameter.numel() for parameter in made.parameters())
     shape = "×".join(str(side) for side in source.shape)
     return [
-        ("network", f"{target(cfg)}, {count:,} parameters"),
+        ("network", f"{network_target(cfg)}, {count:,} parameters"),
         ("weights", cfg.checkpoint or "its own"),
         ("data", f"{cfg.dataset.about.name}: {images:,} test images; {len(source.classes)} classes of {shape}"),
         ("threat", f"{cfg.attack.norm}, eps {both_forms(cfg.attack.eps)}"),
     ]
 
 
-def open_folder(cfg: DictConfig, made: nn.Module, source: Source, device: torch.device, processes: int) -> Path:
+def create_folder(cfg: DictConfig, made: nn.Module, source: Source, device: torch.device, processes: int) -> Path:
     """A folder of its own for a new evaluation, with what explains it."""
     folder = fresh(sweep.current() or Path(cfg.runs), f"eval-{cfg.name}")
     about = {
@@ -200,5 +200,5 @@ def open_folder(cfg: DictConfig, made: nn.Module, source: Source, device: torch.
         "world": processes,
     }
     write_text(folder / "as_typed.yaml", OmegaConf.to_yaml({"argv": argv.as_typed()}))
-    write_json(folder / "environment.json", environment(cfg, source, about))
+    write_json(folder / "environment.json", environment_record(cfg, source, about))
     return folder

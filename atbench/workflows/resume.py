@@ -49,11 +49,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return renamed_config(content)
 
 
-def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
+def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the
     others.
     """
-    saved, now, said = read_config(folder), resolve(composed), _said(folder)
+    saved, now, said = read_config(folder), resolve(composed), _typed_words(folder)
     refuse_code(saved, ("",), as_typed())
     refuse_reading(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
     cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
@@ -91,7 +91,7 @@ def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | No
     return next((each for each in found if each), None)
 
 
-def refuse_other(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
+def refuse_different_config(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
     """Raise DataError if the configuration that a checkpoint was `saved` with is not that of its run."""
     if found := difference(renamed_config(saved), recorded(cfg)):
         key, then, now = found
@@ -99,14 +99,14 @@ def refuse_other(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
         raise DataError("checkpoint", path, why, "restore config.yaml")
 
 
-def finished(folder: Path) -> float | None:
+def finished_score(folder: Path) -> float | None:
     """The selected epoch's PGD accuracy on the held-out part, of a run whose report is written; None of any other."""
     status = read_json(folder / "status.json")
     done = status.get("state") == "done" and status.get("exit_code") == 0
     return float(status.get("score", "nan")) if done else None
 
 
-def twin(sweep: Path, cfg: DictConfig) -> Path | None:
+def find_matching_run(sweep: Path, cfg: DictConfig) -> Path | None:
     """The run in the folder of a sweep that has this configuration: the job that is to be done, done or begun."""
     now = recorded(cfg)
     for path in sorted(sweep.glob("*/config.yaml")):
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _said(folder: Path) -> list[str]:
+def _typed_words(folder: Path) -> list[str]:
     """The words that the run was started with: repeating them changes nothing."""
     path = folder / "as_typed.yaml"
     try:
@@ -157,7 +157,7 @@ def is_external(config: Mapping[str, Any]) -> bool:
     return "checkpoint" in config
 
 
-def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
+def resolve_target(target: str, which: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
     """What a path names: a run folder with those checkpoints `which` of it, or one checkpoint; and the configuration
     that they belong to. The folder of a foreign network has the one that its configuration names.
     """

@@ -21,17 +21,17 @@ from atbench.data import Images, Source
 from atbench.errors import DataError, exit_code
 from atbench.methods import Stage
 from atbench.reporting import report
-from atbench.reporting.console import Progress, echo, notices, summary
-from atbench.reporting.metrics_log import MetricsLog, truncate
+from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
+from atbench.reporting.metrics_log import MetricsLog, truncate_log
 from atbench.runs import sweep
 from atbench.runs.run_dir import accounted, fresh, now, read_json, set_status, write_json, write_text
 from atbench.runs.signals import Flag, leaving, watched
 from atbench.training import Trainer, World, checkpoint, threads, world
 from atbench.workflows import factory
-from atbench.workflows.environment import NOTED, compared, environment, facts
+from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
-from atbench.workflows.evaluate import checkpoints
-from atbench.workflows.resume import changed, finished, refuse_other, twin
+from atbench.workflows.evaluate import evaluate_checkpoints
+from atbench.workflows.resume import find_matching_run, finished_score, refuse_different_config, resumed_config
 
 METRICS = "metrics.jsonl"
 #: The parts of `last.pt`.
@@ -43,8 +43,8 @@ STATE = (
 
 def train(composed: DictConfig) -> float:
     """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
-    cfg, resumed = chosen(composed)
-    if resumed and (score := finished(resumed)) is not None:
+    cfg, resumed = config_and_folder(composed)
+    if resumed and (score := finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
             done = f"{resumed} is done; `atbench report {resumed}` shows it, `atbench eval {resumed}` measures it again"
             Console(stderr=True).print(done, soft_wrap=True, highlight=False, markup=False)
@@ -58,7 +58,7 @@ def train(composed: DictConfig) -> float:
         state = run.last() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.prepare(fresh=state is None)
-        about = factory.describe(cfg, run.source, trainer)
+        about = factory.describe_run(cfg, run.source, trainer)
         found, notes = here.from_main(lambda: run.surroundings(about, resumed, state))
         warnings += here.from_main(lambda: run.foreseen(trainer, tests.pop()))
         run.announce(about, resumed, [*warnings, *notes])
@@ -71,13 +71,13 @@ def train(composed: DictConfig) -> float:
         return float(trainer.best["score"])
 
 
-def chosen(composed: DictConfig) -> tuple[DictConfig, Path | None]:
+def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
     """What is to run, and the folder of the run if it was begun before: by `resume=`, or as a job of this sweep."""
     if composed.resume:
         folder = Path(composed.resume)
-        return changed(folder, composed, sweep.overrides()), folder
+        return resumed_config(folder, composed, sweep.overrides()), folder
     cfg = values.resolve(composed)
-    return cfg, twin(parent, cfg) if (parent := sweep.current()) else None
+    return cfg, find_matching_run(parent, cfg) if (parent := sweep.current()) else None
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Run:
         cfg, here = self.cfg, self.world
         data, model = factory.make_data(cfg, self.source, here), factory.make_model(cfg, self.source)
         if fresh and cfg.weights:
-            factory.start_from(model, Path(cfg.weights))
+            factory.load_initial_weights(model, Path(cfg.weights))
         method = factory.make_method(cfg, model, data, here)
         return factory.make_trainer(cfg, method, data, here, self, self.signal)
 
@@ -107,26 +107,26 @@ class Run:
         what else is doubtful.
         """
         notes = make_plan(self.cfg, self.source, self.world, test).notes
-        return [*notes, *factory.doubts(trainer.method, trainer.data, test)]
+        return [*notes, *factory.training_warnings(trainer.method, trainer.data, test)]
 
     def surroundings(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
     ) -> tuple[dict[str, Any], list[str]]:
         """What environment.json says of this run; of a resumed one, what has changed since it was written."""
-        found = environment(self.cfg, self.source, about)
+        found = environment_record(self.cfg, self.source, about)
         if not resumed:
             return found, []
         before = read_json(resumed / "environment.json")
         if state:
             before = {**before, "processes": state["world"]} if before else before
-        return found, compared(before, found, begun=state is not None)
+        return found, environment_changes(before, found, begun=state is not None)
 
     def announce(self, about: dict[str, Any], resumed: Path | None, warnings: list[str]) -> None:
         """Say what will run."""
         if self.world.main:
             console = Console(stderr=True)
-            echo(facts(self.cfg, about, resumed), console)
-            notices(warnings, console)
+            print_facts(run_facts(self.cfg, about, resumed), console)
+            print_warnings(warnings, console)
 
     def open(self, found: dict[str, Any]) -> Path:
         """A folder of its own for a new run, with everything that explains it; the same on all processes."""
@@ -173,7 +173,7 @@ class Run:
         else:
             self._load(trainer, state)
         if self.world.main:
-            truncate(self.folder / METRICS, state["metrics"] if state else 0)
+            truncate_log(self.folder / METRICS, state["metrics"] if state else 0)
             self.tracker = self._tracker()
         total, done = clock.epochs * clock.steps, clock.epoch * clock.steps + clock.step
         self.progress = Progress(
@@ -214,11 +214,11 @@ class Run:
                 raise DataError("checkpoint", path, f"is gone, and {METRICS} has epochs after it", "restore it")
             return None
         state, warning = checkpoint.latest(path, self.world.device, STATE)
-        refuse_other(state["config"], self.cfg, path)
+        refuse_different_config(state["config"], self.cfg, path)
         if state["best"]["epoch"] >= 0:
             checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
         if warning and self.world.main:
-            notices([warning], Console(stderr=True))
+            print_warnings([warning], Console(stderr=True))
         return state
 
     def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
@@ -260,21 +260,21 @@ class Run:
 
     def evaluate(self, names: list[str]) -> list[dict[str, Any]]:
         """Measure checkpoints on the test split."""
-        return checkpoints(self.cfg, self.source, self.world, self.folder, names)
+        return evaluate_checkpoints(self.cfg, self.source, self.world, self.folder, names)
 
     def finish(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
         """Report, mirror, and the last words on the terminal."""
         if not self.world.main:
             return
         self.done(trainer)
-        report.write(self.folder)
+        report.write_report(self.folder)
         if self.tracker:
             self.tracker.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
         others = sweep.current() or f"{self.folder} OTHER_RUN"
         again = target_overrides(values.recorded(self.cfg))
         commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
-        summary(records, self.folder, commands, Console())
+        print_summary(records, self.folder, commands, Console())
 
     def done(self, trainer: Trainer, exit_code: int | None = None) -> None:
         """Write down that the work has come to its end; without an exit code all but its report."""

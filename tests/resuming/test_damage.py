@@ -150,7 +150,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
         raise Killed
 
     frozen: list[bytes] = []
-    write = report.write
+    write = report.write_report
     monkeypatch.setattr(report, "write", killed)
     with pytest.raises(Killed):
         main(["train", f"resume={begun}", "train.time_limit=10"])
