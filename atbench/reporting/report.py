@@ -1,4 +1,4 @@
-"""The verb `atbench report`: one run gets its report, several get a comparison. Everything is read from run folders."""
+"""The verb `report`: the report of one run, or a comparison of several, read from run folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atbench.errors import DataError
 from atbench.reporting import comparison_report, html, markdown, run_report
 from atbench.reporting.comparison import compare
 from atbench.reporting.comparison_json import comparison_as_json as comparison_json
-from atbench.reporting.console import print_summary, print_table
+from atbench.reporting.console import print_line, print_summary, print_table
 from atbench.reporting.document import Document
 from atbench.reporting.run_folder import RunFolder, find_runs, read_run
 from atbench.runs.run_dir import refuse_links, write_bytes, write_text
@@ -55,11 +55,11 @@ def _one(folder: Path) -> None:
     run = _evaluated(folder)
     write_report(folder)
     console = Console()
-    console.print(
-        Text(f"{run.name('method')} on {run.name('dataset')}, {run_report.threat_text(run)}, seed {run.seed}")
+    print_line(
+        f"{run.name('method')} on {run.name('dataset')}, {run_report.threat_text(run)}, seed {run.seed}", console
     )
     print_summary([dict(evaluation.record) for evaluation in run.evaluations.values()], folder, [], console)
-    console.print(Text.assemble(("report  ", "dim"), str(folder / "report.html")), soft_wrap=True, highlight=False)
+    print_line(Text.assemble(("report  ", "dim"), str(folder / "report.html")), console)
 
 
 def _several(folders: Sequence[Path], out: Path) -> None:
@@ -69,12 +69,12 @@ def _several(folders: Sequence[Path], out: Path) -> None:
     console = Console()
     print_table(comparison_report.terminal_table(comparison), console)
     for notice in comparison_report.comparison_notices(comparison):
-        console.print(Text(notice), soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("report  ", "dim"), str(out / "report.html")), soft_wrap=True, highlight=False)
+        print_line(notice, console)
+    print_line(Text.assemble(("report  ", "dim"), str(out / "report.html")), console)
 
 
 def _publish(document: Document, folder: Path) -> None:
-    """Both forms of the document, after its pictures, so that neither speaks of files that are not there."""
+    """Write the pictures, then the document as Markdown and HTML."""
     for figure in document.figures:
         write_bytes(folder / "pictures" / f"{figure.name}.png", figure.drawing.png)
     write_text(folder / "report.md", markdown.render_markdown(document))

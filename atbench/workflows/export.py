@@ -26,6 +26,7 @@ from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
 from atbench.models import Network
 from atbench.reporting import leaderboard, markdown, model_card
+from atbench.reporting.console import print_line
 from atbench.reporting.headline import select_evaluation
 from atbench.reporting.run_folder import read_evaluations
 from atbench.runs.run_dir import write_bytes, write_json, write_text
@@ -66,7 +67,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
     write_text(out / "MODEL_CARD.md", markdown.render_markdown(model_card.build_model_card(saved, record, how)))
     console = Console()
     for file in sorted(path.name for path in out.iterdir() if path.is_file()):
-        console.print(Text.assemble(("wrote  ", "dim"), str(out / file)), soft_wrap=True, highlight=False)
+        print_line(Text.assemble(("wrote  ", "dim"), str(out / file)), console)
     return 0
 
 

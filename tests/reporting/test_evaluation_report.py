@@ -25,7 +25,7 @@ CHECK = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag"
 AUDIT = {
     "trusted": False,
     "flags": ["gradients"],
-    "sentence": "1 of 2 checks flag: gradients. Not run: noise.",
+    "sentence": "1 of 2 audit checks flagged: gradients. Not run: noise.",
     "checks": [
         {"name": "noise", "value": None, "threshold": None, "verdict": "not run", "sentence": "Run noise."},
         {"name": "eps", "value": 0.0, "threshold": 0.12, "verdict": "pass", "sentence": "Falls to 0."},
@@ -168,7 +168,7 @@ def test_an_audit_that_does_not_trust_stands_above_everything(make_run) -> None:
     run = make_run(evaluated={"audit": AUDIT}, checkpoints=("best",))
     first = build_run_report(read_run(run)).blocks[0]
     assert isinstance(first, Notice) and first.grave
-    assert "Not to be cited" in first.text and "1 of 2 checks flag: gradients." in first.text
+    assert "Not to be cited" in first.text and "1 of 2 audit checks flagged: gradients." in first.text
     report.write_report(run)
     page = (run / "report.html").read_text()
     assert '<p class="notice grave">Not to be cited' in page

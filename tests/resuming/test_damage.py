@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_gone_is_not_trained_over(
         path.unlink()
     (begun / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert main(["train", f"resume={begun}"]) == 3
-    assert "last.pt — is gone" in capsys.readouterr().err and unspent == []
+    assert "last.pt — is missing" in capsys.readouterr().err and unspent == []
     assert (begun / "metrics.jsonl").read_text().count("\n") == 2
 
 
