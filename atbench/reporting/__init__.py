@@ -1,4 +1,4 @@
-"""What a run shows of itself: the terminal, the mirror on W&B, and the reports read from run folders."""
+"""Output of a run: terminal, metrics.jsonl and W&B, and reports read from run folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What was measured, as blocks of a report: the attacks, PGD over k and ε, other norms, classes, confidence, distances.
-
-Every table has its checkpoint in the first column or in its title.
-"""
+"""Evaluations as blocks of a report: attacks, PGD over k and ε, other norms, classes, confidence, distances."""
 
 from __future__ import annotations
 
@@ -28,27 +25,25 @@ _MOST_ROWS = 20  # of a table over classes: more are not read
 
 
 def merge_equal_evaluations(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The evaluations, those of the same weights with the same figures as one with both names: the last epoch is often
-    the best one.
-    """
-    found: list[tuple[dict[str, Any], EvaluationRecord]] = []
+    """Evaluations with equal content as one, named `best = last`: the last epoch is often the best one."""
+    merged: list[tuple[dict[str, Any], EvaluationRecord]] = []
     for evaluation in evaluations:
         names = ("checkpoint", "outcomes", "examples")
         content = {key: value for key, value in evaluation.record.items() if key not in names}
-        for place, (known, first) in enumerate(found):
-            if known == content:
-                found[place] = known, replace(first, checkpoint=f"{first.checkpoint} = {evaluation.checkpoint}")
+        for index, (other, first) in enumerate(merged):
+            if other == content:
+                merged[index] = other, replace(first, checkpoint=f"{first.checkpoint} = {evaluation.checkpoint}")
                 break
         else:
-            found.append((content, evaluation))
-    return [evaluation for _, evaluation in found]
+            merged.append((content, evaluation))
+    return [evaluation for _, evaluation in merged]
 
 
 def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    """Everything under the heading "Accuracy"."""
+    """The blocks under the heading "Accuracy"."""
     yield Heading("Attacks", part=True)
     yield Paragraph(
-        "Alone: right under this attack by itself. After: right under it and under every attack above it. Broke as "
+        "Alone: accuracy under this attack by itself. After: accuracy under it and every attack above it. Broke as "
         "8-bit: still misclassified when every pixel is one of 256 levels. Brackets: 95 % interval."
     )
     yield _attacks(evaluations)
@@ -89,15 +84,16 @@ def _attacks(evaluations: Sequence[EvaluationRecord]) -> Table:
 
 
 def _settings(evaluations: Sequence[EvaluationRecord]) -> tuple[tuple[str, str], ...]:
-    """How each attack was set; once where all checkpoints were attacked alike."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Settings of each attack; once where all checkpoints were attacked alike."""
+    checkpoints: dict[tuple[str, str], list[str]] = {}
     for evaluation in evaluations:
         own = [(attack_names(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
         for pair in own + [(attack.name, attack.words or "none") for attack in evaluation.attacks]:
-            found.setdefault(pair, []).append(evaluation.checkpoint)
-    names = [name for name, _ in found]
+            checkpoints.setdefault(pair, []).append(evaluation.checkpoint)
+    names = [name for name, _ in checkpoints]
     return tuple(
-        (f"{name} ({', '.join(of)})" if names.count(name) > 1 else name, words) for (name, words), of in found.items()
+        (f"{name} ({', '.join(of)})" if names.count(name) > 1 else name, words)
+        for (name, words), of in checkpoints.items()
     )
 
 
@@ -105,7 +101,7 @@ def _sweep_words(evaluation: EvaluationRecord) -> str:
     a = evaluation.attack
     restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
     words = f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
-    return f"{words}; its cost is that of all radii{' and of the other norms' if evaluation.norms else ''}"
+    return f"{words}; cost of all radii{' and of the other norms' if evaluation.norms else ''}"
 
 
 def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
@@ -116,7 +112,7 @@ def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
 
 
 def _sweep_row(evaluation: EvaluationRecord) -> Iterator[Cell]:
-    """PGD with all of its steps. The record has its cost only together with that of its other radii and norms."""
+    """PGD with all of its steps; its cost includes that of its other radii and norms."""
     record, only = evaluation.record, not evaluation.attacks
     right = round(evaluation.clean.value * evaluation.n)
     strongest = evaluation.steps[max(evaluation.steps)]
@@ -141,7 +137,7 @@ def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         yield Heading("PGD over steps k and radius ε", part=True)
         yield Paragraph(
             "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, "
-            f"was misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+            f"was misclassified. {NOTHING}: not run with k steps at this radius. Step sizes are proportional to ε."
         )
     for evaluation in evaluations:
         cells = _surface(evaluation)
@@ -154,16 +150,16 @@ def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
 
 
 def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
-    """Accuracy by (k, ε): the record's, and what its masks say between."""
+    """Accuracy by (k, ε), from the record and its masks."""
     main, plan = evaluation.threat[1], evaluation.record["plan"]
-    found = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
-    found |= {(k, eps): accuracy for eps, k, accuracy in evaluation.eps if eps}
+    cells = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
+    cells |= {(k, eps): accuracy for eps, k, accuracy in evaluation.eps if eps}
     arrays = evaluation.outcomes or {}
     for eps, codes in zip(arrays.get("surface_eps", ()), arrays.get("surface", ()), strict=True):
         for k in evaluation.steps:
             if k <= plan["eps_steps"]:
-                found.setdefault((k, float(eps)), Accuracy.of(robust_mask(codes, k)))
-    return found
+                cells.setdefault((k, float(eps)), Accuracy.of(robust_mask(codes, k)))
+    return cells
 
 
 def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
@@ -173,12 +169,12 @@ def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
             continue
         name, (main, eps) = Cell(evaluation.checkpoint), evaluation.threat
         rows.append((name, Cell(_ball(main, eps)), Cell(evaluation.basis), _cell(evaluation.robust)))
-        for other, (radius_of_it, k, found) in evaluation.norms.items():
-            rows.append((name, Cell(_ball(other, radius_of_it)), Cell(f"PGD-{k}"), _cell(found)))
-        rows.append((name, Cell("all of these at once"), Cell("union"), _cell(_union(evaluation))))
+        for other, (other_eps, k, accuracy) in evaluation.norms.items():
+            rows.append((name, Cell(_ball(other, other_eps)), Cell(f"PGD-{k}"), _cell(accuracy)))
+        rows.append((name, Cell("all of these"), Cell("union"), _cell(_union(evaluation))))
     if rows:
         yield Heading("Other norms", part=True)
-        yield Paragraph("Union: right under every one of the threats, example by example.")
+        yield Paragraph("Union: right under all of these threats, example by example.")
         yield Table(("checkpoint", "threat", "attack", "accuracy"), tuple(rows))
 
 
@@ -187,7 +183,7 @@ def _ball(name: str, eps: float) -> str:
 
 
 def _union(evaluation: EvaluationRecord) -> Accuracy | None:
-    """Right under the main threat and in every other norm; None where the masks are gone."""
+    """Accuracy under the main threat and in every other norm; None without the masks."""
     arrays = evaluation.outcomes or {}
     names = [f"broken_at_{name}" for name in evaluation.norms]
     if not {"robust", *names} <= set(arrays):
@@ -199,23 +195,23 @@ def _union(evaluation: EvaluationRecord) -> Accuracy | None:
 
 
 def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    """Accuracy class by class; of many classes the worst."""
+    """Accuracy of each class, or of the worst classes if there are many."""
     rows: list[tuple[Cell, ...]] = []
     lines = []
     for evaluation in evaluations:
-        found = evaluation.record["classes"]
-        seen = [entry for entry in found["classes"] if entry["n"]]
-        if found["worst"] is None:
+        classes = evaluation.record["classes"]
+        seen = [entry for entry in classes["classes"] if entry["n"]]
+        if classes["worst"] is None:
             continue
-        worst = found["worst"]["class"]
-        figure = accuracy_text(Accuracy(*(found["worst"][key] for key in ("accuracy", "low", "high"))))
+        worst = classes["worst"]["class"]
+        figure = accuracy_text(Accuracy(*(classes["worst"][key] for key in ("accuracy", "low", "high"))))
         more = f" The {_MOST_ROWS} worst of {len(seen)} classes are listed." if len(seen) > _MOST_ROWS else ""
         lines.append(f"{evaluation.checkpoint}: the worst class under attack is {worst}, {figure}.{more}")
         shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
         rows += [(Cell(evaluation.checkpoint), *_class_row(evaluation, entry)) for entry in shown]
     if rows:
         yield Heading("Classes", part=True)
-        yield Paragraph(" ".join([*lines, "Its interval makes no allowance for having been picked as the worst."]))
+        yield Paragraph(" ".join([*lines, "Its interval does not account for selecting the worst class."]))
         yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
 
 
@@ -232,18 +228,17 @@ def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[
 def _calibration(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows = []
     for evaluation in evaluations:
-        for what, found in evaluation.record["calibration"].items():
-            if found is not None:
-                values = [100 * found["confidence"], 100 * found["accuracy"], 100 * found["ece"]]
+        for kind, calibration in evaluation.record["calibration"].items():
+            if calibration is not None:
+                values = [100 * calibration["confidence"], 100 * calibration["accuracy"], 100 * calibration["ece"]]
                 cells = [Cell(f"{value:.1f}", value) for value in values]
-                cells += [Cell(f"{found[key]:.3f}", found[key]) for key in ("nll", "brier")]
-                rows.append((Cell(evaluation.checkpoint), Cell(f"{what} images"), *cells))
+                cells += [Cell(f"{calibration[key]:.3f}", calibration[key]) for key in ("nll", "brier")]
+                rows.append((Cell(evaluation.checkpoint), Cell(f"{kind} images"), *cells))
     if rows:
         yield Heading("Confidence", part=True)
         yield Paragraph(
             "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
-            "each example's misclassified image, or the best try of the last attack on it; the clean image of those "
-            "that are wrong without an attack."
+            "each example's misclassified image, else the last attack's; the clean image if it is misclassified."
         )
         columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
         yield Table(columns, tuple(rows))
@@ -261,8 +256,10 @@ def _distances(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
                     (Cell(evaluation.checkpoint), Cell(attack.name), Cell(of), _count(far["n"]), *quartiles, unbroken)
                 )
     if rows:
-        yield Heading("Distance to the nearest misclassified image found", part=True)
-        yield Paragraph("Upper bounds of the true distances. An example that was never misclassified counts as ∞.")
+        yield Heading("Minimum-norm distances", part=True)
+        yield Paragraph(
+            "Distance to the nearest misclassified image found, an upper bound. Never misclassified counts as ∞."
+        )
         columns = ("checkpoint", "attack", "norm", "n", "lower quartile", "median", "upper quartile", "never broken")
         yield Table(columns, tuple(rows))
 

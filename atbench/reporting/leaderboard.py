@@ -1,4 +1,4 @@
-"""An entry as RobustBench's model_info files have them, of what an evaluation record holds and nothing else."""
+"""Entry in the format of RobustBench's model_info files, from an evaluation record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atbench.reporting.run_folder import lookup
 
 
 def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The entry: accuracies in percent as text, as theirs are; null for what no record knows.
+    """The entry: accuracies in percent as text, like theirs; null for what the record does not hold.
 
     `reported` is the worst case over all attacks of the record, `autoattack_acc` that of the four of AutoAttack and
     whatever ran before them, null where they did not run in full. `unreliable` is the audit's verdict, null where there
@@ -28,7 +28,7 @@ def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name
         "eps": eps_text(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
         "reported": None if robustness_unknown(record) else _percent(record["robust"]),
-        "autoattack_acc": _percent(found) if (found := after_autoattack(record)) else None,
+        "autoattack_acc": _percent(after) if (after := after_autoattack(record)) else None,
         "footnote": footnote(record),
         "unreliable": not record["audit"]["trusted"] if was_audited(record) else None,
     }
@@ -43,12 +43,12 @@ def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def was_audited(record: Mapping[str, Any]) -> bool:
-    """Whether any check of the evaluation itself was run."""
+    """Whether any audit check was run."""
     return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
 
 def footnote(record: Mapping[str, Any]) -> str:
-    """What the figures rest on: threat, images, attacks, audit."""
+    """Threat, images, attacks and audit of the accuracies."""
     robust = record["robust"]
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
     parts = [
@@ -60,7 +60,7 @@ def footnote(record: Mapping[str, Any]) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """ε as their entries write it: `8/255` where it is a whole number of grey levels, else a decimal."""
+    """ε as in their entries: `8/255` where it is a whole number of grey levels, else a decimal."""
     levels = 255 * eps
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-4 and eps < 1 else f"{eps:g}"
 
@@ -70,5 +70,5 @@ def _percent(figure: Mapping[str, Any]) -> str:
 
 
 def _additional_data(config: Mapping[str, Any]) -> bool | None:
-    """Whether images from outside the data set were trained on; of a network of others that is not known."""
+    """Whether extra data was trained on; None for an external network."""
     return lookup(config, "train.extra_data.path") is not None if "train" in config else None

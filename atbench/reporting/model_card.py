@@ -1,4 +1,4 @@
-"""The card of an exported network: figures with n and interval, what they rest on, and the lines that load it."""
+"""Model card of an exported network: accuracies with n and interval, audit, and code that loads it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from atbench.reporting.run_folder import lookup
 from atbench.reporting.wording import both_forms, interval, norm_name, options_text, percent
 
 
-def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[str, Any]) -> Document:
-    """The card. `how` is config.json."""
+def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]) -> Document:
+    """The card. `export` is config.json."""
     model = lookup(config, "model.about.name") or lookup(config, "model._target_")
     blocks = [
         *_verdict(record),
-        Facts(tuple(_facts(config, record, how))),
+        Facts(tuple(_facts(config, record, export))),
         Heading("Accuracy"),
         Paragraph(bound_line(record)),
     ]
     blocks += [Table(("attack", "accuracy", "95 % interval", "n"), tuple(_accuracies(record)))]
-    load = "In the folder of this card, with safetensors, torch and whatever the lines import installed:"
-    blocks += [Heading("Load it"), Paragraph(load), Code(how["python"], "python"), Heading("Attack it again")]
-    return Document(f"{model} for {how['dataset']}", (*blocks, Code(how["command"])))
+    load = "In this folder, with safetensors, torch and the imported packages installed:"
+    blocks += [
+        Heading("Load the model"),
+        Paragraph(load),
+        Code(export["python"], "python"),
+        Heading("Evaluate the model"),
+    ]
+    return Document(f"{model} for {export['dataset']}", (*blocks, Code(export["command"])))
 
 
 def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
     audit = record["audit"]
     if not was_audited(record):
-        yield Notice("The evaluation was not audited: nothing speaks for or against its figures.")
+        yield Notice("The evaluation was not audited.")
     else:
         yield (Paragraph if audit["trusted"] else Notice)(f"Audit: {audit['sentence']}")
     for check in audit["checks"]:
@@ -39,14 +44,16 @@ def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
             yield Notice(f"{check['name']}: {check['sentence']}")
 
 
-def _facts(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    shape = "×".join(str(side) for side in how["input"]["shape"])
+def _facts(
+    config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    shape = "×".join(str(side) for side in export["input"]["shape"])
     yield (
         "network",
-        f"{options_text(how['model']) or lookup(config, 'model._target_')}; {how['parameters']:,} parameters",
+        f"{options_text(export['model']) or lookup(config, 'model._target_')}; {export['parameters']:,} parameters",
     )
     yield "input", f"{shape}, pixels in [0, 1]; normalised inside"
-    yield "output", f"logits of {len(how['classes'])} classes"
+    yield "output", f"logits of {len(export['classes'])} classes"
     for key in ("name", "formula", "paper"):
         if value := lookup(config, f"method.about.{key}"):
             yield {"name": "method"}.get(key, key), str(value)

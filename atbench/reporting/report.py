@@ -47,7 +47,7 @@ def _evaluated(path: Path) -> RunFolder:
     run = read_run(path)
     if not run.evaluations:
         fix = "wait for its end" if run.state == "running" else f"finish it with `atbench train resume={path}`"
-        raise DataError("run", path, f"it has no evaluation yet ({run.standing})", fix)
+        raise DataError("run", path, f"it has no evaluation yet ({run.status_line})", fix)
     return run
 
 

@@ -1,4 +1,4 @@
-"""The report of one run as a document: what ran, how the checkpoint was chosen, every accuracy with its basis."""
+"""Report of one run as a document: settings, checkpoint selection, accuracies, audit, figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from atbench.reporting.wording import (
 )
 from atbench.runs.run_dir import record_places
 
-# What each file of a run folder is, in the order in which a reader would open them.
+# Files of a run folder and their descriptions.
 _FILES = {
     "report.html": "this report as one self-contained page",
     "report.md": "this report as Markdown",
@@ -43,48 +43,48 @@ _FILES = {
 }
 _RECORDS = {
     "json": "the evaluation of the checkpoint",
-    "npz": "its outcome for every example",
-    "examples.npz": "its adversarial images, which `atbench eval verify=` judges again",
-    "partial.json": "figures of an evaluation that has not ended",
+    "npz": "its outcomes, example by example",
+    "examples.npz": "its adversarial images, for `atbench eval verify=`",
+    "partial.json": "results of an unfinished evaluation so far",
 }
 _FOLDERS = {
-    "evaluation/parts": "what an evaluation that has not ended has measured so far",
-    "evaluation/earlier": "evaluations that later ones replaced",
+    "evaluation/parts": "cached results of an unfinished evaluation",
+    "evaluation/earlier": "evaluations that were replaced by later ones",
     "pictures": "the figures of this report",
-    "stages": "runs that the method asked for first",
+    "stages": "pretraining runs of the method",
     "wandb": "the W&B mirror",
 }
 
 
 def build_run_report(run: RunFolder) -> Document:
-    """The report of a run that has at least one evaluation."""
+    """The report of a run with at least one evaluation."""
     evaluations = merge_equal_evaluations(list(run.evaluations.values()))
-    blocks = [*_headline(run, evaluations), Heading("What ran")]
+    blocks = [*_headline(run, evaluations), Heading("Settings")]
     blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
-    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
+    blocks += [Heading("Checkpoint selection"), *_selection(run)] if run.trained else []
     blocks += [
         Heading("Accuracy"),
-        *_all(run),
+        *_all_evaluations(run),
         *accuracy_blocks(evaluations),
         Heading("Audit"),
         *audit_report.audit_blocks(evaluations),
     ]
     blocks += [Heading("Figures"), *evaluation_figures(evaluations), *_training(run)]
-    blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(rerun_command(run))]
+    blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
 
 
 def rerun_command(run: RunFolder) -> str:
-    """The command that makes the run again, as it was typed."""
+    """The command that repeats the run, as it was typed."""
     typed = [str(word) for word in run.typed.get("argv", ())]
     if typed and Path(typed[0]).name in ("atbench", "__main__.py"):
         typed = typed[1:]
-    return shlex.join(["atbench", *typed]) if typed else "# as_typed.yaml does not say what was typed"
+    return shlex.join(["atbench", *typed]) if typed else "# as_typed.yaml has no command"
 
 
 def threat_text(run: RunFolder) -> str:
-    """The ball that the run trained against, ε in both forms."""
+    """Norm and ε of training, ε in both forms."""
     attack = run.config.get("attack") or {}
     return f"{norm_name(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
 
@@ -105,26 +105,28 @@ def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[B
     for words in dict.fromkeys(bound_text(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
     if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
-        yield Notice("The checkpoints were not attacked alike: their worst cases do not compare.")
+        yield Notice("The checkpoints were attacked differently: their worst cases are not comparable.")
     if len({evaluation.n for evaluation in evaluations}) > 1:
-        yield Notice("The checkpoints were evaluated on different numbers of images: their figures do not compare.")
+        yield Notice(
+            "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
+        )
     if run.state != "done":
-        yield Notice(f"This run is not finished: {run.standing}")
+        yield Notice(f"This run is not finished: {run.status_line}")
     for partial in (each for place in record_places(run.path) for each in sorted(place.glob("*.partial.json"))):
         name = partial.relative_to(run.path)
-        yield Notice(f"An evaluation has not ended ({name}); `atbench eval` goes on where it stopped")
+        yield Notice(f"An evaluation is unfinished ({name}); `atbench eval` resumes it")
     yield from (Notice(text, grave=True) for e in evaluations for text in record_disagreements(e))
     yield from (Notice(f"Warning: {text}") for text in dict.fromkeys(text for e in evaluations for text in e.warnings))
 
 
-def _all(run: RunFolder) -> Iterator[Block]:
-    """Every evaluation of every checkpoint, where there is more than one of any."""
+def _all_evaluations(run: RunFolder) -> Iterator[Block]:
+    """Every evaluation of every checkpoint, if any has more than one."""
     if all(len(found) == 1 for found in run.all_evaluations.values()):
         return
     yield Heading("Evaluations", part=True)
     yield Paragraph(
-        "The headline is the worst case, example by example, over the evaluations of the most images in the threat of "
-        "the first of them. Figures on fewer images stand here alone. What follows is of the strongest evaluation."
+        "The headline is the worst case, example by example, over the evaluations on the most images in the threat of "
+        "the first of them. Evaluations on fewer images are listed here only. The next sections are of the strongest."
     )
     rows = [
         (
@@ -155,15 +157,15 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
     ]
     model = run.config.get("model") or {}
     facts = [
-        ("method", _joined(run.name("method"), options_text(run.config.get("method") or {}))),
+        ("method", _with_options(run.name("method"), options_text(run.config.get("method") or {}))),
         ("formula", run.about("method", "formula")),
         ("paper", run.about("method", "paper")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
-        ("model", _joined(run.name("model"), options_text(model))),
+        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
+        ("model", _with_options(run.name("model"), options_text(model))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("threat", threat_text(run)),
-        ("attack in training", _joined(run.name("attack"), _attack_options({**attack}))),
-        ("plus", "; ".join(plus) or "nothing"),
+        ("attack in training", _with_options(run.name("attack"), _attack_options({**attack}))),
+        ("plus", "; ".join(plus) or "none"),
         (
             "epochs, batch",
             f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
@@ -174,7 +176,7 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
             if train.get(key)
         ),
         ("label smoothing", number_text(train["label_smoothing"]) if train.get("label_smoothing") else None),
-        ("state", run.standing),
+        ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
     ]
     return tuple((name, value) for name, value in facts if value)
@@ -182,17 +184,17 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
 
 def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
     facts = [
-        ("network", _joined(run.name("model"), options_text(run.config.get("model") or {}))),
+        ("network", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("weights", str(run.config.get("checkpoint") or "its own")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
+        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
         ("threat", threat_text(run)),
-        ("state", run.standing),
+        ("state", run.status_line),
     ]
     return tuple((name, value) for name, value in facts if value)
 
 
-def _joined(name: str, more: str | None) -> str:
+def _with_options(name: str, more: str | None) -> str:
     return f"{name}: {more}" if more else name
 
 
@@ -201,14 +203,14 @@ def _thousands(value: object) -> str | None:
 
 
 def _attack_options(attack: dict[str, object]) -> str:
-    """Norm and ε stand under "threat"."""
+    """Options of the training attack without norm and ε."""
     step = attack.get("step_size")
     rest = options_text({key: value for key, value in attack.items() if key not in ("norm", "eps", "step_size")})
     return ", ".join(part for part in (f"step {both_forms(step)}" if step is not None else "", rest) if part)
 
 
 def _node(node: object) -> str:
-    """A config node by the name of its class, with its options."""
+    """The class name of a config node with its options."""
     if not isinstance(node, dict):
         return str(node)
     name = str(node.get("_target_", "")).rpartition(".")[2]
@@ -237,8 +239,8 @@ def _training(run: RunFolder) -> Iterator[Block]:
         yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
 
 
-def _made_with(run: RunFolder) -> tuple[tuple[str, str], ...]:
-    # Parameters and training time stand under "What ran".
+def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:
+    # Parameters and training time are under "Settings".
     known = {k: v for k, v in run.environment.items() if k not in ("parameters", "train_seconds") and v is not None}
     facts = [
         (key, options_text(value) if isinstance(value, dict) else number_text(value)) for key, value in known.items()
@@ -250,7 +252,7 @@ def _made_with(run: RunFolder) -> tuple[tuple[str, str], ...]:
         facts.append((f"test data ({name}), SHA-256", str(evaluation.record.get("data_sha256"))))
         facts.append((f"evaluated ({name}) with", options_text(evaluation.record.get("versions") or {})))
         passes, gradients = (_thousands(evaluation.record[key]) for key in ("forward_passes", "gradient_passes"))
-        cost = f"{passes} images forward, {gradients} of them for a gradient, {duration(evaluation.record['seconds'])}"
+        cost = f"{passes} forward and {gradients} gradient passes, {duration(evaluation.record['seconds'])}"
         facts.append((f"cost of evaluation ({name})", f"{cost}; seed {evaluation.attack['seed']}"))
     return tuple(facts)
 
@@ -259,12 +261,12 @@ def _stages(run: RunFolder) -> Iterator[Block]:
     folders = sorted(path for path in (run.path / "stages").glob("*") if is_run(path))
     if folders:
         yield Heading("Stages")
-        yield Paragraph("Runs that the method asked for first, each with a folder of its own under stages/.")
-        yield Facts(tuple((stage.name, f"{read_run(stage).standing}") for stage in folders))
+        yield Paragraph("Pretraining runs of the method, each in a folder under stages/.")
+        yield Facts(tuple((stage.name, f"{read_run(stage).status_line}") for stage in folders))
 
 
 def _files(folder: Path) -> tuple[tuple[str, str], ...]:
-    """What is there, and the two reports, which are being written."""
+    """The files that exist, and the two reports, which are being written."""
     records = sorted(path.stem for path in (folder / "evaluation").glob("*.npz") if "." not in path.stem)
     known = _FILES | {f"evaluation/{name}.{kind}": what for name in records for kind, what in _RECORDS.items()}
     facts = []

@@ -1,4 +1,4 @@
-"""How numbers and settings are written for a reader, everywhere the same: terminal, Markdown, HTML."""
+"""Text of numbers and settings in the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 NOTHING = "—"
-NO_PROOF = "A stronger attack can only lower these robust accuracies; they are no proof of robustness."
+NO_PROOF = "A stronger attack can only lower these robust accuracies; they do not prove robustness."
 
 
 def percent(value: float | None) -> str:
@@ -31,7 +31,7 @@ def points(value: float | None) -> str:
 
 
 def number_text(value: object) -> str:
-    """A setting: floats without binary noise, everything else as Python writes it."""
+    """A setting: floats with six digits, everything else as Python writes it."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.6g}"
@@ -49,7 +49,7 @@ def both_forms(value: object) -> str:
 
 
 def short_eps(value: object) -> str:
-    """A radius in little room: levels of 255 where they are whole and few, else the number."""
+    """A radius in short form: levels of 255 where they are whole and few, else the number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return NOTHING
     levels = round(255 * value)
@@ -57,7 +57,7 @@ def short_eps(value: object) -> str:
 
 
 def norm_name(name: object) -> str:
-    """`linf` as `L∞`; a norm that has no sign of its own stays as it is."""
+    """`linf` as `L∞`; other names as they are."""
     return NORMS.get(str(name), str(name))
 
 
@@ -92,7 +92,7 @@ def options_text(node: Mapping[str, object]) -> str:
 
 
 def flatten(node: Mapping[str, object], separator: str = ".") -> dict[str, object]:
-    """Nested mappings as one, keys joined by `separator`. Lists stay values; empty mappings vanish."""
+    """Nested mappings as one, keys joined by `separator`; lists stay values, empty mappings are dropped."""
     flat: dict[str, object] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):

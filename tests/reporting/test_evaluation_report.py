@@ -168,10 +168,10 @@ def test_an_audit_that_does_not_trust_stands_above_everything(make_run) -> None:
     run = make_run(evaluated={"audit": AUDIT}, checkpoints=("best",))
     first = build_run_report(read_run(run)).blocks[0]
     assert isinstance(first, Notice) and first.grave
-    assert "Not to be cited" in first.text and "1 of 2 audit checks flagged: gradients." in first.text
+    assert "Do not cite these accuracies" in first.text and "1 of 2 audit checks flagged: gradients." in first.text
     report.write_report(run)
     page = (run / "report.html").read_text()
-    assert '<p class="notice grave">Not to be cited' in page
+    assert '<p class="notice grave">Do not cite these accuracies' in page
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.split("\n") if line.startswith("<tr><td")]
     assert [
         row[1:] for row in rows if row[0] == "best" and len(row) == 6 and row[2] in ("flag", "pass", "not run")
@@ -188,7 +188,7 @@ def test_an_audit_that_trusts_or_was_not_made_raises_no_banner(make_run) -> None
     assert list(untrusted_notices(evaluations)) == []
     assert "3 checks, no flag." in paragraphs(audit_blocks(evaluations))
     plain = list(read_run(make_run("plain")).evaluations.values())
-    assert list(untrusted_notices(plain)) == [] and "nothing has examined" in paragraphs(audit_blocks(plain))
+    assert list(untrusted_notices(plain)) == [] and "Not audited." in paragraphs(audit_blocks(plain))
 
 
 def test_an_evaluation_that_has_not_ended_is_mentioned(make_run) -> None:

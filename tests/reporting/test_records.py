@@ -134,7 +134,7 @@ def test_masks_that_do_not_fit_are_called_out(tmp_path: Path) -> None:
     for changes, words in (
         ({"broken_square": None}, "does not fit the record"),
         ({"surface": np.zeros((1, 60), np.int16)}, "does not fit the record"),
-        ({"clean": everyone[:7]}, "speaks of 60 examples"),
+        ({"clean": everyone[:7]}, "the record has 60 examples"),
         ({"tried_cw": everyone}, "cw: best.npz has examples as broken that it did not run on"),
     ):
         replace(tmp_path / "best.npz", **changes)

@@ -63,7 +63,7 @@ def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pyte
         ("data_sha256", "0" * 64, 3, "dataset: "),
         ("parameters", 7, 3, "parameters: "),
         ("splits", {"train": 1}, 3, "splits: "),
-        ("seed", 5, 3, "seed: 0 — the run began with another: 5"),
+        ("seed", 5, 3, "seed: 0 — the run was started with 5"),
         ("pool_sha256", "0" * 64, 3, "train.extra_data.path: "),
     ],
 )
