@@ -18,7 +18,7 @@ from atbench.evaluation.attack_runner import UNKNOWN, Suite, eight_bit, legal
 from atbench.evaluation.pgd_sweep import broken_at
 from atbench.evaluation.verify import verify
 from atbench.seeding import ExampleDraws
-from tests.evaluation.test_sweep import Flat, images
+from tests.support.flat import Flat, images
 
 THREAT = PGDConfig("linf", 0.02, 0.004, 8)
 

@@ -15,7 +15,7 @@ from atbench.data import Images
 from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
 from atbench.evaluation.audit.audit import audit
 from atbench.models.torchvision_models import Wrapped
-from tests.attacks.targets import draws, make
+from tests.support.targets import draws, make
 
 CLASSES, SIDE, EPS = 4, 6, 0.06
 THREAT = PGDConfig("linf", EPS, EPS / 4, 10)

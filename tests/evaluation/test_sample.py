@@ -12,10 +12,10 @@ from torch import nn
 
 from atbench.data import Images
 from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate, record
-from atbench.evaluation.audit.audit import outputs, run
+from atbench.evaluation.audit import audit, outputs
 from atbench.training import World
 from atbench.training.validation import Validation
-from tests.methods import worlds
+from tests.support import worlds
 
 CLASSES, EACH = 10, 12
 THREAT = PGDConfig("linf", 0.1, 0.05, 3)
@@ -78,7 +78,7 @@ def test_the_audit_probes_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(images.y[rows])
         return company(eval_model, images, rows)
 
-    monkeypatch.setattr(run, "look", looked)
+    monkeypatch.setattr(audit, "look", looked)
     monkeypatch.setattr(outputs, "_company", accompanied)
     evaluated(audit=20)
     assert [len(labels.unique()) >= 8 for labels in seen] == [True, True], seen

@@ -18,7 +18,7 @@ from atbench.data import Images
 from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
 from atbench.evaluation.rejection import Reject
 from atbench.evaluation.verify import FREE, Again, Number, compared, computed, verify
-from tests.attacks.targets import make
+from tests.support.targets import make
 
 CLASSES, SIDE, EPS = 3, 8, 0.03
 NAMES = ("a", "b", "c")

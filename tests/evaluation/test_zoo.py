@@ -11,7 +11,7 @@ from torch import nn
 
 from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.audit.audit import Check, audit, verdict
-from tests.evaluation import zoo
+from tests.support import zoo
 
 N = 100
 LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)

@@ -17,7 +17,7 @@ from atbench.methods.yopo import FIRST_LAYER_GRADIENTS, Yopo
 from atbench.models import Ensemble
 from atbench.training import World
 from atbench.training.update import RunningMeans, Updater
-from tests.methods import worlds
+from tests.support import worlds
 
 
 def make(

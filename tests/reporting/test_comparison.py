@@ -13,7 +13,7 @@ from atbench.reporting import report
 from atbench.reporting.comparison import compare
 from atbench.reporting.comparison_report import rows_table
 from atbench.reporting.run_folder import expand
-from tests.reporting.outcomes import STANDARD
+from tests.support.outcomes import STANDARD
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -17,7 +17,7 @@ from atbench.reporting.evaluation_report import accuracies, distinct
 from atbench.reporting.results import Evaluation, read_evaluation
 from atbench.reporting.run_folder import read
 from atbench.reporting.run_report import document
-from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
+from tests.support.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 EVERYTHING = Made(attacks=STANDARD, sequential=True, norms=("l2", "l1"))

@@ -13,7 +13,7 @@ from atbench.evaluation import eval_names
 from atbench.reporting.headline import chosen, headline
 from atbench.reporting.leaderboard import entry
 from atbench.reporting.results import Evaluation, read_evaluation
-from tests.reporting.outcomes import STANDARD, Made, N, write
+from tests.support.outcomes import STANDARD, Made, N, write
 
 
 def made(folder: Path, record: dict[str, Any] | None = None, **options: Any) -> Evaluation:

@@ -17,7 +17,7 @@ from atbench.reporting.evaluation_report import accuracies
 from atbench.reporting.rejection_report import rejection
 from atbench.reporting.results import Evaluation, read_evaluation
 from atbench.reporting.wandb_logger import _values
-from tests.evaluation.test_rejection import rejected
+from tests.support.flat import rejected
 
 
 def made(folder: Path, **changes: Any) -> Evaluation:

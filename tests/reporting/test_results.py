@@ -13,7 +13,7 @@ import pytest
 
 from atbench.reporting.agreement import disagreements
 from atbench.reporting.results import Evaluation, autoattack, basis, bound, read_evaluation
-from tests.reporting.outcomes import STANDARD, Made, write
+from tests.support.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(
     attacks={**STANDARD, "cw": {"steps": 30, "breaks": 1}},

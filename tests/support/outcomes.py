@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from atbench.data import Images
 from atbench.evaluation import Evaluation, Outcome, PGDConfig, Plan, record, record_files
 from atbench.evaluation.attack_runner import UNKNOWN, Found, Level, Surface
 
+#: `make_run(name, seed=0, robust=0.6, ...)`: a run folder.
+MakeRun = Callable[..., Path]
 N, CLASSES = 60, 10
 STEPS = (1, 5, 20, 50)
 LABEL = np.arange(N) % CLASSES
