@@ -13,7 +13,7 @@ from atbench.reporting import report
 from atbench.reporting.comparison import compare
 from atbench.reporting.comparison_report import table_rows
 from atbench.reporting.run_folder import find_runs
-from tests.reporting.outcomes import STANDARD
+from tests.support.outcomes import STANDARD
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -17,7 +17,7 @@ from atbench.reporting.evaluation_report import accuracy_blocks, merge_equal_eva
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.run_folder import read_run
 from atbench.reporting.run_report import build_run_report
-from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
+from tests.support.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 EVERYTHING = Made(attacks=STANDARD, sequential=True, norms=("l2", "l1"))

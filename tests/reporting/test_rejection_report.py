@@ -17,7 +17,7 @@ from atbench.reporting.evaluation_report import accuracy_blocks
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.wandb_logger import _values
-from tests.evaluation.test_rejection import rejected
+from tests.support.flat import rejected
 
 
 def made(folder: Path, **changes: Any) -> EvaluationRecord:

@@ -13,7 +13,7 @@ import pytest
 
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import EvaluationRecord, attack_basis, bound_text, is_autoattack, read_evaluation
-from tests.reporting.outcomes import STANDARD, Made, write
+from tests.support.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(
     attacks={**STANDARD, "cw": {"steps": 30, "breaks": 1}},

@@ -13,7 +13,7 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import markdown, report
 from atbench.reporting.document import Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
-from tests.reporting.conftest import MakeRun
+from tests.support.outcomes import MakeRun
 
 
 class Page(HTMLParser):

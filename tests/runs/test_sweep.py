@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from atbench.cli.main import main
 from atbench.runs import sweep
 from atbench.workflows.train import Run
-from tests.conftest import Stub
-from tests.test_run import QUICK, read
+from tests.support.runs import QUICK, read
+from tests.support.stub import Stub
 
 
 def started(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from atbench.cli.main import main
 from atbench.training import Trainer
 from atbench.workflows.train import Run
-from tests.resuming.begun_runs import WORDS, enter, only
+from tests.support.runs import WORDS, enter, only
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from atbench.cli.main import main
 from atbench.reporting import report
 from atbench.training import Trainer, checkpoint
 from atbench.workflows.train import Run
-from tests.resuming.begun_runs import contents, enter
-from tests.test_run import read
+from tests.support.runs import contents, enter, read
 
 
 def cut(path: Path) -> None:

@@ -16,8 +16,7 @@ from atbench.errors import ConfigError, DataError
 from atbench.training import checkpoint
 from atbench.workflows import factory
 from atbench.workflows.environment import checksum, environment_changes
-from tests.resuming.begun_runs import WORDS, contents, enter, only
-from tests.test_run import QUICK, read
+from tests.support.runs import QUICK, WORDS, contents, enter, only, read
 
 
 def test_the_words_of_the_run_may_be_said_again(begun: Path, unspent: list[str]) -> None:
