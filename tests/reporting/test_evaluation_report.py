@@ -197,6 +197,6 @@ def test_an_evaluation_that_has_not_ended_is_mentioned(make_run) -> None:
     (run / "evaluation" / "parts").mkdir()
     report.write_report(run)
     text = (run / "report.md").read_text()
-    assert "An evaluation has not ended (evaluation/last.partial.json)" in text
+    assert "An evaluation is unfinished (evaluation/last.partial.json)" in text
     for file in ("evaluation/best.examples.npz", "evaluation/parts/"):
         assert f"**{file}**" in text
