@@ -122,7 +122,7 @@ def test_starting_weights_count_until_there_is_a_checkpoint(
     begun: Path, unspent: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[Path] = []
-    monkeypatch.setattr(factory, "start_from", lambda model, path: started.append(path))
+    monkeypatch.setattr(factory, "load_initial_weights", lambda model, path: started.append(path))
     assert main(["train", f"resume={begun}"]) == 0 and not started
     shutil.rmtree(begun / "checkpoints")  # killed before the first one
     assert main(["train", f"resume={begun}"]) == 0 and started == [Path("start.pt")]
