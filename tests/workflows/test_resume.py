@@ -95,7 +95,7 @@ def test_what_costs_the_last_bits_is_said_and_kept(
     path.write_text(json.dumps(then))
     assert main(["train", f"resume={begun}"]) == 0 and unspent
     said = " ".join(capsys.readouterr().err.split())
-    assert "not exact" in said and "threads 1 (was 9)" in said and "'torch': '2.0'" in said
+    assert "not bit-exact" in said and "threads 1 (was 9)" in said and "'torch': '2.0'" in said
     (entry,) = read(path)["resumed"]
     assert entry["threads"] == 1 and entry["packages"]["torch"] != "2.0" and "device" not in entry
     path.unlink()
