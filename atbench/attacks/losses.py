@@ -21,6 +21,10 @@ class Objective:
     own.
     """
 
+    #: The value is computed from a gradient to x', which the attack differentiates again: fp32, and a graph at every
+    #: point, those too where the attack needs no gradient.
+    second_order = False
+
     def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor) -> None:
         self.network, self.value, self.given = network, value, given
 

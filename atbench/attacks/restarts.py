@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
-from atbench.attacks.ascent.loop import REPACK, Candidates, State, misclassified
+from atbench.attacks.ascent.loop import REPACK, Candidates, State, evaluate, misclassified
 from atbench.attacks.base import Target
 from atbench.attacks.losses import Objective, margin
 
@@ -76,8 +76,7 @@ def ascend(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, s
     if search.return_point == "first":
         return search.ascent(objective, x, stop=misclassified(y)).run(start)
     x_adv = search(objective, x, start=start)
-    with torch.no_grad():
-        value, logits = objective(x_adv, None, search.steps)
+    value, logits, _ = evaluate(objective, x_adv, None, search.steps, gradient=False)
     return Candidates(x_adv, value.to(x.dtype), logits.argmax(dim=1) != y)
 
 

@@ -107,7 +107,7 @@ def test_restarts_run_on_survivors_and_break_the_union(keep: str) -> None:
         sizes.append(int((~union).sum()))
         attack = pgd(**options)
         found = attack._restart(Aim(network), x, y, draws(len(x)).at("restart", restart), torch.arange(len(x)))
-        union |= found.broken
+        union |= found.done
     assert torch.equal(broken, union) and 0 < union.sum() < len(x) and sizes[0] > sizes[-1]
     assert aim.gradients <= 3 * sum(sizes) and aim.passes <= 4 * sum(sizes)
 

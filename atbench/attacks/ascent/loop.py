@@ -10,21 +10,20 @@ rule, drops finished examples and projects.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import Ball, Radius, per_example
+from atbench.errors import ConfigError
 
 #: Finished examples are dropped once this share of the batch is finished: repacking at every hit costs more than it
 #: saves.
 REPACK = 0.25
-
-ReturnPoint = Literal["last", "best", "first", "first_or_best"]
 
 
 @dataclass
@@ -219,17 +218,24 @@ class Ascent:
 def evaluate(
     objective: Objective, x_adv: Tensor, rows: Tensor | None, step: int, gradient: bool, eot_samples: int = 1
 ) -> tuple[Tensor, Any, Tensor | None]:
-    """Means over `eot_samples` passes of objective (b,), outputs and gradient to x_adv (None unless asked for)."""
-    x_adv = x_adv.detach().requires_grad_(gradient)
+    """Means over `eot_samples` passes of objective (b,), outputs and gradient to x_adv (None unless asked for).
+
+    Raises ConfigError for an objective of second order under autocast.
+    """
+    if objective.second_order and torch.is_autocast_enabled(x_adv.device.type):
+        why = "the attack's objective differentiates a gradient"
+        raise ConfigError("train.precision.attack", "bf16", why, "use fp32")
+    graph = gradient or objective.second_order
+    x_adv = x_adv.detach().requires_grad_(graph)
     passes: list[tuple[Any, ...]] = []
     for _ in range(eot_samples):
-        with torch.set_grad_enabled(gradient):
+        with torch.set_grad_enabled(graph):
             value, outputs = objective(x_adv, rows, step)
             grad = torch.autograd.grad(value.sum(), x_adv)[0] if gradient else None
         passes.append((value.detach(), outputs.detach() if isinstance(outputs, Tensor) else outputs, grad))
-    if eot_samples > 1:
-        passes = [
-            tuple(None if part[0] is None else torch.stack(part).mean(dim=0) for part in zip(*passes, strict=True))
-        ]
-    mean_value, mean_outputs, mean_grad = passes[0]
-    return mean_value, mean_outputs, mean_grad
+    values, logits, grads = zip(*passes, strict=True)
+    return _mean(values), _mean(logits), _mean(grads)
+
+
+def _mean(parts: Sequence[Any]) -> Any:
+    return torch.stack(parts).mean(dim=0) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
