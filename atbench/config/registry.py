@@ -25,8 +25,8 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "experiments": "experiment",
     }
 )
-FIELDS = ("name", "family", "paper", "survey", "status", "effect", "formula", "summary")
-_COLUMNS = ("name", "family", "paper", "status", "summary")
+FIELDS = ("name", "family", "use", "paper", "survey", "status", "effect", "formula", "summary")
+_COLUMNS = ("name", "use", "family", "paper", "status", "summary")
 # The C parser is ten times faster; PyYAML is built without it on some machines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atbench.attacks import ball
+from atbench.attacks import Attack, GradientAttack, ball
+from atbench.config import registry
 from atbench.errors import ConfigError
 from tests.support.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
 
@@ -120,3 +121,22 @@ def test_a_larger_ball_breaks_no_fewer(name: str, norm: str) -> None:
         within = ball(norm).norm(x_adv - x) <= attack.eps * (1 + 1e-6)
         counts.append(int((within & (network(x_adv).argmax(dim=1) != y)).sum()))
     assert counts[0] == 0 and counts == sorted(counts)
+
+
+@pytest.mark.parametrize("entry", registry.entries("attacks", [registry.conf_dir()]), ids=lambda entry: entry["name"])
+def test_an_option_says_whether_methods_can_train_with_it(entry: dict[str, str]) -> None:
+    """`about.use`: a `GradientAttack` maximises the objective of a method; an `Attack` only evaluates."""
+    target = kind(entry["name"])
+    assert entry["use"] == ("train" if issubclass(target, GradientAttack) else "eval")
+    assert issubclass(target, Attack) is (entry["use"] == "eval")
+
+
+def test_the_table_of_attacks_shows_their_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert registry.show("attacks", [registry.conf_dir()], as_json=False, survey=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header, _, *rows = (line.split() for line in lines if line[1:2].strip())  # without what is wrapped
+    assert header[:3] == ["name", "use", "family"]
+    assert {row[0] for row in rows if row[1] == "train"} == {"pgd", "fgsm"}
+    assert {row[0] for row in rows if row[1] == "eval"} == set(NAMES)
+    registry.show("methods", [registry.conf_dir()], as_json=False, survey=False)
+    assert "use" not in capsys.readouterr().out.splitlines()[1].split()

@@ -238,4 +238,4 @@ def evaluate(
 
 
 def _mean(parts: Sequence[Any]) -> Any:
-    return torch.stack(parts).mean(dim=0) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
+    return torch.stack(list(parts)).mean(dim=0) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
