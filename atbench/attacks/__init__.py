@@ -1,4 +1,4 @@
-"""The inner maximisation: balls, objectives, and the search that joins them."""
+"""The inner maximisation: norm balls, objectives, gradient ascent, and the attacks of the evaluation."""
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.ascent.loop import State

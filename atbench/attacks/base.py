@@ -1,7 +1,7 @@
-"""What the evaluation calls an attack: any search that knows the network and the labels and answers with images.
+"""The interface of attacks that only evaluate: from a network, images and labels to adversarial images.
 
-A `GradientAttack` maximises an objective that it is handed, which is what methods need. An `Attack` chooses its own: it
-wants one misclassified image near each x, by whatever means. It is not believed: the evaluation judges what it returns.
+Methods train with a `GradientAttack`, which maximises an objective of theirs. An `Attack` has an objective of its own
+and looks for one misclassified image near each x. The evaluation judges the images that it returns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atbench.seeding import ExampleDraws
 
 
 class Target(Protocol):
-    """What is attacked. `logits` counts its passes, checks its values, and lets gradients to `x` through."""
+    """The network under attack. `logits` counts its passes, checks its values, and is differentiable in `x`."""
 
     network: nn.Module
 
@@ -37,9 +37,9 @@ class Attack(ABC):
     norms: those that the attack is defined for.
     access: `gradient` (of the logits), `features` (their gradient), `queries` (outputs only), `transfer` (another
         network's gradients) or `noise`.
-    minimal: it looks for the nearest misclassified image and `eps` does not bound its answer; what lies outside the
-        ball is then no success, but its distance is worth something.
-    least_classes: how many classes its objective needs.
+    minimal: a minimum-norm attack. It looks for the nearest misclassified image and `eps` does not bound its answer;
+        an image outside the ball is no success, but its distance is recorded.
+    least_classes: the least number of classes for its objective.
 
     Args of every attack: `norm`, `eps`, and `steps`: iterations, or queries of an attack without gradients.
     Raises ConfigError for a norm that it is not defined for.
@@ -60,8 +60,8 @@ class Attack(ABC):
         """x_adv (B, C, H, W), detached, in the box and, unless the attack is `minimal`, in the ball.
 
         `x` in [0, 1] and `y` int64 (B,) are rightly classified examples, the network is frozen and in eval mode. Every
-        random number comes from `rng`, so that an example's answer does not depend on its batch. Without a radius or
-        without steps there is no attack: the answer is `x`.
+        random number comes from `rng`, so that an example's answer does not depend on its batch. With eps = 0 or
+        steps = 0 the answer is `x`.
         """
         if self.eps == 0 or self.steps == 0 or len(x) == 0:
             return x.detach().clone()
@@ -70,17 +70,17 @@ class Attack(ABC):
 
     @abstractmethod
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        """One image for each x: a misclassified one where any was found, else the best try.
+        """One image for each x: a misclassified one where the attack found any, else the best candidate.
 
-        Examples that are broken should cost nothing more (`torch.no_grad()` is the search's own business).
+        Examples that are broken should cost nothing more. Called with gradients enabled or not.
         """
 
 
 class AscentAttack(Attack):
-    """A `GradientAttack` of the training side as an attack: its own start, steps and step size, on cross-entropy.
+    """A `GradientAttack` as an attack on cross-entropy, with its own start, steps and step size.
 
-    A search that keeps its best point answers with its first misclassified one instead: the objective may be higher
-    where the prediction is right.
+    With `return_point: best` it returns the first misclassified iterate instead: the objective may be higher where the
+    prediction is right.
     """
 
     def __init__(self, attack: GradientAttack) -> None:

@@ -1,4 +1,7 @@
-"""foolbox's attacks (Rauber et al. 2017, arXiv 1707.04131; 2020, JOSS 5(53)) as ours, and all that imports foolbox."""
+"""foolbox's attacks as an `Attack` (Rauber et al. 2017, arXiv 1707.04131; 2020, JOSS 5(53)).
+
+This is the one module that imports foolbox.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from atbench.seeding import ExampleDraws, derive
 
 #: What foolbox writes before the name of an attack for one norm, in lower case.
 PREFIXES = {"linf": ("linfinity", "linf"), "l2": ("l2",), "l1": ("l1",)}
-#: Attacks that want more than images and labels: a target class, other images, an adversarial image.
+#: Attacks that need more than images and labels: a target class, other images, an adversarial image.
 UNFIT = frozenset({"GenAttack", "DatasetAttack", "BinarizationRefinementAttack"})
-#: Modules of foolbox.attacks that use no gradient: those that ask for outputs or decisions, those that only add noise.
+#: Modules of foolbox.attacks without gradients: query attacks, and those that only add noise.
 QUERIES = frozenset({"blur", "boundary_attack", "contrast", "contrast_min", "hop_skip_jump", "inversion", "pointwise"})
 NOISE = frozenset({"additive_noise", "blended_noise", "saltandpepper"})
-#: How a decision-based attack says that it found no misclassified image to begin at, for one image of a batch or more.
+#: The message of a decision-based attack that found no misclassified starting point for some image of a batch.
 NO_START = "init_attack failed"
 
 
@@ -45,13 +48,13 @@ class Foolbox(Attack):
 
     Args:
         name: of a class in `foolbox.attacks`.
-        steps: as that class understands it; None is its own default.
+        steps: that class's own argument; None is its default.
         options: further arguments of the class.
 
     Raises ConfigError where foolbox is not installed, has no such attack for the norm, or the attack no such option.
     """
 
-    #: What every attack of foolbox's promises; an instance knows its own.
+    #: Holds for every attack of foolbox; an instance has its own.
     access: ClassVar[str] = "queries"
 
     def __init__(
@@ -67,28 +70,28 @@ class Foolbox(Attack):
         kind = self._kind(name)
         self.attack = self._built(kind, name, {**({} if steps is None else {"steps": steps}), **(options or {})})
         module = kind.__module__.rpartition(".")[2]
-        # Of this one attack, where our own classes know it of themselves.
+        # Per instance here; class attributes elsewhere.
         self.minimal = isinstance(self.attack, self.foolbox.attacks.base.MinimizationAttack)  # type: ignore[misc]
         self.access = "queries" if module in QUERIES else "noise" if module in NOISE else "gradient"  # type: ignore[misc]
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        model = self.foolbox.PyTorchModel(_Counted(target).eval(), bounds=(0, 1), device=x.device)
+        model = self.foolbox.PyTorchModel(_TargetModule(target).eval(), bounds=(0, 1), device=x.device)
         with untouched(target.network), _seeded(derive(rng.seed, *rng.place, "foolbox", int(rng.index[0])), x.device):
             x_adv = self._run(model, x, y)
-        # An attack that divided by a gradient of zero has lost its example.
+        # Where an attack divided by a gradient of zero its image is NaN.
         sound = torch.isfinite(x_adv.flatten(1)).all(dim=1)
         return torch.where(sound.view(-1, *[1] * (x.ndim - 1)), x_adv, x)
 
     def _run(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
-        given = {} if self.minimal else {"epsilon": self.eps}
+        kwargs = {} if self.minimal else {"epsilon": self.eps}
         try:
-            x_adv: Tensor = self.attack.run(model, x, self.foolbox.criteria.Misclassification(y), **given)
+            x_adv: Tensor = self.attack.run(model, x, self.foolbox.criteria.Misclassification(y), **kwargs)
         except ValueError as error:
             if NO_START not in str(error):
                 raise
             if len(x) == 1:
                 return x
-            # foolbox gives up the whole batch for the sake of one image.
+            # foolbox raises for the whole batch where one image fails.
             half = len(x) // 2
             return torch.cat([self._run(model, x[rows], y[rows]) for rows in (slice(half), slice(half, None))])
         return x_adv.to(x.dtype)
@@ -100,12 +103,12 @@ class Foolbox(Attack):
             for label, kind in vars(self.foolbox.attacks).items()
             if inspect.isclass(kind) and kind.__name__ not in UNFIT and self._measures(kind)
         }
-        wanted = self._bare(name)
-        found = {kind for label, kind in known.items() if self._bare(label) == wanted}
-        if len(found) != 1:
+        bare = self._bare(name)
+        matches = {kind for label, kind in known.items() if self._bare(label) == bare}
+        if len(matches) != 1:
             why = f"foolbox has no attack of this name for {self.norm}"
             raise ConfigError("attack.name", name, why, hint(name, [*known, *map(self._short, known)]))
-        return found.pop()
+        return matches.pop()
 
     def _measures(self, kind: Any) -> bool:
         """Whether a class attacks in this norm."""
@@ -127,9 +130,9 @@ class Foolbox(Attack):
     def _bare(self, label: str) -> str:
         return self._short(label).lower().removesuffix("attack")
 
-    def _built(self, kind: type, name: str, given: dict[str, Any]) -> Any:
+    def _built(self, kind: type, name: str, kwargs: dict[str, Any]) -> Any:
         parameters = inspect.signature(kind).parameters
-        for key, value in given.items():
+        for key, value in kwargs.items():
             where = "attack.steps" if key == "steps" else f"attack.options.{key}"
             if key not in parameters:
                 raise ConfigError(where, value, f"foolbox's {kind.__name__} takes no '{key}'", hint(key, parameters))
@@ -137,19 +140,19 @@ class Foolbox(Attack):
                 what = f"foolbox's {kind.__name__} wants {spelled(parameters[key], kind)}"
                 raise ConfigError(where, repr(value), what, "correct the value")
         for key, parameter in parameters.items():
-            if parameter.default is parameter.empty and key not in given:
+            if parameter.default is parameter.empty and key not in kwargs:
                 where = "attack.steps" if key == "steps" else f"attack.options.{key}"
                 raise ConfigError(where, "nothing", f"foolbox's {kind.__name__} needs '{key}'", f"write +{where}=...")
         own = {"distance": getattr(self.foolbox.distances, self.norm), "constraint": self.norm}
         try:
-            return kind(**{**{key: value for key, value in own.items() if key in parameters}, **given})
+            return kind(**{**{key: value for key, value in own.items() if key in parameters}, **kwargs})
         except ImportError as error:
             why = f"foolbox's {kind.__name__} needs {error.name}, which is not installed"
             raise ConfigError("attack.name", name, why, f"pip install {error.name}") from error
 
 
-class _Counted(nn.Module):
-    """`target.logits` in the form that foolbox takes. The network is no part of it: its mode stays its own."""
+class _TargetModule(nn.Module):
+    """`target.logits` in the form that foolbox takes. The network is no submodule, so its mode does not change."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an attack maximises: a number per example, computed from the network's outputs."""
+"""Objectives of attacks: one number per example, computed from the network's outputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from atbench.errors import ConfigError
 
 
 class Objective:
-    """`value(network(x'), *given) -> (B,)`, to be maximised over x'.
+    """`value(network(x'), *args) -> (B,)`, to be maximised over x'.
 
-    `given` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor
+    `args` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor
     models. A call returns the values *and* the outputs, so that stop rules and success tests need no forward of their
     own.
     """
@@ -25,23 +25,22 @@ class Objective:
     #: point, those too where the attack needs no gradient.
     second_order = False
 
-    def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor) -> None:
-        self.network, self.value, self.given = network, value, given
+    def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *args: Tensor) -> None:
+        self.network, self.value, self.args = network, value, args
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
         """Values (b,) and outputs for `x_adv`, which holds the examples `rows` of the batch (all, if None).
 
-        `step` is the search step that asks; objectives that change as the search goes on (a decaying weight) override
-        this.
+        `step` is the number of steps taken so far; objectives that change with it (a decaying weight) override this.
         """
         outputs = self.network(x_adv)
-        given = self.given if rows is None else tuple(tensor[rows] for tensor in self.given)
-        return self.value(outputs, *given), outputs
+        args = self.args if rows is None else tuple(tensor[rows] for tensor in self.args)
+        return self.value(outputs, *args), outputs
 
 
 class SelfLabelled(Objective):
-    """`value(network(x'), labels)` with labels of the network's own: `pick` finds them in the logits of the point where
-    the search starts, in one pass with the gradient.
+    """`value(network(x'), labels)` with the network's own labels, which `pick` takes from the logits at the starting
+    point, in one pass with the gradient.
     """
 
     def __init__(
@@ -53,8 +52,8 @@ class SelfLabelled(Objective):
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         logits = self.network(x_adv)
         if step == 0:
-            self.given = (self.pick(logits.detach()),)
-        (labels,) = self.given if rows is None else (tensor[rows] for tensor in self.given)
+            self.args = (self.pick(logits.detach()),)
+        (labels,) = self.args if rows is None else (tensor[rows] for tensor in self.args)
         return self.value(logits, labels), logits
 
 
@@ -94,7 +93,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor, y: Tensor) -> Tensor:
-    """log max_{k≠y} softmax(z)_k: how sure of a wrong class (Stutz et al. 2020, ICML, arXiv 1910.06259, eq. 7).
+    """log max_{k≠y} softmax(z)_k, the confidence in a wrong class (Stutz et al. 2020, ICML, arXiv 1910.06259, eq. 7).
 
     The logarithm of the paper's objective has the same maximiser, directions and comparisons, and a gradient where the
     probability itself would be rounded to 0.
@@ -112,7 +111,7 @@ def _highest(logits: Tensor, count: int) -> Tensor:
 
 
 def likelihood(logits: Tensor, t: Tensor) -> Tensor:
-    """log softmax(z)_t per example: what an attack towards the class t raises."""
+    """log softmax(z)_t per example, for an attack towards the class t."""
     return -F.cross_entropy(logits, t, reduction="none")
 
 
@@ -136,7 +135,7 @@ def kl_from(logits: Tensor, p: Tensor) -> Tensor:
 
 
 def fewest_classes(value: Callable[..., Tensor]) -> int:
-    """How many classes an objective needs: DLR compares the three highest logits, its targeted form the four."""
+    """The least number of classes for an objective: DLR compares the three highest logits, its targeted form four."""
     return {dlr: 3, dlr_towards: 4}.get(value, 2)
 
 

@@ -91,7 +91,9 @@ def test_the_first_stage_as_the_code_runs_it_and_as_it_was_meant() -> None:
     y = torch.zeros(1, dtype=torch.long)
     for reset, expected in ((True, [4.0] * 5 + [2.0] + [4.0] * 4), (False, [4.0] * 5 + [2.0] * 5)):
         attack = ConstraintRelaxation("linf", 8 / 255, reset_scale=reset)
-        sizes = [leg.step_size * 255 for leg in attack._first(Aim(torch.nn.Identity()), y) for _ in range(leg.steps)]
+        sizes = [
+            stage.step_size * 255 for stage in attack._first(Aim(torch.nn.Identity()), y) for _ in range(stage.steps)
+        ]
         assert sizes == pytest.approx(expected)
 
 

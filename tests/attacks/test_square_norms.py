@@ -8,7 +8,15 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from atbench.attacks import ball
-from atbench.attacks.black_box.square_norms import INSIDE, WINDOWS, L1Windows, PyramidWindows, Windows, place, pyramid
+from atbench.attacks.black_box.square_norms import (
+    INSIDE,
+    WINDOWS,
+    L1Windows,
+    PyramidWindows,
+    Windows,
+    pyramid,
+    random_offset,
+)
 from atbench.attacks.norms.l1_projection import project_l1_box
 
 EPS = {"linf": 0.1, "l2": 0.8, "l1": 3.0}
@@ -30,15 +38,15 @@ def numbers(windows: Windows) -> Tensor:
 
 
 def corner(u: Tensor, side: int, shape: torch.Size) -> tuple[slice, slice]:
-    top, left = (int(place(u[axis : axis + 1], shape[-2 + axis] - side)) for axis in (0, 1))
+    top, left = (int(random_offset(u[axis : axis + 1], shape[-2 + axis] - side)) for axis in (0, 1))
     return slice(top, top + side), slice(left, left + side)
 
 
 def test_every_place_is_as_likely_as_any_other_and_both_ends_are_places() -> None:
     u = torch.linspace(-1, 1, 40001)
-    counts = place(u, 4).bincount()
+    counts = random_offset(u, 4).bincount()
     assert len(counts) == 5 and (counts - 8000).abs().max() <= 1
-    assert place(torch.tensor([-1.0, 1.0]), 0).tolist() == [0, 0]
+    assert random_offset(torch.tensor([-1.0, 1.0]), 0).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("norm", "power", "p"), [("L2", 2, 2.0), ("L1", 4, 1.0)])

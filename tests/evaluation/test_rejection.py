@@ -165,7 +165,7 @@ def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
     for place in (x, x + 0.25, x):
         logits = network(place)
         value = logits.log_softmax(dim=1).scatter(1, y[:, None], -torch.inf).amax(dim=1)
-        best.see(State(0, torch.arange(1), place, value, logits, None))
+        best.update(State(0, torch.arange(1), place, value, logits, None))
     assert torch.equal(best.x_adv, x + 0.25) and bool(best.wrong)
 
 

@@ -131,7 +131,7 @@ def test_random_classes_are_uniform_and_differ_from_step_to_step() -> None:
     drawn = []
     for step in range(100):
         method.clock.step = step
-        drawn.append(method._objective(batch).given[0])
+        drawn.append(method._objective(batch).args[0])
     counts = torch.cat(drawn).bincount(minlength=3)
     assert len(counts) == 3 and counts.min() > 340 and counts.max() < 460, "400 each of 1,200"
     assert not torch.equal(drawn[0], drawn[1])

@@ -1,1 +1,1 @@
-"""Gradient ascent inside a norm ball: what training uses, and what most evaluation attacks are made of."""
+"""Gradient ascent inside a norm ball: the attacks of training, and the loop of most attacks of the evaluation."""

@@ -26,19 +26,20 @@ class GradientAttack:
         step_size: length of a step in the ball's norm.
         start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
             2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
-        bn: mode of the normalisation layers while searching; applied by `Method.run_attack` and by the evaluation.
-        return_point: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the
+        bn: mode of the normalisation layers during the attack; applied by `Method.run_attack` and by the evaluation.
+        return_point: the `last` iterate (the papers' PGD, with no forward beyond the k of the
             gradients), the `best` by objective, or the `first` that the stop rule named.
-        rule: how a gradient becomes a step: `steepest`, `averaged` or `adam` (`step_rules.py`).
+        rule: the step rule, `steepest`, `averaged` or `adam` (`step_rules.py`).
         momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
-        backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
-            size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
+        backtrack: with a factor > 1 a step is rejected where the objective fell, and that example's step size is
+            divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
         sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
         clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
             it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
 
-    Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, keep or rule.
+    Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, return_point or
+    rule.
     """
 
     GAUSSIAN_SIGMA = 0.001  # yaodongyu/TRADES, trades.py
@@ -68,7 +69,7 @@ class GradientAttack:
             why = "a factor of 1 or less would not shorten a step"
             raise ConfigError("attack.backtrack", backtrack, why, "use a factor above 1, or 0 for none")
         if backtrack and return_point == "last":
-            why = "the last step of return_point=last is not looked at, so it could not be taken back"
+            why = "return_point=last does not evaluate the last step, so it could not be rejected"
             raise ConfigError("attack.backtrack", backtrack, why, "use return_point=best")
         self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
@@ -88,10 +89,13 @@ class GradientAttack:
         stop: Stop | None = None,
         rng: Random | None = None,
     ) -> Tensor:
-        """Search around `x`. `start` is a point to begin at, `eps` and `step_size` may be per example.
+        """Ascend in the ball around `x` from `start`, by default the attack's own.
 
-        `stop(state)` names the examples that are done: they keep their current point, and are dropped from the
-        computation. It sees every point, the starting one included, and the final one unless `return_point="last"`.
+        `eps` and `step_size` may be per example.
+
+        `stop(state)` says which examples are done: they keep their current point (with `best`, their best one) and are
+        dropped from the computation. It is called at every point, the start included, and the final one unless
+        `return_point="last"`.
         """
         start = self.begin(x, self.eps if eps is None else eps, rng) if start is None else start.detach()
         return self.ascent(objective, x, eps, step_size, steps, stop).run(start).x_adv
@@ -125,12 +129,12 @@ class GradientAttack:
             delta = per_example(eps, x) * rng.uniform(x).sign()
         else:
             delta = self.ball.sample(x, eps, rng)
-        begin = x.detach() + delta
-        return begin.clamp_(0, 1) if self.clip_start else begin
+        start = x.detach() + delta
+        return start.clamp_(0, 1) if self.clip_start else start
 
 
 class FixedSteps(Stepper):
-    """Steps of a rule whose sizes stay, or, with a factor to `backtrack` by, shrink where the objective fell."""
+    """A step rule with constant step sizes or, with `backtrack`, sizes that shrink where the objective fell."""
 
     def __init__(self, rule: Rule, sizes: Tensor, backtrack: float) -> None:
         self.rule, self.sizes, self.backtrack = rule, sizes, backtrack

@@ -3,8 +3,8 @@
     x⁰      = start
     x^{t+1} = Π_{B(x, ε) ∩ [0,1]} ( step(x^t, ∇_{x'} objective(x^t)) )
 
-A `Stepper` is the step rule with its step sizes. The loop evaluates the objective, keeps the best point, asks the stop
-rule, drops finished examples and projects.
+A `Stepper` is the step rule with its step sizes. The loop evaluates the objective, keeps the best point, applies the
+stop rule, drops finished examples and projects.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ class Candidates:
 
 
 class Stepper(ABC):
-    """A step rule with its step sizes, for one run. What it remembers is kept per example."""
+    """A step rule with its step sizes, for one run. Its memory is per example."""
 
     @abstractmethod
     def step(self, state: State, ascent: Ascent) -> Tensor:
-        """The next point, before the projection. New tensor."""
+        """The next point, before the projection; a new tensor."""
 
     def accept(self, old: State, new: State) -> State:
         """The state from which to go on, once the objective at the next point is known."""
@@ -95,7 +95,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def take(self, live: Tensor) -> None:
-        """Go on with the examples `live` (a mask) alone."""
+        """Cut the memory to the examples `live` (a mask)."""
 
     def unprojected(self, state: State) -> bool:
         """Whether a state may hold a start outside ball or box."""
@@ -139,7 +139,7 @@ class Ascent:
         self.keeps_best = return_point in ("best", "first_or_best")
         self.whole = True  # no example has been dropped
         self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.hits = 0  # how many are done: counted here, so that asking needs no word from the device
+        self.hits = 0  # how many are done: counted here, which needs no synchronisation with the device
         value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         self.result = Candidates(self.x.clone(), value, self.done.clone())
 
@@ -163,16 +163,16 @@ class Ascent:
         return self._finish(self._settle(state))
 
     def _evaluate(self, step: int, rows: Tensor, x_adv: Tensor) -> State:
-        gradient, asked = step < self.steps, None if self.whole else rows
-        value, outputs, grad = evaluate(self.objective, x_adv, asked, step, gradient, self.eot_samples)
+        gradient, subset = step < self.steps, None if self.whole else rows
+        value, outputs, grad = evaluate(self.objective, x_adv, subset, step, gradient, self.eot_samples)
         return State(step, rows, x_adv.detach(), value, outputs, grad)
 
     def _legal(self, state: State) -> Tensor:
-        """A start may lie outside ball or box (TRADES does not clip its noise), what is returned may not."""
+        """The state's points, projected where they may be a start outside of ball or box (as TRADES' noise)."""
         return self.project(state.x_adv) if self.stepper.unprojected(state) else state.x_adv
 
     def _settle(self, state: State) -> State:
-        """Update the best point, write down who is finished, and drop those once they are many."""
+        """Update the best points, apply the stop rule, and drop finished examples once they are many."""
         if self.keeps_best:
             candidate = replace(state, x_adv=self._legal(state), outputs=None)
             best = self.best
@@ -201,14 +201,14 @@ class Ascent:
         return state.take(live)
 
     def _write(self, state: State, mask: Tensor, best: bool) -> None:
-        """Make the points of the examples `mask` the result: their best ones or where they are."""
+        """Write the points of the examples `mask` into the result: their best or their current ones."""
         chosen = self.best if best and self.best else state
         x_adv, rows = chosen.x_adv if best else self._legal(state), state.rows[mask]
         self.result.x_adv[rows] = x_adv[mask]
         self.result.value[rows] = chosen.value[mask].to(self.result.value.dtype)
 
     def _finish(self, state: State) -> Candidates:
-        """The result, with the examples that are not done at their best point or where they are."""
+        """The result, with the best or current points of the examples that are not done."""
         if self.whole and not self.hits and not self.keeps_best:
             return Candidates(self._legal(state), state.value, self.result.done)
         self._write(state, ~self.done, best=self.keeps_best)

@@ -1,4 +1,4 @@
-"""The search of MSD: one trajectory through a union of norm balls, each step the worst of the norms' steepest steps.
+"""Multi steepest descent (MSD): ascent in a union of norm balls, each step the worst of the norms' steepest steps.
 
 x^{t+1} = argmax { objective(z) : z = Π_{B_p(x, ε_p) ∩ [0,1]}( x^t + α_p · d_p(∇ objective(x^t)) ), p a norm }
 """
@@ -42,12 +42,12 @@ class MultiSteepest:
     """Multi steepest descent (Maini et al. 2020, ICML, arXiv 1909.04068, alg. 1): ascent in several norms at once.
 
     The gradient at x' makes one candidate a norm, projected on that norm's ball and the box. Each example goes on from
-    its candidate of highest objective (of equals the later norm's); returned is the best point of the whole way.
+    its candidate of highest objective (of equals the later norm's); the best iterate is returned.
 
-    Cost of k steps with n norms: k·(n + 2) passes, n looks at candidates and one gradient at the winners. To keep all
-    candidates' graphs and go back from the winners would cost 2n a step: less for one norm, where it is done, as much
-    for two, and more for three. And where BatchNorm takes its statistics from the batch, the winners are another batch
-    than each norm's candidates.
+    Cost of k steps with n norms: k·(n + 2) passes, n evaluations of candidates and one gradient at the winners. To keep
+    all candidates' graphs and go back from the winners would cost 2n a step: less for one norm, where it is done, as
+    much for two, and more for three. And where BatchNorm takes its statistics from the batch, the winners are another
+    batch than each norm's candidates.
 
     Paper and code: the figures were made with the L1 steps of locuslab/robust_union (`msd_v0`), `l1_step: code`
     (`FrozenL1`), which move no pixel that is exactly 0 or 1, inward or outward: L1 never attacks most of a digit.
@@ -93,8 +93,8 @@ class MultiSteepest:
     def __call__(
         self, objective: Objective, x: Tensor, *, start: Tensor | None = None, rng: Draws | None = None
     ) -> Tensor:
-        """x_adv (B, C, H, W), detached, every row in one of the balls and in the box. `start` is a point to begin at;
-        `rng` is needed for a random start, and for L1 unless the number of pixels is fixed.
+        """x_adv (B, C, H, W), detached, every row in one of the balls and in the box. `start` replaces the attack's
+        own; `rng` is needed for a random start, and for L1 unless the number of pixels is fixed.
         """
         x = x.detach()
         point = self.begin(x, rng) if start is None else start.detach()
@@ -158,11 +158,11 @@ def _worst(
 
 def _nearest(point: Tensor, legal: Sequence[Tensor]) -> Tensor:
     """Per example the projection that is closest to the point: the point itself if it lies in any of the balls."""
-    found = legal[0]
+    nearest = legal[0]
     for other in legal[1:]:
-        distance = (found - point).flatten(1).norm(dim=1)
-        found = _where((other - point).flatten(1).norm(dim=1) < distance, other, found)
-    return found
+        distance = (nearest - point).flatten(1).norm(dim=1)
+        nearest = _where((other - point).flatten(1).norm(dim=1) < distance, other, nearest)
+    return nearest
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:

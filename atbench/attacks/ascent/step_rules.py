@@ -1,4 +1,4 @@
-"""How a gradient becomes a step: the part of the search between the objective and the projection."""
+"""Step rules: from a gradient to the next point, before the projection."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from atbench.attacks.norms.lp_ball import Ball
 
 
 class Rule(ABC):
-    """One search's way of stepping; what it remembers is kept per example and follows the examples still searched."""
+    """A step rule of one run. Its memory is per example and is cut to the examples still searched."""
 
     @abstractmethod
     def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
-        """The point after a step from `x_adv`, before the projection. `lengths` is a number or (B, 1, 1, 1). New
+        """The point after a step from `x_adv`, before the projection; `lengths` is a number or (B, 1, 1, 1). A new
         tensor.
         """
 
     @abstractmethod
     def take(self, live: Tensor) -> None:
-        """Go on with the examples `live` (a mask) alone."""
+        """Cut the memory to the examples `live` (a mask)."""
 
 
 class Steepest(Rule):
@@ -34,7 +34,7 @@ class Steepest(Rule):
         return self.ball.ascend(x_adv, grad, lengths)
 
     def take(self, live: Tensor) -> None:
-        """Nothing: it remembers nothing."""
+        """No memory to cut."""
 
 
 class Momentum(Rule):

@@ -1,4 +1,4 @@
-"""Random perturbations without any search: what no attack that has a gradient may fall behind."""
+"""Random perturbations: a lower bound for every gradient attack."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Noise(Attack):
     sec. 4.3 and 5).
 
     Args:
-        steps: draws per example, and forward passes; those still right are drawn for on.
+        steps: draws, and forward passes, per example that is still robust.
         start: `uniform` in the ball, or `corner`, a vertex x ± ε of the L∞ ball.
 
     Raises ConfigError for another start.
@@ -39,7 +39,12 @@ class Noise(Attack):
     def __init__(self, norm: str, eps: NotNegative, steps: AnyCount, start: str = "uniform") -> None:
         super().__init__(norm, eps, steps)
         if start not in ("uniform", "corner") or (start == "corner" and norm != "linf"):
-            raise ConfigError("attack.start", start, f"is no way to draw noise for {norm}", "use uniform")
+            raise ConfigError(
+                "attack.start",
+                start,
+                f"start must be uniform{' or corner' if norm == 'linf' else ''} for {norm}",
+                "use uniform",
+            )
         self.draw = GradientAttack(norm, self.eps, steps=0, step_size=0.0, start=start).begin
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
@@ -47,14 +52,20 @@ class Noise(Attack):
         return run_restarts(
             x,
             [
-                partial(self._restart, target, x, y, _Several(rng.at("block", first), min(at_once, self.steps - first)))
+                partial(
+                    self._restart,
+                    target,
+                    x,
+                    y,
+                    _RepeatedDraws(rng.at("block", first), min(at_once, self.steps - first)),
+                )
                 for first in range(0, self.steps, at_once)
             ],
         )
 
-    def _restart(self, target: Target, x: Tensor, y: Tensor, rng: _Several, rows: Tensor) -> Candidates:
-        count, several = rng.count, rng.take(rows)
-        x_adv = self.draw(x[rows].repeat_interleave(count, dim=0), self.eps, several)
+    def _restart(self, target: Target, x: Tensor, y: Tensor, rng: _RepeatedDraws, rows: Tensor) -> Candidates:
+        count, repeated = rng.count, rng.take(rows)
+        x_adv = self.draw(x[rows].repeat_interleave(count, dim=0), self.eps, repeated)
         # No forward is larger than the batch that was handed in.
         logits = torch.cat([target.logits(part) for part in x_adv.split(len(x))])
         labels = y[rows].repeat_interleave(count)
@@ -66,15 +77,15 @@ class Noise(Attack):
         return Candidates(chosen, value.gather(1, pick).squeeze(1), wrong.any(dim=1))
 
 
-class _Several(ExampleDraws):
+class _RepeatedDraws(ExampleDraws):
     """`count` draws per example in one call, for images (b · count, C, H, W) with those of an example in a row."""
 
     def __init__(self, rng: ExampleDraws, count: int) -> None:
         super().__init__(rng.seed, *rng.place, index=rng.index)
         self.count = count
 
-    def take(self, rows: Tensor) -> _Several:
-        return _Several(super().take(rows), self.count)
+    def take(self, rows: Tensor) -> _RepeatedDraws:
+        return _RepeatedDraws(super().take(rows), self.count)
 
     def _rows(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         return super()._rows(like.unflatten(0, (-1, self.count)), draw).flatten(0, 1)

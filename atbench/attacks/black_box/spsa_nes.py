@@ -22,10 +22,10 @@ from atbench.seeding import ExampleDraws
 
 
 class GradientEstimation(Attack, ABC):
-    """Ascent along an estimated gradient; a subclass says which noise is sent out, and which step follows from g.
+    """Ascent along an estimated gradient; subclasses define the noise v and the step along g.
 
-    What is sent out are images: x' ± r·v clipped to the box, which the papers' codes leave. A defence that encodes or
-    quantises its input, and such defences are what these attacks are for, need not answer to anything else.
+    Queries are images: x' ± r·v is clipped to the box, which the papers' codes do not do. Defences that encode or
+    quantise their input, the purpose of these attacks, need not be defined outside it.
 
     Args:
         steps: iterations; each costs `samples` + 1 queries of an example that is not broken yet.
@@ -58,7 +58,7 @@ class GradientEstimation(Attack, ABC):
         """The step of length `step_size` at the `step`-th estimate, from 1, and the memory (…, B, C, H, W) after it."""
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        answer, rows = x.clone(), torch.arange(len(x), device=x.device)
+        result, rows = x.clone(), torch.arange(len(x), device=x.device)
         best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         x_adv, memory, at_once = x, x.new_zeros(2, *x.shape), max(len(x), self.AT_ONCE)
         with torch.no_grad():
@@ -68,14 +68,14 @@ class GradientEstimation(Attack, ABC):
                 x_adv = self.ball.project(x[rows], x_adv + move, self.eps)
                 value = margin(target.logits(x_adv), y[rows])
                 better = (value > best[rows]) & (best[rows] <= 0)
-                answer[rows[better]], best[rows[better]] = x_adv[better], value[better]
+                result[rows[better]], best[rows[better]] = x_adv[better], value[better]
                 live = best[rows] <= 0
                 count = int(live.sum())
                 if count == 0:
                     break
                 if count <= (1 - REPACK) * len(live):
                     rows, x_adv, memory, rng = rows[live], x_adv[live], memory[:, live], rng.take(live)
-        return answer
+        return result
 
     def gradient(self, target: Target, x_adv: Tensor, y: Tensor, rng: ExampleDraws, at_once: int) -> Tensor:
         """g (B, C, H, W), from `samples` queries of each example; no pass takes more than `at_once` pairs."""
@@ -91,9 +91,9 @@ class GradientEstimation(Attack, ABC):
 
     def slopes(self, target: Target, x_adv: Tensor, v: Tensor, y: Tensor) -> Tensor:
         """(B, n): the slope of the margin along each `v` (B, n, C, H, W)."""
-        sent = torch.stack([x_adv + self.radius * v, x_adv - self.radius * v]).clamp_(0, 1)
-        labels = y[None, :, None].expand(sent.shape[:3]).flatten()
-        value = margin(target.logits(sent.flatten(0, 2)), labels).view(sent.shape[:3])
+        queries = torch.stack([x_adv + self.radius * v, x_adv - self.radius * v]).clamp_(0, 1)
+        labels = y[None, :, None].expand(queries.shape[:3]).flatten()
+        value = margin(target.logits(queries.flatten(0, 2)), labels).view(queries.shape[:3])
         return (value[0] - value[1]) / (2 * self.radius)
 
 

@@ -19,13 +19,13 @@ class Square(Attack):
     """Change a random window of the image, keep the change if the margin max_{k≠y} z_k − z_y grew, go on.
 
     A window covers the share p of the image: `p_init`, halved after the queries HALVINGS whatever `steps` is
-    (AutoAttack's version; the paper stretches these numbers to the budget). What a window is filled with is the norm's
-    business (`square_norms`). The search of an example ends when its margin is positive.
+    (AutoAttack's version; the paper stretches these numbers to the budget). What a window is filled with depends on
+    the norm (`square_norms.py`). The search of an example ends when its margin is positive.
 
     Args:
         steps: queries per example and restart, the one of the first image included.
         p_init: share of the image that the first windows cover.
-        restarts: independent searches; each goes on with what the earlier ones left right.
+        restarts: independent searches, each on the examples that are still robust.
     """
 
     access: ClassVar[str] = "queries"
@@ -45,17 +45,17 @@ class Square(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        answer, rows = x.clone(), torch.arange(len(x), device=x.device)
+        result, rows = x.clone(), torch.arange(len(x), device=x.device)
         with torch.no_grad():
             for restart in range(self.restarts):
                 run = _Run(self, target, x[rows], y[rows], rng.take(rows).at("restart", restart))
                 image, value = run.result()
                 better = value > best[rows]
-                answer[rows[better]], best[rows[better]] = image[better], value[better]
+                result[rows[better]], best[rows[better]] = image[better], value[better]
                 rows = (best <= 0).nonzero().squeeze(1)
                 if len(rows) == 0:
                     break
-        return answer
+        return result
 
 
 class _Run:
@@ -68,7 +68,7 @@ class _Run:
         self.image, self.value = x.clone(), torch.empty(len(x), dtype=x.dtype, device=x.device)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) and (B,): of every example the first image with a positive margin, else the best, and its
+        """(B, C, H, W) and (B,): the first image of each example with a positive margin, else the best, and its
         margin.
         """
         windows, channels = self.windows, self.windows.x.shape[1]
@@ -90,15 +90,15 @@ class _Run:
                 # A whole block each time: the queries of a small budget are the first ones of a larger.
                 numbers = self.rng.uniform(value.new_empty(len(value), self.attack.BLOCK, windows.numbers + channels))
             windows.propose(numbers[:, query % self.attack.BLOCK], windows.side(self.attack.share(query)))
-            tried = margin(self.target.logits(windows.image), self.y)
-            keep = (tried > value) & ~done
+            proposed = margin(self.target.logits(windows.image), self.y)
+            keep = (proposed > value) & ~done
             windows.settle(keep)
-            value = torch.where(keep, tried, value)
+            value = torch.where(keep, proposed, value)
         self.image[self.rows], self.value[self.rows] = windows.image, value
         return self.image, self.value
 
     def _drop(self, done: Tensor, value: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write the finished examples down and go on with the others."""
+        """Write the finished examples into the result and drop them."""
         self.image[self.rows[done]], self.value[self.rows[done]] = self.windows.image[done], value[done]
         live = ~done
         self.windows.take(live)

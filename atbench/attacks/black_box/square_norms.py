@@ -1,7 +1,7 @@
-"""What Square Attack starts from and tries next, in each norm (Andriushchenko et al. 2020, arXiv 1912.00049, sec. 3).
+"""Square Attack's starts and proposals in each norm (Andriushchenko et al. 2020, arXiv 1912.00049, sec. 3).
 
-A try changes one window of every image, or two (L2, L1), and only there is anything computed. Every example has windows
-of its own, and they reach the last row and column.
+A proposal changes one window of every image, or two (L2, L1), and computes nothing outside them. Every example has its
+own windows, and they reach the last row and column.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INSIDE = 1 - 1e-5
 TINY = 1e-12
 
 
-def place(u: Tensor, room: int) -> Tensor:
+def random_offset(u: Tensor, room: int) -> Tensor:
     """A whole number from 0 to `room`, both included, for each `u` from U(-1, 1)."""
     return ((u + 1) * ((room + 1) / 2)).long().clamp_(0, room)
 
@@ -33,18 +33,18 @@ def pyramid(side: int, power: int, p: float) -> Tensor:
     def rectangle(rows: int) -> Tensor:
         down = (torch.arange(rows) - rows // 2).abs()
         across = (torch.arange(side) - side // 2).abs()
-        found = heights[torch.maximum(down[:, None], across[None, :])]
-        return found / found.norm(p=p)
+        values = heights[torch.maximum(down[:, None], across[None, :])]
+        return values / values.norm(p=p)
 
     both = torch.cat([rectangle(half), -rectangle(side - half)])
     return both / both.norm(p=p)
 
 
 class Windows(ABC):
-    """The current images of a batch, the window that is tried next, and the way back.
+    """The current images of a batch and the open proposal.
 
-    numbers: U(-1, 1) that one try takes per example, without those per channel.
-    image: (B, C, H, W), the current images, or while a try is open the tried ones.
+    numbers: U(-1, 1) that one proposal takes per example, without those per channel.
+    image: (B, C, H, W), the current images, or while a proposal is open the proposed ones.
     """
 
     numbers: int
@@ -56,7 +56,7 @@ class Windows(ABC):
 
     @abstractmethod
     def tiles(self) -> int:
-        """How many U(-1, 1) per example `start` takes."""
+        """Number of U(-1, 1) per example that `start` takes."""
 
     @abstractmethod
     def start(self, u: Tensor) -> None:
@@ -68,14 +68,14 @@ class Windows(ABC):
 
     @abstractmethod
     def propose(self, u: Tensor, side: int) -> None:
-        """Put a change into `image`, from `u` (B, numbers + C)."""
+        """Write a proposal into `image`, from `u` (B, numbers + C)."""
 
     @abstractmethod
     def settle(self, keep: Tensor) -> None:
-        """Keep the open change where `keep` (B,) says so, and take it back elsewhere."""
+        """Accept the open proposal where `keep` (B,) is true, and reject it elsewhere."""
 
     def take(self, rows: Tensor) -> None:
-        """Go on with the examples `rows` (a mask) alone."""
+        """Cut to the examples `rows` (a mask)."""
         self.x, self.image = self.x[rows], self.image[rows]
 
     def area(self, p: float) -> int:
@@ -84,12 +84,12 @@ class Windows(ABC):
         return round((p * height * width) ** 0.5)
 
     def index(self, u: Tensor, side: int) -> Tensor:
-        """(B, C·side²): where a window lies in the flattened images, its corner drawn from `u` (B, 2)."""
+        """(B, C·side²): indices of a window in the flattened images, its corner drawn from `u` (B, 2)."""
         channels, height, width = self.x.shape[1:]
         if side not in self._offsets:
             grid = torch.arange(channels * height * width, device=self.x.device).view(channels, height, width)
             self._offsets[side] = grid[:, :side, :side].flatten()
-        corner = place(u[:, 0], height - side) * width + place(u[:, 1], width - side)
+        corner = random_offset(u[:, 0], height - side) * width + random_offset(u[:, 1], width - side)
         return corner[:, None] + self._offsets[side]
 
 
@@ -175,10 +175,10 @@ class PyramidWindows(Windows):
         return (delta.abs() if self.p == 1 else delta.square()).sum(dim=-1, keepdim=True)
 
     def moved(self, u: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Empty both windows of `image` and say what may fill the first.
+        """Empty both windows of `image` and compute what may fill the first.
 
         Returns the index of W1 (B, C·side²), its pixels of `x` (B, C, side²), ν/‖ν‖ (B, C, side²) and the masses
-        Σ|δ|^p of W1 ∪ W2 per channel (B, C, 1). What was there is kept for `settle`.
+        Σ|δ|^p of W1 ∪ W2 per channel (B, C, 1). Their old content is kept for `settle`.
         """
         channels = self.x.shape[1]
         x, image = self.x.view(len(u), -1), self.image.view(len(u), -1)
@@ -200,7 +200,7 @@ class PyramidWindows(Windows):
 
 
 class L2Windows(PyramidWindows):
-    """avail_i = √( ‖δ_{W1∪W2, i}‖² + (ε² − ‖δ‖²)/C ): a try spends the whole budget, then the box takes its part."""
+    """avail_i = √( ‖δ_{W1∪W2, i}‖² + (ε² − ‖δ‖²)/C ): a proposal spends the whole budget, then the box cuts it."""
 
     power, p = 2, 2.0
 
@@ -219,7 +219,7 @@ class L2Windows(PyramidWindows):
     def settle(self, keep: Tensor) -> None:
         first, old_first, second, old_second, x_second = self._windows
         image, wide = self.image.view(len(keep), -1), keep[:, None]
-        # W1 last, as in the try: where the windows overlap its pixels count, the new and the old ones.
+        # W1 last, as in the proposal: where the windows overlap its pixels count, the new and the old ones.
         image.scatter_(1, second, torch.where(wide, x_second, old_second))
         image.scatter_(1, first, torch.where(wide, self._new, old_first))
 
@@ -242,7 +242,7 @@ class L1Windows(PyramidWindows):
         """The nearest image in ball and box: |x' − x| = clip(a − λ, 0, room) with a = |image − x|, and the least λ ≥ 0
         that leaves Σ|x' − x| ≤ ε, to SLACK.
 
-        It is asked for at every query, and the sorting of `project_l1_box` would take several times as long as a small
+        It runs at every query, and the sorting of `project_l1_box` would take several times as long as a small
         network. The sum falls with λ and is linear between its kinks: Newton's steps land on its zero once they are on
         the right piece, a bracket catches those that go astray, and its upper end is in the ball after any round.
         """

@@ -22,21 +22,21 @@ Key = tuple[int | str, ...]
 
 
 class APGD(Attack):
-    """Projected gradient ascent without a step size to tune: the formulas are in `apgd_schedule.py`.
+    """Projected gradient ascent with step sizes of its own; formulas in `apgd_schedule.py`.
 
     L∞ starts at x + ε·t/‖t‖_∞ with t uniform, L2 at x + ε·t/‖t‖₂ with t normal, L1 at the projection of x + t on the
     widest ball of its schedule: 30 % of the steps in the ball of 3ε, 30 % in 2ε and the rest in ε, each from the best
-    point of the one before (arXiv 2103.01208, sec. 3.3). Examples that are broken are not searched any more.
+    point of the one before (arXiv 2103.01208, sec. 3.3). Broken examples are not searched further.
 
     Args:
         norm, eps: the threat.
         steps: N of each restart; one forward and one backward each.
-        restarts: runs from fresh starts, each for those that the ones before left unbroken. None is what AutoAttack's
+        restarts: runs from independent starts, each on the examples that are still robust. None is what AutoAttack's
             `standard` has for cross-entropy: 1, and 5 for L1.
         objective: `ce`, `dlr` (three classes at least), or another of LABEL_OBJECTIVES.
         rho: ρ, the share of steps that must raise the objective (L∞, L2).
-        eot_samples: passes whose mean stands for one (expectation over transformation, for networks that answer at
-            random).
+        eot_samples: passes over which objective, logits and gradient are averaged (expectation over transformation, for
+            randomised networks).
 
     Raises ConfigError for an unknown objective, and for DLR with fewer than three classes.
     """
@@ -96,11 +96,11 @@ class APGD(Attack):
 
 
 class TargetedAPGD(APGD):
-    """APGD-T: one class after another is aimed at, from the likeliest wrong one down, with the targeted DLR
+    """APGD-T: towards one class after another, from the likeliest wrong one down, with the targeted DLR
 
         (z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2)
 
-    (arXiv 2003.01690, sec. 4 and eq. 7). Which classes is decided by the logits at x.
+    (arXiv 2003.01690, sec. 4 and eq. 7). Classes are ranked by the logits at x.
 
     Args: those of `APGD` but the objective, and `targets`: how many classes, K − 1 at most. None is what AutoAttack
     has: 9, and 5 for L1. `restarts` are per target.
@@ -127,6 +127,6 @@ class TargetedAPGD(APGD):
             logits = target.logits(x)
         logits = logits.scatter(1, y[:, None], -torch.inf)
         classes = logits.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
-        for rank, aim in enumerate(classes.unbind(dim=1)):
+        for rank, t in enumerate(classes.unbind(dim=1)):
             for restart in range(self.restarts):
-                yield ("target", rank, "restart", restart), (aim,)
+                yield ("target", rank, "restart", restart), (t,)

@@ -1,7 +1,7 @@
 """APGD's step rules and step sizes: one pair for L∞ and L2, another for L1.
 
 Both agree with the authors' code (fra31/auto-attack, autoattack/autopgd_base.py) up to rounding, because published
-AutoAttack figures were made with it. Where it differs from the papers it is followed, and the place says so.
+AutoAttack figures were made with it. Where the code differs from the papers, the code is followed, with a note.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Searching outside the ball on the way to a point inside it: the constraint relaxation attack of FastAT Benchmark."""
+"""Constraint relaxation (CR) attack of FastAT Benchmark: steps through a larger ball, then inside the ball."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class ConstraintRelaxation(Attack):
              a third of `steps` in the ball of radius ε(1 + s), success judged on copies projected to ε,
              a third in the ball of ε, after which examples with z_y − z_t > s give this class up,
              the last third in the ball of ε, from the point projected to ε(1 − s) plus U(−sε, sε)
-        C: `restarts` further passes of B, for pairs of which a margin below 0.05 was seen
+        C: `restarts` further passes of B, for pairs that reached a margin below 0.05
 
-    Examples that are misclassified leave. Strong for its cost on networks with honest gradients, and weaker than
-    AutoAttack on masked ones: it has no part without gradients.
+    Misclassified examples are not searched further. Strong for its cost on networks with honest gradients, and weaker
+    than AutoAttack on masked ones: it has no part without gradients.
 
     Args:
         steps: of one cycle; 150 gradients are 5 cycles of 30.
-        targets: how many classes; None is ⌈ln K⌉ of K classes (the code: 3, 5, 6 for 10, 100, 200).
+        targets: number of classes; None is ⌈ln K⌉ of K classes (the code: 3, 5, 6 for 10, 100, 200).
         reset_scale: the code means to halve the step in the middle of A and resets the scale at every step, so that
             one step alone is halved. True does that, False halves all from there on.
 
@@ -61,7 +61,7 @@ class ConstraintRelaxation(Attack):
     ) -> None:
         super().__init__(norm, eps, steps)
         if targets is not None and targets < 1:
-            raise ConfigError("attack.targets", targets, "there would be no class to go to", "use 1 or more, or null")
+            raise ConfigError("attack.targets", targets, "targets must be ≥ 1", "use 1 or more, or null")
         self.cycles, self.targets, self.restarts = cycles, targets, restarts
         self.first_steps, self.reset_scale = first_steps, reset_scale
 
@@ -77,18 +77,18 @@ class ConstraintRelaxation(Attack):
         rank = torch.zeros(len(x), count, dtype=torch.long, device=x.device)
         rank[rows] = logits.scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
         near = torch.zeros(len(x), count, dtype=torch.bool, device=x.device)
-        for turn in range(1 + self.restarts):
-            for place in range(count):
-                rows = tracker.rows() if turn == 0 else (~tracker.broken & near[:, place]).nonzero().squeeze(1)
+        for restart in range(1 + self.restarts):
+            for column in range(count):
+                rows = tracker.rows() if restart == 0 else (~tracker.broken & near[:, column]).nonzero().squeeze(1)
                 if len(rows):
-                    pull = _Pull(self, search, tracker, rank[:, place], rng.at("turn", turn, place))
-                    pull.run(rows)
-                    if turn == 0:
-                        near[:, place] = pull.near
+                    targeted = _TargetedPass(self, search, tracker, rank[:, column], rng.at("turn", restart, column))
+                    targeted.run(rows)
+                    if restart == 0:
+                        near[:, column] = targeted.near
         return tracker.x_adv
 
     def count(self, classes: int) -> int:
-        """How many of the K − 1 wrong classes are tried."""
+        """Number of target classes, of the K − 1 wrong ones."""
         return min(ceil(log(classes)) if self.targets is None else self.targets, classes - 1)
 
     def _first(self, target: Target, y: Tensor) -> Iterator[AttackStage]:
@@ -98,8 +98,8 @@ class ConstraintRelaxation(Attack):
             yield AttackStage(lambda rows: Objective(target.logits, cross_entropy, y[rows]), steps, length)
 
 
-class _Pull:
-    """One pass of stage B towards one class an example. `near`: (B,), of whom a margin below NEAR was seen."""
+class _TargetedPass:
+    """One pass of stage B towards one class an example. `near`: (B,), whether a margin below NEAR was reached."""
 
     def __init__(
         self, attack: ConstraintRelaxation, search: GradientAttack, tracker: RobustTracker, t: Tensor, rng: Draws
@@ -109,36 +109,36 @@ class _Pull:
         self.relaxed = self.strict = attack.steps // 3
         self.rest = attack.steps - self.relaxed - self.strict
         self.near = torch.zeros_like(tracker.broken)
-        self.behind = tracker.value.new_zeros(len(t))  # z_y − z_t where last looked at
+        self.gap = tracker.value.new_zeros(len(t))  # z_y − z_t at the last point evaluated
 
     def run(self, rows: Tensor) -> None:
         x_adv = self.search.begin(self.x[rows], self.eps, self.rng.at("start").take(rows))
         scale = 1.0
         for cycle in range(self.cycles):
             scale = max(scale / 2, FLOOR)
-            rows, x_adv = self._leg(rows, x_adv, self.relaxed, scale, self.eps * (1 + scale), outside=self.relaxed)
-            rows, x_adv = self._leg(rows, x_adv, self.strict, scale, self.eps, outside=1)
+            rows, x_adv = self._stage(rows, x_adv, self.relaxed, scale, self.eps * (1 + scale), outside=self.relaxed)
+            rows, x_adv = self._stage(rows, x_adv, self.strict, scale, self.eps, outside=1)
             if self.strict:
-                hopeful = self.behind[rows] <= scale
-                rows, x_adv = rows[hopeful], x_adv[hopeful]
+                close = self.gap[rows] <= scale
+                rows, x_adv = rows[close], x_adv[close]
             if len(rows) == 0:
                 return
             noise = self.rng.at("cycle", cycle).take(rows).uniform(x_adv) * (scale * self.eps)
             inner = self.ball.project(self.x[rows], x_adv, self.eps * (1 - scale))
-            rows, x_adv = self._leg(rows, (inner + noise).clamp_(0, 1), self.rest, scale, self.eps, outside=0)
+            rows, x_adv = self._stage(rows, (inner + noise).clamp_(0, 1), self.rest, scale, self.eps, outside=0)
             if len(rows) == 0:
                 return
         self.tracker.evaluate(rows, x_adv)
 
-    def _leg(
+    def _stage(
         self, rows: Tensor, x_adv: Tensor, steps: int, scale: float, radius: float, outside: int
     ) -> tuple[Tensor, Tensor]:
-        """Some steps on z_t − z_y, of which the first `outside` may begin outside ε; without those that it broke."""
+        """Steps on z_t − z_y, the first `outside` of which may start outside ε; the rows that are still robust."""
         if steps == 0 or len(rows) == 0:
             return rows, x_adv
 
         def stop(state: State) -> Tensor:
-            return self._look(rows[state.rows], state, state.step < outside)
+            return self._judge(rows[state.rows], state, state.step < outside)
 
         objective = Objective(self.tracker.target.logits, towards, self.tracker.y[rows], self.t[rows])
         x_adv = self.search(
@@ -152,10 +152,10 @@ class _Pull:
         )
         return self.tracker.drop_broken(rows, x_adv)
 
-    def _look(self, rows: Tensor, state: State, outside: bool) -> Tensor:
+    def _judge(self, rows: Tensor, state: State, outside: bool) -> Tensor:
         """Judge a point of the ball by its margin to t, and one outside by its projection's margin to any class."""
         x_adv, logits, gap = state.x_adv, state.outputs, -state.value
-        self.behind[rows] = gap
+        self.gap[rows] = gap
         if outside:
             x_adv = self.ball.project(self.x[rows], x_adv, self.eps)
             with torch.no_grad():

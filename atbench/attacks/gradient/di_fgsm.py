@@ -1,4 +1,4 @@
-"""Input diversity: gradients of randomly shrunk and shifted copies, so that they follow one network's quirks less."""
+"""Input diversity (DI²-FGSM): gradients at randomly shrunk and shifted copies of the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Diverse(Pgd):
     """DI²-FGSM: PGD along ∇_{x'} objective(f(T(x')), y) (Xie et al. 2019, arXiv 1803.06978, sec. 3.2).
 
     T is drawn anew for every example and step: with probability `probability` the image is shrunk (bilinear) to a side
-    of ⌊rate · side⌋ up to side − 1 pixels and set on zeros at a random place; else it is left as it is. The paper
+    of ⌊rate · side⌋ up to side − 1 pixels and set on zeros at a random offset; else it is unchanged. The paper
     enlarges onto a canvas of 1.1 times the side; here the canvas keeps the size that the network was made for, as in
     torchattacks. With `momentum` it is M-DI²-FGSM.
 
@@ -61,7 +61,7 @@ class Diverse(Pgd):
 
 
 class _DiverseObjective(Objective):
-    """The objective of the transformed image where a gradient is wanted; outputs are those of the image itself."""
+    """The objective of the transformed image where a gradient is needed; outputs are those of the image itself."""
 
     def __init__(self, attack: Diverse, target: Target, y: Tensor, numbers: Tensor) -> None:
         super().__init__(target.logits, attack.value, y)
@@ -79,14 +79,14 @@ class _DiverseObjective(Objective):
 
 
 def transform(x: Tensor, numbers: Tensor, probability: float, rate: float) -> Tensor:
-    """T(x), (B, C, H, W), differentiable in `x`. `numbers` (B, 4) from U[0, 1]: coin, size, place down and across."""
-    coin, size, *places = numbers.to(x.dtype).unbind(dim=1)
+    """T(x), (B, C, H, W), differentiable in `x`. `numbers` (B, 4) from U[0, 1]: coin, size, offsets down and across."""
+    coin, size, *offsets = numbers.to(x.dtype).unbind(dim=1)
     matrices = []
-    for side, place in zip(x.shape[-2:], places, strict=True):
+    for side, u in zip(x.shape[-2:], offsets, strict=True):
         least = max(1, int(rate * side))
         small = (least + size * (side - least)).floor().clamp(max=max(least, side - 1))
         small = torch.where(coin < probability, small, side)
-        offset = torch.minimum((place * (side - small + 1)).floor(), side - small)
+        offset = torch.minimum((u * (side - small + 1)).floor(), side - small)
         matrices.append(shrinking(side, small, offset)[:, None])
     return matrices[0] @ x @ matrices[1].transpose(-1, -2)
 

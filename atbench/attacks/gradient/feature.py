@@ -1,4 +1,4 @@
-"""Looking like another image where the network looks last: the feature attack."""
+"""Feature attack: match the features of an image of another class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atbench.seeding import ExampleDraws, generator
 
 
 class FeatureHook:
-    """Features of any network: what enters its last linear layer, read while the logits are computed.
+    """Features of any network: the input of its last linear layer, captured during the forward pass.
 
     Last is the one that runs last. An ensemble's are those of its members, each of length 1, side by side, so that the
     cosine of two of them is the mean of the members' cosines. Raises ConfigError where there is no linear layer.
@@ -34,13 +34,13 @@ class FeatureHook:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) and logits (B, K)."""
-        seen: dict[int, Tensor] = {}
+        inputs_of: dict[int, Tensor] = {}
 
-        def remember(member: int, inputs: tuple[Tensor, ...]) -> None:
-            seen[member] = inputs[0]
+        def capture(member: int, inputs: tuple[Tensor, ...]) -> None:
+            inputs_of[member] = inputs[0]
 
         hooks = [
-            layer.register_forward_pre_hook(lambda _, inputs, member=member: remember(member, inputs))
+            layer.register_forward_pre_hook(lambda _, inputs, member=member: capture(member, inputs))
             for member, layers in enumerate(self.layers)
             for layer in layers
         ]
@@ -49,19 +49,19 @@ class FeatureHook:
         finally:
             for hook in hooks:
                 hook.remove()
-        parts = [F.normalize(seen[member].flatten(1).to(x.dtype), dim=1) for member in range(len(self.layers))]
+        parts = [F.normalize(inputs_of[member].flatten(1).to(x.dtype), dim=1) for member in range(len(self.layers))]
         return torch.cat(parts, dim=1), logits
 
 
 class FeatureDistance(Objective):
-    """cos(h(x'), g) for features h and those to be met, g (B, D)."""
+    """cos(h(x'), g) for features h and target features g (B, D)."""
 
-    def __init__(self, tap: FeatureHook, features: Tensor) -> None:
-        super().__init__(tap, lambda h, g: F.cosine_similarity(h, g, dim=1), features)
+    def __init__(self, hook: FeatureHook, features: Tensor) -> None:
+        super().__init__(hook, lambda h, g: F.cosine_similarity(h, g, dim=1), features)
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         h, logits = self.network(x_adv)
-        g = self.given[0] if rows is None else self.given[0][rows]
+        g = self.args[0] if rows is None else self.args[0][rows]
         return self.value(h, g), logits
 
 
@@ -70,12 +70,12 @@ class FeatureAttack(Attack):
 
     h is the input of the last linear layer. It finds what the logits' gradients do not where these are masked (feature
     scattering, AIT, BAT), and little beyond PGD elsewhere. The images x_t are drawn without replacement from the
-    evaluated split, the same ones for all examples of a label; the code draws them for each example. It stops at the
-    first mistake, on the way too.
+    evaluated split, the same ones for all examples of a label; the code draws them for each example. It stops at
+    the first misclassified iterate.
 
     Args:
         images: the split to take the x_t from.
-        targets: how many of them, one search each; fewer where the split has fewer.
+        targets: number of images x_t, one search each; fewer where the split has fewer.
         steps, rel_step_size: of each search; step size as a share of ε.
 
     Raises ConfigError if the split holds one class only. Source: Line290/FeatureAttack, feature_attack_batch.py.
@@ -102,13 +102,13 @@ class FeatureAttack(Attack):
             raise ConfigError("attack", "feature", why, "evaluate more images, or leave this attack out")
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        tracker, tap = RobustTracker(target, x, y), FeatureHook(target)
+        tracker, hook = RobustTracker(target, x, y), FeatureHook(target)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         chosen = self.choose(y, rng)
         for number, rows in tracker.restarts(self.targets):
-            features = self._features(tap, chosen[rows.cpu(), number], x)
+            features = self._features(hook, chosen[rows.cpu(), number], x)
             start = search.begin(x[rows], self.eps, rng.at("target", number).take(rows))
-            objective = FeatureDistance(tap, features)
+            objective = FeatureDistance(hook, features)
             stage = AttackStage(always(objective), self.steps, self.step_size)
             tracker.run_stages(search, [stage], rows, start)
         return tracker.x_adv
@@ -122,9 +122,9 @@ class FeatureAttack(Attack):
             chosen[y.cpu() == label] = others[torch.randperm(len(others), generator=source)[: self.targets]]
         return chosen
 
-    def _features(self, tap: FeatureHook, positions: Tensor, x: Tensor) -> Tensor:
+    def _features(self, hook: FeatureHook, positions: Tensor, x: Tensor) -> Tensor:
         """(b, D): the features of the images at `positions`, every one of them computed once."""
         once, inverse = positions.unique(return_inverse=True)
         pictures = self.images.floats(once.to(self.images.y.device), x.dtype).to(x.device)
         with torch.no_grad():
-            return tap(pictures)[0][inverse.to(x.device)]
+            return hook(pictures)[0][inverse.to(x.device)]

@@ -1,4 +1,4 @@
-"""PGD guided by how far the probabilities have moved, for as long as that helps (Sriramanan et al. 2020)."""
+"""GAMA-PGD: the margin of probabilities with a decaying guidance term (Sriramanan et al. 2020)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 class Guided(Objective):
     """max_{k≠y} p_k − p_y + λ_t ‖p(x'_t) − p_ref‖², λ_t = λ_0 · max(0, 1 − t / `over`) at step t.
 
-    Without a `reference` it is the p of the first point asked for.
+    Without a `reference` p_ref is that of the first point evaluated.
     """
 
     def __init__(self, target: Target, y: Tensor, weight: float, over: int, reference: Tensor | None) -> None:
@@ -53,14 +53,14 @@ class GAMA(Attack):
 
     α_t = rel_step_size·ε, divided by `drop` after 60 % and again after 85 % of the steps; λ_t falls linearly from
     `guide` to 0 over the first 25 %. L∞ starts at a corner of the ball (x ± ε), the other norms, which the paper does
-    not cover, at a uniform point. Restarts go on with what no earlier one broke; any misclassified point counts.
+    not cover, at a uniform point. Restarts run on the examples that are still robust; any misclassified iterate counts.
 
     Args:
         steps, rel_step_size, drop: as above; step size as a share of ε.
         guide: λ_0.
         reference: p_ref is that of the clean image (`clean`, the paper's) or of the starting point (`start`, the
             code's).
-        restarts: how often, each from a start of its own.
+        restarts: number of restarts, each from its own start.
 
     Source: Sriramanan et al. 2020, NeurIPS, arXiv 2011.14969; val-iisc/GAMA-GAT, GAMA/GAMA_PGD.py.
     """

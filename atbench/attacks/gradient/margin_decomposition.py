@@ -1,4 +1,4 @@
-"""One half of the margin at a time, then the whole: against gradients of which one half drowns the other."""
+"""Margin decomposition (MD): one term of the margin, then both, where one term's gradient hides the other's."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class MarginDecomposition(Attack):
     """MD: a first stage on one term of the margin, a second one on the margin max_{k≠y} z_k − z_y.
 
     The first stage maximises −z_y in restarts 0, 2, … and max_{k≠y} z_k in restarts 1, 3, …, and takes half of the
-    steps. Every restart begins at a uniform point of the ball and goes on with what no earlier one broke; any
-    misclassified point counts.
+    steps. Every restart begins at a uniform point of the ball and runs on the examples that are still robust;
+    any misclassified iterate counts.
 
     Args:
         steps: of both stages together.

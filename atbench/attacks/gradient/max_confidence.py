@@ -1,4 +1,4 @@
-"""The most confident wrong answer of the ball: what a network that may reject has to be attacked by."""
+"""The most confident misclassification in the ball, against networks that may reject."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from atbench.seeding import ExampleDraws
 
 
 class MaxConfidence(Attack):
-    """max_{k≠y} p_k(x') by steps that are taken back where it falls, from x itself and from random points of the ball
+    """max_{k≠y} p_k(x') by steps that are rejected where it falls, from x itself and from random points of the ball
     (Stutz et al. 2020, ICML, arXiv 1910.06259, sec. 5).
 
     An attack that only wants a wrong answer stops where a network that rejects is least sure; this one goes on, and
-    returns the misclassified image of the highest confidence that any of its paths went over. It also runs on images
+    returns the misclassified iterate of highest confidence over all restarts. It also runs on images
     that are wrong already.
 
     The authors step along a running mean of directions, up to 1,000 times ε/30 with a factor of 1.1, from up to 50
@@ -30,7 +30,7 @@ class MaxConfidence(Attack):
     all do: a mean of sparse steps spends itself at the box (standard network, digits, ε = 4: 28 against 100 % broken).
 
     Args:
-        steps: gradient steps of a restart; one forward pass more looks at its last point.
+        steps: gradient steps of a restart; one forward pass more evaluates its last point.
         restarts: the first from x, the others from random points.
         rel_step_size: the step that each example begins with, as a share of ε; halved for every further restart, down
             to an eighth: what a fine valley hides from long steps, short ones find.
@@ -49,7 +49,7 @@ class MaxConfidence(Attack):
     ) -> None:
         super().__init__(norm, eps, steps)
         if restarts < 1:
-            raise ConfigError("attack.restarts", restarts, "is no attack", "use at least 1")
+            raise ConfigError("attack.restarts", restarts, "restarts must be ≥ 1", "use at least 1")
 
         def search(restart: int) -> GradientAttack:
             size, plain = rel_step_size * self.eps / 2 ** min(restart, 3), norm == "l1" or restart % 2 == 1
@@ -62,14 +62,14 @@ class MaxConfidence(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         best, objective = _Best(x, y), Objective(target.logits, confidence, y)
         for restart, search in enumerate(self.searches):
-            begin = self.ball.project(x, search.begin(x, self.eps, rng.at("restart", restart)), self.eps)
-            search(objective, x, start=begin, stop=best.see)
+            start = self.ball.project(x, search.begin(x, self.eps, rng.at("restart", restart)), self.eps)
+            search(objective, x, start=start, stop=best.update)
         return best.x_adv
 
 
 class _Best:
-    """Of each example the misclassified point of the highest confidence, or, before there is one, the point where a
-    wrong class came nearest.
+    """The misclassified point of highest confidence of each example or, as long as there is none, the point of the
+    highest confidence in a wrong class.
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
@@ -77,7 +77,7 @@ class _Best:
         self.wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
 
-    def see(self, state: State) -> Tensor:
+    def update(self, state: State) -> Tensor:
         """A stop rule that stops nothing, so that `state` always holds the whole batch."""
         wrong = state.outputs.argmax(dim=1) != self.y
         better = (wrong & ~self.wrong) | ((wrong == self.wrong) & (state.value > self.value))

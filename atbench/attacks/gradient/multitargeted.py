@@ -1,4 +1,4 @@
-"""Targeted searches as an untargeted attack: towards one wrong class after another, until any is reached."""
+"""Targeted PGD as an untargeted attack: towards one wrong class after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
-#: Objectives of (logits, y, t); the likelihood of t takes no notice of y.
+#: Objectives of (logits, y, t); the likelihood of t ignores y.
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "ce": lambda logits, y, t: likelihood(logits, t),
     "margin": towards,
@@ -28,7 +28,7 @@ RULES = ("top", "least", "random")
 
 
 class Targeted(Attack):
-    """PGD towards wrong classes t, one search a class, each on the examples that are still right.
+    """PGD towards wrong classes t, one search a class, each on the examples that are still robust.
 
         x' ← Π_{B(x, ε) ∩ [0,1]} ( x' + rel_step_size · ε · d( ∇_{x'} objective(f(x'), y, t) ) )
 
@@ -37,7 +37,7 @@ class Targeted(Attack):
     Any wrong prediction is a success, whatever the target was.
 
     Args:
-        targets: how many classes are tried; at most K − 1 are.
+        targets: number of target classes, at most K − 1.
         rule: `top`: the wrong classes of the highest clean logits, in that order; `least`: of the lowest; `random`.
         restarts: random starts of every target. All targets come once before the second restart of any.
         objective: `margin`; `ce`: log softmax(z)_t; `dlr`: (z_t − z_y) / (z_(1) − (z_(3) + z_(4))/2), K ≥ 4.
@@ -79,17 +79,17 @@ class Targeted(Attack):
         return run_restarts(
             x,
             [
-                partial(self._restart, target, x, y, order[:, place], rng.at("restart", restart, "target", place))
+                partial(self._restart, target, x, y, order[:, rank], rng.at("restart", restart, "target", rank))
                 for restart in range(self.restarts)
-                for place in range(order.shape[1])
+                for rank in range(order.shape[1])
             ],
         )
 
     def order(self, logits: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        """(B, min(targets, K − 1)) int64: the classes that are tried for each example, by clean logits (B, K)."""
-        rank = {"top": logits, "least": -logits}[self.rule] if self.rule != "random" else rng.uniform(logits)
-        rank = rank.scatter(1, y[:, None], -torch.inf)
-        return rank.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
+        """(B, min(targets, K − 1)) int64: the target classes of each example, by clean logits (B, K)."""
+        score = {"top": logits, "least": -logits}[self.rule] if self.rule != "random" else rng.uniform(logits)
+        score = score.scatter(1, y[:, None], -torch.inf)
+        return score.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
 
     def _restart(
         self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, rows: Tensor

@@ -1,4 +1,4 @@
-"""Restarts that begin where the outputs differ, not where the pixels do (Tashiro et al. 2020)."""
+"""Output diversified initialisation (ODI): restarts from points whose outputs differ (Tashiro et al. 2020)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atbench.seeding import ExampleDraws
 
 
 class OutputDirection(Objective):
-    """wᵀ z(x') with w ~ U(−1, 1)^K of each example, drawn at the first call: only the logits say how many classes."""
+    """wᵀ z(x') with w ~ U(−1, 1)^K of each example, drawn at the first call, when the number of classes is known."""
 
     def __init__(self, target: Target, rng: ExampleDraws) -> None:
         super().__init__(target.logits, lambda logits, w: (w * logits).sum(dim=1))
@@ -21,25 +21,25 @@ class OutputDirection(Objective):
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         logits = self.network(x_adv)
-        if not self.given:
-            self.given = (self.rng.uniform(logits.detach()),)
-        w = self.given[0] if rows is None else self.given[0][rows]
+        if not self.args:
+            self.args = (self.rng.uniform(logits.detach()),)
+        w = self.args[0] if rows is None else self.args[0][rows]
         return self.value(logits, w), logits
 
 
 class ODI(Attack):
-    """PGD with output diversified initialisation: each restart walks `diverse_steps` steps up wᵀz, then PGD.
+    """PGD with output diversified initialisation: each restart takes `diverse_steps` steps up wᵀz, then PGD.
 
         x' ← Π( x' + rel_diverse_step·ε · d(∇ wᵀ z(x')) ),   w ~ U(−1, 1)^K anew for every restart and example
         x' ← Π( x' + rel_step_size·ε · d(∇ objective(x')) ), `steps` times
 
-    from a uniform point of the ball; d is the ball's steepest direction. Restarts go on with what no earlier one broke.
-    Any misclassified point counts, on the way too; the code looks at the end of each restart only.
+    from a uniform point of the ball; d is the ball's steepest direction. Restarts run on the examples
+    that are still robust. Any misclassified iterate counts; the code judges the end of each restart only.
 
     Args:
         steps, rel_step_size: PGD after the initialisation; step size as a share of ε.
         diverse_steps, rel_diverse_step: N_ODI and η_ODI/ε.
-        restarts: how often, each with a start and a direction of its own.
+        restarts: number of restarts, each with its own start and direction.
         objective: a name in LABEL_OBJECTIVES; `margin` (the code's default) or `ce`.
 
     Source: Tashiro, Song & Ermon 2020, NeurIPS, arXiv 2003.06878; ermongroup/ODS, odi_pgd_attack_cifar10.py.
@@ -70,7 +70,7 @@ class ODI(Attack):
             direction = always(OutputDirection(target, draws))
             stages = (
                 AttackStage(direction, self.diverse_steps, self.diverse_step),
-                AttackStage(lambda left: Objective(target.logits, self.value, y[left]), self.steps, self.step_size),
+                AttackStage(lambda rows: Objective(target.logits, self.value, y[rows]), self.steps, self.step_size),
             )
             tracker.run_stages(search, stages, rows, start)
         return tracker.x_adv

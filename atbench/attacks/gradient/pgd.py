@@ -24,7 +24,7 @@ from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
-#: What is judged: the final point, as the papers have it, or every point of the path.
+#: The points that are judged: the final one, as in the papers, or every point of the path.
 JUDGED = ("last", "first")
 
 
@@ -37,12 +37,12 @@ class Pgd(Attack):
         steps: gradient steps of a restart.
         rel_step_size: length of a step as a share of ε; 0.25 is 2/255 at 8/255.
         start, momentum: as in `GradientAttack`; `corner` is a vertex of the L∞ ball and for that norm only.
-        restarts: independent random starts; each runs on the examples that those before it left right.
+        restarts: independent random starts, each on the examples that are still robust.
         objective: `ce`, `margin`, `cw` (the margin clamped at 50) or `dlr` (K ≥ 3 classes).
         return_point: `first`: any misclassified point of the path breaks the example, and it stops there. `last`: the
             final point alone counts, as in the papers' PGD-k; never stronger than `first` on the same path.
         eot_samples: passes over which the objective and its gradient are averaged (expectation over transformation,
-            Athalye et al. 2018, arXiv 1802.00420, sec. 4.2): for networks that are random themselves.
+            Athalye et al. 2018, arXiv 1802.00420, sec. 4.2): for randomised networks.
 
     Cost per restart: `steps · eot_samples` gradients, and `eot_samples` forward passes more where the final point is
     judged here. Raises ConfigError for settings that no search has, and for a network with too few classes for the
@@ -72,7 +72,7 @@ class Pgd(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         if self.restarts == 1 and self.ascent.return_point == "last":
-            # Nothing comes after the final point, so that looking at it is left to the evaluation.
+            # No restart follows, so the evaluation's own pass judges the final point.
             return self.ascent(self.objective(target, y, rng), x, start=self.begin(x, rng))
         return run_restarts(
             x, [partial(self._restart, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
@@ -83,11 +83,11 @@ class Pgd(Attack):
         return ascend(self.ascent, self.objective(target, y, rng), y, x, self.begin(x, rng))
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
-        """Where a restart begins."""
+        """The starting point of a restart."""
         return self.ascent.begin(x, self.eps, rng)
 
     def objective(self, target: Target, y: Tensor, rng: ExampleDraws) -> Objective:
-        """What a restart climbs; one that is random draws from `rng`."""
+        """The objective of a restart; a random one draws from `rng`."""
         if self.eot_samples > 1:
             return Averaged(target.logits, self.value, y, eot_samples=self.eot_samples)
         return Objective(target.logits, self.value, y)
@@ -129,15 +129,15 @@ class RandomFgsm(Pgd):
 
 
 class Averaged(Objective):
-    """The mean of an objective over `eot_samples` passes of a network that is random itself.
+    """The mean of an objective over `eot_samples` passes of a randomised network.
 
     The outputs returned are mean probabilities, (B, K): their argmax is the prediction of the averaged network.
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *given: Tensor, eot_samples: Count
+        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *args: Tensor, eot_samples: Count
     ) -> None:
-        super().__init__(network, value, *given)
+        super().__init__(network, value, *args)
         self.eot_samples = eot_samples
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class Averaged(Objective):
 
 
 def check(norm: str, start: str, return_point: str, **counts: int) -> None:
-    """Refuse (ConfigError) what no attack of this family can do."""
+    """Raise ConfigError for settings that no attack of this family has."""
     if return_point not in JUDGED:
         why = "an evaluation judges the last point, or every one until the first wrong one"
         raise ConfigError("attack.return_point", return_point, why, f"use {' or '.join(JUDGED)}")
@@ -165,4 +165,4 @@ def check(norm: str, start: str, return_point: str, **counts: int) -> None:
         raise ConfigError("attack.start", start, f"a vertex of the L∞ ball is no start for {norm}", "use uniform")
     for name, value in counts.items():
         if value < 1:
-            raise ConfigError(f"attack.{name}", value, "there is nothing to do", "use 1 or more")
+            raise ConfigError(f"attack.{name}", value, f"{name} must be ≥ 1", "use 1 or more")

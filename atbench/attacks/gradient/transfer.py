@@ -1,4 +1,4 @@
-"""Images crafted on another network, tried on this one."""
+"""Transfer attack: adversarial images of a surrogate network, judged on the target."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from atbench.seeding import ExampleDraws
 
 
 class Transfer(Attack):
-    """Momentum PGD on a surrogate s; the target's gradients are never asked for.
+    """Momentum PGD on a surrogate s, without gradients of the target.
 
         g ← momentum·g + ∇/‖∇‖₁,   x' ← Π( x' + rel_step_size·ε · d(g) ),   ∇ = ∇_{x'} objective(s(x'), y)
 
-    The whole search runs, whether the surrogate is fooled or not. The answer is its last point, judged once by whoever
-    asked; with `along` the target is queried at every point, and the first one it misclassifies is the answer.
+    All steps run, whether the surrogate is fooled or not. The answer is the last point, which the evaluation judges;
+    with `along` the target is queried at every point, and the first one it misclassifies is the answer.
 
     Args:
         load: turns `run` into a network.
-        run: path of the surrogate's run or checkpoint: best another seed or another method, on the same data set.
+        run: path of the surrogate's run or checkpoint, preferably of another seed or method, on the same data set.
         steps, rel_step_size, momentum, start: of the search; step size as a share of ε, momentum 0 is PGD.
         objective: a name in LABEL_OBJECTIVES.
         along: query the target at every point.
@@ -63,20 +63,20 @@ class Transfer(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         surrogate, tracker = self.surrogate.to(x.device), RobustTracker(target, x, y)
 
-        def misled(state: State) -> Tensor:
+        def stop(state: State) -> Tensor:
             with torch.no_grad():
                 logits = target.logits(state.x_adv)
             return tracker.update(state.rows, state.x_adv, logits)
 
         with untouched(surrogate), bn_mode(surrogate, "eval"):
-            asked = Cast(surrogate)
-            self._fits(asked, x, y)
-            objective = Objective(asked, self.value, y)
-            x_adv = self.attack(objective, x, stop=misled if self.along else None, rng=rng)
+            network = Cast(surrogate)
+            self._check_shapes(network, x, y)
+            objective = Objective(network, self.value, y)
+            x_adv = self.attack(objective, x, stop=stop if self.along else None, rng=rng)
         return torch.where(tracker.broken.view(-1, *[1] * (x.ndim - 1)), tracker.x_adv, x_adv)
 
-    def _fits(self, surrogate: Cast, x: Tensor, y: Tensor) -> None:
-        """Refuse a network that cannot be asked about these images: the words of torch would name neither."""
+    def _check_shapes(self, surrogate: Cast, x: Tensor, y: Tensor) -> None:
+        """Raise ConfigError for a surrogate of other image shapes or fewer classes."""
         fix = "name a run on the same data set"
         try:
             with torch.no_grad():

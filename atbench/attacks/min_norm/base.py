@@ -1,4 +1,4 @@
-"""What attacks that look for the nearest misclassified image share: the nearest so far, and linearised boundaries."""
+"""Shared parts of minimum-norm attacks: the nearest misclassified image so far, and linearised boundaries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def wide(value: Tensor, x: Tensor) -> Tensor:
 
 
 class NearestAdversarial:
-    """The nearest misclassified image of each example so far: `x` itself, at an infinite distance, where none was."""
+    """The nearest misclassified image of each example so far; `x` at an infinite distance where there is none."""
 
     def __init__(self, ball: Ball, x: Tensor) -> None:
         self.ball, self.x, self.image = ball, x, x.clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
 
     def offer(self, x_adv: Tensor, wrong: Tensor, rows: Tensor | slice = ALL) -> None:
-        """Keep those of `x_adv`, images of the examples `rows`, that are `wrong` and nearer than what is known."""
+        """Keep those of `x_adv`, images of the examples `rows`, that are `wrong` and nearer than the nearest so far."""
         distance, before = self.ball.norm(x_adv - self.x[rows]), self.distance[rows]
         better = wrong & (distance < before)
         self.distance[rows] = torch.where(better, distance, before)
@@ -39,7 +39,7 @@ def others(logits: Tensor, y: Tensor, count: int) -> Tensor:
 
 
 def dual_norm(w: Tensor, p: float) -> Tensor:
-    """(B,): ‖w‖_q with 1/p + 1/q = 1, by which a change of size 1 in the p-norm moves ⟨w, ·⟩ at most."""
+    """(B,): ‖w‖_q with 1/p + 1/q = 1, the most by which a change of p-norm 1 moves ⟨w, ·⟩."""
     q = {1.0: float("inf"), 2.0: 2.0, float("inf"): 1.0}[p]
     return w.flatten(1).norm(p=q, dim=1)
 

@@ -16,7 +16,7 @@ from atbench.seeding import ExampleDraws
 
 
 class CarliniL2(Attack):
-    """The squared distance and the margin, traded off by a constant c that is searched for each example.
+    """Squared distance plus c times the margin, with a binary search for each example's c.
 
         min_v  ‖x'(v) − x‖₂² + c · max( z_y − max_{k≠y} z_k, 0 ),    x'(v) = (tanh(v) + 1) / 2
 
@@ -25,15 +25,15 @@ class CarliniL2(Attack):
 
     Args:
         steps: of Adam for each c; one forward and one backward pass each.
-        searches: values of c that are tried.
+        searches: number of values of c.
         lr: Adam's learning rate, in the units of v.
-        first_c: the value that the search begins with.
+        first_c: the first value.
 
     An example whose objective has not fallen by a ten-thousandth over a tenth of the steps (25 at least) is done with
     this c: "abort early" of carlini/nn_robust_attacks, l2_attack.py, there for the batch as a whole, here for each
     example, so that its answer does not depend on the others.
 
-    Returns the nearest misclassified image of the whole search, `x` where none was found.
+    Returns the nearest misclassified image of all iterates, `x` where there is none.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)
@@ -63,27 +63,27 @@ class CarliniL2(Attack):
         c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for _ in range(self.searches):
-            found = self._descend(target, nearest, y, c)
-            low, high = torch.where(found, low, c), torch.where(found, c, high)
+            success = self._descend(target, nearest, y, c)
+            low, high = torch.where(success, low, c), torch.where(success, c, high)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return nearest.image
 
     def _descend(self, target: Target, nearest: NearestAdversarial, y: Tensor, c: Tensor) -> Tensor:
-        """Minimise for one `c` (B,). Returns (B,) booleans: where a misclassified image was met on the way."""
-        found = torch.zeros_like(y, dtype=torch.bool)
+        """Minimise for one `c` (B,). Returns (B,) booleans: where an iterate was misclassified."""
+        success = torch.zeros_like(y, dtype=torch.bool)
         rows, x = torch.arange(len(y), device=y.device), nearest.x
         v = torch.atanh((2 * x - 1) * self.INSIDE)
         first, second = torch.zeros_like(v), torch.zeros_like(v)
-        before, live = torch.full_like(c, torch.inf), torch.ones_like(found)
+        before, live = torch.full_like(c, torch.inf), torch.ones_like(success)
         every = max(self.LEAST, self.steps // self.CHECKS)
         for step in range(1, self.steps + 1):
             v = v.detach().requires_grad_()
             value, x_adv, wrong = self._value(target, v, x, y[rows], c[rows])
             grad = torch.autograd.grad(value.sum(), v)[0]
-            # What waits to be dropped may not be bettered meanwhile: how long it waits depends on its batch.
+            # Finished examples are not updated: how long they stay in the batch depends on the others.
             wrong &= live
             nearest.offer(x_adv, wrong, rows)
-            found[rows] |= wrong
+            success[rows] |= wrong
             first = self.BETA1 * first + (1 - self.BETA1) * grad
             second = self.BETA2 * second + (1 - self.BETA2) * grad.square()
             scale = (second / (1 - self.BETA2**step)).sqrt() + self.ADAM_EPS
@@ -97,7 +97,7 @@ class CarliniL2(Attack):
                 if count <= (1 - REPACK) * len(live):
                     rows, x, v, first, second = rows[live], x[live], v[live], first[live], second[live]
                     before, live = before[live], live[live]
-        return found
+        return success
 
     def _value(self, target: Target, v: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The objective (b,) with its graph, the images x'(v), and which of them are misclassified."""

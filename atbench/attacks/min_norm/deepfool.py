@@ -15,7 +15,7 @@ from atbench.seeding import ExampleDraws
 
 
 class DeepFool(Attack):
-    """Straight to the nearest linearised boundary, again and again, until the label changes (alg. 2).
+    """Steps to the nearest linearised boundary until the label changes (alg. 2).
 
     With f_t = z_t − z_y, w_t = ∇f_t at x^i and t the class of least |f_t| / ‖w_t‖_q:
 
@@ -24,10 +24,10 @@ class DeepFool(Attack):
 
     Args:
         steps: iterations at most; each costs one forward and `targets` backward passes.
-        overshoot: the share of the way to the boundary that is gone beyond it.
+        overshoot: relative overshoot beyond the boundary.
         targets: the classes considered: those with the highest logits at `x`, at most K − 1.
 
-    Returns the first misclassified image, `x` where the label never changed. Nothing draws it back to the boundary:
+    Returns the first misclassified image, `x` where the label never changed. It is not moved back to the boundary:
     on 8x8 digits its median distances were 3 to 18 % above those of FAB-T, after a handful of steps instead of 900.
     """
 
@@ -55,7 +55,7 @@ class DeepFool(Attack):
                 point = point.detach().requires_grad_(step < self.steps)
                 logits = target.logits(point)
             wrong = logits.detach().argmax(dim=1) != y[rows]
-            # What waits to be dropped may not be bettered meanwhile: how long it waits depends on its batch.
+            # Finished examples are not updated: how long they stay in the batch depends on the others.
             nearest.offer(point.detach(), wrong & ~done, rows)
             done |= wrong
             if step == self.steps or bool(done.all()):

@@ -1,4 +1,4 @@
-"""FAB, the Fast Adaptive Boundary attack, and FAB-T, which aims at one class after the other.
+"""FAB, the Fast Adaptive Boundary attack, and FAB-T, which targets one class after the other.
 
 Croce & Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML,
 arXiv 1907.02044, alg. 1; the targeted form and its 9 targets are those of AutoAttack (arXiv 2003.01690, sec. 4).
@@ -107,20 +107,20 @@ class FAB(Attack):
         """x^{i+1}, from the boundary gap + ⟨normal, · − point⟩ = 0."""
         back = torch.where(wide(wrong, x), x + self.beta * (point - x), point)
         origin, base, w = x.flatten(1), back.flatten(1), normal.flatten(1)
-        places = torch.cat([base, origin])
-        need = torch.cat([-gap, -gap]) - (torch.cat([w, w]) * (places - point.flatten(1).repeat(2, 1))).sum(dim=1)
-        moves = to_hyperplane(places, torch.cat([w, w]), need, self.ball.p)
+        points = torch.cat([base, origin])
+        need = torch.cat([-gap, -gap]) - (torch.cat([w, w]) * (points - point.flatten(1).repeat(2, 1))).sum(dim=1)
+        moves = to_hyperplane(points, torch.cat([w, w]), need, self.ball.p)
         lengths = moves.norm(p=self.ball.p, dim=1).clamp_min(1e-8)
         near, far = lengths.chunk(2)
         alpha = (near / (near + far)).clamp_max(self.alpha_max)[:, None]
-        ahead, biased = (places + self.eta * moves).chunk(2)
+        ahead, biased = (points + self.eta * moves).chunk(2)
         return ((1 - alpha) * ahead + alpha * biased).clamp_(0, 1).view_as(x)
 
 
 class FABT(FAB):
     """FAB-T: a run of FAB with t fixed for each of the `targets` classes whose logits at `x` are the highest but y's.
 
-    Targets are tried in the order of their logits, each only on examples that none before it has broken within `eps`;
+    Targets run in the order of their logits, each on the examples that none before it has broken within `eps`;
     `restarts` are per target. An iteration costs one forward and one backward pass, however many classes there are.
     At most K − 1 targets exist.
     """
@@ -142,7 +142,7 @@ class FABT(FAB):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest = NearestAdversarial(self.ball, x)
         with torch.no_grad():
-            aims = others(target.logits(x), y, self.targets)
-        for number, aim in enumerate(aims.unbind(1)):
-            self._runs(target, nearest, y, aim, rng.at("target", number))
+            targets = others(target.logits(x), y, self.targets)
+        for number, t in enumerate(targets.unbind(1)):
+            self._runs(target, nearest, y, t, rng.at("target", number))
         return nearest.image

@@ -18,7 +18,7 @@ from atbench.seeding import ExampleDraws
 class FMN(Attack):
     """Normalised gradient steps inside a ball whose radius follows the boundary.
 
-    With m = max_{k≠y} z_k − z_y at x + δ, g = ∇m, and δ* the smallest perturbation so far that misled the network:
+    With m = max_{k≠y} z_k − z_y at x + δ, g = ∇m, and δ* the smallest perturbation so far that is misclassified:
 
         ε ← (1 + γ) · max( ε, ‖δ‖_p + |m| / ‖g‖_q )   until x + δ is misclassified for the first time, from ε = 0
         ε ← min( (1 − γ) · ε, ‖δ*‖_p )                where x + δ is misclassified
@@ -36,7 +36,7 @@ class FMN(Attack):
         step_size: the first α, an L2 length in units of the pixel scale whatever the norm; the last is a hundredth.
         gamma: the first γ; the last is 0.001.
 
-    Returns the nearest misclassified image met, `x` where none was.
+    Returns the nearest misclassified iterate, `x` where there is none.
     """
 
     minimal: ClassVar[bool] = True

@@ -1,6 +1,6 @@
-"""B(0, ε): the set of perturbations an adversary may use, for three norms.
+"""Norm balls B(0, ε), the sets of allowed perturbations, for three norms.
 
-The box [0, 1] of legal pixels belongs to the threat as well: every projection returns a point of the ball *and* of the
+The box [0, 1] of legal pixels is part of the threat model: every projection returns a point of the ball *and* of the
 box. `eps` is a number or one value per example; images are (B, C, H, W) in [0, 1].
 """
 
@@ -51,7 +51,7 @@ class Ball(ABC):
 
     @abstractmethod
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
-        """A point with ‖x_adv − x‖_p ≤ ε and pixels in [0, 1]; `x_adv` itself where it already is one. New tensor."""
+        """A point with ‖x_adv − x‖_p ≤ ε and pixels in [0, 1]; `x_adv` itself where it already is one. A new tensor."""
 
     def projector(self, x: Tensor, eps: Radius) -> Callable[[Tensor], Tensor]:
         """`project` around one x and ε, for a loop: what depends on them alone is computed once."""
@@ -68,7 +68,7 @@ class Ball(ABC):
         """
 
     def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
-        """`x_adv` a step of `length` (a number, or one per example) along the steepest direction. New tensor."""
+        """`x_adv` a step of `length` (a number, or one per example) along the steepest direction. A new tensor."""
         return self.steepest(grad).mul_(length).add_(x_adv)
 
     @abstractmethod
@@ -163,7 +163,7 @@ class L1(Ball):
         """The steepest step within the box (Croce & Hein 2021, Prop. 2.2): pixels in the order of their |gradient|,
         each as far as the box and its share of the step let it, until the length is spent or no pixel is left.
 
-        A step that did not know the box would go on to spend itself on pixels that are black or white already.
+        A step that ignores the box would be spent on pixels that are black or white already.
         """
         flat, point = grad.flatten(1), x_adv.flatten(1)
         k = max(1, round(self.sparsity * flat.shape[1]))
