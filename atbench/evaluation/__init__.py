@@ -3,7 +3,6 @@
 from atbench.evaluation.attack_result import Outcome
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Evaluation, Plan, evaluate
-from atbench.evaluation.interval import figure, wilson
 from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust
 from atbench.evaluation.record import weights_sha256
 from atbench.evaluation.result_cache import ResultCache
@@ -17,8 +16,6 @@ __all__ = [
     "ResultCache",
     "broken_at",
     "evaluate",
-    "figure",
     "robust",
     "weights_sha256",
-    "wilson",
 ]

@@ -13,7 +13,7 @@ from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.interval import figure, wilson
+from atbench.interval import figure
 
 
 def corrupted(
@@ -42,5 +42,4 @@ def corrupted(
         for view, mask in zip(plan, masks, strict=True)
     ]
     mean = float(masks.mean())
-    low, high = wilson(mean * n, n)
-    return {"n": n, "seed": seed, "rows": rows, "mean": {"accuracy": mean, "low": low, "high": high, "n": n}}, masks
+    return {"n": n, "seed": seed, "rows": rows, "mean": {**figure(mean * n, n), "accuracy": mean, "n": n}}, masks

@@ -19,8 +19,8 @@ from atbench.evaluation.attack_limits import warnings
 from atbench.evaluation.attack_runner import UNKNOWN, Found
 from atbench.evaluation.audit.audit import verdict
 from atbench.evaluation.evaluator import Evaluation
-from atbench.evaluation.interval import figure
 from atbench.evaluation.pgd_sweep import NEVER
+from atbench.interval import figure
 
 SHOWN = 8
 Array = NDArray[Any]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atbench.attacks import Attack
 from atbench.data import Images
 from atbench.evaluation.attack_runner import Found
-from atbench.evaluation.interval import wilson
+from atbench.interval import wilson
 
 Array = NDArray[Any]
 #: The name that the attack on rightly classified images goes by, like every attack of the main threat.
@@ -124,7 +124,7 @@ def share(counts: Array, among: Array) -> dict[str, Any]:
     if n == 0:
         return {"share": None, "low": None, "high": None, "n": 0}
     low, high = wilson(hits, n)
-    return {"share": hits / n, "low": low, "high": high, "n": n}
+    return {"share": hits / n, "low": float(low), "high": float(high), "n": n}
 
 
 def figures(found: Rejection, attacks: Sequence[Found], right: Array, logits: Array) -> dict[str, Any]:

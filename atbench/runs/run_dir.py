@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,30 +147,29 @@ def owned(folder: Path) -> Iterator[None]:
     What counts is the kernel's lock on `.lock`, which no two processes have and which ends with its owner. A `lock` of
     another machine is believed all the same: not every shared disk knows the locks of all machines.
     """
-    lock, guard = folder / "lock", FileLock(folder / ".lock")
-    try:
-        guard.acquire(timeout=0)
-    except Timeout:
-        with suppress(DataError):
-            raise _in_use(folder, read_json(lock)) from None
-        raise _in_use(folder, {}) from None
-    except OSError as error:
-        raise EnvironmentFault("run", folder, f"cannot be written ({error.strerror})", "make it writable") from error
-    try:
-        other = read_json(lock)
-        if other.get("host", socket.gethostname()) != socket.gethostname():
-            raise _in_use(folder, other)
+    lock = folder / "lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout:
+            raise _in_use(folder) from None
+        except OSError as error:
+            why = f"cannot be written ({error.strerror})"
+            raise EnvironmentFault("run", folder, why, "make it writable") from error
+        if read_json(lock).get("host", socket.gethostname()) != socket.gethostname():
+            raise _in_use(folder)
         write_json(lock, {"pid": os.getpid(), "host": socket.gethostname(), "started": now()})
         try:
             yield
         finally:
             with suppress(OSError):
                 lock.unlink()
-    finally:
-        guard.release()
 
 
-def _in_use(folder: Path, owner: dict[str, Any]) -> EnvironmentFault:
+def _in_use(folder: Path) -> EnvironmentFault:
+    owner: dict[str, Any] = {}
+    with suppress(DataError):
+        owner = read_json(folder / "lock")
     known = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}"
     fix = f"wait for it, or stop it; if it is gone, remove {folder / 'lock'}"
     return EnvironmentFault("run", folder, f"is in use by {known if owner else 'another process'}", fix)

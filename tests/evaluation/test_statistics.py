@@ -8,8 +8,8 @@ from math import inf, log
 import numpy as np
 import pytest
 
-from atbench.evaluation import figure
 from atbench.evaluation.metrics import calibration, confusion, median_distance, per_class, union
+from atbench.interval import figure
 
 NAMES = ("cat", "dog", "owl")
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate, robust, wilson
+from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate, robust
 from atbench.evaluation.record import arrays, figures
+from atbench.interval import wilson
 
 SIDE = 5
 
