@@ -17,7 +17,7 @@ from atbench.evaluation.attack_result import Outcome
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.pgd_sweep import PGDConfig, search
 from atbench.evaluation.result_cache import ResultCache
-from atbench.seeding import ExampleDraws, derive
+from atbench.seeding import ExampleDraws, derive_seed
 
 Array = NDArray[Any]
 #: In a search over several radii: no step has broken this example so far.
@@ -78,8 +78,8 @@ class Suite:
             x, y = eval_model.load(self.images, rows)
             with eval_model.ready():
                 # A network that draws numbers of its own draws the same ones the next time.
-                torch.manual_seed(derive(self.seed, name, int(rows[0])))
-                x_adv = attack(eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
+                torch.manual_seed(derive_seed(self.seed, name, int(rows[0])))
+                x_adv = attack(eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.indices(rows)))
                 return self.judged(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
@@ -95,7 +95,7 @@ class Suite:
         `name` and `rows` are for the numbers that a network draws of its own.
         """
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, x).float().to(x.dtype)
-        places = self.images.places(rows)
+        places = self.images.indices(rows)
         with torch.no_grad():
             logits = self.eval_model.judged(x_adv, places, self.seed, name)
             rounded = self.eval_model.judged(eight_bit(x, x_adv), places, self.seed, name)
@@ -153,8 +153,8 @@ class Suite:
         def work(rows: Tensor) -> dict[str, Tensor]:
             x, y = eval_model.load(self.images, rows)
             with eval_model.ready():
-                torch.manual_seed(derive(self.seed, "pgd", int(rows[0])))
-                found = search(eval_model, x, y, self.images.places(rows), threat, before[rows])
+                torch.manual_seed(derive_seed(self.seed, "pgd", int(rows[0])))
+                found = search(eval_model, x, y, self.images.indices(rows), threat, before[rows])
                 judged = self.judged(threat.norm, rows, x, y, found.x_adv, threat.norm, threat.eps)
             earlier = found.first < before[rows].clamp(max=threat.steps + 1).to(found.first.device)
             return {**judged, "broken": judged["broken"] & earlier, "first": found.first}

@@ -31,7 +31,7 @@ def corrupted(
     if not names or not severities or 0 in severities:
         why = "an evaluation on corrupted images needs corruptions, and severities from 1"
         raise ConfigError("eval.corruptions", f"{list(names)} at {list(severities)}", why, "name some, or leave it out")
-    position = images.places(torch.arange(len(images)))
+    position = images.indices(torch.arange(len(images)))
     plan = [
         CorruptedImages(images.x, images.y, name, severity, seed, position) for name in names for severity in severities
     ]

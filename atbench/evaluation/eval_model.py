@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.models import Cast, bn_mode, image_type, untouched
-from atbench.seeding import derive, seed_global
+from atbench.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -66,7 +66,7 @@ class EvalModel:
             return self.logits(x)
         answers = []
         for one, place in zip(x.split(1), places.tolist(), strict=True):
-            seed_global(derive(seed, "judged", *what, place), self.device)
+            seed_global(derive_seed(seed, "judged", *what, place), self.device)
             # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
             answers.append(self.logits(one.expand(2, *one.shape[1:]).contiguous())[:1])
         return torch.cat(answers)
@@ -87,6 +87,6 @@ class EvalModel:
         with self.ready(), torch.no_grad():
             for rows in self.batches(torch.arange(len(images))):
                 x, y = self.load(images, rows)
-                logits = self.judged(x, images.places(rows), 0, "clean")
+                logits = self.judged(x, images.indices(rows), 0, "clean")
                 right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
         return self.reduce(right).bool().cpu()

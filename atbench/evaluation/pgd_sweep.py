@@ -107,7 +107,7 @@ def broken_at(eval_model: EvalModel, images: Images, threat: PGDConfig, alive: T
     with eval_model.ready():
         for rows in eval_model.batches(alive.nonzero().flatten()):
             x, y = eval_model.load(images, rows)
-            found[rows.to(eval_model.device)] = never - search(eval_model, x, y, images.places(rows), threat).first
+            found[rows.to(eval_model.device)] = never - search(eval_model, x, y, images.indices(rows), threat).first
     first = first - eval_model.reduce(found)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
 

@@ -192,7 +192,7 @@ def arrays(found: Evaluation) -> dict[str, Array]:
     grid = eps_masks(found)
     n, eps = len(found.images), found.plan.threat.eps
     out = {
-        "index": found.images.places(torch.arange(n)).numpy(),
+        "index": found.images.indices(torch.arange(n)).numpy(),
         "label": found.images.y.cpu().numpy(),
         "clean": found.clean.numpy(),
         "robust": found.robust.numpy(),

@@ -27,7 +27,7 @@ from atbench.reporting.wording import (
     points,
     size,
 )
-from atbench.runs.run_dir import record_places
+from atbench.runs.run_dir import record_folders
 
 # What each file of a run folder is, in the order in which a reader would open them.
 _FILES = {
@@ -110,7 +110,7 @@ def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
         yield Notice("The checkpoints were evaluated on different numbers of images: their figures do not compare.")
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.standing}")
-    for partial in (each for place in record_places(run.path) for each in sorted(place.glob("*.partial.json"))):
+    for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
         name = partial.relative_to(run.path)
         yield Notice(f"An evaluation has not ended ({name}); `atbench eval` goes on where it stopped")
     yield from (Notice(text, grave=True) for e in evaluations for text in disagreements(e))

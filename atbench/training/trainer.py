@@ -15,7 +15,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.seeding import derive
+from atbench.seeding import derive_seed
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
 from atbench.training.update import RunningMeans, Updater, wrap
@@ -120,7 +120,7 @@ class Trainer:
     def _one_batch(self) -> None:
         clock = self.method.clock
         # Dropout and the like draw from the global generator: seeded by position, a resumed run draws the same.
-        torch.manual_seed(derive(self.recipe.seed, "global", clock.epoch, clock.step, clock.rank))
+        torch.manual_seed(derive_seed(self.recipe.seed, "global", clock.epoch, clock.step, clock.rank))
         self.updater.batch(self._formatted(self.data.batch(clock.epoch, clock.step)), self.sums)
 
     def _formatted(self, batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.attacks.losses import fewest_classes, label_objective
 from atbench.config import argv, values
 from atbench.config.instantiate import accepted_kwargs, build
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
@@ -73,7 +73,7 @@ def make_reject(chosen: DictConfig, source: Source, threat: PGDConfig, world: Wo
         why = f"its threshold stands on held-out images, and {source.name} holds none out"
         raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
     settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
-    held = source.train.take(source.parts()[0]).to(world.device)
+    held = source.train.take(source.split_indices()[0]).to(world.device)
     return Reject(chosen.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
@@ -93,7 +93,7 @@ def opened(target: str, source: Source, device: torch.device) -> nn.Module:
     """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
     folder, (name,), saved = target_of(target, ["best"])
     refuse_code(saved, ("model",), argv.as_typed())
-    refuse_reading(saved["model"])
+    refuse_interpolations(saved["model"])
     network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
     return network.eval().requires_grad_(False)
 

@@ -12,7 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, target_overrides
+from atbench.config.untrusted import (
+    EVALUATED,
+    only_repeats_targets,
+    refuse_code,
+    refuse_interpolations,
+    target_overrides,
+)
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import EvalModel, Evaluation, ResultCache, eval_names, record, record_files, weights_sha256
@@ -20,8 +26,17 @@ from atbench.evaluation import evaluate as evaluate_network
 from atbench.evaluation.verify import CONSISTENT, Number, verify
 from atbench.reporting import report
 from atbench.reporting.console import Heartbeat, echo, finished, notices, summary, verification
-from atbench.runs.run_dir import EVALUATION, PARTS, accounted, list_records, now, set_status, write_json, write_text
-from atbench.runs.signals import leaving
+from atbench.runs.run_dir import (
+    EVALUATION,
+    PARTS,
+    list_records,
+    now,
+    set_status,
+    status_recorded,
+    write_json,
+    write_text,
+)
+from atbench.runs.signals import interrupt_on_signals
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load, make_plan
@@ -43,7 +58,7 @@ def evaluate(composed: DictConfig) -> float:
             return evaluate_external(cfg, folder)
     else:
         cfg = _asked(composed, saved)
-    warnings = validate.check(cfg)
+    warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
         source = factory.shared_source(cfg, here)
         if composed.verify:
@@ -60,7 +75,7 @@ def evaluate(composed: DictConfig) -> float:
 
 def evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
     """Attack a network that no run of ours trained, in a new folder or on in the one of an earlier evaluation."""
-    warnings = validate.check(cfg)
+    warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as here:
         source = factory.shared_source(cfg, here)
         # All before a folder exists: what cannot be attacked is refused and leaves nothing.
@@ -76,7 +91,10 @@ def evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
             notices(warnings, Console(stderr=True))
             folder = folder or external_model.open_folder(cfg, network, source, here.device, here.size)
         folder = Path(here.share_object(folder))
-        with accounted(folder) if here.main else nullcontext(), leaving(f"atbench eval {folder}", folder):
+        with (
+            status_recorded(folder) if here.main else nullcontext(),
+            interrupt_on_signals(f"atbench eval {folder}", folder),
+        ):
             if here.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))
@@ -99,13 +117,13 @@ def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     brought = {key: saved[key] for key in ("dataset", "model", "data_dir")}
     brought["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
     for key in ("dataset", "model"):
-        if repeats(composed[key], saved[key]):
+        if only_repeats_targets(composed[key], saved[key]):
             composed[key] = None
     if composed.model is not None:
         external_model.refuse_nameless(composed.model)
     brought = {key: value for key, value in brought.items() if composed[key] is None}
     refuse_code(brought, EVALUATED, argv.as_typed())
-    refuse_reading(brought)
+    refuse_interpolations(brought)
     external_model.refuse_radius(argv.as_typed())
     if composed.dataset is None:
         composed.dataset = brought["dataset"]  # an attack of the training side has the data set's radius
@@ -219,7 +237,7 @@ def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path:
     # Like any configuration that is read: what of it the folder's own does not say chooses no code.
     brought = {key: value for key, value in beside.items() if key in known and value != known[key]}
     refuse_code(brought, EVALUATED, argv.as_typed())
-    refuse_reading(brought)
+    refuse_interpolations(brought)
     own = OmegaConf.create({**values.plain(cfg), **brought})
     own.eval.batch_size = cfg.eval.batch_size
     source = source if own.dataset == cfg.dataset else factory.make_source(own)

@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from atbench.config import argv, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats
+from atbench.config.untrusted import EVALUATED, only_repeats_targets, refuse_code, refuse_interpolations
 from atbench.data import Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import EvalModel, weights_sha256
 from atbench.models import weight_files
 from atbench.reporting.wording import both_forms
 from atbench.runs import sweep
-from atbench.runs.run_dir import fresh, write_json, write_text
+from atbench.runs.run_dir import new_run_dir, write_json, write_text
 from atbench.workflows import factory
 from atbench.workflows.environment import environment
 
@@ -73,11 +73,11 @@ def again(composed: DictConfig, saved: dict[str, Any], typed: list[str]) -> Dict
     given = [word.lstrip("+~").partition("=")[0] for word in typed[1:] if "=" in word]
     keys = {key.partition(".")[0] for key in given if not key.endswith("._target_")}
     for key in _FIXED:
-        if key in keys or (composed[key] is not None and not repeats(composed[key], saved[key])):
+        if key in keys or (composed[key] is not None and not only_repeats_targets(composed[key], saved[key])):
             why = "a folder is of one network and one data set"
             raise ConfigError(key, "given with a folder", why, "leave it out, or leave the folder out")
     refuse_code(saved, EVALUATED, typed)
-    refuse_reading(saved, [key for key in ("data_dir", "checkpoint") if composed[key] is not None])
+    refuse_interpolations(saved, [key for key in ("data_dir", "checkpoint") if composed[key] is not None])
     composed.model, composed.dataset = (
         None,
         saved["dataset"],
@@ -139,7 +139,7 @@ def network(cfg: DictConfig, source: Source, device: torch.device) -> nn.Module:
     elif not Path(cfg.checkpoint).is_file():
         raise DataError("checkpoint", cfg.checkpoint, "is not there any more", "say where it is: checkpoint=FILE")
     else:
-        weight_files.load(made, weight_files.read(Path(cfg.checkpoint)))
+        weight_files.load_weights(made, weight_files.read_weights(Path(cfg.checkpoint)))
     if next(made.parameters(), None) is None:
         raise ConfigError("model._target_", target(cfg), "makes a network without parameters", "name another")
     made = made.to(device)
@@ -193,7 +193,7 @@ def facts(cfg: DictConfig, made: nn.Module, source: Source, images: int) -> list
 
 def open_folder(cfg: DictConfig, made: nn.Module, source: Source, device: torch.device, processes: int) -> Path:
     """A folder of its own for a new evaluation, with what explains it."""
-    folder = fresh(sweep.current() or Path(cfg.runs), f"eval-{cfg.name}")
+    folder = new_run_dir(sweep.sweep_folder() or Path(cfg.runs), f"eval-{cfg.name}")
     about = {
         "parameters": sum(parameter.numel() for parameter in made.parameters()),
         "device": str(device),

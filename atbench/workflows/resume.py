@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from atbench.config.argv import as_typed
 from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
-from atbench.config.untrusted import readings, refuse_code, refuse_reading
+from atbench.config.untrusted import interpolations, refuse_code, refuse_interpolations
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
 from atbench.reporting.run_folder import lookup
@@ -55,9 +55,9 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     """
     saved, now, said = read_config(folder), resolve(composed), _said(folder)
     refuse_code(saved, ("",), as_typed())
-    refuse_reading(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
+    refuse_interpolations(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
     cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
-    for key, _ in readings(saved):  # said again on the line
+    for key, _ in interpolations(saved):  # said again on the line
         OmegaConf.update(cfg, key, as_written(now, key))
     for name in cfg.eval.checkpoints:
         refuse_path("eval.checkpoints", name)

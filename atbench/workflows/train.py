@@ -24,8 +24,8 @@ from atbench.reporting import report
 from atbench.reporting.console import Progress, echo, notices, summary
 from atbench.reporting.metrics_log import MetricsLog, truncate
 from atbench.runs import sweep
-from atbench.runs.run_dir import accounted, fresh, now, read_json, set_status, write_json, write_text
-from atbench.runs.signals import Flag, leaving, watched
+from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
+from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
 from atbench.training import Trainer, World, checkpoint, threads, world
 from atbench.workflows import factory
 from atbench.workflows.environment import NOTED, compared, environment, facts
@@ -49,11 +49,11 @@ def train(composed: DictConfig) -> float:
             done = f"{resumed} is done; `atbench report {resumed}` shows it, `atbench eval {resumed}` measures it again"
             Console(stderr=True).print(done, soft_wrap=True, highlight=False, markup=False)
         return score
-    warnings = validate.check(cfg)
-    with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
+    warnings = validate.validate_config(cfg)
+    with threads(cfg.threads), world(cfg.device) as here, flag_signals() as signal:
         source = factory.shared_source(cfg, here)
         tests: list[Images] = []  # the main process has it until `foreseen` takes it: training is given no test data
-        here.from_main(lambda: tests.append(source.refuse_unfit()))
+        here.from_main(lambda: tests.append(source.check_trainable()))
         run = Run(cfg, source, here, signal, resumed or Path())
         state = run.last() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
@@ -65,7 +65,7 @@ def train(composed: DictConfig) -> float:
         with run.owning(resumed or run.open(found)):
             run.note(found, notes)
             run.fit(trainer, state)
-            with leaving(f"atbench train resume={run.folder}", run.folder, here.agree(signal())):
+            with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, here.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
                 run.finish(trainer, records)
         return float(trainer.best["score"])
@@ -75,9 +75,9 @@ def chosen(composed: DictConfig) -> tuple[DictConfig, Path | None]:
     """What is to run, and the folder of the run if it was begun before: by `resume=`, or as a job of this sweep."""
     if composed.resume:
         folder = Path(composed.resume)
-        return changed(folder, composed, sweep.overrides()), folder
+        return changed(folder, composed, sweep.job_overrides()), folder
     cfg = values.resolve(composed)
-    return cfg, twin(parent, cfg) if (parent := sweep.current()) else None
+    return cfg, twin(parent, cfg) if (parent := sweep.sweep_folder()) else None
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Run:
     cfg: DictConfig
     source: Source
     world: World
-    signal: Flag
+    signal: SignalFlag
     folder: Path = Path()
     label: str = ""
     tracker: MetricsLog | None = None
@@ -131,9 +131,9 @@ class Run:
     def open(self, found: dict[str, Any]) -> Path:
         """A folder of its own for a new run, with everything that explains it; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
-        folder = self.world.from_main(lambda: fresh(sweep.current() or Path(self.cfg.runs), name))
+        folder = self.world.from_main(lambda: new_run_dir(sweep.sweep_folder() or Path(self.cfg.runs), name))
         if self.world.main:
-            typed = {"argv": argv.as_typed(), "overrides": sweep.overrides()}
+            typed = {"argv": argv.as_typed(), "overrides": sweep.job_overrides()}
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))
             write_text(folder / "as_typed.yaml", OmegaConf.to_yaml(typed))
             write_json(folder / "environment.json", found)
@@ -154,7 +154,7 @@ class Run:
             yield
             return
         try:
-            with accounted(folder):
+            with status_recorded(folder):
                 yield
         except BaseException as error:
             if self.tracker:
@@ -200,7 +200,7 @@ class Run:
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _tracker(self) -> MetricsLog:
-        group = parent.name if (parent := sweep.current()) else None
+        group = parent.name if (parent := sweep.sweep_folder()) else None
         logger = None if self.label or not self.cfg.logger else values.plain(self.cfg.logger)
         return MetricsLog(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
 
@@ -271,7 +271,7 @@ class Run:
         if self.tracker:
             self.tracker.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
-        others = sweep.current() or f"{self.folder} OTHER_RUN"
+        others = sweep.sweep_folder() or f"{self.folder} OTHER_RUN"
         again = target_overrides(values.recorded(self.cfg))
         commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
         summary(records, self.folder, commands, Console())

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from atbench.config import allow_list, registry
 from atbench.config.instantiate import build
 from atbench.models import Network
-from atbench.models.network import Shape, large_stem
+from atbench.models.network import Shape, has_large_stem
 from tests.models.nets import count, on_meta, option
 
 CIFAR, IMAGENET, MNIST = (3, 32, 32), (3, 224, 224), (1, 28, 28)
@@ -133,6 +133,12 @@ def test_every_option_is_counted() -> None:
 
 
 def test_stems_follow_the_size_of_images() -> None:
-    assert [large_stem("auto", (3, side, side)) for side in (8, 32, 64, 65, 224)] == [False, False, False, True, True]
-    assert large_stem("auto", (3, 224, 32)) is False
-    assert large_stem("large", CIFAR) is True and large_stem("small", IMAGENET) is False
+    assert [has_large_stem("auto", (3, side, side)) for side in (8, 32, 64, 65, 224)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert has_large_stem("auto", (3, 224, 32)) is False
+    assert has_large_stem("large", CIFAR) is True and has_large_stem("small", IMAGENET) is False
