@@ -1,4 +1,4 @@
-"""95 % confidence interval of a proportion."""
+"""95 % intervals of accuracies (Wilson)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def wilson(right: Any, n: Any) -> tuple[Any, Any]:
     return np.maximum(0.0, centre - half), np.minimum(1.0, centre + half)
 
 
-def figure(right: float, n: int) -> dict[str, float]:
+def accuracy_figures(right: float, n: int) -> dict[str, float]:
     """Accuracy with its interval, as records hold it."""
     low, high = wilson(right, n)
     return {"accuracy": right / n, "low": float(low), "high": float(high)}

@@ -28,8 +28,8 @@ def report(words: list[str]) -> int:
         "--out", type=Path, metavar="DIR", help="where to write; default: into the run, or ./comparison"
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
-    args = parser.parse_intermixed_args(words)
-    return int(importlib.import_module("atbench.reporting.report").main(args.runs, args.out, args.json))
+    given = parser.parse_intermixed_args(words)
+    return int(importlib.import_module("atbench.reporting.report").report_runs(given.runs, given.out, given.json))
 
 
 def export(words: list[str]) -> int:
@@ -40,9 +40,9 @@ def export(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
     parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
-    args = parser.parse_intermixed_args(words)
-    importlib.import_module("atbench.config.argv").remember_argv(["export", *words], args.config_dir)
-    return int(importlib.import_module("atbench.workflows.export").main(args.run, args.checkpoint, args.out))
+    given = parser.parse_intermixed_args(words)
+    importlib.import_module("atbench.config.argv").remember_argv(["export", *words], given.config_dir)
+    return int(importlib.import_module("atbench.workflows.export").export_run(given.run, given.checkpoint, given.out))
 
 
 def list_options(words: list[str]) -> int:

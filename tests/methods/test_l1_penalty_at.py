@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.test_config import resolved
 from torch import Tensor, nn
 
 from atbench.attacks import Objective
@@ -14,7 +15,6 @@ from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
 from tests.methods import reference, worlds
-from tests.test_config import resolved
 
 
 def make(given: TrainData, penalty: float = 0.01, proximal: bool = False, norm: str = "none") -> L1PenaltyAt:
@@ -137,7 +137,7 @@ class Regression(L1PenaltyAt):
     """The method with squared loss, in both problems."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.with_adv(self.search(Objective(self.model, squared, batch.y), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, squared, batch.y), batch.x))
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
         return squared(logits, y)

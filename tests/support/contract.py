@@ -1,0 +1,144 @@
+"""Short trainings of any method on a world where processes can be compared to the last bit: float64, no BatchNorm, 64
+digits.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from atbench.config import schema, values
+from atbench.config.registry import conf_dir
+from atbench.data import Source
+from atbench.data.digits import digits
+from atbench.methods import Method
+from atbench.training import Trainer, World, world
+from atbench.training.checkpoint import encode
+from atbench.workflows import factory
+
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+OVERRIDES = (
+    "model.norm=none",
+    "model.width=4",
+    "attack.steps=3",
+    "train.batch_size=16",
+    "train.epochs=2",
+    "train.optimizer.lr=0.02",
+    "train.selection.n=16",
+    "train.selection.steps=2",
+)
+#: What a method needs to be comparable, or to get into its mechanism within eight steps.
+OWN = {"adt_exp_am": ("method.generator_width=4", "method.generator_norm=none")}
+
+
+class Log:
+    """Callbacks that keep rows and checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.saved: dict[str, bytes] = {}
+
+    def advance(self, examples: int, attack_share: float) -> None: ...
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        self.saved[name] = encode(state)
+
+
+def configuration(name: str, *overrides: str) -> DictConfig:
+    """The configuration of a short run of a method."""
+    return values.resolve(compose_train([f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides]))
+
+
+def compose_train(overrides: list[str]) -> DictConfig:
+    """The configuration of `atbench train` with these words, unresolved."""
+    schema.register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", overrides=overrides)
+
+
+class Interruption:
+    """Asks for an end after so many steps."""
+
+    def __init__(self, after: int | None) -> None:
+        self.after = after
+
+    def __call__(self) -> int:
+        if self.after is None:
+            return 0
+        self.after -= 1
+        return 75 if self.after == 0 else 0
+
+
+def trainer_of(name: str, here: World, log: Log, *overrides: str, stop_after: int | None = None) -> Trainer:
+    """A trainer at its beginning. Stage-0 networks are untrained ones: their training is the trainer's, not the
+    method's.
+    """
+    cfg = configuration(name, *overrides)
+    whole = digits()
+    source = replace(whole, train=whole.train.take(torch.arange(96)), validation=32)
+    data = factory.make_data(cfg, source, here)
+    method = factory.make_method(cfg, factory.make_model(cfg, source), data, here)
+    begin_untrained(method, cfg, source)
+    return factory.make_trainer(cfg, method, data, here, log, Interruption(stop_after))
+
+
+def begin_untrained(method: Method, cfg: DictConfig, source: Source) -> None:
+    """Hand over untrained networks where the method asked for trained ones."""
+    stages = {}
+    for number, (name, stage) in enumerate(method.pretraining().items()):
+        changed = {**values.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
+        stages[name] = factory.make_model(OmegaConf.create(changed), source)
+    method.load_pretrained(stages)
+
+
+def count_commits(method: Method) -> list[int]:
+    """Count rounds and commits of a method from now on: [rounds, commits]."""
+    counts = [0, 0]
+    rounds, after_update = method.inner_updates, method.after_update
+
+    def counted_rounds(batch: Any) -> Any:
+        for turn in rounds(batch):
+            counts[0] += 1
+            yield turn
+
+    def counted_commit(batch: Any) -> None:
+        counts[1] += 1
+        after_update(batch)
+
+    method.inner_updates, method.after_update = counted_rounds, counted_commit  # type: ignore[method-assign]
+    return counts
+
+
+def outcome(name: str, here: World, *overrides: str) -> dict[str, Any]:
+    """Train, and return everything that processes must agree on."""
+    log = Log()
+    trainer = trainer_of(name, here, log, *overrides)
+    counts = count_commits(trainer.method)
+    trainer.fit()
+    return {
+        "state": trainer.state()["method"],
+        "loss": [row["train"]["loss"] for row in log.rows],
+        "pgd": trainer.best["score"],
+        "counts": counts,
+    }
+
+
+def work(rank: int, size: int, store: str, folder: str, jobs: list[tuple[str, tuple[str, ...]]]) -> None:
+    """One of `size` gloo processes: all jobs, one after the other, each result in a file of its own."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=store
+    )
+    with world("cpu") as here:
+        for name, overrides in jobs:
+            torch.save(outcome(name, here, *overrides), Path(folder) / f"{name}-{len(overrides)}-{rank}.pt")
