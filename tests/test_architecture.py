@@ -30,7 +30,7 @@ LAYERS = (
     {"models", "data"},
     {"runs"},
     {"config"},
-    {"seeding", "errors"},
+    {"seeding", "errors", "interval"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)

@@ -19,8 +19,14 @@ from typing import Any
 from atbench import __version__
 from atbench.cli.verbs import PLAIN
 from atbench.config import registry
-from atbench.config.hydra_errors import is_composition, refusal
-from atbench.config.overrides import Line, open_model, open_targets, parse, target_first
+from atbench.config.hydra_errors import composition_error, is_composition_error
+from atbench.config.overrides import (
+    CommandLine,
+    allow_new_model_keys,
+    allow_new_targets,
+    parse_words,
+    positional_target,
+)
 from atbench.errors import ConfigError, Interrupted, exit_code, expected, hint
 
 USAGE = """\
@@ -45,16 +51,16 @@ _TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the worke
 _COMPLETION = ("-sc", "--shell-completion")
 
 
-class _Leave(BaseException):
-    """Carries an exception out of a Hydra job: Hydra holds back what is an Exception, and adds lines of its own."""
+class _JobError(BaseException):
+    """An exception on its way out of a Hydra job: Hydra holds back an Exception and adds lines of its own."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
 
-class _Jobs:
-    """What the jobs of this call have come to, in this process."""
+class _JobLog:
+    """Jobs started and failed by this call, in this process."""
 
     started: int
     failures: list[BaseException]
@@ -65,7 +71,7 @@ class _Jobs:
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
-_jobs = _Jobs()
+_jobs = _JobLog()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `atbench list | head`: the reader has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except _Leave as job:
+        except _JobError as job:
             return _failed(job.error)
         except Exception as error:
             return _failed(error)
@@ -108,13 +114,13 @@ def _dispatch(words: list[str]) -> int:
 
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
-    line = parse(rest)
+    line = parse_words(rest)
     for old, new in line.renamed.items():
         print(f"note: {old} is now {new}; the old name will go with the next version", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
-        target_first(line)
-        open_model(line)
-    open_targets(line)
+        positional_target(line)
+        allow_new_model_keys(line)
+    allow_new_targets(line)
     if "--multirun" in line.options and "RANK" in os.environ:
         raise ConfigError(
             "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
@@ -125,12 +131,12 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     from atbench.config import argv, hydra_section, schema
     from atbench.runs import sweep
 
-    argv.remember_typed(words, line.config_dir)
+    argv.remember_argv(words, line.config_dir)
     schema.register()
-    hydra_section.guard()
-    sweep.forget()
+    hydra_section.install_loader()
+    sweep.reset()
     if "--multirun" in line.options:
-        sweep.go_on(line)
+        sweep.continue_sweep(line)
     folders = [registry.conf_dir(), *([line.config_dir] if line.config_dir else [])]
     # Hydra shows its program's name, and looks it up for completion; with the flag it raises instead of exiting.
     sys.argv = ["atbench", *line.words()]
@@ -139,12 +145,14 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     try:
         _application(verb)()
     except Exception as error:
-        composing = not _jobs.started and is_composition(error)
+        composing = not _jobs.started and is_composition_error(error)
         if composing or isinstance(error, ConfigError):
-            sweep.withdraw()
+            sweep.remove_refused_sweep()
         if not composing:
             raise
-        raise refusal(error, [verb, *line.words()], functools.partial(registry.options, folders=folders)) from error
+        raise composition_error(
+            error, [verb, *line.words()], functools.partial(registry.options, folders=folders)
+        ) from error
     finally:
         GlobalHydra.instance().clear()
     return 0
@@ -171,13 +179,13 @@ def _eval(cfg: Any) -> float:
 
 
 def _job(verb: str, cfg: Any) -> float:
-    """One job; returns what a sweeper optimises. In a sweep a failure is told at once, and the next job still runs."""
+    """One job; returns what a sweeper optimises. In a sweep a failure is printed, and the next job still runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from atbench.config import instantiate
 
-    instantiate.trust(*instantiate.trusted())  # the worker of a launcher is a fresh process
+    instantiate.trust_folders(*instantiate.trusted_folders())  # the worker of a launcher is a fresh process
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
@@ -188,23 +196,23 @@ def _job(verb: str, cfg: Any) -> float:
         return float(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
     except Exception as error:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
-            raise _Leave(error) from error  # a signal ends the sweep as well
-        _tell(error)
+            raise _JobError(error) from error  # a signal ends the sweep as well
+        _print_error(error)
         _jobs.failures.append(error)
         raise
 
 
 def _failed(error: BaseException) -> int:
-    """Show what went wrong, unless the sweep has shown it already, and return the exit code."""
+    """Print the error, unless the sweep has done so already, and return the exit code."""
     if any(error is failure for failure in _jobs.failures):
         print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
     else:
-        _tell(error)
+        _print_error(error)
     return exit_code(error)
 
 
-def _tell(error: BaseException) -> None:
-    """One line for what is expected, a traceback for what is not. Of a bad config the first rank speaks for all."""
+def _print_error(error: BaseException) -> None:
+    """One line for an expected error, a traceback for any other. A ConfigError is printed by the first rank alone."""
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, ConfigError) and rank > 0:
         return
@@ -228,9 +236,9 @@ def _complete(words: list[str]) -> int:
     elif verb in _ENTRY:
         # A run before the word that is being completed is no override; Hydra would give up on the line.
         whole, blank, last = rest.rpartition(" ")
-        known = Line(overrides=whole.split())
+        known = CommandLine(overrides=whole.split())
         if verb == "eval":
-            target_first(known)
+            positional_target(known)
         os.environ["COMP_LINE"] = " ".join([program, *known.overrides, last]) if blank else f"{program} {last}"
         return _hydra(verb, words, words)
     return 0

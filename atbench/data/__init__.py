@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors on the device, and the batches that training draws from them."""
+"""Data sets as uint8 tensors, augmentation, and the batches that training draws."""
 
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch

@@ -15,7 +15,7 @@ from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.attacks.losses import fewest_classes, label_objective
 from atbench.config import argv, values
 from atbench.config.instantiate import accepted_kwargs, build
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
@@ -72,7 +72,7 @@ def make_rejection(cfg: DictConfig, source: Source, threat: PGDConfig, world: Wo
         why = f"its threshold is set on held-out images, and {source.name} has none"
         raise ConfigError("eval.reject", cfg.reject, why, "set dataset.source.validation")
     settings = {"steps": cfg.reject_steps, "restarts": cfg.reject_restarts, "rel_step_size": 0.25}
-    held = source.train.take(source.parts()[0]).to(world.device)
+    held = source.train.take(source.split_indices()[0]).to(world.device)
     return RejectionPlan(cfg.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
@@ -92,7 +92,7 @@ def load_frozen_network(target: str, source: Source, device: torch.device) -> nn
     """The network of another run (its best checkpoint) or of a checkpoint, frozen, in eval mode."""
     folder, (name,), saved = resolve_target(target, ["best"])
     refuse_code(saved, ("model",), argv.as_typed())
-    refuse_reading(saved["model"])
+    refuse_interpolations(saved["model"])
     network, _ = load_network(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
     return network.eval().requires_grad_(False)
 
