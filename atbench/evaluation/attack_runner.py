@@ -72,20 +72,23 @@ class Suite:
 
     def attack(self, name: str, attack: Attack, settings: Mapping[str, Any], tried: Tensor) -> Found:
         """Run an attack on the examples `tried` (n,), booleans."""
-        eval_model = self.eval_model
 
         def work(rows: Tensor) -> dict[str, Tensor]:
-            x, y = eval_model.load(self.images, rows)
-            with eval_model.ready():
-                # A network that draws numbers of its own draws the same ones the next time.
-                torch.manual_seed(derive(self.seed, name, int(rows[0])))
-                x_adv = attack(eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
+            with self.eval_model.ready():
+                x, y, x_adv = self.perturb(name, attack, rows)
                 return self.judged(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
         facts = {"norm": attack.norm, "eps": attack.eps, **settings}
-        columns = self.cache.measure(eval_model, name, facts, tried.nonzero().flatten(), work)
+        columns = self.cache.measure(self.eval_model, name, facts, tried.nonzero().flatten(), work)
         found = self._found(name, attack.access, tried, columns, facts)
         return replace(found, minimal=attack.minimal)
+
+    def perturb(self, name: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and x_adv of the examples `rows`, one batch; call it inside `EvalModel.ready`."""
+        x, y = self.eval_model.load(self.images, rows)
+        # A network that draws numbers of its own draws the same ones the next time.
+        torch.manual_seed(derive(self.seed, name, int(rows[0])))
+        return x, y, attack(self.eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
 
     def judged(
         self, name: str, rows: Tensor, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,38 @@ from atbench.workflows.resume import is_external, target_of
 def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
     """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
     chosen = cfg.eval
+
+    def other(path: str) -> nn.Module:
+        return opened(path, source, world.device).requires_grad_(False)
+
+    norms = {norm: factory.make_pgd_config(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
+    plan = robust_plan(cfg, source.name, len(source.classes), test, other)
+    return replace(
+        plan,
+        limit=chosen.limit,
+        audit=chosen.audit,
+        corruptions=list(chosen.corruptions),
+        reject=make_reject(chosen, source, plan.threat, world),
+        norms={norm: its for norm, its in norms.items() if norm != plan.threat.norm},
+        examples=chosen.examples,
+    )
+
+
+def robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, load: Callable[[str], nn.Module]) -> Plan:
+    """The part of `eval` that measures robust accuracy in the main threat: PGD and the attacks.
+
+    data, classes: name of the data set and its number of classes. load: opens the network of another run, for attacks
+    that transfer.
+    """
+    chosen = cfg.eval
     threat = factory.make_pgd_config(
         cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
         chosen.norm, chosen.eps,
     )  # fmt: skip
-    norms = {norm: factory.make_pgd_config(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
-
-    def other(path: str) -> nn.Module:
-        return opened(path, source, world.device)
-
-    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
+    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": load}
     asked = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
-    classes, needed = len(source.classes), fewest_classes(label_objective(threat.objective))
-    if needed > classes:
-        why = f"needs {needed} classes, and {source.name} has {classes}"
+    if (needed := fewest_classes(label_objective(threat.objective))) > classes:
+        why = f"needs {needed} classes, and {data} has {classes}"
         raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
     attacks, notes = fitted(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
     return Plan(
@@ -50,14 +69,8 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         steps=list(chosen.steps),
         eps_grid=list(chosen.eps_grid),
         eps_steps=chosen.eps_steps,
-        limit=chosen.limit,
         attacks=attacks,
         sequential=chosen.sequential,
-        audit=chosen.audit,
-        corruptions=list(chosen.corruptions),
-        reject=make_reject(chosen, source, threat, world),
-        norms={norm: its for norm, its in norms.items() if norm != threat.norm},
-        examples=chosen.examples,
         notes=notes,
     )
 
@@ -89,13 +102,20 @@ def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tupl
     return (AscentAttack(made) if isinstance(made, GradientAttack) else made), settings
 
 
-def opened(target: str, source: Source, device: torch.device) -> nn.Module:
-    """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
-    folder, (name,), saved = target_of(target, ["best"])
-    refuse_code(saved, ("model",), argv.as_typed())
-    refuse_reading(saved["model"])
-    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
-    return network.eval().requires_grad_(False)
+def opened(
+    target: str,
+    source: Source | None,
+    device: torch.device,
+    checkpoint: str = "best",
+    data_dir: str | Path | None = None,
+) -> nn.Module:
+    """The network of a run or of a checkpoint file, in eval mode; without a `source` the run's own is made."""
+    folder, (name,), saved = target_of(target, [checkpoint])
+    refuse_code(saved, ("model",) if source else ("model", "dataset.source"), argv.as_typed())
+    refuse_reading({key: saved[key] for key in (("model",) if source else ("model", "dataset", "data_dir"))})
+    cfg = OmegaConf.create({**saved, "data_dir": str(data_dir or saved["data_dir"])})
+    source = source or factory.make_source(cfg)
+    return load(cfg, source, device, folder / "checkpoints" / f"{name}.pt")[0].eval()
 
 
 def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:

@@ -154,11 +154,21 @@ def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
     """Show the network one image, (1, C, H, W). Raises ConfigError if what it says is not one row of logits, one a
     class, that can be differentiated where PGD is to be run.
     """
+    fix = "name the data set that it is for, or its options as model.key=value"
+    logits = first_logits(made, target(cfg), x, f"the images of {source.name}", fix)
+    if logits.shape[1] != len(source.classes):
+        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
+        raise ConfigError("model", target(cfg), why, fix)
+    if cfg.eval.steps and not logits.requires_grad:
+        why = "gives logits without a gradient, and PGD needs one"
+        raise ConfigError("model", target(cfg), why, "leave PGD out: eval.steps=[]")
 
-    def refused(why: str, fix: str) -> ConfigError:
-        return ConfigError("model", target(cfg), why, fix)
 
-    eval_model = EvalModel(made, 1)
+def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) -> Tensor:
+    """Logits (1, K) of one image, (1, C, H, W), differentiable if the network is. Raises ConfigError, which says `what`
+    the image is and how to `fix` it, where the network called `name` does not take it or answers with anything else.
+    """
+    eval_model = EvalModel(network, 1)
     x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
     try:
         with eval_model.ready():
@@ -166,17 +176,13 @@ def probe(cfg: DictConfig, made: nn.Module, source: Source, x: Tensor) -> None:
     except (RuntimeError, ValueError, AssertionError) as fault:
         said = (str(fault).splitlines() or [type(fault).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])
-        why = f"cannot take the images of {source.name}, {size} ({said})"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value") from fault
+        raise ConfigError("model", name, f"cannot take {what}, {size} ({said})", fix) from fault
+    rows = "return the logits alone, (images, classes)"
     if not isinstance(logits, Tensor):
-        raise refused(f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)")
+        raise ConfigError("model", name, f"returns a {type(logits).__name__}", rows)
     if logits.ndim != 2 or len(logits) != 1:
-        raise refused(f"answers one image with a tensor of {tuple(logits.shape)}", "return logits, (images, classes)")
-    if logits.shape[1] != len(source.classes):
-        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value")
-    if cfg.eval.steps and not logits.requires_grad:
-        raise refused("gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]")
+        raise ConfigError("model", name, f"answers one image with a tensor of {tuple(logits.shape)}", rows)
+    return logits
 
 
 def facts(cfg: DictConfig, made: nn.Module, source: Source, images: int) -> list[tuple[str, str]]:

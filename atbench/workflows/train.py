@@ -41,14 +41,25 @@ STATE = (
 )  # fmt: skip
 
 
-def train(composed: DictConfig) -> float:
-    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+@dataclass(frozen=True)
+class Result:
+    """A finished run. score: the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+
+    folder: Path
+    score: float
+
+    def __float__(self) -> float:
+        return self.score
+
+
+def train(composed: DictConfig) -> Result:
+    """`atbench train`."""
     cfg, resumed = chosen(composed)
     if resumed and (score := finished(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
             done = f"{resumed} is done; `atbench report {resumed}` shows it, `atbench eval {resumed}` measures it again"
             Console(stderr=True).print(done, soft_wrap=True, highlight=False, markup=False)
-        return score
+        return Result(resumed, score)
     warnings = validate.check(cfg)
     with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
         source = factory.shared_source(cfg, here)
@@ -68,7 +79,7 @@ def train(composed: DictConfig) -> float:
             with leaving(f"atbench train resume={run.folder}", run.folder, here.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
                 run.finish(trainer, records)
-        return float(trainer.best["score"])
+        return Result(run.folder, float(trainer.best["score"]))
 
 
 def chosen(composed: DictConfig) -> tuple[DictConfig, Path | None]:
