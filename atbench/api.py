@@ -24,9 +24,9 @@ from atbench.config.overrides import parse
 from atbench.config.schema import fraction
 from atbench.data import FloatImages
 from atbench.errors import ConfigError, hint
-from atbench.evaluation import EvalModel, Evaluation, Plan, ResultCache, evaluate, figure
-from atbench.evaluation.attack_limits import warnings
-from atbench.evaluation.attack_runner import Suite
+from atbench.evaluation import EvalModel, EvalResults, Plan, ResultCache, accuracy_figures, evaluate_model
+from atbench.evaluation.attack_limits import evaluation_warnings
+from atbench.evaluation.attack_runner import AttackRunner
 from atbench.reporting.wording import both_forms, interval, percent
 from atbench.training.distributed import choose_device
 from atbench.workflows import eval_plan
@@ -103,14 +103,14 @@ def attack(
         plan = _plan(cfg, eval_model, images)
         x_adv = images.floats(dtype=eval_model.dtype).clone()
         if not cfg.single:
-            _put_broken(evaluate(eval_model, images, plan), x_adv)
+            _put_broken(evaluate_model(eval_model, images, plan), x_adv)
             return x_adv
         ((name, (search, _)),) = plan.attacks.items()
         right = eval_model.correct(images)
-        suite = Suite(eval_model, images, right, ResultCache(None, {}), seed)
+        runner = AttackRunner(eval_model, images, right, ResultCache(None, {}), seed)
         for rows in eval_model.batches(right.nonzero().flatten()):
             with eval_model.ready():
-                x_adv[rows.to(x_adv.device)] = suite.perturb(name, search, rows)[2].to(x_adv.device)
+                x_adv[rows.to(x_adv.device)] = runner.perturb(name, search, rows)[2].to(x_adv.device)
         return x_adv
 
 
@@ -136,18 +136,18 @@ def robust_accuracy(
     """
     cfg = _config(attack, settings, norm, eps, batch_size, seed)
     with _evaluated(model, x, y, batch_size) as (eval_model, images):
-        evaluation = evaluate(eval_model, images, _plan(cfg, eval_model, images))
-    mask, n = evaluation.robust, len(images)
+        results = evaluate_model(eval_model, images, _plan(cfg, eval_model, images))
+    mask, n = results.robust, len(images)
     random = "the model answers one image differently from pass to pass: measure it with 'rand'"
     return RobustAccuracy(
-        **figure(int(mask.sum()), n),
+        **accuracy_figures(int(mask.sum()), n),
         n=n,
-        clean=float(evaluation.clean.double().mean()),
+        clean=float(results.clean.double().mean()),
         norm=norm,
-        eps=evaluation.plan.threat.eps,
-        attacks=(*(["pgd"] if evaluation.surface else []), *evaluation.found),
+        eps=results.plan.threat.eps,
+        attacks=(*(["pgd"] if results.sweep else []), *results.attacks),
         mask=mask,
-        warnings=(*([random] if evaluation.random and attack != "rand" else []), *warnings(evaluation)),
+        warnings=(*([random] if results.random and attack != "rand" else []), *evaluation_warnings(results)),
     )
 
 
@@ -187,7 +187,7 @@ def load(
     """
     with cli.restored():
         argv.remember_typed(["load", *overrides], None)
-        return eval_plan.opened(str(run), None, choose_device(device), checkpoint, data_dir)
+        return eval_plan.load_run_network(str(run), None, choose_device(device), checkpoint, data_dir)
 
 
 def list_methods() -> list[str]:
@@ -247,7 +247,7 @@ def _plan(cfg: DictConfig, eval_model: EvalModel, images: FloatImages) -> Plan:
     def other(run: str) -> nn.Module:
         return load(run, device=device).requires_grad_(False)
 
-    plan = eval_plan.robust_plan(cfg, name, classes, images, other)
+    plan = eval_plan.make_robust_plan(cfg, name, classes, images, other)
     needs = [key for key, (each, _) in plan.attacks.items() if each.access in ("gradient", "features")]
     if (needs or plan.steps) and not logits.requires_grad:
         why = f"gives logits without a gradient, and {', '.join(needs) or 'pgd'} needs one"
@@ -255,11 +255,11 @@ def _plan(cfg: DictConfig, eval_model: EvalModel, images: FloatImages) -> Plan:
     return plan
 
 
-def _put_broken(evaluation: Evaluation, x_adv: Tensor) -> None:
+def _put_broken(results: EvalResults, x_adv: Tensor) -> None:
     """Put the image of the first attack that broke it in the place of each broken example."""
-    levels = evaluation.surface.levels.values() if evaluation.surface else ()
-    for found in reversed([*(level.found for level in levels), *evaluation.found.values()]):
-        x_adv[torch.from_numpy(found.rows).to(x_adv.device)] = torch.from_numpy(found.x_adv).to(x_adv)
+    radii = results.sweep.radii.values() if results.sweep else ()
+    for result in reversed([*radii, *results.attacks.values()]):
+        x_adv[torch.from_numpy(result.rows).to(x_adv.device)] = torch.from_numpy(result.x_adv).to(x_adv)
 
 
 @contextmanager
