@@ -63,11 +63,12 @@ class _JobLog:
     """Jobs started and failed by this call, in this process."""
 
     started: int
+    results: list[Any]  # what the jobs returned
     failures: list[BaseException]
     full_tracebacks: bool  # what the user set: the variable itself is then ours, to make Hydra raise
 
     def __init__(self) -> None:
-        self.started, self.failures = 0, []
+        self.started, self.results, self.failures = 0, [], []
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
@@ -76,23 +77,35 @@ _jobs = _JobLog()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Leaves `sys.argv`, `sys.path` and the environment as they were."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as leave:  # argparse and Hydra end --help this way
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `atbench list | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _failed(error)
+
+
+def results(words: Sequence[str]) -> list[Any]:
+    """What the jobs of a command line returned. Raises what `main` would print."""
+    _run(list(words))
+    return list(_jobs.results)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of a command line; raises what went wrong."""
     _jobs.__init__()  # type: ignore[misc]
-    with _restored():
+    with restored():
         try:
             return _dispatch(words)
-        except SystemExit as leave:  # argparse and Hydra end --help this way
-            return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-        except KeyboardInterrupt:
-            print("error: stopped by Ctrl-C", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # `atbench list | head`: the reader has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
         except _JobError as job:
-            return _failed(job.error)
-        except Exception as error:
-            return _failed(error)
+            failure = job.error
+        raise failure
 
 
 def _dispatch(words: list[str]) -> int:
@@ -162,10 +175,9 @@ def _application(verb: str) -> Any:
     """The job of a verb as a Hydra application."""
     import hydra
 
-    # Hydra 1.4 has one behaviour and warns of the argument that 1.3 needs to choose it.
-    old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-    version = {"version_base": "1.3"} if old else {}
-    return hydra.main(config_path=str(registry.conf_dir()), config_name=verb, **version)(
+    from atbench.config.compose import version_base
+
+    return hydra.main(config_path=str(registry.conf_dir()), config_name=verb, **version_base())(
         {"train": _train, "eval": _eval}[verb]
     )
 
@@ -193,7 +205,8 @@ def _job(verb: str, cfg: Any) -> float:
         print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
     try:
         entry = _ENTRY[verb]
-        return float(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+        _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+        return float(_jobs.results[-1])
     except Exception as error:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
             raise _JobError(error) from error  # a signal ends the sweep as well
@@ -245,7 +258,7 @@ def _complete(words: list[str]) -> int:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def restored() -> Iterator[None]:
     """Put back what a verb changes of the process, so that a caller in the same process can go on."""
     argv, path, environment = sys.argv, list(sys.path), dict(os.environ)
     try:

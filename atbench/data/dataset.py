@@ -74,6 +74,13 @@ class Images:
         return digest.hexdigest()
 
 
+class FloatImages(Images):
+    """One split of which `x` is float (N, C, H, W) in [0, 1], on the 8-bit grid or not."""
+
+    def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.x[index].to(dtype)
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as it comes from its makers: everything that may be trained on, and a test split behind a function.

@@ -146,29 +146,38 @@ def check_logits(cfg: DictConfig, network: nn.Module, source: Source, x: Tensor)
     """Run the network on one image, (1, C, H, W). Raises ConfigError unless it returns logits (1, classes), with a
     gradient if PGD is to run.
     """
+    name, fix = network_target(cfg), "name the data set that it is for, or its options as model.key=value"
+    logits = first_logits(network, name, x, f"the images of {source.name}", fix)
+    if logits.shape[1] != len(source.classes):
+        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
+        raise ConfigError("model", name, why, fix)
+    if cfg.eval.steps and not logits.requires_grad:
+        raise ConfigError(
+            "model", name, "gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]"
+        )
 
-    def refused(why: str, fix: str) -> ConfigError:
-        return ConfigError("model", network_target(cfg), why, fix)
 
+def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) -> Tensor:
+    """Logits (1, K) of one image, (1, C, H, W), differentiable if the network is. Raises ConfigError, which says `what`
+    the image is and how to `fix` it, where the network called `name` does not take it or returns anything else.
+    """
     eval_model = EvalModel(network, 1)
     x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
     try:
         with eval_model.ready():
             logits = eval_model.cast_network(x)
-    except (RuntimeError, ValueError, AssertionError) as fault:
-        message = (str(fault).splitlines() or [type(fault).__name__])[0]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])
-        why = f"cannot take the images of {source.name}, {size} ({message})"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value") from fault
+        raise ConfigError("model", name, f"cannot take {what}, {size} ({message})", fix) from error
     if not isinstance(logits, Tensor):
-        raise refused(f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)")
+        raise ConfigError(
+            "model", name, f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)"
+        )
     if logits.ndim != 2 or len(logits) != 1:
-        raise refused(f"answers one image with a tensor of {tuple(logits.shape)}", "return logits, (images, classes)")
-    if logits.shape[1] != len(source.classes):
-        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value")
-    if cfg.eval.steps and not logits.requires_grad:
-        raise refused("gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]")
+        why = f"answers one image with a tensor of {tuple(logits.shape)}"
+        raise ConfigError("model", name, why, "return logits, (images, classes)")
+    return logits
 
 
 def external_facts(cfg: DictConfig, network: nn.Module, source: Source, images: int) -> list[tuple[str, str]]:

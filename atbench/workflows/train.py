@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -41,14 +41,24 @@ STATE = (
 )  # fmt: skip
 
 
-def train(composed: DictConfig) -> float:
-    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+class TrainResult(NamedTuple):
+    """A finished run. score: the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+
+    folder: Path
+    score: float
+
+    def __float__(self) -> float:
+        return self.score
+
+
+def train(composed: DictConfig) -> TrainResult:
+    """`atbench train`."""
     cfg, resumed = config_and_folder(composed)
     if resumed and (score := finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
             hint = f"`atbench report {resumed}` shows it, `atbench eval {resumed}` evaluates it again"
             Console(stderr=True).print(f"{resumed} is done; {hint}", soft_wrap=True, highlight=False, markup=False)
-        return score
+        return TrainResult(resumed, score)
     warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as processes, flag_signals() as signal:
         source = factory.shared_source(cfg, processes)
@@ -68,7 +78,7 @@ def train(composed: DictConfig) -> float:
             with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
                 run.write_report(trainer, records)
-        return float(trainer.best["score"])
+        return TrainResult(run.folder, float(trainer.best["score"]))
 
 
 def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
