@@ -19,8 +19,8 @@ from atbench.attacks import ball
 from atbench.cli.main import main
 from atbench.data.digits import digits
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import wilson
 from atbench.evaluation.attack_runner import legal
+from atbench.interval import wilson
 
 EPS = 0.06
 CODE = """
