@@ -10,7 +10,6 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch, TrainData
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import both
 
 
 class Dkl(Method):
@@ -80,7 +79,7 @@ class Dkl(Method):
         return soft + self.attack_beta * logit_deviation(clean, adversarial, weights)
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = both(self.model, batch, adversarial_first=True)
+        adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
         natural = self.risk(clean, batch.y).mean()
         soft = cross_entropy(adversarial, clean.detach().softmax(dim=1)).mean()
         weights = self.table[batch.y] ** self.gamma

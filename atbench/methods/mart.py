@@ -10,7 +10,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import both, symmetric_gradient_kl
+from atbench.methods.trades import symmetric_gradient_kl
 
 
 class Mart(Method):
@@ -37,7 +37,7 @@ class Mart(Method):
         self.beta = beta
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = both(self.model, batch)
+        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         boosted = (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y)).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
         weighted = (symmetric_gradient_kl(clean, adversarial) * (1.0000001 - true)).mean()

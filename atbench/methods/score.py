@@ -10,7 +10,6 @@ from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import both
 
 FORMS = ("trades", "pgd_at")
 
@@ -72,7 +71,10 @@ class Score(Method):
             each = self._to_label(logits, batch.y)
             terms = {"accuracy": accuracy(logits, batch.y)}
         else:
-            clean, logits = both(self.model, batch, self.adversarial_first)
+            if self.adversarial_first:
+                logits, clean = self.model(batch.x_adv), self.model(batch.x)
+            else:
+                clean, logits = self.model(batch.x), self.model(batch.x_adv)
             natural = self._to_label(clean, batch.y)
             robust = (squared_distance(logits, clean.softmax(dim=1)) - self.clip).relu()
             each = natural + self.beta * robust

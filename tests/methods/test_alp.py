@@ -152,7 +152,7 @@ def test_perturb_and_loss_repeat_and_processes_share_them(target: str) -> None:
 def test_shares_of_classes_may_stand_for_labels() -> None:
     method = make()
     batch = method.perturb(first())
-    soft = Batch(batch.x, F.one_hot(batch.y, 3).double(), batch.index, adv=batch.x_adv)
+    soft = Batch(batch.x, F.one_hot(batch.y, 3).double(), batch.index, x_adv=batch.x_adv)
     torch.testing.assert_close(method.loss(soft).total, method.loss(batch).total, rtol=0, atol=1e-12)
 
 
