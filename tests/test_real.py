@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from atbench.config import values
-from atbench.evaluation import EvalModel, broken_at, robust
+from atbench.evaluation import EvalModel, broken_at, robust_after
 from atbench.training import World
 from atbench.workflows import factory
 from tests.contract import Log, compose_train
@@ -61,4 +61,4 @@ def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path
     clean = eval_model.correct(few)
     broken = broken_at(eval_model, few, factory.make_pgd_config(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
-    assert robust(broken, 3).sum() <= clean.sum()
+    assert robust_after(broken, 3).sum() <= clean.sum()

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_gone_is_not_trained_over(
         path.unlink()
     (begun / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert main(["train", f"resume={begun}"]) == 3
-    assert "last.pt — is gone" in capsys.readouterr().err and unspent == []
+    assert "last.pt — is missing" in capsys.readouterr().err and unspent == []
     assert (begun / "metrics.jsonl").read_text().count("\n") == 2
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
         raise Killed
 
     frozen: list[bytes] = []
-    write = report.write
+    write = report.write_report
     monkeypatch.setattr(report, "write", killed)
     with pytest.raises(Killed):
         main(["train", f"resume={begun}", "train.time_limit=10"])
