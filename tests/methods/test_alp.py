@@ -107,7 +107,7 @@ def test_each_target_is_its_own_search(target: str) -> None:
     if target == "least_likely":
         t = logits.argmin(dim=1)
         search = Objective(network, lambda z, t: z.log_softmax(dim=1)[torch.arange(len(z)), t], t)
-        expected = PgdAt(network, worlds.attack()).search(search, batch.x)
+        expected = PgdAt(network, worlds.attack()).run_attack(search, batch.x)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         pulled = untrained_predictions(method, found).log_softmax(dim=1) - logits.log_softmax(dim=1)
         assert (pulled.gather(1, t[:, None]) > 0).all()

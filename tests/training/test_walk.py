@@ -13,7 +13,7 @@ import torch
 
 import atbench
 from atbench.training import World
-from tests.contract import Log, trainer_of
+from tests.support.contract import Log, trainer_of
 
 PACKAGE = Path(atbench.__file__).parent
 #: Parts from top to bottom: a function calls its own part, and parts below it.
