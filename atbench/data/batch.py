@@ -16,8 +16,7 @@ class Batch:
 
     x: (B, C, H, W) in [0, 1]; y: (B,) class indices or (B, K) soft labels; index: (B,) positions in the train split,
     generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
-    and flipped, None where nothing was done; extra: the unlabelled part, if the configuration asks for one (its `y` is
-    −1);
+    and flipped, None without augmentation; extra: the unlabelled part, if configured (its `y` is −1);
     x_adv: the result of the inner maximisation, None before it;
     aux: tensors that `perturb`, `inner_updates`, `loss` and `after_update` hand on to each other.
     """
