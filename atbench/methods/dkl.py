@@ -29,7 +29,8 @@ class Dkl(Method):
     M^γ in M's place in the loss, not in the attack, and divides by the joint ΣW: γ = 0.2, T = 1. The authors train
     with AWP and evaluate an average of the epochs' checkpoints (experiment=paper/dkl).
     Known weaknesses: the radius is full in the last epoch alone, so that selection under the full one favours the end.
-    Left by AutoAttack: 57.09 % of the reported 57.13 % (RobustBench, WRN-34-10 with AWP and that average).
+    Robust accuracy later measured by AutoAttack: 57.09 %; reported: 57.13 % (RobustBench, WRN-34-10 with AWP and
+    that average).
 
     Args:
         alpha: α, weight of the soft cross-entropy.

@@ -34,8 +34,8 @@ class Score(Method):
     `train.label_smoothing` is torch's, (1 − s) on the label and s/K on all, the same label for s = s_code·K/(K − 1).
     Known weaknesses: where p is near 0 or 1, as at a wrong and sure prediction, the gradient of the square vanishes
     with p (that of cross-entropy does not), and it is small early on: a longer warm-up or half the rate. Logits stay
-    small, so that PGD on cross-entropy flatters it. Left by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with a million
-    generated images).
+    small, so that PGD on cross-entropy flatters it. Robust accuracy by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with
+    a million generated images).
 
     Args:
         beta: β.

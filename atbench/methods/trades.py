@@ -23,7 +23,8 @@ class Trades(Method):
 
     Paper and code: yaodongyu/TRADES (trades.py) forwards the clean batch twice in train mode, so its running statistics
     see it twice; here once. The paper's 100 epochs are 76 in the code, one epoch after the decay (a built-in early
-    stop). Left by AutoAttack at ε = 0.031: 53.08 % of the reported 56.43 % (RobustBench, WRN-34-10).
+    stop).
+    Robust accuracy later measured by AutoAttack, ε = 0.031: 53.08 %; reported: 56.43 % (RobustBench, WRN-34-10).
 
     Args:
         beta: β = 1/λ, the weight of the robustness term.
