@@ -12,7 +12,7 @@ from torch import Tensor
 from atbench.attacks.gradient.di_fgsm import Diverse, shrinking, transform
 from atbench.attacks.gradient.pgd import Pgd
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, draws, images
+from tests.support.targets import Aim, Linear, draws, images
 
 F64 = torch.float64
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from atbench.attacks import AscentAttack, GradientAttack, ball
 from atbench.attacks.foolbox import Foolbox
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, distance, draws, images
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from atbench.attacks.gradient.margin_decomposition import MarginDecomposition
 from atbench.attacks.gradient.odi import ODI
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, draws
-from tests.attacks.traces import N, Trace, gap, true, uniform, world, wrong
+from tests.support.targets import Aim, draws
+from tests.support.traces import N, Trace, gap, true, uniform, world, wrong
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])

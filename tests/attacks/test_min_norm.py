@@ -7,7 +7,7 @@ import torch
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.base import NearestAdversarial, dual_norm, nearest_boundary, others
-from tests.attacks.targets import DUAL, Linear, distance, images
+from tests.support.targets import DUAL, Linear, distance, images
 
 
 def test_only_misclassified_and_nearer_images_are_kept() -> None:

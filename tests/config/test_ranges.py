@@ -11,7 +11,7 @@ import pytest
 from atbench.config import instantiate, ranges, registry, validate, values
 from atbench.config.instantiate import checked, locate
 from atbench.errors import ConfigError
-from tests.test_config import resolved
+from tests.support.configs import resolved
 
 METHODS = registry.options("method", [registry.conf_dir()])
 RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]

@@ -20,7 +20,7 @@ from atbench.config.instantiate import locate
 from atbench.data.digits import digits
 from atbench.errors import ConfigError
 from atbench.workflows import eval_plan
-from tests.unpacked import put, saved
+from tests.support.unpacked import put, saved
 
 UNPACK = {"_target_": "torchvision.datasets.utils._decompress", "from_path": "x.gz", "to_path": "sprung"}
 LSUN = {

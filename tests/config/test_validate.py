@@ -17,7 +17,7 @@ from atbench.data.overlap import shared
 from atbench.errors import ConfigError
 from atbench.training import World
 from atbench.workflows import factory
-from tests.test_config import node, resolved
+from tests.support.configs import node, resolved
 
 HERE = World(torch.device("cpu"))
 

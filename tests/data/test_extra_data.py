@@ -13,9 +13,9 @@ from atbench.data.extra_data import further
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
 from atbench.workflows import factory
-from tests.contract import configuration
-from tests.data.test_folders import SIDE, trees
-from tests.methods.worlds import data, source
+from tests.support.class_folders import SIDE, trees
+from tests.support.contract import configuration
+from tests.support.worlds import data, source
 
 SHAPE = (1, 8, 8)
 

@@ -14,7 +14,7 @@ from atbench.evaluation import Plan
 from atbench.training import World
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
-from tests.test_config import resolved
+from tests.support.configs import resolved
 
 PRESETS = registry.options("eval", [registry.conf_dir()])
 

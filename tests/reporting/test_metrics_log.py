@@ -15,7 +15,7 @@ from PIL import Image
 
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import MetricsLog, truncate_log, wandb_logger
-from tests.reporting.outcomes import STANDARD
+from tests.support.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
 

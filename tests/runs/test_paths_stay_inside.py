@@ -16,8 +16,8 @@ from atbench.errors import ConfigError, DataError
 from atbench.reporting import run_folder
 from atbench.runs.run_dir import fresh, refuse_links, write_text
 from atbench.workflows.resume import resumed_config
-from tests.test_config import composed
-from tests.unpacked import put
+from tests.support.configs import composed
+from tests.support.unpacked import put
 
 
 @pytest.mark.parametrize(

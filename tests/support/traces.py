@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.attacks.targets import draws
-from tests.methods.worlds import cnn
+from tests.support.targets import draws
+from tests.support.worlds import cnn
 
 Value = Callable[[Tensor], Tensor]
 N = 8

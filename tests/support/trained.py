@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.data.digits import digits
-from tests.attacks.targets import SIDE, Linear
+from tests.support.targets import SIDE, Linear
 
 
 def balanced(classes: int) -> Linear:

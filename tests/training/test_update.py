@@ -8,8 +8,7 @@ import torch
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.standard import Standard
-from tests.contract import Log, trainer_of
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 @pytest.mark.parametrize("where", ["attack", "update"])

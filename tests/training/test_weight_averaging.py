@@ -10,8 +10,7 @@ from torch import nn
 
 from atbench.methods import Clock
 from atbench.training.weight_averaging import Ema
-from tests.contract import Log, trainer_of
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 def moved(model: nn.Linear, value: float) -> nn.Linear:

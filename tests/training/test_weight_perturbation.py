@@ -9,9 +9,8 @@ from atbench.config.instantiate import build
 from atbench.methods import Clock
 from atbench.models import bn_mode
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
-from tests.contract import Log, trainer_of
-from tests.test_config import resolved
-from tests.test_contract import ALONE
+from tests.support.configs import resolved
+from tests.support.contract import ALONE, Log, trainer_of
 
 PLAIN = ("train.optimizer.momentum=0", "train.optimizer.weight_decay=0")
 

@@ -6,7 +6,7 @@ import torch
 
 from atbench.data.digits import digits
 from atbench.workflows.factory import make_model, network_maker
-from tests.contract import configuration
+from tests.support.contract import configuration
 
 
 def test_a_further_network_is_the_runs_with_changes() -> None:
