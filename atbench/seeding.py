@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ def seed_global(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
+@dataclass
 class Draws:
     """Per-example random numbers for one batch of a training run.
 
@@ -44,21 +46,19 @@ class Draws:
     together draw what one process would. Successive calls continue one generator: ask in a fixed order.
     """
 
-    def __init__(self, source: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        self.source, self.rank, self.world = source, rank, world
-
-    def _rows(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        rows = len(like)
-        joint = torch.empty((rows * self.world, *like.shape[1:]), dtype=like.dtype, device=like.device)
-        return draw(joint)[self.rank * rows : (self.rank + 1) * rows]
+    source: torch.Generator
+    rank: int = 0
+    world: int = 1
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(-1, 1), shaped like `like`."""
-        return self._rows(like, lambda joint: joint.uniform_(-1, 1, generator=self.source))
+        joint = like.new_empty(len(like) * self.world, *like.shape[1:]).uniform_(-1, 1, generator=self.source)
+        return joint[self.rank * len(like) : (self.rank + 1) * len(like)]
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1), shaped like `like`."""
-        return self._rows(like, lambda joint: joint.normal_(generator=self.source))
+        joint = like.new_empty(len(like) * self.world, *like.shape[1:]).normal_(generator=self.source)
+        return joint[self.rank * len(like) : (self.rank + 1) * len(like)]
 
     def scalar(self, low: float, high: float) -> float:
         """One number from U(low, high), the same on every process."""

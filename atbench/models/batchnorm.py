@@ -38,10 +38,6 @@ class Frozen(nn.Module):
         return out
 
 
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
-
-
 @contextmanager
 def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
     """Run a block with `network` in an attack's mode, and restore every module's own mode afterwards.
@@ -52,7 +48,7 @@ def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
     - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
     """
     modes = {module: module.training for module in network.modules()}
-    norms = _norms(network)
+    norms = [module for module in modes if isinstance(module, _BatchNorm)]
     tracking = {norm: norm.track_running_stats for norm in norms}
     running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
     network.train(mode in ("train", "batch"))
@@ -85,7 +81,8 @@ def capture_batch_statistics(network: nn.Module) -> Iterator[None]:
         axes = [0, *range(2, x.ndim)]
         setattr(norm, CAPTURED, (x.mean(axes), x.var(axes, unbiased=False)))
 
-    hooks = [norm.register_forward_pre_hook(store) for norm in _norms(network)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(store) for norm in norms]
     try:
         yield
     finally:

@@ -92,7 +92,7 @@ def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
 
 @dataclass
 class Run:
-    """A run: its configuration, data set, processes and folder; the trainer's `Watcher`."""
+    """A run: its configuration, data set, processes and folder; the trainer's `Callbacks`."""
 
     cfg: DictConfig
     source: Source
