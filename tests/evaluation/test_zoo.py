@@ -13,6 +13,8 @@ from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.audit.audit import Check, audit, verdict
 from tests.support import zoo
 
+pytestmark = pytest.mark.slow
+
 N = 100
 LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)
 MAKERS: dict[str, Callable[[], nn.Module]] = {
