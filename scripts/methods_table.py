@@ -90,7 +90,7 @@ def cost(name: str) -> float:
     with TemporaryDirectory() as folder, watched() as signal, threads(1), redirect_stderr(StringIO()):
         run = Run(cfg, source, here, signal, Path(folder), label=name)
         write_json(run.folder / "status.json", {})
-        trainer = run.prepare(fresh=True)
+        trainer = run.build_trainer(fresh=True)
         with Count() as count:
             run.fit(trainer, None)
     return count.total / (forward.total * trainer.data.steps * cfg.train.epochs)

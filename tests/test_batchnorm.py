@@ -111,6 +111,6 @@ def test_a_weight_perturbation_is_not_seen(name: str) -> None:
     counts = []
     for plus in ((), ("plus=awp", "plus.awp.warmup=0")):
         trainer = trainer_of(name, ALONE, Log(), "model.norm=batch", *plus)
-        trainer._one_batch()
+        trainer.train_batch()
         counts.append([int(layer.num_batches_tracked) for layer in trained(trainer.method)])
     assert counts[0] == counts[1] and max(counts[0]) > 0

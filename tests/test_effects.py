@@ -65,7 +65,7 @@ def trained(name: str, *overrides: str) -> Trainer:
     with TemporaryDirectory() as folder, watched() as signal:
         run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
         write_text(run.folder / "status.json", "{}")
-        trainer = run.prepare(fresh=True)
+        trainer = run.build_trainer(fresh=True)
         run.fit(trainer, None)
     return trainer
 

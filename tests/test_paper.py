@@ -34,7 +34,13 @@ from tests.support.configs import resolved
 from tests.support.contract import Log, begin_untrained
 
 FACTS = {path.stem: path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
-SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32), "mnist": (1, 28, 28)}
+SHAPES = {
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "svhn": (3, 32, 32),
+    "mnist": (1, 28, 28),
+    "imagenet": (3, 64, 64),  # as ALP has it
+}
 HERE = World(torch.device("cpu"))
 #: Images of the train splits as they are published, what is held out included.
 IMAGES = {"cifar10": 50_000, "mnist": 60_000, "imagenet": 1_281_167}
@@ -63,7 +69,8 @@ def paper(request: pytest.FixtureRequest) -> Paper:
 
 def pictures(cfg: DictConfig, n: int = 68) -> Source:
     """Random images in the data set's shape, four of them held out, as many of each class as of any other."""
-    classes = cfg.dataset.source.get("classes") or [str(k) for k in range(100)]
+    many = 1000 if cfg.dataset.about.name == "imagenet" else 100
+    classes = cfg.dataset.source.get("classes") or [str(k) for k in range(many)]
     rng = torch.Generator().manual_seed(0)
     channels, *sides = SHAPES[cfg.dataset.about.name]
     shape = (channels, *(side + 2 * cfg.dataset.source.get("pad", 0) for side in sides))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atbench.evaluation import EvalModel, broken_at, robust
+from atbench.evaluation import EvalModel, broken_at, robust_after
 from atbench.training import World
 from atbench.workflows import factory
 from tests.support.configs import resolved
@@ -44,10 +44,9 @@ def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     assert float(batch.x_adv.min()) >= 0 and float(batch.x_adv.max()) <= 1
     losses = []
     for _ in range(6):  # the clock stands still: the same batch, so that progress is not chance
-        trainer.sums.totals.clear()
-        trainer.sums.counts.clear()
-        trainer._one_batch()
-        losses.append(trainer.sums.means(here)["loss"])
+        trainer.means.clear()
+        trainer.train_batch()
+        losses.append(trainer.means.means(here)["loss"])
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -62,4 +61,4 @@ def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path
     clean = eval_model.correct(few)
     broken = broken_at(eval_model, few, factory.make_pgd_config(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
-    assert robust(broken, 3).sum() <= clean.sum()
+    assert robust_after(broken, 3).sum() <= clean.sum()

@@ -168,5 +168,5 @@ def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
     trainer = factory.make_trainer(cfg, method, data, here, log, lambda: 0)
     trainer.fit()
     assert log.rows[0]["val"]["n"] == whole.validation and log.rows[0]["train"]["loss"] > 0
-    facts = factory.describe(cfg, whole, trainer)
+    facts = factory.describe_run(cfg, whole, trainer)
     assert (facts["train"], facts["generated"], facts["pool"]) == (len(data.train) - 300, 300, 0)

@@ -108,7 +108,7 @@ def _mirror() -> list[Finding]:
     """The mode that W&B would run in, as the mirror itself decides it."""
     from atbench.reporting import wandb_logger
 
-    mode, why = wandb_logger.mode_of({})
+    mode, why = wandb_logger.wandb_mode({})
     return [Finding("W&B", f"{mode} ({why})")]
 
 

@@ -29,7 +29,7 @@ def report(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
     given = parser.parse_intermixed_args(words)
-    return int(importlib.import_module("atbench.reporting.report").main(given.runs, given.out, given.json))
+    return int(importlib.import_module("atbench.reporting.report").report_runs(given.runs, given.out, given.json))
 
 
 def export(words: list[str]) -> int:
@@ -42,7 +42,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
     given = parser.parse_intermixed_args(words)
     importlib.import_module("atbench.config.argv").remember_typed(["export", *words], given.config_dir)
-    return int(importlib.import_module("atbench.workflows.export").main(given.run, given.checkpoint, given.out))
+    return int(importlib.import_module("atbench.workflows.export").export_run(given.run, given.checkpoint, given.out))
 
 
 def list_options(words: list[str]) -> int:

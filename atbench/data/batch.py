@@ -1,4 +1,4 @@
-"""What a method is given: one batch, and what the attack adds to it."""
+"""A training batch, with the adversarial images once an attack has made them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Batch:
     generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
     and flipped, None where nothing was done; extra: the unlabelled part, if the configuration asks for one (its `y` is
     −1);
-    adv: what the inner maximisation found; aux: tensors that `perturb`, `inner_updates`, `loss` and `after_update` hand
-    on to each other.
+    adv: the result of the inner maximisation, None before it; aux: tensors that `perturb`, `inner_updates`, `loss` and
+    `after_update` hand on to each other.
     """
 
     x: Tensor
@@ -34,11 +34,11 @@ class Batch:
         return len(self.x)
 
     def with_adv(self, adv: Tensor | None = None, **aux: Any) -> Batch:
-        """This batch with an adversarial image per example and further `aux` entries; the original stays as it is."""
+        """A copy with adversarial images, one per example, and further `aux` entries."""
         return replace(self, adv=self.adv if adv is None else adv, aux={**self.aux, **aux})
 
     @property
     def x_adv(self) -> Tensor:
-        """The adversarial images; a method that reads them before anything made them is wrong."""
+        """The adversarial images, (B, C, H, W); an AssertionError before there are any."""
         assert self.adv is not None, "this batch was not perturbed"
         return self.adv

@@ -1,4 +1,4 @@
-"""Accuracy on corrupted images: what happens without an adversary, beyond the threat that was trained against."""
+"""Accuracy on images with common corruptions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.interval import figure, wilson
+from atbench.evaluation.interval import accuracy_figures, wilson
 
 
-def corrupted(
+def corruption_accuracy(
     eval_model: EvalModel, images: Images, names: Sequence[str], severities: Sequence[int], seed: int
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Accuracy under each corruption at each severity (atbench.data.corruptions), all on the same n images.
@@ -38,7 +38,7 @@ def corrupted(
     n = len(images)
     masks = np.stack([eval_model.correct(view).numpy() for view in plan])
     rows = [
-        {"name": view.name, "severity": view.severity, **figure(int(mask.sum()), n), "n": n}
+        {"name": view.name, "severity": view.severity, **accuracy_figures(int(mask.sum()), n), "n": n}
         for view, mask in zip(plan, masks, strict=True)
     ]
     mean = float(masks.mean())

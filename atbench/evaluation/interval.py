@@ -1,4 +1,4 @@
-"""How far an accuracy measured on n examples can be trusted."""
+"""95 % intervals of accuracies (Wilson)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def figure(right: int, n: int) -> dict[str, float]:
+def accuracy_figures(right: int, n: int) -> dict[str, float]:
     """Accuracy with its interval, as records hold it."""
     low, high = wilson(right, n)
     return {"accuracy": right / n, "low": low, "high": high}

@@ -89,7 +89,8 @@ class Yopo(Method):
             adjoint = now.batch.aux["adjoint"]
             batch = batch.with_adv(batch.x + self._ascend(batch.x, batch.x_adv - batch.x, adjoint), slope=adjoint)
         if hamiltonian:
-            yield Round(batch.with_adv(loop=self.m), perturb=False)
+            # The m-th Hamiltonian term has no cross-entropy, and no part in the record's loss.
+            yield Round(batch.with_adv(loop=self.m), perturb=False, weight=0)
 
     def _ascend(self, x: Tensor, eta: Tensor, adjoint: Tensor) -> Tensor:
         """n steps of η up the linearised loss ⟨∂CE/∂f₀, f₀(x + η)⟩, inside ball and box."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from atbench.errors import AtbenchError, EnvironmentFault
 
@@ -124,6 +125,16 @@ def world(name: str) -> Iterator[World]:
         yield World(device, rank, size)
     finally:
         dist.destroy_process_group()
+
+
+def data_parallel(method: nn.Module) -> DistributedDataParallel:
+    """A wrapper whose forward is the method's, with gradients averaged over processes.
+
+    Unused parameters are looked for because a round may train some of an ensemble's members; buffers are not broadcast
+    because rank 0's tables would overwrite what the others wrote (`after_update` writes gathered values,
+    `World.average_norms` the BatchNorm statistics).
+    """
+    return DistributedDataParallel(method, find_unused_parameters=True, broadcast_buffers=False)
 
 
 @contextmanager

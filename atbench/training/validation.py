@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from atbench.data import TrainData
-from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust
+from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.training.distributed import World
 
 
@@ -34,13 +34,13 @@ class Validation:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
         eval_model, steps = self._victim(network), self.threat.steps
         clean = eval_model.correct(self.held)
-        held = robust(broken_at(eval_model, self.held, self.threat, clean), steps)
-        fitted = robust(broken_at(eval_model, self.fitted, self.threat, eval_model.correct(self.fitted)), steps)
+        held = robust_after(broken_at(eval_model, self.held, self.threat, clean), steps)
+        fitted = robust_after(broken_at(eval_model, self.fitted, self.threat, eval_model.correct(self.fitted)), steps)
         score, fit = float(held.double().mean()), float(fitted.double().mean())
         val = {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)}
         if self.others:
             for other in self.others:
-                held = held & robust(broken_at(eval_model, self.held, other, held), other.steps)
+                held = held & robust_after(broken_at(eval_model, self.held, other, held), other.steps)
             val["union"] = float(held.double().mean())
         return {
             "val": val,
@@ -53,5 +53,5 @@ class Validation:
         threat, eval_model = replace(self.threat, **changes), self._victim(network)
         right = eval_model.correct(self.held)
         if threat.steps:
-            right = robust(broken_at(eval_model, self.held, threat, right), threat.steps)
+            right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)
         return float(right.double().mean())

@@ -79,7 +79,7 @@ def test_it_is_differentiable() -> None:
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_without_diversity_it_is_pgd(changes: dict[str, float], keep: str) -> None:
     network, (x, y) = Linear(), images(Linear())
-    options = {"start": "uniform", "momentum": 1.0, "restarts": 2, "keep": keep}
+    options = {"start": "uniform", "momentum": 1.0, "restarts": 2, "return_point": keep}
     found = diverse(**changes, **options)(Aim(network), x, y, draws(len(x)))
     plain = Pgd("linf", 0.02, 6, 0.25, **options)(Aim(network), x, y, draws(len(x)))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)

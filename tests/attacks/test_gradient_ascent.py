@@ -115,7 +115,7 @@ def test_a_start_outside_the_box_is_never_returned(keep: str) -> None:
     """TRADES' start is x + noise, unclipped; an example that is done before the first step must be legal still."""
     network, y = cnn(), torch.arange(6) % 3
     x = torch.zeros((6, 1, 8, 8), dtype=F64)
-    search = attack(start="gaussian", keep=keep, eps=1e-4, step_size=1e-4)
+    search = attack(start="gaussian", return_point=keep, eps=1e-4, step_size=1e-4)
     x_adv = search(
         Objective(network, cross_entropy, y), x, rng=draws(), stop=lambda s: torch.ones_like(s.rows, dtype=torch.bool)
     )
@@ -158,7 +158,7 @@ BACKTRACKING = [{"backtrack": 2.0}, {"backtrack": 1.5, "momentum": 0.9}]
 def test_against_a_slow_loop(settings: dict[str, Any], keep: str) -> None:
     network, (x, y) = cnn(seed=3), middle(6)
     x = x * 2 - 0.5  # towards the edges of the box
-    search = attack(steps=6, step_size=0.07, start="zero", keep=keep, **settings)
+    search = attack(steps=6, step_size=0.07, start="zero", return_point=keep, **settings)
     x_adv = search(Objective(network, cross_entropy, y), x)
     for i in range(len(x)):
         trace = slow(search, network, x[i], int(y[i]), x[i])
@@ -196,7 +196,7 @@ def test_dropping_finished_rows_changes_nothing(
     settings: dict[str, Any], keep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Re-packed at every hit, never, or by the default: the same points to the bit, in the same order."""
-    from atbench.attacks.gradient.apgd_ascent import gradient_ascent as module
+    from atbench.attacks.ascent import gradient_ascent as module
 
     network, (x, y) = linear(scale=0.2), middle(24)
     results, calls = [], []
@@ -209,7 +209,7 @@ def test_dropping_finished_rows_changes_nothing(
             out: Tensor = network(z)
             return out
 
-        search = attack(steps=10, step_size=0.01, start="zero", keep=keep, **settings)
+        search = attack(steps=10, step_size=0.01, start="zero", return_point=keep, **settings)
         objective = Objective(network_counted, cross_entropy, y)
         results.append(search(objective, x, stop=lambda state: done_when_wrong(state, y)))
         calls.append(sum(counted))
@@ -259,7 +259,7 @@ def test_passes_through_the_network(keep: str, passes: int) -> None:
         out: Tensor = network(z)
         return out
 
-    attack(keep=keep)(Objective(counted, cross_entropy, y), x, rng=draws())
+    attack(return_point=keep)(Objective(counted, cross_entropy, y), x, rng=draws())
     assert count == passes
 
 
@@ -277,7 +277,7 @@ def test_search_works_inside_no_grad() -> None:
     assert torch.equal(inside, outside)
 
 
-@pytest.mark.parametrize(("key", "value"), [("start", "unform"), ("keep", "all"), ("norm", "l7")])
+@pytest.mark.parametrize(("key", "value"), [("start", "unform"), ("return_point", "all"), ("norm", "l7")])
 def test_unknown_settings_are_refused(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"attack.{key}"):
         attack(**{key: value})

@@ -109,7 +109,8 @@ def test_too_few_classes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("objective", "cw"), ("rule", "hardest"), ("targets", 0), ("keep", "best"), ("restarts", 0)]
+    ("key", "value"),
+    [("objective", "cw"), ("rule", "hardest"), ("targets", 0), ("return_point", "best"), ("restarts", 0)],
 )
 def test_unknown_settings_are_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"attack.{key}"):

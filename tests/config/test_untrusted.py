@@ -81,7 +81,7 @@ def test_what_the_user_named(unpacked: Path) -> None:
 def test_the_network_of_another_run_is_of_its_file_as_well(unpacked: Path) -> None:
     put(unpacked / "run", model=MINE)
     with pytest.raises(ConfigError, match="chooses no code"):
-        eval_plan.opened("run", digits(), torch.device("cpu"))
+        eval_plan.load_frozen_network("run", digits(), torch.device("cpu"))
     assert "trap" not in sys.modules
 
 

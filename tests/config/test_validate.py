@@ -77,7 +77,7 @@ def doubts(*words: str) -> list[str]:
     assert validate.check(cfg) == []
     data = factory.make_data(cfg, source, HERE)
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, HERE)
-    return factory.doubts(method, data, source.test())
+    return factory.training_warnings(method, data, source.test())
 
 
 class TestDoubts:
@@ -119,7 +119,7 @@ class TestDoubts:
         cfg = resolved("method=standard", "model.width=4")
         data = factory.make_data(cfg, changed, HERE)
         method = factory.make_method(cfg, factory.make_model(cfg, changed), data, HERE)
-        said = factory.doubts(method, data, test)
+        said = factory.training_warnings(method, data, test)
         assert sum(int(each.split()[1]) for each in said) == 9 and all("test images are in" in each for each in said)
 
 

@@ -7,14 +7,14 @@ from omegaconf import OmegaConf
 
 from atbench.config.validate import _unusual
 from atbench.errors import ConfigError
-from atbench.evaluation.attack_limits import is_random_guess
+from atbench.evaluation.attack_limits import chance_warning
 from atbench.workflows.external_model import refuse_radius
 from atbench.workflows.factory import make_pgd_config
 
 
 @pytest.mark.parametrize(("accuracy", "n", "warned"), [(0.1, 400, 1), (0.02, 400, 1), (0.2, 400, 0), (0.1, 5, 0)])
 def test_accuracy_near_chance_is_a_hint(accuracy: float, n: int, warned: int) -> None:
-    assert len(list(is_random_guess(accuracy, n, 10))) == warned
+    assert len(list(chance_warning(accuracy, n, 10))) == warned
 
 
 @pytest.mark.parametrize(

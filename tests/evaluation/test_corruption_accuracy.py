@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.data.corruptions import corrupt
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, figure, wilson
-from atbench.evaluation.corruption_accuracy import corrupted
+from atbench.evaluation import EvalModel, accuracy_figures, wilson
+from atbench.evaluation.corruption_accuracy import corruption_accuracy
 from atbench.seeding import ExampleDraws
 
 SIDE, NAMES = 8, ("gaussian_noise", "contrast", "fog")
@@ -39,7 +39,7 @@ def test_every_row_is_the_mean_of_its_mask() -> None:
     network = Flat()
     given = images(network)
     network.train()
-    out, masks = corrupted(EvalModel(network, 32), given, NAMES, (1, 5), seed=3)
+    out, masks = corruption_accuracy(EvalModel(network, 32), given, NAMES, (1, 5), seed=3)
     assert network.training and masks.shape == (6, 150) and masks.dtype == bool
     assert [(row["name"], row["severity"]) for row in out["rows"]] == [(name, s) for name in NAMES for s in (1, 5)]
     for row, mask in zip(out["rows"], masks, strict=True):
@@ -48,7 +48,7 @@ def test_every_row_is_the_mean_of_its_mask() -> None:
         with torch.no_grad():
             expected = network.eval()(x).argmax(dim=1) == given.y
         assert np.array_equal(mask, expected.numpy())
-        assert {key: row[key] for key in ("accuracy", "low", "high")} == figure(int(mask.sum()), 150) and row[
+        assert {key: row[key] for key in ("accuracy", "low", "high")} == accuracy_figures(int(mask.sum()), 150) and row[
             "n"
         ] == 150
     harder = [out["rows"][i + 1]["accuracy"] < out["rows"][i]["accuracy"] for i in (0, 2, 4)]
@@ -57,25 +57,25 @@ def test_every_row_is_the_mean_of_its_mask() -> None:
 
 def test_the_mean_has_the_interval_of_n_images() -> None:
     network = Flat()
-    out, masks = corrupted(EvalModel(network, 32), images(network), NAMES, (2, 3), seed=0)
+    out, masks = corruption_accuracy(EvalModel(network, 32), images(network), NAMES, (2, 3), seed=0)
     mean, (low, high) = out["mean"], wilson(float(masks.mean()) * 150, 150)
     assert mean == {"accuracy": masks.mean(), "low": low, "high": high, "n": 150}
     assert mean["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in out["rows"]]))
     spread = masks.mean(axis=0).std(ddof=1) / np.sqrt(150)
     assert high - low > 2 * 1.9 * spread, "no narrower than what the images' own scores vary by"
-    one, _ = corrupted(EvalModel(network, 32), images(network), ["fog"], [4], seed=0)
+    one, _ = corruption_accuracy(EvalModel(network, 32), images(network), ["fog"], [4], seed=0)
     assert one["mean"] == {key: one["rows"][0][key] for key in ("accuracy", "low", "high", "n")}
 
 
 def test_neither_batches_nor_processes_change_an_answer() -> None:
     network = Flat()
     given = images(network)
-    _, whole = corrupted(EvalModel(network, 150), given, NAMES, (4,), seed=0)
-    _, small = corrupted(EvalModel(network, 7), given, NAMES, (4,), seed=0)
-    parts = [corrupted(EvalModel(network, 16, rank, 2), given, NAMES, (4,), seed=0)[1] for rank in range(2)]
+    _, whole = corruption_accuracy(EvalModel(network, 150), given, NAMES, (4,), seed=0)
+    _, small = corruption_accuracy(EvalModel(network, 7), given, NAMES, (4,), seed=0)
+    parts = [corruption_accuracy(EvalModel(network, 16, rank, 2), given, NAMES, (4,), seed=0)[1] for rank in range(2)]
     assert np.array_equal(small, whole) and np.array_equal(parts[0] | parts[1], whole)
     assert not (parts[0] & parts[1]).any()
-    _, other = corrupted(EvalModel(network, 150), given, NAMES, (4,), seed=1)
+    _, other = corruption_accuracy(EvalModel(network, 150), given, NAMES, (4,), seed=1)
     assert not np.array_equal(other[0], whole[0]) and np.array_equal(other[1], whole[1]), "contrast draws nothing"
 
 
@@ -86,5 +86,5 @@ def test_what_cannot_be_run_is_refused_before_any_pass(names: list[str], severit
     network = Flat()
     eval_model = EvalModel(network, 16)
     with pytest.raises(ConfigError):
-        corrupted(eval_model, images(network), names, severities, seed=0)
+        corruption_accuracy(eval_model, images(network), names, severities, seed=0)
     assert eval_model.passes == 0

@@ -12,9 +12,9 @@ from atbench.cli.main import main
 from atbench.data import Source
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
-from atbench.evaluation.attack_limits import warnings
+from atbench.evaluation.attack_limits import evaluation_warnings
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.evaluator import evaluate
+from atbench.evaluation.evaluator import evaluate_model
 from atbench.training import World
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
@@ -43,7 +43,7 @@ def planned(origin: Source, *words: str) -> Plan:
 def test_autoattack_is_what_the_classes_allow(preset: str, classes: int, attacks: list[str]) -> None:
     plan = planned(source(classes=classes), f"eval={preset}")
     assert list(plan.attacks) == attacks
-    assert bool(plan.notes) == (classes < 4) and all(f"there are {classes}" in note for note in plan.notes)
+    assert bool(plan.notes) == (classes < 4) and all(f"got {classes}" in note for note in plan.notes)
     if "apgd_dlr" in attacks and preset == "auto":
         attack, settings = plan.attacks["apgd_dlr"]
         assert attack.steps == settings["steps"] == 100 and settings["objective"] == "dlr"
@@ -56,15 +56,15 @@ def test_the_record_says_so_and_the_attacks_run(classes: int) -> None:
     words = ("eval=auto", "eval.limit=6", "eval.audit=6", "eval.attacks.square.steps=20", "attack.eps=0.02")
     short = [f"eval.attacks.{name}.steps=5" for name in ("apgd_ce", "apgd_t", "fab_t")]
     plan = planned(origin, *words, *short)
-    found = evaluate(EvalModel(linear(classes=classes), 6), origin.test(), plan)
-    assert list(found.found) == list(plan.attacks)
-    assert f"apgd_t needs 4 classes, and there are {classes}" in "; ".join(warnings(found))
+    found = evaluate_model(EvalModel(linear(classes=classes), 6), origin.test(), plan)
+    assert list(found.attacks) == list(plan.attacks)
+    assert f"apgd_t needs 4 classes, got {classes}" in "; ".join(evaluation_warnings(found))
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["+attack@eval.attacks.pgd_dlr=pgd_dlr"], r"eval\.attacks\.pgd_dlr: Pgd — needs 3 classes, and there are 2"),
+        (["+attack@eval.attacks.pgd_dlr=pgd_dlr"], r"eval\.attacks\.pgd_dlr: Pgd — needs 3 classes, got 2"),
         (["+attack@eval.attacks.apgd_t=apgd_t"], r"eval\.attacks\.apgd_t: TargetedAPGD — needs 4 classes"),
         (
             ["+attack@eval.attacks.odi=odi", "eval.attacks.odi.objective=dlr"],
@@ -93,7 +93,7 @@ def test_the_refusal_comes_before_training(
     words = ["dataset=npz", "dataset.source.path=two", "method=standard", "+attack@eval.attacks.dlr=pgd_dlr"]
     monkeypatch.setattr(Run, "fit", lambda *_: pytest.fail("it trained"))
     assert main(["train", *QUICK, *words]) == 2
-    assert "needs 3 classes, and there are 2" in capsys.readouterr().err
+    assert "needs 3 classes, got 2" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,7 +110,7 @@ def test_the_refusal_comes_before_training(
 def test_a_radius_of_nothing_leaves_clean_accuracy(words: list[str]) -> None:
     origin = source(classes=4)
     plan = planned(origin, "eval=paper", "eval.limit=8", "eval.audit=8", *words)
-    found = evaluate(EvalModel(linear(classes=4), 8), origin.test(), plan)
+    found = evaluate_model(EvalModel(linear(classes=4), 8), origin.test(), plan)
     assert plan.threat.eps == 0 and torch.equal(found.robust, found.clean) and found.clean.any()
 
 

@@ -8,8 +8,8 @@ from math import inf, log
 import numpy as np
 import pytest
 
-from atbench.evaluation import figure
-from atbench.evaluation.metrics import calibration, confusion, median_distance, per_class, union
+from atbench.evaluation import accuracy_figures
+from atbench.evaluation.metrics import calibration_figures, confusion_counts, median_distance, per_class, union_accuracy
 
 NAMES = ("cat", "dog", "owl")
 
@@ -20,9 +20,9 @@ def test_by_class_each_has_its_own_n_and_interval() -> None:
     out = per_class(label, right, NAMES)
     assert out["n"] == 7
     assert out["classes"] == [
-        {"class": "cat", **figure(3, 4), "n": 4},
-        {"class": "dog", **figure(1, 1), "n": 1},
-        {"class": "owl", **figure(1, 2), "n": 2},
+        {"class": "cat", **accuracy_figures(3, 4), "n": 4},
+        {"class": "dog", **accuracy_figures(1, 1), "n": 1},
+        {"class": "owl", **accuracy_figures(1, 2), "n": 2},
     ]
     assert out["worst"] == out["classes"][2]
 
@@ -38,12 +38,12 @@ def test_a_class_without_examples_has_no_accuracy_and_is_not_the_worst() -> None
 def test_confusion_counts_rows_of_truth() -> None:
     source = np.random.default_rng(0)
     label, predicted = source.integers(3, size=200), source.integers(3, size=200)
-    out = confusion(label, predicted, NAMES)
+    out = confusion_counts(label, predicted, NAMES)
     counts = np.array(out["counts"])
     assert counts.sum() == out["n"] == 200 and out["classes"] == list(NAMES)
     assert np.array_equal(counts.sum(axis=1), np.bincount(label)) and np.trace(counts) == (label == predicted).sum()
     assert counts[0, 2] == ((label == 0) & (predicted == 2)).sum() != counts[2, 0]
-    assert confusion(np.zeros(0, int), np.zeros(0, int), NAMES)["counts"] == [[0] * 3] * 3
+    assert confusion_counts(np.zeros(0, int), np.zeros(0, int), NAMES)["counts"] == [[0] * 3] * 3
 
 
 def binary(confidence: float, right: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,33 +55,33 @@ def binary(confidence: float, right: int, n: int) -> tuple[np.ndarray, np.ndarra
 def test_confidence_that_is_the_accuracy_has_no_calibration_error() -> None:
     parts = [binary(0.9, 18, 20), binary(0.75, 6, 8), binary(0.6, 3, 5)]
     logits, label = (np.concatenate(each) for each in zip(*parts, strict=True))
-    out = calibration(logits, label)
+    out = calibration_figures(logits, label)
     assert out["ece"] == pytest.approx(0, abs=1e-12)
     assert out["accuracy"] == pytest.approx(out["confidence"]) == 27 / 33
-    assert {key: out[key] for key in ("accuracy", "low", "high", "n")} == {**figure(27, 33), "n": 33}
+    assert {key: out[key] for key in ("accuracy", "low", "high", "n")} == {**accuracy_figures(27, 33), "n": 33}
     filled = [row for row in out["bins"] if row["n"]]
     assert [row["n"] for row in filled] == [5, 8, 20] and len(out["bins"]) == 15
     assert all(row["from"] < row["confidence"] <= row["to"] for row in filled)
-    assert {key: filled[0][key] for key in ("accuracy", "low", "high")} == figure(3, 5)
+    assert {key: filled[0][key] for key in ("accuracy", "low", "high")} == accuracy_figures(3, 5)
 
 
 def test_overconfidence_in_closed_form() -> None:
-    out = calibration(*binary(0.9, 5, 10))
+    out = calibration_figures(*binary(0.9, 5, 10))
     assert out["ece"] == pytest.approx(0.4) and out["confidence"] == pytest.approx(0.9)
     assert out["nll"] == pytest.approx(-(log(0.9) + log(0.1)) / 2)
     assert out["brier"] == pytest.approx((2 * 0.1**2 + 2 * 0.9**2) / 2)
 
 
 def test_no_confidence_at_all_and_too_much_of_it() -> None:
-    even = calibration(np.zeros((6, 10)), np.array([0, 1, 2, 3, 4, 0]))
+    even = calibration_figures(np.zeros((6, 10)), np.array([0, 1, 2, 3, 4, 0]))
     assert even["nll"] == pytest.approx(log(10)) and even["brier"] == pytest.approx(0.9)
     assert even["ece"] == pytest.approx(2 / 6 - 0.1)
-    sure = calibration(np.array([[1e4, 0.0], [1e4, 0.0]], np.float32), np.array([0, 1]))
+    sure = calibration_figures(np.array([[1e4, 0.0], [1e4, 0.0]], np.float32), np.array([0, 1]))
     assert sure["nll"] == pytest.approx(5e3) and sure["ece"] == pytest.approx(0.5) and sure["brier"] == 1.0
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_lower_bin() -> None:
-    out = calibration(np.zeros((3, 2)), np.array([0, 0, 1]), bins=2)
+    out = calibration_figures(np.zeros((3, 2)), np.array([0, 0, 1]), bins=2)
     assert [row["n"] for row in out["bins"]] == [3, 0]
     assert out["bins"][1] == {
         "from": 0.5, "to": 1.0, "confidence": None, "accuracy": None, "low": None, "high": None, "n": 0,
@@ -102,7 +102,7 @@ def test_calibration_against_loops(bins: int) -> None:
     for i in range(300):
         nll -= log(p[i, label[i]]) / 300
         brier += sum((p[i, k] - (k == label[i])) ** 2 for k in range(5)) / 300
-    out = calibration(logits, label, bins)
+    out = calibration_figures(logits, label, bins)
     assert (
         out["ece"] == pytest.approx(ece) and out["nll"] == pytest.approx(nll) and out["brier"] == pytest.approx(brier)
     )
@@ -115,7 +115,9 @@ def test_the_median_of_finite_distances_is_the_median(n: int) -> None:
     out = median_distance(distance, np.ones(n, bool))
     assert out["median"] == pytest.approx(float(np.median(distance.astype(float)))) and out["infinite"] == []
     assert out["lower_quartile"] <= out["median"] <= out["upper_quartile"]
-    assert {key: out["unbroken"][key] for key in ("accuracy", "low", "high")} == figure(0, n) and out["n"] == n
+    assert {key: out["unbroken"][key] for key in ("accuracy", "low", "high")} == accuracy_figures(0, n) and out[
+        "n"
+    ] == n
 
 
 def test_what_is_never_broken_is_infinitely_far() -> None:
@@ -124,7 +126,7 @@ def test_what_is_never_broken_is_infinitely_far() -> None:
     out = median_distance(distance, broken)
     assert out["lower_quartile"] == pytest.approx((0.2 + 0.3) / 2) and out["median"] == pytest.approx((0.4 + 0.5) / 2)
     assert out["upper_quartile"] is None and out["infinite"] == ["upper_quartile"], "between 0.6 and never"
-    assert out["unbroken"] == {**figure(2, 8), "n": 8}
+    assert out["unbroken"] == {**accuracy_figures(2, 8), "n": 8}
     half = median_distance(np.array([0.1, 0.2, inf, inf]), np.array([True, True, False, False]))
     assert half["median"] is None and half["lower_quartile"] == pytest.approx(0.15)
     assert half["infinite"] == ["median", "upper_quartile"]
@@ -141,10 +143,12 @@ def test_the_union_is_what_survives_everything() -> None:
         "l2": np.array([1, 1, 0, 1, 0, 1], bool),
         "l1": np.array([1, 1, 1, 1, 1, 0], bool),
     }
-    out = union(masks)
-    assert out["n"] == 6 and out["union"] == {**figure(2, 6), "n": 6}
-    assert out["threats"] == {name: {**figure(count, 6), "n": 6} for name, count in (("linf", 4), ("l2", 4), ("l1", 5))}
-    assert union({"linf": masks["linf"]})["union"] == out["threats"]["linf"]
+    out = union_accuracy(masks)
+    assert out["n"] == 6 and out["union"] == {**accuracy_figures(2, 6), "n": 6}
+    assert out["threats"] == {
+        name: {**accuracy_figures(count, 6), "n": 6} for name, count in (("linf", 4), ("l2", 4), ("l1", 5))
+    }
+    assert union_accuracy({"linf": masks["linf"]})["union"] == out["threats"]["linf"]
 
 
 def test_everything_can_stand_in_a_record() -> None:
@@ -152,9 +156,9 @@ def test_everything_can_stand_in_a_record() -> None:
     right = logits.argmax(axis=1) == label
     for out in (
         per_class(label, right, NAMES[:2]),
-        confusion(label, logits.argmax(axis=1), NAMES[:2]),
-        calibration(logits, label),
+        confusion_counts(label, logits.argmax(axis=1), NAMES[:2]),
+        calibration_figures(logits, label),
         median_distance(np.array([0.1, inf, 0.3]), np.array([True, False, True])),
-        union({"l2": right}),
+        union_accuracy({"l2": right}),
     ):
         assert json.loads(json.dumps(out, allow_nan=False)) == out

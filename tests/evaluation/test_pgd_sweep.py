@@ -10,8 +10,8 @@ from torch import Tensor
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate, robust, wilson
-from atbench.evaluation.record import arrays, figures
+from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after, wilson
+from atbench.evaluation.record import build_record, outcome_arrays
 from tests.support.flat import Flat, images
 
 
@@ -35,7 +35,7 @@ def test_breaks_exactly_what_the_closed_form_says(norm: str, p: float, eps: floa
     given = images(network)
     threat = PGDConfig(norm, eps, eps / 4, 40, objective="margin", restarts=3)
     eval_model = EvalModel(network, 16)
-    survived = robust(broken_at(eval_model, given, threat, eval_model.correct(given)), 40)
+    survived = robust_after(broken_at(eval_model, given, threat, eval_model.correct(given)), 40)
     margin = margins(network, given, eps, p)
     sure = margin.abs() > 1e-3
     assert torch.equal(survived[sure], margin[sure] > 0)
@@ -49,7 +49,7 @@ def test_prefixes_are_the_shorter_attacks() -> None:
     whole = broken_at(eval_model, given, threat, eval_model.correct(given))
     for k in (1, 3, 7):
         short = broken_at(eval_model, given, replace(threat, steps=k), eval_model.correct(given))
-        assert torch.equal(robust(short, k), robust(whole, k))
+        assert torch.equal(robust_after(short, k), robust_after(whole, k))
 
 
 def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
@@ -60,8 +60,8 @@ def test_restarts_are_the_worst_of_single_runs_at_every_k() -> None:
     both = broken_at(eval_model, given, replace(threat, restarts=2), alive)
     first = broken_at(eval_model, given, threat, alive)
     for k in range(1, 9):
-        assert (robust(both, k) <= robust(first, k)).all()
-    assert (robust(both, 8).sum() < robust(first, 8).sum()) or (both != first).any()
+        assert (robust_after(both, k) <= robust_after(first, k)).all()
+    assert (robust_after(both, 8).sum() < robust_after(first, 8).sum()) or (both != first).any()
 
 
 @pytest.mark.parametrize("size", [1, 7, 90, 1000])
@@ -95,8 +95,8 @@ def test_a_record_is_monotone_and_exact_at_zero_and_one() -> None:
     given = images(network)
     threat = PGDConfig("linf", 0.02, 0.005, 10)
     plan = Plan(threat, steps=[1, 2, 5, 10], eps_grid=[0, 0.5, 1, 2, 50], eps_steps=10)
-    found = evaluate(EvalModel(network, 32), given, plan)
-    record, outcomes = figures(found), arrays(found)
+    found = evaluate_model(EvalModel(network, 32), given, plan)
+    record, outcomes = build_record(found), outcome_arrays(found)
     by_k = [record["clean"]["accuracy"], *(step["accuracy"] for step in record["steps"])]
     by_eps = [entry["accuracy"] for entry in record["eps"]]
     assert by_k == sorted(by_k, reverse=True) and by_eps == sorted(by_eps, reverse=True)

@@ -137,7 +137,7 @@ class Regression(L1PenaltyAt):
     """The method with squared loss, in both problems."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.with_adv(self.search(Objective(self.model, squared, batch.y), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, squared, batch.y), batch.x))
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
         return squared(logits, y)

@@ -28,7 +28,7 @@ def make(
     given: TrainData | None = None, rule: str = "avg", norms: tuple[str, ...] = tuple(RADII), **options: Any
 ) -> MultiNorm:
     radii = {norm: RADII[norm] for norm in norms}
-    settings = {"reach": REACH, "steps": STEPS, "rule": rule, **options}
+    settings = {"rel_path_length": REACH, "steps": STEPS, "rule": rule, **options}
     method = MultiNorm(worlds.cnn(norm=settings.pop("layer", "none")), worlds.attack(), radii, **settings)
     worlds.start(method, given or worlds.data())
     return method
@@ -81,7 +81,7 @@ class MarginPgd(PgdAt):
     """PGD-AT whose attack maximises the margin."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.with_adv(self.search(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
+        return batch.with_adv(self.run_attack(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
 
 
 @pytest.mark.parametrize("rule", ["avg", "max", "alternate", "sequential"])

@@ -11,15 +11,15 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import report
 from atbench.reporting.comparison import compare
-from atbench.reporting.comparison_report import rows_table
-from atbench.reporting.run_folder import expand
+from atbench.reporting.comparison_report import table_rows
+from atbench.reporting.run_folder import find_runs
 from tests.support.outcomes import STANDARD
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def as_json(capsys, *runs: Path) -> dict:
-    assert report.main(list(runs), None, True) == 0
+    assert report.report_runs(list(runs), None, True) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -36,7 +36,7 @@ def test_mean_and_sample_deviation_over_seeds(make_run, capsys, tmp_path: Path) 
     assert row["drop"]["mean"] == pytest.approx(0.1) and row["drop"]["std"] == pytest.approx(0, abs=1e-9)
     assert row["train_seconds"]["mean"] == pytest.approx(101)
     assert not (tmp_path / "report").exists()  # --json writes no files
-    assert report.main([tmp_path], None, False) == 0
+    assert report.report_runs([tmp_path], None, False) == 0
     out = capsys.readouterr().out
     assert "61.7 ± 12.6" in out and "+10.0 ± 0.0" in out and "upper bound" in out.lower()
     for file in ("report.md", "report.html"):
@@ -47,7 +47,7 @@ def test_one_seed_has_an_interval_and_no_deviation(make_run, capsys) -> None:
     run = make_run(robust=0.5)
     (row,) = as_json(capsys, run)["rows"]
     assert row["best"]["clean"]["std"] is None
-    assert report.main([run], run.parent / "out", False) == 0
+    assert report.report_runs([run], run.parent / "out", False) == 0
     assert "50.0 [37.7, 62.3]" in capsys.readouterr().out
 
 
@@ -63,7 +63,7 @@ def test_runs_that_did_not_end_well_are_listed_and_not_averaged(make_run, capsys
     assert row["seeds"] == [0]
     assert {(item["seed"], item["state"]) for item in row["left_out"]} == {(1, "diverged"), (2, "failed"), (3, "done")}
     assert len(found["unreadable"]) == 1
-    report.main([tmp_path], None, False)
+    report.report_runs([tmp_path], None, False)
     out = capsys.readouterr().out
     page = (tmp_path / "report" / "report.html").read_text()
     for words in ("1 of 4", "loss is NaN", "disk full", "not evaluated", "s4"):
@@ -75,7 +75,7 @@ def test_a_collapsed_seed_is_named(make_run, capsys, tmp_path: Path) -> None:
     make_run("s0", seed=0, robust=0.6, last_robust=0.5)
     make_run("s1", seed=1, robust=0.6, last_robust=0.05)
     assert as_json(capsys, tmp_path)["rows"][0]["collapsed"] == [{"seed": 1, "best": 0.6, "last": 0.05}]
-    report.main([tmp_path], None, False)
+    report.report_runs([tmp_path], None, False)
     assert "Collapse: trades on digits, seed 1: PGD-50 60.0 % at the best checkpoint, 5.0 %" in capsys.readouterr().out
 
 
@@ -96,7 +96,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(make_run, capsy
 def test_unequal_threats_are_shown(make_run, tmp_path: Path) -> None:
     make_run("a", eps=0.1)
     make_run("b", eps=0.2, method="pgd_at")
-    assert {(row.method, row.differs["attack.eps"]) for row in compare(expand([tmp_path])).rows} == {
+    assert {(row.method, row.differs["attack.eps"]) for row in compare(find_runs([tmp_path])).rows} == {
         ("trades", 0.1),
         ("pgd_at", 0.2),
     }
@@ -104,19 +104,19 @@ def test_unequal_threats_are_shown(make_run, tmp_path: Path) -> None:
 
 def heads(*runs: Path) -> list[str]:
     """The columns of robust accuracies of a comparison, of the best checkpoint."""
-    columns, rows = rows_table(compare(runs))
+    columns, rows = table_rows(compare(runs))
     assert all(len(row) == len(columns) for row in rows)
     return [column.removeprefix("best: ") for column in columns if column.startswith("best: ")][1:]
 
 
 def cells(row: str, *runs: Path) -> dict[str, str]:
-    columns, rows = rows_table(compare(runs))
+    columns, rows = table_rows(compare(runs))
     return next(dict(zip(columns, (c.text for c in found), strict=True)) for found in rows if found[0].text == row)
 
 
 def settings(*runs: Path) -> str:
     """What the table says of the settings of all rows."""
-    columns, rows = rows_table(compare(runs))
+    columns, rows = table_rows(compare(runs))
     return "; ".join(row[columns.index("settings")].text for row in rows)
 
 
@@ -132,7 +132,7 @@ def test_the_worst_case_of_the_same_attacks_is_a_column(make_run, capsys, tmp_pa
     assert found["rows"][1]["best"]["robust"]["mean"] == 0.5 and found["rows"][1]["drop"]["mean"] == pytest.approx(0.1)
     c, d = (make_run(name, method=name, evaluated=attacks) for name in "cd")
     assert heads(c, d) == ["AutoAttack (standard)"]
-    report.main([c, d], tmp_path / "out", False)
+    report.report_runs([c, d], tmp_path / "out", False)
     out = capsys.readouterr().out
     assert "Upper bound: AutoAttack (standard). A stronger" in out and "not attacked alike" not in out.lower()
 
@@ -149,7 +149,7 @@ def test_figures_of_different_attacks_are_never_in_one_column(make_run, capsys) 
     assert as_json(capsys, a, b)["rows"][0]["best"]["robust"]["mean"] == pytest.approx(
         0.45
     )  # its own, with its attacks
-    report.main([a, b], a.parent / "out", False)
+    report.report_runs([a, b], a.parent / "out", False)
     assert "Not all rows were attacked alike" in capsys.readouterr().out
 
 
@@ -179,7 +179,7 @@ def test_checkpoints_under_different_attacks_are_not_held_against_each_other(mak
     run = make_run(last_robust=0.1, last={"attacks": STANDARD})
     (row,) = as_json(capsys, run)["rows"]
     assert row["collapsed"] == [] and row["drop"]["mean"] == pytest.approx(0.5), "PGD-50 is what both have"
-    report.main([run], None, False)
+    report.report_runs([run], None, False)
     other = make_run("other")
     assert "evaluation.attacks=None (best), apgd_ce, apgd_t, fab_t, square (last)" in settings(run, other)
     assert "split" not in settings(run, other)
@@ -190,7 +190,7 @@ def test_flags_of_an_audit_stand_beside_the_table(make_run, capsys) -> None:
     check = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
     audit = {"trusted": False, "flags": ["gradients"], "sentence": "1 flag.", "checks": [check]}
     a, b = make_run("a", evaluated={"audit": audit}), make_run("b", method="pgd_at")
-    report.main([a, b], a.parent / "out", False)
+    report.report_runs([a, b], a.parent / "out", False)
     assert capsys.readouterr().out.count("a: audit flag, gradients: 40 % have none.") == 1
     assert "a: audit flag, gradients: 40 % have none." in (a.parent / "out" / "report.html").read_text()
     assert [row["flags"] for row in as_json(capsys, a, b)["rows"]] == [[], ["gradients"]]
@@ -214,6 +214,6 @@ def test_a_missing_checkpoint_of_one_seed_leaves_a_gap_not_a_smaller_mean(make_r
 def test_expanding_finds_each_run_once_and_no_stages(make_run, tmp_path: Path) -> None:
     run = make_run("sweep/a")
     make_run("sweep/a/stages/member0-12ab")
-    assert expand([tmp_path, run, run / "."]) == [run]
+    assert find_runs([tmp_path, run, run / "."]) == [run]
     with pytest.raises(DataError, match="no such folder"):
-        expand([tmp_path / "gone"])
+        find_runs([tmp_path / "gone"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from atbench.reporting import Progress, echo, summary
+from atbench.reporting import Progress, print_facts, print_summary
 
 ROW = {
     "event": "epoch", "epoch": 3, "epochs": 20, "step": 54, "examples_per_second": 980.0, "attack_share": 0.71,
@@ -52,7 +52,7 @@ def test_other_ranks_are_silent() -> None:
 
 def test_echo_keeps_folders_whole() -> None:
     console = Console(file=io.StringIO(), width=40)
-    echo([("data", "digits"), ("folder", "/a" * 60)], console)
+    print_facts([("data", "digits"), ("folder", "/a" * 60)], console)
     assert text(console) == f"data    digits\nfolder  {'/a' * 60}\n"
 
 
@@ -60,7 +60,7 @@ def test_summary_shows_the_record(make_run) -> None:
     run = make_run(evaluated={"warnings": ("small",)})
     records = [json.loads((run / "evaluation" / f"{name}.json").read_text()) for name in ("best", "last")]
     console = Console(file=io.StringIO(), width=40)
-    summary(records, run, ["atbench report x", "atbench eval y"], console)
+    print_summary(records, run, ["atbench report x", "atbench eval y"], console)
     out = text(console)
     for record in records:
         shown = [record["clean"], *(step for step in record["steps"] if step["k"] in (20, 50))]

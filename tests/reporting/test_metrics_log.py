@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from atbench.errors import ConfigError, DataError
-from atbench.reporting import MetricsLog, truncate, wandb_logger
+from atbench.reporting import MetricsLog, truncate_log, wandb_logger
 from tests.support.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
@@ -89,7 +89,7 @@ def test_rows_and_positions_are_exact(tmp_path: Path) -> None:
     tracker.close()
     whole = path.read_bytes()
     for mark in reversed(marks):
-        truncate(path, mark)
+        truncate_log(path, mark)
         assert path.read_bytes() == whole[:mark]
     assert marks[-1] == len(whole)
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_has_the_rows_of_an_uninterrupted_one(tmp_path: Path) -> N
     tracker.log(row(2, lost=True))
     tracker.close()
     (tmp_path / "metrics.jsonl").open("a").write('{"cut')
-    truncate(tmp_path / "metrics.jsonl", kept)
+    truncate_log(tmp_path / "metrics.jsonl", kept)
     tracker = MetricsLog(tmp_path, None, {}, "n", None)
     assert tracker.position() == kept
     tracker.log(row(2))
@@ -114,9 +114,9 @@ def test_truncation_refuses_a_file_of_another_run(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a": 2}\n')
     for offset in (3, 100):
         with pytest.raises(DataError):
-            truncate(path, offset)
+            truncate_log(path, offset)
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
-    truncate(tmp_path / "none.jsonl", 0)
+    truncate_log(tmp_path / "none.jsonl", 0)
 
 
 def test_not_a_number_is_null(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atbench.reporting.agreement import disagreements
-from atbench.reporting.results import Evaluation, autoattack, basis, bound, read_evaluation
+from atbench.reporting.agreement import record_disagreements
+from atbench.reporting.results import EvaluationRecord, attack_basis, bound_text, is_autoattack, read_evaluation
 from tests.support.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(
@@ -22,7 +22,7 @@ EVERYTHING = Made(
 )
 
 
-def made(folder: Path, given: Made) -> Evaluation:
+def made(folder: Path, given: Made) -> EvaluationRecord:
     write(folder, "best", 2, given)
     return read_evaluation(folder / "best.json")
 
@@ -42,13 +42,13 @@ def made(folder: Path, given: Made) -> Evaluation:
 def test_the_worst_case_is_named_by_its_attacks(tmp_path: Path, given: Made, words: str) -> None:
     found = made(tmp_path, given)
     assert found.basis == words
-    assert bound(found.record) in (f"upper bound: {words}", f"upper bound: {words} only")
+    assert bound_text(found.record) in (f"upper bound: {words}", f"upper bound: {words} only")
 
 
 def test_one_attack_is_called_the_only_one(tmp_path: Path) -> None:
-    assert bound(made(tmp_path, Made()).record) == "upper bound: PGD-50 only"
-    assert not bound(made(tmp_path, EVERYTHING).record).endswith("only")
-    assert not bound(made(tmp_path, Made(steps=(), attacks=STANDARD, sequential=True)).record).endswith("only")
+    assert bound_text(made(tmp_path, Made()).record) == "upper bound: PGD-50 only"
+    assert not bound_text(made(tmp_path, EVERYTHING).record).endswith("only")
+    assert not bound_text(made(tmp_path, Made(steps=(), attacks=STANDARD, sequential=True)).record).endswith("only")
 
 
 @pytest.mark.parametrize(
@@ -65,26 +65,26 @@ def test_one_attack_is_called_the_only_one(tmp_path: Path) -> None:
 )
 def test_less_than_autoattack_is_not_called_so(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
     attacks = {name: dict(settings) for name, settings in STANDARD.items()}
-    assert autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
+    assert is_autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
     spoil(attacks)
     found = made(tmp_path, Made(attacks=attacks, sequential=True))
-    assert not autoattack(found.record) and "AutoAttack" not in basis(found.record)
-    assert "apgd_ce" in basis(found.record)
+    assert not is_autoattack(found.record) and "AutoAttack" not in attack_basis(found.record)
+    assert "apgd_ce" in attack_basis(found.record)
 
 
 def test_what_is_left_open_is_the_attacks_own_number_and_the_authors(tmp_path: Path) -> None:
     attacks = {name: dict(settings) for name, settings in STANDARD.items()}
     attacks["apgd_ce"]["restarts"] = attacks["apgd_t"]["targets"] = None
-    assert autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
+    assert is_autoattack(made(tmp_path, Made(attacks=attacks, sequential=True)).record)
 
 
 def test_autoattack_runs_each_attack_on_survivors(tmp_path: Path) -> None:
-    assert not autoattack(made(tmp_path, Made(attacks=STANDARD)).record)
+    assert not is_autoattack(made(tmp_path, Made(attacks=STANDARD)).record)
 
 
 def test_an_honest_record_agrees_with_its_masks(tmp_path: Path) -> None:
     for given in (Made(), EVERYTHING, Made(attacks=STANDARD), Made(steps=(), attacks=STANDARD)):
-        assert disagreements(made(tmp_path, given)) == ()
+        assert record_disagreements(made(tmp_path, given)) == ()
 
 
 def change(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -116,7 +116,7 @@ def test_every_accuracy_is_held_against_its_mask(tmp_path: Path, spoil: Callable
     found = made(tmp_path, Made(attacks=STANDARD, norms=("l2",)))
     spoil(found.record)
     (tmp_path / "best.json").write_text(json.dumps(found.record))
-    lines = disagreements(read_evaluation(tmp_path / "best.json"))
+    lines = record_disagreements(read_evaluation(tmp_path / "best.json"))
     assert any(line.startswith(name) for line in lines), lines
 
 
@@ -134,11 +134,11 @@ def test_masks_that_do_not_fit_are_called_out(tmp_path: Path) -> None:
     for changes, words in (
         ({"broken_square": None}, "does not fit the record"),
         ({"surface": np.zeros((1, 60), np.int16)}, "does not fit the record"),
-        ({"clean": everyone[:7]}, "speaks of 60 examples"),
+        ({"clean": everyone[:7]}, "the record has 60 examples"),
         ({"tried_cw": everyone}, "cw: best.npz has examples as broken that it did not run on"),
     ):
         replace(tmp_path / "best.npz", **changes)
-        assert any(words in line for line in disagreements(read_evaluation(tmp_path / "best.json"))), words
+        assert any(words in line for line in record_disagreements(read_evaluation(tmp_path / "best.json"))), words
         write(tmp_path, "best", 2, EVERYTHING)
     assert found.outcomes is not None
 
@@ -149,4 +149,6 @@ def test_the_surface_is_held_against_the_curve_over_eps(tmp_path: Path) -> None:
     surface = found.outcomes["surface"].copy()
     surface[0, np.flatnonzero(surface[0] == -1)[0]] = 1
     replace(tmp_path / "best.npz", surface=surface)
-    assert any(line.startswith("ε = 0.1, k = 20:") for line in disagreements(read_evaluation(tmp_path / "best.json")))
+    assert any(
+        line.startswith("ε = 0.1, k = 20:") for line in record_disagreements(read_evaluation(tmp_path / "best.json"))
+    )

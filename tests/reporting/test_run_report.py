@@ -52,7 +52,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_maker(tmp_path_factory.mktemp("report") / "run", evaluated={"warnings": ("steps cannot reach the edge",)})
-    report.write(run)
+    report.write_report(run)
     return run
 
 
@@ -92,7 +92,7 @@ def test_pictures_of_the_markdown_exist(written: Path) -> None:
 
 def test_writing_again_changes_nothing(written: Path) -> None:
     before = {path: path.read_bytes() for path in (written / "report.html", *written.glob("pictures/*.png"))}
-    report.write(written)
+    report.write_report(written)
     assert before == {path: path.read_bytes() for path in before}
     assert not list(written.rglob(".*"))
 
@@ -104,7 +104,7 @@ def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> N
     record = json.loads(path.read_text())
     record["steps"][-1]["accuracy"] += 0.05
     path.write_text(json.dumps(record))
-    report.write(run)
+    report.write_report(run)
     assert "**Warning:** PGD-50: the record says 0.65" in (run / "report.md").read_text()
 
 
@@ -113,7 +113,7 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     (run / "metrics.jsonl").unlink()
     (run / "environment.json").unlink()
     (run / "evaluation" / "last.npz").unlink()
-    report.write(run)
+    report.write_report(run)
     assert "cannot be checked example by example" in (run / "report.md").read_text()
 
 
@@ -122,7 +122,7 @@ def test_a_half_written_last_row_is_no_row(make_run) -> None:
     run = make_run()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "epoch", "epo')
-    report.write(run)
+    report.write_report(run)
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_refusals_name_the_file_and_the_reason(make_run, spoil, words: str) -> N
     run = make_run()
     spoil(run)
     with pytest.raises(DataError, match=words) as refusal:
-        report.main([run], None, False)
+        report.report_runs([run], None, False)
     assert str(run) in str(refusal.value)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_one_run_prints_its_figures(make_run, capsys) -> None:
     run = make_run()
-    assert report.main([run], None, False) == 0
+    assert report.report_runs([run], None, False) == 0
     out = capsys.readouterr().out
     assert "96.7 % [88.6, 99.1]" in out and "60.0 %" in out and "upper bound" in out and str(run / "report.html") in out
 
@@ -168,11 +168,11 @@ def test_one_run_prints_its_figures(make_run, capsys) -> None:
 def test_a_name_brings_no_markup_along(text: str) -> None:
     """In prose as entities; in a block of code inside a fence that the text cannot end."""
     blocks = (Heading(text), Paragraph(text), Notice(text), Facts(((text, text),)), Table((text,), ((Cell(text),),)))
-    prose = markdown.render(Document(text, blocks))
+    prose = markdown.render_markdown(Document(text, blocks))
     assert not set("<\r\u2028") & set(prose) and not re.search(r"(?<!\\)\]\(", prose) and "\n~~~" not in prose
     shown = unescape(re.sub(r"\\(.)", r"\1", prose.splitlines()[0]))
     assert shown == "# " + re.sub("[\r\u2028\n]", " ", text)
-    opening, *_, closing = markdown.render(Document("x", (Code(text, ""),))).splitlines()[2:]
+    opening, *_, closing = markdown.render_markdown(Document("x", (Code(text, ""),))).splitlines()[2:]
     assert opening == closing and set(opening) == {"`"} and opening not in text
 
 
@@ -180,5 +180,5 @@ def test_a_name_brings_no_markup_along(text: str) -> None:
 def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
     """Without a radius there is no attack, and a length of step is no share of it."""
     folder = make_run(eps=0.0)
-    report.write(folder)
+    report.write_report(folder)
     assert "PGD-50" in (folder / "report.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from atbench.config import values
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import run_folder
 from atbench.runs.run_dir import fresh, refuse_links, write_text
-from atbench.workflows.resume import changed
+from atbench.workflows.resume import resumed_config
 from tests.support.configs import composed
 from tests.support.unpacked import put
 
@@ -112,7 +112,7 @@ class TestEnvironment:
     def test_a_run_goes_on_with_what_is_said_again(self, unpacked: Path) -> None:
         whole = {**values.recorded(values.resolve(composed())), "data_dir": "${oc.env:SECRET}"}
         (unpacked / "run" / "config.yaml").write_text(yaml.safe_dump(whole))
-        again = changed(unpacked / "run", composed("data_dir='${oc.env:SECRET}'"), ["data_dir=x"])
+        again = resumed_config(unpacked / "run", composed("data_dir='${oc.env:SECRET}'"), ["data_dir=x"])
         assert again.data_dir == "hunter2" and values.recorded(again)["data_dir"] == "${oc.env:SECRET}"
-        again = changed(unpacked / "run", composed("data_dir=here"), ["data_dir=here"])
+        again = resumed_config(unpacked / "run", composed("data_dir=here"), ["data_dir=here"])
         assert again.data_dir == "here"

@@ -46,7 +46,7 @@ OWN = {"adt_exp_am": ("method.generator_width=4", "method.generator_norm=none")}
 
 
 class Log:
-    """A watcher that keeps what the trainer tells."""
+    """Callbacks that keep rows and checkpoints in memory."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.data import Images
-from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate
-from atbench.evaluation.rejection import Reject
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model
+from atbench.evaluation.rejection import RejectionPlan
 
 SIDE = 5
 EPS = 0.02
@@ -41,10 +41,12 @@ def images(network: nn.Module, n: int = 90) -> Images:
 
 def rejected(
     share: float = 0.9, limit: int | None = None, batch: int = 32, **changes: Any
-) -> tuple[EvalModel, Evaluation]:
+) -> tuple[EvalModel, EvalResults]:
     network = Flat()
     eval_model, given = EvalModel(network, batch), images(network)
     held = Images(given.x.flip(0), given.y.flip(0))
     threat = PGDConfig("linf", EPS, 0.004, 8)
-    asked = Reject(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
-    return eval_model, evaluate(eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes))
+    asked = RejectionPlan(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
+    return eval_model, evaluate_model(
+        eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from atbench.attacks import AscentAttack, Attack, GradientAttack
 from atbench.data import Images
-from atbench.evaluation import Evaluation, Outcome, PGDConfig, Plan, record, record_files
-from atbench.evaluation.attack_runner import UNKNOWN, Found, Level, Surface
+from atbench.evaluation import AttackResult, EvalResults, PGDConfig, Plan, record, record_files
+from atbench.evaluation.attack_result import UNBROKEN
+from atbench.evaluation.attack_runner import SweepResult
 
 #: `make_run(name, seed=0, robust=0.6, ...)`: a run folder.
 MakeRun = Callable[..., Path]
@@ -51,14 +52,16 @@ def write(folder: Path, name: str, epoch: int, made: Made) -> None:
     evaluation = _evaluation(made)
     content = {
         "schema": 3, "checkpoint": name, "epoch": epoch, "split": "test", "weights_sha256": "a" * 64,
-        "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **record.figures(evaluation),
+        "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **record.build_record(evaluation),
     }  # fmt: skip
     content["warnings"] = list(made.warnings)
     content["audit"] = made.audit or content["audit"]  # without one: as of an evaluation that was not audited
-    record_files.save(folder, name, content, record.arrays(evaluation), record.examples(evaluation), {"made": name})
+    record_files.save_record(
+        folder, name, content, record.outcome_arrays(evaluation), record.example_arrays(evaluation), {"made": name}
+    )
 
 
-def _evaluation(made: Made) -> Evaluation:
+def _evaluation(made: Made) -> EvalResults:
     rng = np.random.default_rng(made.seed + 10)
     images = Images(torch.from_numpy(rng.integers(0, 256, (N, 1, 8, 8), np.uint8)), torch.from_numpy(LABEL))
     clean = torch.arange(N) < N - 2
@@ -67,16 +70,18 @@ def _evaluation(made: Made) -> Evaluation:
     norms = {norm: PGDConfig(norm, 1.0, 0.1, 20) for norm in made.norms}
     grid = [0.0, 0.5, 1.0, 2.0] if made.steps else []
     plan = Plan(threat, made.steps, grid, 20, attacks=attacks, sequential=made.sequential, norms=norms)
-    whole = Evaluation(plan, images, clean, _logits(rng, ~clean))
+    whole = EvalResults(plan, images, clean, _logits(rng, ~clean))
     if made.steps:
-        whole.surface = _surface(rng, images, clean, threat, round(made.robust * N))
+        whole.sweep = _sweep(rng, images, clean, threat, round(made.robust * N))
     for name, settings in made.attacks.items():
         tried = whole.robust if made.sequential else clean
-        whole.found[name] = _found(rng, images, name, tried, _broken(whole.robust, tried, settings), settings, made.eps)
+        whole.attacks[name] = _result(
+            rng, images, name, tried, _broken(whole.robust, tried, settings), settings, made.eps
+        )
     for at, (norm, other) in enumerate(norms.items()):
-        first = torch.where(clean, torch.where(torch.arange(N) % (at + 3) == 0, 2, UNKNOWN), 0)
-        level = Level(_found(rng, images, "pgd", clean, clean & (first == 2), {}, 1.0), first)
-        whole.norms[norm] = Surface(other, {1.0: level}, 20)
+        first = torch.where(clean, torch.where(torch.arange(N) % (at + 3) == 0, 2, UNBROKEN), 0)
+        result = _result(rng, images, "pgd", clean, clean & (first == 2), {}, 1.0)
+        whole.norms[norm] = SweepResult(other, {1.0: replace(result, first_broken=first)})
     return whole
 
 
@@ -98,33 +103,34 @@ def _logits(rng: np.random.Generator, wrong: Tensor) -> np.ndarray:
     return logits
 
 
-def _found(
+def _result(
     rng: np.random.Generator, images: Images, name: str, tried: Tensor, broken: Tensor, settings: Mapping[str, Any],
     eps: float,
-) -> Found:  # fmt: skip
+) -> AttackResult:  # fmt: skip
     rows = broken.nonzero().flatten()
     x = images.floats(rows).numpy()
     x_adv = np.clip(x + eps * rng.choice([-1, 1], x.shape), 0, 1).astype(np.float32)
     logits = np.where(tried.numpy()[:, None], _logits(rng, broken), np.nan)
     far = np.where(tried, np.where(broken, 0.5 * eps + 0.001 * np.arange(N), np.inf), np.nan)
     access = "queries" if name == "square" else "gradient"
-    outcome = Outcome(name, access, tried, broken, 1.5, 1000, 900)
-    told = {key: value for key, value in settings.items() if key not in ("breaks", "minimal")}
-    facts = {"norm": "linf", "eps": eps, **told}
-    eight = np.arange(len(rows)) % 3 > 0
-    return Found(outcome, rows.numpy(), x_adv, eight, logits, far, facts, settings.get("minimal", False))
+    own = {key: value for key, value in settings.items() if key not in ("breaks", "minimal")}
+    return AttackResult(
+        name, access, tried, broken, 1.5, 1000, 900, {"norm": "linf", "eps": eps, **own},
+        settings.get("minimal", False), rows.numpy(), x_adv, np.arange(len(rows)) % 3 > 0, logits, far,
+    )  # fmt: skip
 
 
-def _surface(rng: np.random.Generator, images: Images, clean: Tensor, threat: PGDConfig, right: int) -> Surface:
+def _sweep(rng: np.random.Generator, images: Images, clean: Tensor, threat: PGDConfig, right: int) -> SweepResult:
     """PGD at half, once and twice ε: what a radius breaks, a larger one breaks no later."""
     place = torch.arange(N)
-    main = torch.where(place < right, UNKNOWN, torch.from_numpy(rng.choice([1, 3, 7, 15, 30], N)))
-    small = torch.where(place % 2 == 0, main, UNKNOWN)
-    large = torch.where(place < right // 2, UNKNOWN, main.clamp(max=4))
-    levels, before = {}, torch.where(clean, UNKNOWN, 0)
+    main = torch.where(place < right, UNBROKEN, torch.from_numpy(rng.choice([1, 3, 7, 15, 30], N)))
+    small = torch.where(place % 2 == 0, main, UNBROKEN)
+    large = torch.where(place < right // 2, UNBROKEN, main.clamp(max=4))
+    radii, before = {}, torch.where(clean, UNBROKEN, 0)
     for multiple, first in ((0.5, small), (1.0, main), (2.0, large)):
         first = torch.where(clean, first, 0)
         fresh = (first < before) & clean
-        levels[multiple] = Level(_found(rng, images, "pgd", before > 1, fresh, {}, multiple * threat.eps), first)
+        result = _result(rng, images, "pgd", before > 1, fresh, {}, multiple * threat.eps)
+        radii[multiple] = replace(result, first_broken=first)
         before = first
-    return Surface(threat, levels, 20)
+    return SweepResult(threat, radii)

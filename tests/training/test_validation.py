@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust
+from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.training import World
 from atbench.training.validation import Validation
 from atbench.workflows.factory import selection_attacks
@@ -33,7 +33,7 @@ def test_union_is_what_holds_under_every_threat() -> None:
     eval_model = EvalModel(network, 512)
     held = given.validation
     clean = eval_model.correct(held)
-    masks = [robust(broken_at(eval_model, held, threat, clean), threat.steps) for threat in THREATS]
+    masks = [robust_after(broken_at(eval_model, held, threat, clean), threat.steps) for threat in THREATS]
     union = float(torch.stack(masks).all(dim=0).double().mean())
     assert figures["val"]["union"] == pytest.approx(union, abs=1e-12)
     assert figures["val"]["pgd"] == pytest.approx(float(masks[0].double().mean()), abs=1e-12)

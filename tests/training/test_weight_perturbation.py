@@ -110,6 +110,6 @@ def test_the_update_is_the_gradient_at_the_perturbed_weights() -> None:
                 value.add_(0.05 * value.norm() * ascent[name] / ascent[name].norm())
     expected = gradients()
     model.load_state_dict({**model.state_dict(), **before})
-    trainer._one_batch()
+    trainer.train_batch()
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, before[name] - trainer.groups[0].rate * expected[name], rtol=1e-4, atol=1e-6)

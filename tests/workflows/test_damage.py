@@ -84,7 +84,7 @@ def test_a_checkpoint_that_is_gone_is_not_trained_over(
         path.unlink()
     (begun / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert main(["train", f"resume={begun}"]) == 3
-    assert "last.pt — is gone" in capsys.readouterr().err and unspent == []
+    assert "last.pt — is missing" in capsys.readouterr().err and unspent == []
     assert (begun / "metrics.jsonl").read_text().count("\n") == 2
 
 
@@ -133,7 +133,7 @@ def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     assert (status["state"], status["exit_code"]) == ("interrupted", code)
     monkeypatch.undo()
     enter(home, monkeypatch)
-    monkeypatch.setattr(Trainer, "_one_batch", lambda self: fitted.append(1))
+    monkeypatch.setattr(Trainer, "train_batch", lambda self: fitted.append(1))
     assert main(["train", f"resume={begun}", "train.time_limit=10"]) == 0 and fitted == [0]
     assert (begun / "report.html").is_file() and read(begun / "status.json")["state"] == "done"
 
@@ -149,7 +149,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
         raise Killed
 
     frozen: list[bytes] = []
-    write = report.write
+    write = report.write_report
     monkeypatch.setattr(report, "write", killed)
     with pytest.raises(Killed):
         main(["train", f"resume={begun}", "train.time_limit=10"])

@@ -82,7 +82,7 @@ def network_of(folder: Path) -> torch.nn.Module:
     trust(Path.cwd())
     name = "best" if folder.parent.name == "trained" else "Net"
     path = folder / "checkpoints" / f"{name}.pt"
-    return eval_plan.load(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
+    return eval_plan.load_network(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
 
 
 def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
@@ -177,11 +177,11 @@ def record_of(norm: str = "linf", trusted: bool = True, **changes: dict[str, int
 
 
 def test_autoattack_is_what_ran_in_full() -> None:
-    found = leaderboard.entry({}, record_of(), "x")
+    found = leaderboard.leaderboard_entry({}, record_of(), "x")
     assert (found["autoattack_acc"], found["reported"], found["eps"]) == ("47.00", "46.00", "8/255")
     assert found["unreliable"] is False
     for short in ({"square": {"steps": 1000}}, {"apgd_t": {"targets": 3}}, {"fab_t": {"steps": 20}}):
-        assert leaderboard.entry({}, record_of(**short), "x")["autoattack_acc"] is None
+        assert leaderboard.leaderboard_entry({}, record_of(**short), "x")["autoattack_acc"] is None
     missing = record_of()
     missing["attacks"] = missing["attacks"][1:]
     assert leaderboard.after_autoattack(missing) is None
@@ -194,9 +194,9 @@ def test_an_untrusted_evaluation_says_so_first() -> None:
         "classes": ["a"], "python": "pass", "command": "atbench eval",
     }  # fmt: skip
     record = record_of(trusted=False)
-    found = leaderboard.entry({}, record, "x")
+    found = leaderboard.leaderboard_entry({}, record, "x")
     assert found["unreliable"] is True and "do not cite" in found["footnote"]
-    first, second = model_card.document({}, record, how).blocks[:2]
+    first, second = model_card.build_model_card({}, record, how).blocks[:2]
     assert "do not cite" in str(first) and type(first).__name__ == type(second).__name__ == "Notice"
     assert "they vanish" in str(second)
 

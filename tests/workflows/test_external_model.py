@@ -185,7 +185,7 @@ def test_what_was_interrupted_goes_on(
 ) -> None:
     undisturbed = read(only(theirs) / "evaluation" / "x.json")
     shutil.rmtree(theirs / "runs")
-    written, measured = result_cache._Table.write, result_cache._measured
+    written, measured = result_cache._Table.write, result_cache._measure_batch
     batches: list[int] = []
 
     def counted(eval_model: Any, batch: Tensor, work: Any) -> Any:
@@ -197,7 +197,7 @@ def test_what_was_interrupted_goes_on(
         if len(batches) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(result_cache, "_measured", counted)
+    monkeypatch.setattr(result_cache, "_measure_batch", counted)
     monkeypatch.setattr(result_cache.Ledger, "SECONDS", 0.0)
     monkeypatch.setattr(result_cache._Table, "write", stopped)
     assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 143

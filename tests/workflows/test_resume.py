@@ -15,7 +15,7 @@ from atbench.config import validate
 from atbench.errors import ConfigError, DataError
 from atbench.training import checkpoint
 from atbench.workflows import factory
-from atbench.workflows.environment import checksum, compared
+from atbench.workflows.environment import checksum, environment_changes
 from tests.support.runs import QUICK, WORDS, contents, enter, only, read
 
 
@@ -62,7 +62,7 @@ def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pyte
         ("data_sha256", "0" * 64, 3, "dataset: "),
         ("parameters", 7, 3, "parameters: "),
         ("splits", {"train": 1}, 3, "splits: "),
-        ("seed", 5, 3, "seed: 0 — the run began with another: 5"),
+        ("seed", 5, 3, "seed: 0 — the run was started with 5"),
         ("pool_sha256", "0" * 64, 3, "train.extra_data.path: "),
     ],
 )
@@ -132,11 +132,11 @@ def test_starting_weights_count_until_there_is_a_checkpoint(
 
 def test_facts_are_compared_where_they_were_kept() -> None:
     facts = {"seed": 0, "parameters": 1, "splits": {}, "data_sha256": "a", "pool_sha256": None, "processes": 1}
-    assert compared({"seed": 0}, facts, begun=True) == [], "an older version kept fewer"
+    assert environment_changes({"seed": 0}, facts, begun=True) == [], "an older version kept fewer"
     with pytest.raises(ConfigError, match="1 processes — the run has 4"):
-        compared({**facts, "processes": 4}, facts, begun=True)
+        environment_changes({**facts, "processes": 4}, facts, begun=True)
     with pytest.raises(DataError, match=r"train\.extra_data\.path: None"):
-        compared({**facts, "pool_sha256": "b"}, facts, begun=True)
+        environment_changes({**facts, "pool_sha256": "b"}, facts, begun=True)
 
 
 def test_a_checksum_is_of_a_file_or_of_a_folder(tmp_path: Path) -> None:
