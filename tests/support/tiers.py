@@ -28,7 +28,7 @@ CONF = REPOSITORY / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 #: Methods of a day; of the changed ones, at most as many as this, so that a change of all does not make the quick
 #: tier the slow one.
-SAMPLE, CHANGED = 6, 8
+SAMPLE, CHANGED = 6, 6
 
 
 def rotating(names: list[str], size: int, day: int) -> list[str]:
@@ -44,12 +44,12 @@ def files_of(method: str) -> set[str]:
     return own | {f"atbench/methods/{module}.py", f"tests/methods/test_{module}.py"}
 
 
-def changed_files(base: str = "main") -> set[str]:
+def changed_files(folder: Path = REPOSITORY, base: str = "main") -> set[str]:
     """Files that differ from the last commit shared with `base`, new ones included; none without git or `base`."""
     found: set[str] = set()
     for words in (["diff", "--merge-base", "--name-only", base], ["ls-files", "--others", "--exclude-standard"]):
         try:
-            done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return set()
         found |= set(done.stdout.splitlines()) if done.returncode == 0 else set()
@@ -141,4 +141,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     selection = config.stash[SELECTION]
     if not selection.everything and config.option.markexpr.startswith("not slow"):
         names = ", ".join(selection.methods)
-        terminalreporter.write_line(f"every_method: {names}, of {len(METHODS)} (day {selection.day})")
+        terminalreporter.write_line(f"every_method, day {selection.day}: {names}; all {len(METHODS)}: make test-slow")
