@@ -40,5 +40,5 @@ def unspent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(Trainer, "fit", lambda self: calls.append("fit"))
     monkeypatch.setattr(Run, "evaluate", lambda self, names: calls.append("evaluate") or [])
-    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: calls.append("finish"))
+    monkeypatch.setattr(Run, "write_report", lambda self, trainer, records: calls.append("finish"))
     return calls

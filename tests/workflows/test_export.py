@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from atbench.cli.main import main
-from atbench.config.instantiate import trust
+from atbench.config.instantiate import trust_folders
 from atbench.data.digits import digits
 from atbench.evaluation import weights_sha256
 from atbench.reporting import leaderboard, model_card, report
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(path)
     (path / "export_theirs.py").write_text(CODE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda folder: None)  # its pictures take the most time
+        patch.setattr(report, "write_report", lambda folder: None)  # its pictures take the most time
         assert main(["train", *RUN, "runs=trained", *LIMITS]) == 0
         assert main(["eval", *NET, *LIMITS, "runs=foreign"]) == 0
     os.chdir(before)
@@ -79,7 +79,7 @@ def folder(request: pytest.FixtureRequest, made: Path, monkeypatch: pytest.Monke
 
 
 def network_of(folder: Path) -> torch.nn.Module:
-    trust(Path.cwd())
+    trust_folders(Path.cwd())
     name = "best" if folder.parent.name == "trained" else "Net"
     path = folder / "checkpoints" / f"{name}.pt"
     return eval_plan.load_network(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()
@@ -105,7 +105,7 @@ def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
     exec(how["python"], built)
     x = digits().test().floats(slice(20))
     assert torch.equal(built["network"](x), network(x)) and built["logits"].shape == (1, 10)
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
     assert main([*shlex.split(how["command"])[1:], *LIMITS, "runs=again"]) == 0
     (again,) = Path("again").iterdir()
     record = read(again / "evaluation" / "model.json")

@@ -94,7 +94,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
 
     real, fitted = factory.make_source, Run.fit
     monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
-    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: None)
+    monkeypatch.setattr(Run, "write_report", lambda self, trainer, records: None)
     assert train("method=rst", "plus=swa", "name=open") == 0
     monkeypatch.setattr(factory, "make_source", sealed)
     monkeypatch.setattr(Run, "fit", fit)
