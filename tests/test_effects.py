@@ -25,6 +25,8 @@ from atbench.workflows.train import Run
 from tests.support.configs import resolved
 from tests.support.contract import ALONE
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "model.width=12",
     "train.batch_size=64",

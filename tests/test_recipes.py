@@ -83,6 +83,7 @@ NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
     dataset = resolved(f"experiment={name}").dataset
     crops = [part for part in dataset.augment or [] if part["_target_"].endswith("PadCropFlip") and part.pad]
@@ -112,6 +113,7 @@ def test_the_default_of_resnet18_is_averaged_and_smoothed() -> None:
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_every_paper_composes(name: str) -> None:
     file = CONF / "experiment" / f"{name}.yaml"
     chosen = {

@@ -77,6 +77,7 @@ def test_what_is_tuned_is_for_one_data_set_and_method_and_for_no_paper(name: str
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_a_paper_s_training_takes_no_number_of_the_data_set_s_own(name: str) -> None:
     """`dataset.train` is what this program trains a data set with; an experiment that follows it says so."""
     cfg = composed(f"experiment={name}")

@@ -101,6 +101,7 @@ class TestRanges:
             validate.validate_config(resolved(*words))
 
     @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
     def test_every_number_of_a_method_has_a_range(self, method: str) -> None:
         node = values.plain(resolved(f"method={method}").method)
         parameters = inspect.signature(locate(node["_target_"], "method._target_")).parameters
@@ -128,6 +129,7 @@ class TestRanges:
 
 class TestOwnAttack:
     @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
     def test_every_method_as_it_is_passes(self, method: str) -> None:
         validate.validate_config(resolved(f"method={method}", "attack.eps=8/255"))
 
