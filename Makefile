@@ -7,21 +7,24 @@
 PY ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 25
 
 ifeq ($(strip $(VENV)),)
   PYTHON := $(PY)
   READY :=
   READY_DEV :=
+  READY_DOCS :=
 else
   PYTHON := $(VENV)/bin/python
   READY := $(VENV)/.installed
   READY_DEV := $(VENV)/.installed-dev
+  READY_DOCS := $(VENV)/.installed-docs
 endif
 
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help train mnist methods test test-slow test-faults lint clean
+.PHONY: help train mnist methods test test-slow test-faults lint docs gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,8 +52,14 @@ lint: $(READY_DEV) ## check style, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+docs: $(READY_DOCS) ## write the documentation as a site to site/
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet $(ARGS)
+
+gpu: $(READY_DEV) ## acceptance on a CUDA machine in MINUTES=25; again to go on (docs/gpu.md)
+	$(PYTHON) scripts/gpu_acceptance.py --minutes $(MINUTES) $(ARGS)
+
 clean: ## remove the environment, build products and caches; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
 	find atbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/uv:
@@ -68,4 +77,8 @@ $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --group docs
 	@touch $@

@@ -90,7 +90,7 @@ def made(cfg: DictConfig, source: Source, log: Log, begin: bool = False) -> Trai
 
 def test_the_settings_are_the_authors(paper: Paper) -> None:
     cfg = paper.configuration()
-    validate.check(cfg)
+    validate.validate_config(cfg)
     for key, wanted in paper.facts["equal"].items():
         found = OmegaConf.select(cfg, key, throw_on_missing=True)
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found

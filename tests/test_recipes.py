@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from atbench.config import registry
 from atbench.config.instantiate import build
-from atbench.config.validate import check
+from atbench.config.validate import validate_config
 from atbench.data import PadCropFlip
 from atbench.data.digits import digits
 from atbench.training import World
@@ -40,7 +40,7 @@ def rate(cfg: DictConfig, epoch: int) -> float:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
     cfg = resolved(f"recipe={recipe}", f"dataset={dataset}")
-    check(cfg)
+    validate_config(cfg)
     assert all(rate(cfg, epoch) >= 0 for epoch in range(cfg.train.epochs))
     assert max(rate(cfg, epoch) for epoch in range(cfg.train.epochs)) == pytest.approx(cfg.train.optimizer.lr, rel=0.1)
 
@@ -120,7 +120,7 @@ def test_every_paper_composes(name: str) -> None:
         for key, value in entry.items()
     }
     cfg = resolved(f"experiment={name}")
-    check(cfg)
+    validate_config(cfg)
     assert cfg.model.about.name == chosen["model"] and cfg.recipe.about.name == chosen["recipe"]
     assert name in (f"paper/{cfg.method.about.name}", f"paper/{cfg.recipe.about.name}")
     assert name == cfg.experiment.about.name
@@ -157,7 +157,7 @@ def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
         f"data_dir={tmp_path}",
     ]
     cfg = resolved("dataset=digits", *words, *pool, "attack.steps=1")
-    check(cfg)
+    validate_config(cfg)
     here, log = World(torch.device("cpu")), Log()
     data = factory.make_data(cfg, whole, here)
     assert data.steps == (len(whole.train) - whole.validation) // 64 and data.generated == 300

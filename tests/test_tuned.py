@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import registry
-from atbench.config.validate import check
+from atbench.config.validate import validate_config
 from tests.support.configs import PAPERS, composed, resolved
 
 CONF = registry.conf_dir()
@@ -85,7 +85,7 @@ def test_a_paper_s_training_takes_no_number_of_the_data_set_s_own(name: str) -> 
     follow = {key for key in followers(cfg, "train") if key not in ours}
     assert follow == set()
     assert cfg.train.clip_norm is None, "no paper here clips gradients; one that does says so in its experiment"
-    check(resolved(f"experiment={name}"))
+    validate_config(resolved(f"experiment={name}"))
 
 
 def followers(cfg: DictConfig, part: str) -> Iterator[str]:

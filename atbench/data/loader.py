@@ -14,7 +14,7 @@ from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
-from atbench.data.mixup import Mix, shares
+from atbench.data.mixup import Mix, one_hot
 from atbench.errors import ConfigError
 from atbench.seeding import Draws, generator
 
@@ -85,7 +85,7 @@ class Stream:
         start = (epoch * self.data.steps + step) * self.size
         batch = self.data.load(self.images, self.order.rows(start, self.size), epoch, step, self.name)
         if self.images.streamed:
-            self.images.expect(self.data.own(self.order.rows(start + self.size, self.size)))
+            self.images.prefetch(self.data.own(self.order.rows(start + self.size, self.size)))
         return batch
 
 
@@ -127,7 +127,7 @@ class TrainData:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
-        held, kept = source.parts()
+        held, kept = source.split_indices()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
         self.extra_size, self.extra = floor_share(extra, batch_size), extra
@@ -200,7 +200,7 @@ class TrainData:
         extra = self._pool.batch(epoch, step) if self._pool else None
         batch = self.load(self.train, self._rows(epoch, step), epoch, step, "main", extra)
         if self.train.streamed:
-            self.train.expect(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
+            self.train.prefetch(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
         return batch
 
     def _rows(self, epoch: int, step: int) -> Tensor:
@@ -233,7 +233,7 @@ class TrainData:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
             others = self.own(joint[order]).to(self.device)
             other, _ = self._augmented(images, others, "partner", name, epoch, step)
-            ours, theirs = (shares(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            ours, theirs = (one_hot(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
             x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
         return Batch(x, y, index, view, extra)
 

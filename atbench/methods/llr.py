@@ -16,7 +16,7 @@ from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.models import bn_mode, captured, untouched
+from atbench.models import bn_mode, capture_batch_statistics, untouched
 
 SEARCHES = ("code", "formula")
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
@@ -78,7 +78,12 @@ class Llr(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         x = batch.x.detach().requires_grad_()
-        with untouched(self), batch_statistics(self.model, track=False), captured(self.model), torch.enable_grad():
+        with (
+            untouched(self),
+            batch_statistics(self.model, track=False),
+            capture_batch_statistics(self.model),
+            torch.enable_grad(),
+        ):
             value = cross_entropy(self.model(x), batch.y)
             (grad,) = torch.autograd.grad(value.sum(), x)
         distance = Distance(self.model, batch.x, batch.y, value.detach(), grad, self.flat)
