@@ -38,11 +38,11 @@ mnist: $(READY) ## train PGD-AT on real MNIST and attack it (the figures of the 
 methods: $(READY) ## train every method on digits and write the table of docs/methods.md (goes on where it was stopped)
 	$(PYTHON) scripts/methods_table.py $(ARGS)
 
-test: $(READY_DEV) ## run the tests that every change must pass
+test: $(READY_DEV) ## run the quick tests: of methods, the changed ones and a sample of the day's (ARGS=--all-methods: all)
 	$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools
-	$(PYTHON) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools; every method, every attack in every norm
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "slow or every_method or every_pair" $(ARGS)
 
 test-faults: $(READY_DEV) ## run the tests that kill runs, fill disks and damage files
 	$(PYTHON) -m pytest -m faults $(ARGS)

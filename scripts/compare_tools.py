@@ -24,10 +24,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from atbench.data import Images
-from atbench.evaluation import figure
+from atbench.evaluation import accuracy_figures
 from atbench.evaluation.attack_runner import legal
-from atbench.workflows import evaluate, factory
-from atbench.workflows.resume import target_of
+from atbench.workflows import eval_plan, factory
+from atbench.workflows.resume import resolve_target
 
 BATCH = 200
 
@@ -148,7 +148,7 @@ def table(contest: c.Contest, scores: dict[str, Score], n: int) -> Iterator[str]
     for tool, score in scores.items():
         for stage in range(len(score.robust)):
             name = contest.name if len(score.robust) == 1 else f"{contest.name}, after attack {stage + 1}"
-            found = figure(int(score.robust[stage].sum()), n)
+            found = accuracy_figures(int(score.robust[stage].sum()), n)
             value, low, high = (100 * found[key] for key in ("accuracy", "low", "high"))
             same = (score.robust[stage] == mine.robust[stage]).float().mean()
             last = stage == len(score.robust) - 1
@@ -178,10 +178,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    _, _, saved = target_of(given.run, ["best"])
+    _, _, saved = resolve_target(given.run, ["best"])
     cfg = OmegaConf.create({**saved, "data_dir": given.data_dir})
     source = factory.make_source(cfg)
-    network = evaluate.opened(given.run, source, torch.device("cpu"))
+    network = eval_plan.load_frozen_network(given.run, source, torch.device("cpu"))
     x, y = images(source.test(), network, given.n)
     lines = [f"{len(x)} of {given.n} test images are right without an attack; eps {given.eps:g}, one thread.", ""]
     lines += [

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from atbench.config import registry
 from atbench.config.instantiate import accepted_kwargs, build
 from atbench.evaluation import EvalModel, PGDConfig
-from atbench.evaluation.pgd_sweep import search
+from atbench.evaluation.pgd_sweep import run_pgd
 from atbench.seeding import ExampleDraws
 
 #: (x, y, rows) → images; rows are places in the data set.
@@ -60,7 +60,7 @@ def sweep(network: nn.Module, eps: float, steps: int, step_size: float) -> Run:
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with eval_model.ready():
-            return search(eval_model, x, y, rows, PGDConfig("linf", eps, step_size, steps)).x_adv
+            return run_pgd(eval_model, x, y, rows, PGDConfig("linf", eps, step_size, steps)).x_adv
 
     return run
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.data import Batch
 from atbench.methods import Method
-from tests.contract import METHODS, Log, trainer_of
-from tests.test_contract import ACCUMULATE, ALONE
+from tests.support.contract import ACCUMULATE, ALONE, Log, trainer_of
+from tests.support.tiers import METHODS
 
 #: (in train mode, running statistics follow) of every forward in a mode of the attack.
 MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
@@ -71,6 +71,7 @@ def searched(method: Method, batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.every_method("name")
 def test_the_search_keeps_to_its_mode(name: str, mode: str) -> None:
     method, layers, batch = make(name, f"attack.bn={mode}")
     before, modes = statistics(layers), [module.training for module in method.modules()]
@@ -83,6 +84,7 @@ def test_the_search_keeps_to_its_mode(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.every_method("name")
 def test_the_update_moves_them_by_its_own_batches(name: str) -> None:
     """r ← 0.9 r + 0.1 · (mean or unbiased variance) once for each forward of the loss in train mode, and not else."""
     method, layers, batch = make(name)
@@ -103,11 +105,12 @@ def test_the_update_moves_them_by_its_own_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ACCUMULATE])
+@pytest.mark.every_method("name")
 def test_a_weight_perturbation_is_not_seen(name: str) -> None:
     """The ascent's forwards count no batch: as many are tracked with AWP as without it."""
     counts = []
     for plus in ((), ("plus=awp", "plus.awp.warmup=0")):
         trainer = trainer_of(name, ALONE, Log(), "model.norm=batch", *plus)
-        trainer._one_batch()
+        trainer.train_batch()
         counts.append([int(layer.num_batches_tracked) for layer in trained(trainer.method)])
     assert counts[0] == counts[1] and max(counts[0]) > 0

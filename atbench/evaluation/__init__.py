@@ -1,24 +1,21 @@
-"""Measuring: per-example outcomes under attack, intervals, an audit, records."""
+"""Evaluation: per-example results under attack, intervals, audit, records."""
 
-from atbench.evaluation.attack_result import Outcome
+from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.evaluator import Evaluation, Plan, evaluate
-from atbench.evaluation.interval import figure, wilson
-from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust
+from atbench.evaluation.evaluator import EvalResults, Plan, evaluate_model
+from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
 from atbench.evaluation.record import weights_sha256
 from atbench.evaluation.result_cache import ResultCache
 
 __all__ = [
+    "AttackResult",
     "EvalModel",
-    "Evaluation",
-    "Outcome",
+    "EvalResults",
     "PGDConfig",
     "Plan",
     "ResultCache",
     "broken_at",
-    "evaluate",
-    "figure",
-    "robust",
+    "evaluate_model",
+    "robust_after",
     "weights_sha256",
-    "wilson",
 ]

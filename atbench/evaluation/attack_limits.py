@@ -1,29 +1,29 @@
-"""What a reader of an evaluation's figures should know about the attacks' own limits."""
+"""Warnings about attacks that cannot reach the whole ball and networks that only guess."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import sqrt
 
-from atbench.evaluation.evaluator import Evaluation
+from atbench.evaluation.evaluator import EvalResults
 
 
-def warnings(found: Evaluation) -> Iterator[str]:
-    """What the plan has to say of itself, steps that do not fit the ball, and a network that only guesses."""
-    threat = found.plan.threat
-    yield from found.plan.notes
-    yield from is_random_guess(float(found.clean.double().mean()), len(found.clean), found.logits.shape[1])
-    if found.surface:
-        yield from limits("pgd", threat.steps, threat.step_size, threat.eps)
-    for name, each in found.found.items():
-        steps, eps = each.settings.get("steps"), each.settings["eps"]
-        share = each.settings.get("rel_step_size")
-        size = each.settings.get("step_size", None if share is None else share * eps)
-        if isinstance(steps, int) and size is not None and not each.minimal:
-            yield from limits(name, steps, size, eps)
+def evaluation_warnings(results: EvalResults) -> Iterator[str]:
+    """The plan's notes, steps that do not fit the ball, accuracy near chance."""
+    threat = results.plan.threat
+    yield from results.plan.notes
+    yield from chance_warning(float(results.clean.double().mean()), len(results.clean), results.logits.shape[1])
+    if results.sweep:
+        yield from step_warnings("pgd", threat.steps, threat.step_size, threat.eps)
+    for name, result in results.attacks.items():
+        steps, eps = result.settings.get("steps"), result.settings["eps"]
+        relative = result.settings.get("rel_step_size")
+        size = result.settings.get("step_size", None if relative is None else relative * eps)
+        if isinstance(steps, int) and size is not None and not result.minimal:
+            yield from step_warnings(name, steps, size, eps)
 
 
-def is_random_guess(accuracy: float, n: int, classes: int) -> Iterator[str]:
+def chance_warning(accuracy: float, n: int, classes: int) -> Iterator[str]:
     """Clean accuracy within two standard errors of chance, or below."""
     chance = 1 / classes
     if n >= 20 and accuracy <= chance + 2 * sqrt(chance * (1 - chance) / n):
@@ -33,7 +33,7 @@ def is_random_guess(accuracy: float, n: int, classes: int) -> Iterator[str]:
         yield f"clean accuracy is near chance ({100 * accuracy:.1f} %): does the network take {hint}"
 
 
-def limits(name: str, steps: int, size: float, eps: float) -> Iterator[str]:
+def step_warnings(name: str, steps: int, size: float, eps: float) -> Iterator[str]:
     """Fixed steps that are too few and small for the ball, or too wide for it."""
     reach = steps * size
     if reach < eps * (1 - 1e-9):

@@ -1,4 +1,4 @@
-"""Accuracy on corrupted images: what happens without an adversary, beyond the threat that was trained against."""
+"""Accuracy on images with common corruptions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.interval import figure, wilson
+from atbench.interval import accuracy_figures
 
 
-def corrupted(
+def corruption_accuracy(
     eval_model: EvalModel, images: Images, names: Sequence[str], severities: Sequence[int], seed: int
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Accuracy under each corruption at each severity (atbench.data.corruptions), all on the same n images.
@@ -31,16 +31,20 @@ def corrupted(
     if not names or not severities or 0 in severities:
         why = "an evaluation on corrupted images needs corruptions, and severities from 1"
         raise ConfigError("eval.corruptions", f"{list(names)} at {list(severities)}", why, "name some, or leave it out")
-    position = images.places(torch.arange(len(images)))
+    position = images.indices(torch.arange(len(images)))
     plan = [
         CorruptedImages(images.x, images.y, name, severity, seed, position) for name in names for severity in severities
     ]
     n = len(images)
     masks = np.stack([eval_model.correct(view).numpy() for view in plan])
     rows = [
-        {"name": view.name, "severity": view.severity, **figure(int(mask.sum()), n), "n": n}
+        {"name": view.name, "severity": view.severity, **accuracy_figures(int(mask.sum()), n), "n": n}
         for view, mask in zip(plan, masks, strict=True)
     ]
     mean = float(masks.mean())
-    low, high = wilson(mean * n, n)
-    return {"n": n, "seed": seed, "rows": rows, "mean": {"accuracy": mean, "low": low, "high": high, "n": n}}, masks
+    return {
+        "n": n,
+        "seed": seed,
+        "rows": rows,
+        "mean": {**accuracy_figures(mean * n, n), "accuracy": mean, "n": n},
+    }, masks

@@ -1,4 +1,4 @@
-"""A network under evaluation: how it is held, fed and counted."""
+"""Network under evaluation: frozen, in eval mode, its passes counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.models import Cast, bn_mode, image_type, untouched
-from atbench.seeding import derive, seed_global
+from atbench.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -22,9 +22,9 @@ class EvalModel:
     Counts the images that went forward (`passes`), and of those how many were asked for a gradient (`gradients`).
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
 
-    dtype: of images, logits and all that is judged, whatever the network computes in; `answer` casts at its boundary.
-    doing: what it is asked for now, in words; `watch` hears of every pass.
-    random: whether it answers one image differently from pass to pass, as `probes.randomness` found.
+    dtype: of images and logits, whatever the network computes in; `cast_network` casts at its boundary.
+    activity: what runs now, in words; `on_forward` is called before every pass.
+    random: whether it answers one image differently from pass to pass (`audit.outputs.randomness_source`).
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class EvalModel:
         self.network, self.batch_size = network, batch_size
         self.rank, self.world, self.reduce = rank, world, reduce
         self.device, self.dtype = next(network.parameters()).device, image_type(network)
-        self.answer = Cast(network)
+        self.cast_network = Cast(network)
         self.passes = self.gradients = 0
         self.random = False
-        self.doing = ""
-        self.watch: Callable[[EvalModel], None] = lambda eval_model: None
+        self.activity = ""
+        self.on_forward: Callable[[EvalModel], None] = lambda eval_model: None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -47,10 +47,10 @@ class EvalModel:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
-        self.watch(self)
+        self.on_forward(self)
         self.passes += len(x)
         self.gradients += len(x) * int(x.requires_grad)
-        logits: Tensor = self.answer(x)
+        logits: Tensor = self.cast_network(x)
         if not bool(torch.isfinite(logits).all()):
             row = int((~torch.isfinite(logits).all(dim=1)).nonzero()[0])
             raise NumericalError(
@@ -58,18 +58,20 @@ class EvalModel:
             )
         return logits
 
-    def judged(self, x: Tensor, places: Tensor, seed: int, *what: str) -> Tensor:
-        """Logits that count, (B, K). A network that answers at random is asked for one image at a time, torch seeded by
-        its place (B,): it must draw the same when it is verified, with other images in the batch.
+    def seeded_logits(self, x: Tensor, indices: Tensor, seed: int, *what: str) -> Tensor:
+        """Logits (B, K) that decide what is right and what is broken.
+
+        A network that answers at random gets one image at a time, torch seeded by its index (B,): it must draw the same
+        in another batch and when it is verified.
         """
         if not self.random or len(x) == 0:
             return self.logits(x)
-        answers = []
-        for one, place in zip(x.split(1), places.tolist(), strict=True):
-            seed_global(derive(seed, "judged", *what, place), self.device)
+        logits = []
+        for image, index in zip(x.split(1), indices.tolist(), strict=True):
+            seed_global(derive_seed(seed, "judged", *what, index), self.device)
             # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
-            answers.append(self.logits(one.expand(2, *one.shape[1:]).contiguous())[:1])
-        return torch.cat(answers)
+            logits.append(self.logits(image.expand(2, *image.shape[1:]).contiguous())[:1])
+        return torch.cat(logits)
 
     def batches(self, rows: Tensor) -> Iterator[Tensor]:
         """This process's part of the examples `rows`, in batches."""
@@ -87,6 +89,6 @@ class EvalModel:
         with self.ready(), torch.no_grad():
             for rows in self.batches(torch.arange(len(images))):
                 x, y = self.load(images, rows)
-                logits = self.judged(x, images.places(rows), 0, "clean")
+                logits = self.seeded_logits(x, images.indices(rows), 0, "clean")
                 right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
         return self.reduce(right).bool().cpu()

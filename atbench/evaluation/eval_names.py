@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from atbench.errors import ConfigError
-from atbench.runs.run_dir import EVALUATION, complete, record_places
+from atbench.runs.run_dir import EVALUATION, complete_records, record_folders
 
 #: Keys of `eval` that change no number.
 _INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples"})
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def record_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation's numbers depend on besides weights and data: kept beside its records, for `verify`. Of the
     attack of training that is the threat, and nothing of augmentation.
     """
@@ -28,7 +28,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: config[key] for key in ("seed", "model", "eval")}, "dataset": dataset, "attack": threat}
 
 
-def name_of(chosen: Mapping[str, Any], n: int, of: int) -> str:
+def evaluation_name(chosen: Mapping[str, Any], n: int, of: int) -> str:
     """`eval.name`, else that of the preset: `auto`, or `auto-n40` where only 40 of the split's images are attacked."""
     if chosen.get("name") is not None:
         return str(chosen["name"])
@@ -36,19 +36,19 @@ def name_of(chosen: Mapping[str, Any], n: int, of: int) -> str:
     return stem if n == of else f"{stem}-n{n}"
 
 
-def place(folder: Path, config: Mapping[str, Any], name: str) -> Path:
+def record_dir(folder: Path, config: Mapping[str, Any], name: str) -> Path:
     """Where the records of this evaluation go: where the same evaluation stands, else to `evaluation/` if nothing does,
     else to a folder of its name.
     """
     top = folder / EVALUATION
-    for where in record_places(folder):
-        if any(_same(_read(path), config) for path in where.glob("*.yaml")):
+    for where in record_folders(folder):
+        if any(_same_evaluation(_read(path), config) for path in where.glob("*.yaml")):
             return where
-    if not any(complete(top)):
+    if not any(complete_records(top)):
         return top
     for number in range(1, 1000):
         where = top / (name if number == 1 else f"{name}-{number}")
-        if not any(complete(where)):
+        if not any(complete_records(where)):
             return where
     raise ConfigError("eval.name", name, "a thousand evaluations are called so", "give another name")
 
@@ -60,8 +60,8 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _same(known: Any, config: Mapping[str, Any]) -> bool:
-    return isinstance(known, Mapping) and _essence(known) == _essence(settings(config))
+def _same_evaluation(known: Any, config: Mapping[str, Any]) -> bool:
+    return isinstance(known, Mapping) and _essence(known) == _essence(record_settings(config))
 
 
 def _essence(config: Mapping[str, Any]) -> Any:

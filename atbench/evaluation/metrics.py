@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atbench.evaluation.interval import figure
+from atbench.interval import accuracy_figures
 
 Array = NDArray[Any]
 QUARTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
@@ -22,7 +22,7 @@ NOTHING = {"accuracy": None, "low": None, "high": None, "n": 0}
 
 def proportion(right: Array) -> dict[str, Any]:
     """The share of a boolean mask with interval and n; None where there is nothing to take a share of."""
-    return {**figure(int(right.sum()), len(right)), "n": len(right)} if len(right) else dict(NOTHING)
+    return {**accuracy_figures(int(right.sum()), len(right)), "n": len(right)} if len(right) else dict(NOTHING)
 
 
 def per_class(label: Array, right: Array, classes: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def per_class(label: Array, right: Array, classes: Sequence[str]) -> dict[str, A
     return {"n": len(label), "classes": rows, "worst": min(seen, key=lambda row: row["accuracy"], default=None)}
 
 
-def confusion(label: Array, predicted: Array, classes: Sequence[str]) -> dict[str, Any]:
+def confusion_counts(label: Array, predicted: Array, classes: Sequence[str]) -> dict[str, Any]:
     """How often what is of one class is taken for which: {"n", "classes", "counts"}, counts K × K.
 
     counts[i][j] is the number of examples of class i that are predicted to be j; label and predicted int (n,).
@@ -49,7 +49,7 @@ def confusion(label: Array, predicted: Array, classes: Sequence[str]) -> dict[st
     return {"n": len(label), "classes": list(classes), "counts": counts.tolist()}
 
 
-def calibration(logits: Array, label: Array, bins: int = 15) -> dict[str, Any]:
+def calibration_figures(logits: Array, label: Array, bins: int = 15) -> dict[str, Any]:
     """Whether confidence is what accuracy is (Guo et al. 2017, ICML, arXiv 1706.04599): logits (n, K), label (n,).
 
     With p = softmax(logits), ŷ = argmax p and confidence max p, in bins I_m = ((m − 1)/M, m/M] of confidence:
@@ -113,7 +113,7 @@ def _quantile(ascending: Array, q: float) -> float:
     return float((ascending[ceil(place) - 1] + ascending[upper - 1]) / 2)
 
 
-def union(masks: Mapping[str, Array]) -> dict[str, Any]:
+def union_accuracy(masks: Mapping[str, Array]) -> dict[str, Any]:
     """Robust accuracy against several threats at once: right under every one of them (Tramèr & Boneh 2019, arXiv
     1904.13000; Maini et al. 2020, arXiv 1909.04068).
 

@@ -1,4 +1,4 @@
-"""PGD-1 … PGD-k on one trajectory, for every ε of a grid: one pass that reuses what already broke.
+"""PGD-1 … PGD-k on one trajectory: every k of a sweep from one search.
 
 The iterates of PGD-k with a fixed step size begin with those of PGD-j for every j < k, so one search of the largest k
 answers all of them. An example counts as broken at k if any iterate up to k was misclassified, in any restart. What is
@@ -26,7 +26,7 @@ NEVER = -1
 
 @dataclass(frozen=True)
 class PGDConfig:
-    """An evaluation's PGD: what it maximises, how far and how often it goes.
+    """PGD of an evaluation: norm, radius, steps and objective.
 
     objective: a name in LABEL_OBJECTIVES; the other names are those of GradientAttack. `seed` fixes the random starts.
     """
@@ -43,39 +43,38 @@ class PGDConfig:
     def __post_init__(self) -> None:
         label_objective(self.objective, "eval.objective")
         if self.restarts < 1 or self.steps < 0:
-            raise ConfigError(
-                "eval", f"{self.restarts} restarts of {self.steps} steps", "is no attack", "use at least 1 and 0"
-            )
+            given, why = f"{self.restarts} restarts of {self.steps} steps", "restarts must be ≥ 1 and steps ≥ 0"
+            raise ConfigError("eval", given, why, "correct eval.restarts and eval.steps")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a search found for some examples.
+    """First misclassified iterate of a batch.
 
-    first: int64 (B,): the first step at which each was misclassified, `threat.steps + 1` where none was.
-    x_adv: (B, C, H, W): the image of that step, else the last one.
+    first: int64 (B,), the first step at which each example was misclassified, `config.steps + 1` where none was.
+    x_adv: (B, C, H, W), the iterate of that step, else the last one.
     """
 
     first: Tensor
     x_adv: Tensor
 
 
-def search(
-    eval_model: EvalModel, x: Tensor, y: Tensor, rows: Tensor, threat: PGDConfig, before: Tensor | None = None
+def run_pgd(
+    eval_model: EvalModel, x: Tensor, y: Tensor, rows: Tensor, config: PGDConfig, before: Tensor | None = None
 ) -> Trajectory:
-    """PGD over all restarts on one batch; `rows` are its places in the data set, for the random starts.
+    """Run PGD with all restarts on one batch; `rows` are its indices in the data set, for the random starts.
 
-    `before` (B,) are first broken steps that are known already: only an earlier one is searched for. The start counts
-    as step 1: PGD-1 is broken by its own random start too. Call it inside `victim.ready()`.
+    `before` (B,): first broken steps that are known already; only an earlier one is searched for. The start counts as
+    step 1: PGD-1 is broken by its own random start too. Call it inside `eval_model.ready()`.
     """
-    attack = GradientAttack(threat.norm, threat.eps, threat.steps, threat.step_size, threat.start, return_point="first")
-    never = threat.steps + 1
+    attack = GradientAttack(config.norm, config.eps, config.steps, config.step_size, config.start, return_point="first")
+    never = config.steps + 1
     first = torch.full((len(x),), never, device=x.device)
     if before is not None:
         first = torch.minimum(first, before.to(x.device))
-    found = x.clone()
+    x_adv = x.clone()
     broken = torch.zeros_like(first, dtype=torch.bool)
-    objective = Objective(eval_model.logits, label_objective(threat.objective), y)
+    objective = Objective(eval_model.logits, label_objective(config.objective), y)
 
     def stop(state: State) -> Tensor:
         wrong = state.outputs.argmax(dim=1) != y[state.rows]
@@ -83,37 +82,36 @@ def search(
         earlier = wrong & (step < first[state.rows])
         rows = state.rows[earlier]
         # TRADES-like starts may lie outside the ball: what is kept may not.
-        here = state.x_adv[earlier]
-        found[rows] = here if state.step else attack.ball.project(x[rows], here, threat.eps)
+        iterate = state.x_adv[earlier]
+        x_adv[rows] = iterate if state.step else attack.ball.project(x[rows], iterate, config.eps)
         first[rows], broken[rows] = step, True
         # A later restart goes on only as far as it could still break an example earlier.
         return wrong | (state.step >= first[state.rows] - 1)
 
-    for restart in range(threat.restarts):
-        rng = ExampleDraws(threat.seed, "restart", restart, index=rows)
+    for restart in range(config.restarts):
+        rng = ExampleDraws(config.seed, "restart", restart, index=rows)
         last = attack(objective, x, stop=stop, rng=rng)
-        found = torch.where(broken.view(-1, *[1] * (x.ndim - 1)), found, last)
-    return Trajectory(first, found)
+        x_adv = torch.where(broken.view(-1, *[1] * (x.ndim - 1)), x_adv, last)
+    return Trajectory(first, x_adv)
 
 
-def broken_at(eval_model: EvalModel, images: Images, threat: PGDConfig, alive: Tensor) -> Tensor:
-    """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 where not `alive`, NEVER if none.
+def broken_at(eval_model: EvalModel, images: Images, config: PGDConfig, mask: Tensor) -> Tensor:
+    """(n,) int16, on the CPU: the first step at which an example was misclassified; 0 outside the mask, NEVER if none.
 
-    `alive` (n,) booleans. Shared by the victim's processes.
+    `mask` (n,) booleans. The processes of `eval_model` share the examples.
     """
-    never = threat.steps + 1
-    first = torch.where(alive, never, 0).to(eval_model.device)
-    found = torch.zeros_like(first)
+    never = config.steps + 1
+    first = torch.where(mask, never, 0).to(eval_model.device)
+    steps_left = torch.zeros_like(first)
     with eval_model.ready():
-        for rows in eval_model.batches(alive.nonzero().flatten()):
+        for rows in eval_model.batches(mask.nonzero().flatten()):
             x, y = eval_model.load(images, rows)
-            found[rows.to(eval_model.device)] = never - search(eval_model, x, y, images.places(rows), threat).first
-    first = first - eval_model.reduce(found)
+            trajectory = run_pgd(eval_model, x, y, images.indices(rows), config)
+            steps_left[rows.to(eval_model.device)] = never - trajectory.first
+    first = first - eval_model.reduce(steps_left)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
 
 
-def robust(broken: Tensor, k: int) -> Tensor:
-    """(n,) booleans: which examples PGD-k leaves right, from the first broken steps of a trajectory of at least k
-    steps.
-    """
+def robust_after(broken: Tensor, k: int) -> Tensor:
+    """(n,) booleans: right after PGD-k, from the first broken steps of a trajectory of at least k steps."""
     return (broken == NEVER) | (broken > k)

@@ -1,4 +1,4 @@
-"""An evaluation as a record: figures with their n and interval, and the per-example outcomes that they are means of."""
+"""Record of an evaluation: figures with n and interval, and the per-example outcomes that they are means of."""
 
 from __future__ import annotations
 
@@ -15,254 +15,256 @@ from torch import Tensor, nn
 
 from atbench.data import stratified_subset
 from atbench.evaluation import metrics, rejection
-from atbench.evaluation.attack_limits import warnings
-from atbench.evaluation.attack_runner import UNKNOWN, Found
-from atbench.evaluation.audit.audit import verdict
-from atbench.evaluation.evaluator import Evaluation
-from atbench.evaluation.interval import figure
+from atbench.evaluation.attack_limits import evaluation_warnings
+from atbench.evaluation.attack_result import UNBROKEN, AttackResult
+from atbench.evaluation.attack_runner import SweepResult
+from atbench.evaluation.audit.audit import audit_verdict
+from atbench.evaluation.evaluator import EvalResults
 from atbench.evaluation.pgd_sweep import NEVER
+from atbench.evaluation.rejection import MISCLASSIFIED
+from atbench.interval import accuracy_figures
 
 SHOWN = 8
 Array = NDArray[Any]
 
 
-def figures(found: Evaluation, classes: tuple[str, ...] = (), adversarial: Array | None = None) -> dict[str, Any]:
+def build_record(
+    results: EvalResults, classes: tuple[str, ...] = (), adversarial: Array | None = None
+) -> dict[str, Any]:
     """The record: accuracies, costs, statistics, the audit's verdict (docs/architecture.md, "The run folder").
 
-    adversarial: the logits under attack that the statistics are of, where they are not to be put together anew.
+    adversarial: the logits under attack that the statistics are of; by default those of `adversarial_logits`.
     """
-    n, plan = len(found.images), found.plan
-    label = found.images.y.cpu().numpy()
-    names = [*(["pgd"] if found.surface else []), *found.found]
-    levels = [level.found for surface in _surfaces(found) for level in surface.levels.values()]
-    everything = [*levels, *found.found.values(), *_mistaken(found)]
-    adversarial = adversarial_logits(found) if adversarial is None else adversarial
-    names_of_classes = classes or tuple(str(k) for k in range(found.logits.shape[1]))
+    n, plan = len(results.images), results.plan
+    label = results.images.y.cpu().numpy()
+    names = [*(["pgd"] if results.sweep else []), *results.attacks]
+    radii = [result for sweep in _sweeps(results).values() for result in sweep.radii.values()]
+    everything = [*radii, *results.attacks.values(), *_misclassified(results).values()]
+    adversarial = adversarial_logits(results) if adversarial is None else adversarial
+    class_names = classes or tuple(str(k) for k in range(results.logits.shape[1]))
     return {
         "n": n,
-        "of": found.of or n,
-        "random": found.random,
+        "of": results.split_size or n,
+        "random": results.random,
         "threat": {"norm": plan.threat.norm, "eps": plan.threat.eps},
-        "plan": _plan(found),
-        "clean": mean(found.clean),
-        "robust": {**mean(found.robust), "attacks": names, "eight_bit": _eight_bit(found)},
+        "plan": _plan(results),
+        "clean": mask_accuracy(results.clean),
+        "robust": {**mask_accuracy(results.robust), "attacks": names, "eight_bit": _eight_bit(results)},
         "bound": "upper",
         "attack": {"name": "pgd", **{k: v for k, v in asdict(plan.threat).items() if k != "steps"}},
-        "steps": _steps(found),
-        "eps": _eps(found),
-        "attacks": list(_attacks(found)),
+        "steps": _steps(results),
+        "eps": _eps(results),
+        "attacks": list(_attacks(results)),
         "norms": {
-            name: {"eps": s.threat.eps, "k": s.threat.steps, **mean(s.main.first == UNKNOWN)}
-            for name, s in found.norms.items()
+            name: {"eps": sweep.config.eps, "k": sweep.config.steps, **mask_accuracy(sweep.robust)}
+            for name, sweep in results.norms.items()
         },
-        "union": _union(found) if found.norms else None,
-        "corruptions": found.corrupted[0] if found.corrupted else None,
-        "reject": _reject(found),
-        "classes": metrics.per_class(label, found.robust.numpy(), names_of_classes),
+        "union": _union(results) if results.norms else None,
+        "corruptions": results.corruptions[0] if results.corruptions else None,
+        "reject": _reject(results),
+        "classes": metrics.per_class(label, results.robust.numpy(), class_names),
         "calibration": {
-            "clean": metrics.calibration(found.logits, label),
-            "adversarial": metrics.calibration(adversarial, label) if adversarial is not None else None,
+            "clean": metrics.calibration_figures(results.logits, label),
+            "adversarial": metrics.calibration_figures(adversarial, label) if adversarial is not None else None,
         },
-        "audit": {**verdict(found.checks), "checks": [asdict(check) for check in found.checks]},
-        "seconds": round(sum(each.outcome.seconds for each in everything), 2),
-        "forward_passes": n + sum(each.outcome.forwards for each in everything),
-        "gradient_passes": sum(each.outcome.gradients for each in everything),
-        "warnings": list(warnings(found)),
+        "audit": {**audit_verdict(results.checks), "checks": [asdict(check) for check in results.checks]},
+        "seconds": round(sum(result.seconds for result in everything), 2),
+        "forward_passes": n + sum(result.forwards for result in everything),
+        "gradient_passes": sum(result.gradients for result in everything),
+        "warnings": list(evaluation_warnings(results)),
     }
 
 
-def _plan(found: Evaluation) -> dict[str, Any]:
-    """What `verify` has to know to read the kept images."""
-    plan = found.plan
+def _plan(results: EvalResults) -> dict[str, Any]:
+    """What `verify` needs to read the kept images."""
+    plan = results.plan
     return {
         "threat": asdict(plan.threat),
         "steps": list(plan.steps),
         "eps_grid": list(plan.eps_grid),
         "eps_steps": plan.eps_steps,
         "sequential": plan.sequential,
-        "multiples": list(found.surface.levels) if found.surface else [],
+        "multiples": list(results.sweep.radii) if results.sweep else [],
         "norms": {name: asdict(threat) for name, threat in plan.norms.items()},
     }
 
 
-def mean(mask: Tensor) -> dict[str, float]:
+def mask_accuracy(mask: Tensor) -> dict[str, float]:
     """The accuracy that a mask is, with its interval."""
-    return figure(int(mask.sum()), len(mask))
+    return accuracy_figures(int(mask.sum()), len(mask))
 
 
-def _union(found: Evaluation) -> dict[str, Any]:
+def _union(results: EvalResults) -> dict[str, Any]:
     """Right under the main threat's attacks and under PGD in every other norm."""
-    masks = {name: (surface.main.first == UNKNOWN).numpy() for name, surface in found.norms.items()}
-    return metrics.union({found.plan.threat.norm: found.robust.numpy(), **masks})
+    masks = {name: sweep.robust.numpy() for name, sweep in results.norms.items()}
+    return metrics.union_accuracy({results.plan.threat.norm: results.robust.numpy(), **masks})
 
 
-def _reject(found: Evaluation) -> dict[str, Any] | None:
-    if found.rejection is None:
+def _reject(results: EvalResults) -> dict[str, Any] | None:
+    if results.rejection is None:
         return None
-    return rejection.figures(found.rejection, _main(found), found.clean.numpy(), found.logits)
+    return rejection.rejection_figures(results.rejection, _main_attacks(results), results.clean.numpy(), results.logits)
 
 
-def _main(found: Evaluation) -> list[Found]:
+def _main_attacks(results: EvalResults) -> list[AttackResult]:
     """All attacks of the main threat, those of smaller radii of the sweep among them."""
-    main = [level.found for multiple, level in found.surface.levels.items() if multiple <= 1] if found.surface else []
-    return [*main, *found.found.values()]
+    sweep = results.sweep.radii.items() if results.sweep else ()
+    return [*(result for multiple, result in sweep if multiple <= 1), *results.attacks.values()]
 
 
-def _mistaken(found: Evaluation) -> list[Found]:
-    """The attack that knows of the rejection, on images that are wrong without one."""
-    return [found.rejection.mistaken] if found.rejection else []
+def _misclassified(results: EvalResults) -> dict[str, AttackResult]:
+    """By name, the rejection's attack on images that are wrong without one."""
+    return {MISCLASSIFIED: results.rejection.misclassified} if results.rejection else {}
 
 
-def _surfaces(found: Evaluation) -> list[Any]:
-    return [*([found.surface] if found.surface else []), *found.norms.values()]
+def _sweeps(results: EvalResults) -> dict[str, SweepResult]:
+    """By name in the files: PGD in the main threat and in the other norms."""
+    main = {"pgd": results.sweep} if results.sweep else {}
+    return {**main, **{f"pgd_{name}": sweep for name, sweep in results.norms.items()}}
 
 
-def _steps(found: Evaluation) -> list[dict[str, Any]]:
-    if found.surface is None:
+def _steps(results: EvalResults) -> list[dict[str, Any]]:
+    if results.sweep is None:
         return []
-    first = found.surface.main.first
-    return [{"k": k, **mean(first > k)} for k in found.plan.steps]
+    return [{"k": k, **mask_accuracy(results.sweep.main.first_broken > k)} for k in results.plan.steps]
 
 
-def _eps(found: Evaluation) -> list[dict[str, Any]]:
-    k = found.plan.eps_steps
-    return [{"eps": multiple * found.plan.threat.eps, "k": k, **mean(mask)} for multiple, mask in eps_masks(found)]
+def _eps(results: EvalResults) -> list[dict[str, Any]]:
+    k, eps = results.plan.eps_steps, results.plan.threat.eps
+    return [{"eps": multiple * eps, "k": k, **mask_accuracy(mask)} for multiple, mask in eps_masks(results)]
 
 
-def eps_masks(found: Evaluation) -> list[tuple[float, Tensor]]:
-    """(multiple of ε, who is right after `eps_steps` steps), ascending."""
-    if found.surface is None:
+def eps_masks(results: EvalResults) -> list[tuple[float, Tensor]]:
+    """(multiple of ε, which examples are right after `eps_steps` steps), ascending."""
+    if results.sweep is None:
         return []
-    levels, k = found.surface.levels, found.plan.eps_steps
-    return [(m, levels[m].first > k if m else found.clean) for m in sorted(found.plan.eps_grid)]
+    radii, k = results.sweep.radii, results.plan.eps_steps
+    return [(m, radii[m].first_broken > k if m else results.clean) for m in sorted(results.plan.eps_grid)]
 
 
-def _attacks(found: Evaluation) -> Iterator[dict[str, Any]]:
-    left = found.clean & (found.surface.main.first == UNKNOWN) if found.surface else found.clean.clone()
-    for name, each in found.found.items():
-        outcome = each.outcome
-        left = left & ~outcome.broken
-        alone = torch.equal(outcome.tried, found.clean)
+def _attacks(results: EvalResults) -> Iterator[dict[str, Any]]:
+    robust = results.clean & results.sweep.robust if results.sweep else results.clean
+    for name, result in results.attacks.items():
+        robust = robust & ~result.broken
+        alone = torch.equal(result.tried, results.clean)
         entry = {
             "name": name,
-            "access": outcome.access,
-            "settings": dict(each.settings),
-            "tried": int(outcome.tried.sum()),
-            "broken": int(outcome.broken.sum()),
-            "broken_eight_bit": int(each.eight.sum()),
-            "alone": mean(found.clean & ~outcome.broken) if alone else None,
-            "after": mean(left),
-            "seconds": outcome.seconds,
-            "forwards": outcome.forwards,
-            "gradients": outcome.gradients,
+            "access": result.access,
+            "settings": dict(result.settings),
+            "tried": int(result.tried.sum()),
+            "broken": int(result.broken.sum()),
+            "broken_eight_bit": int(result.eight_bit.sum()),
+            "alone": mask_accuracy(results.clean & ~result.broken) if alone else None,
+            "after": mask_accuracy(robust),
+            "seconds": result.seconds,
+            "forwards": result.forwards,
+            "gradients": result.gradients,
         }
-        if each.minimal:
-            far = each.distance[outcome.tried.numpy()]
-            entry["distance"] = metrics.median_distance(far, np.isfinite(far))
+        if result.minimal:
+            distance = result.distance[result.tried.numpy()]
+            entry["distance"] = metrics.median_distance(distance, np.isfinite(distance))
         yield entry
 
 
-def _eight_bit(found: Evaluation) -> dict[str, float]:
+def _eight_bit(results: EvalResults) -> dict[str, float]:
     """The worst case when adversarial images must be 8-bit ones."""
-    left = found.clean.clone()
-    for each in _main(found):
-        left[torch.from_numpy(each.rows[each.eight])] = False
-    return mean(left)
+    robust = results.clean.clone()
+    for result in _main_attacks(results):
+        robust[torch.from_numpy(result.rows[result.eight_bit])] = False
+    return mask_accuracy(robust)
 
 
-def adversarial_logits(found: Evaluation) -> Array | None:
+def adversarial_logits(results: EvalResults) -> Array | None:
     """(n, K): each example's logits at its adversarial image, or at the best try of the last attack on it; the clean
     ones where it was wrong without. None before any attack.
     """
-    attacks = _main(found)
+    attacks = _main_attacks(results)
     if not attacks:
         return None
-    logits, settled = found.logits.copy(), np.zeros(len(found.logits), bool)
-    for each in attacks:
-        tried, broken = each.outcome.tried.numpy(), each.outcome.broken.numpy()
-        take = tried & ~settled
-        if take.any():  # an attack that ran on nothing does not know how many classes there are
-            logits[take] = each.logits[take]
-        settled |= broken
+    logits, broken = results.logits.copy(), np.zeros(len(results.logits), bool)
+    for result in attacks:
+        rows = result.tried.numpy() & ~broken
+        if rows.any():  # an attack that ran on nothing does not know how many classes there are
+            logits[rows] = result.logits[rows]
+        broken |= result.broken.numpy()
     return logits
 
 
-def arrays(found: Evaluation) -> dict[str, Array]:
-    """The outcome of every example, for the npz beside the record; and what the record says that is no mean of one."""
-    grid = eps_masks(found)
-    n, eps = len(found.images), found.plan.threat.eps
+def outcome_arrays(results: EvalResults) -> dict[str, Array]:
+    """The npz beside the record: the outcome of every example, and what of the record is no mean of one."""
+    grid = eps_masks(results)
+    n, eps = len(results.images), results.plan.threat.eps
     out = {
-        "index": found.images.places(torch.arange(n)).numpy(),
-        "label": found.images.y.cpu().numpy(),
-        "clean": found.clean.numpy(),
-        "robust": found.robust.numpy(),
-        "logits_clean": found.logits,
+        "index": results.images.indices(torch.arange(n)).numpy(),
+        "label": results.images.y.cpu().numpy(),
+        "clean": results.clean.numpy(),
+        "robust": results.robust.numpy(),
+        "logits_clean": results.logits,
         "eps_grid": np.array([multiple * eps for multiple, _ in grid]),
         "eps_robust": np.stack([mask.numpy() for _, mask in grid]) if grid else np.zeros((0, n), bool),
     }
-    if (adversarial := adversarial_logits(found)) is not None:
+    if (adversarial := adversarial_logits(results)) is not None:
         out["logits_adversarial"] = adversarial
         names = [str(k) for k in range(adversarial.shape[1])]
-        out["confusion"] = np.array(metrics.confusion(out["label"], adversarial.argmax(axis=1), names)["counts"])
-    if found.surface:
-        out["broken_at"] = step_codes(found.surface.main.first)
-        out["surface_eps"] = np.array([multiple * eps for multiple in found.surface.levels])
-        out["surface"] = np.stack([step_codes(level.first) for level in found.surface.levels.values()])
-    for name, surface in found.norms.items():
-        out[f"broken_at_{name}"] = step_codes(surface.main.first)
-    if found.corrupted:
-        out["corrupted"] = found.corrupted[1]
-    if found.rejection:
-        out["confidence_adversarial"] = rejection.adversarial_confidence([*_main(found), *_mistaken(found)], n)
-    for name, each in found.found.items():
-        out[f"tried_{name}"], out[f"broken_{name}"] = each.outcome.tried.numpy(), each.outcome.broken.numpy()
-        if each.minimal:
-            out[f"distance_{name}"] = each.distance
-    if found.checks:
-        out["audit"] = np.array([json.dumps(asdict(check)) for check in found.checks])
-    return {**out, **_pictures(found)}
+        counts = metrics.confusion_counts(out["label"], adversarial.argmax(axis=1), names)["counts"]
+        out["confusion"] = np.array(counts)
+    if results.sweep:
+        out["broken_at"] = step_codes(results.sweep.main.first_broken)
+        out["surface_eps"] = np.array([multiple * eps for multiple in results.sweep.radii])
+        out["surface"] = np.stack([step_codes(result.first_broken) for result in results.sweep.radii.values()])
+    for name, sweep in results.norms.items():
+        out[f"broken_at_{name}"] = step_codes(sweep.main.first_broken)
+    if results.corruptions:
+        out["corrupted"] = results.corruptions[1]
+    if results.rejection:
+        attacks = [*_main_attacks(results), results.rejection.misclassified]
+        out["confidence_adversarial"] = rejection.adversarial_confidence(attacks, n)
+    for name, result in results.attacks.items():
+        out[f"tried_{name}"], out[f"broken_{name}"] = result.tried.numpy(), result.broken.numpy()
+        if result.minimal:
+            out[f"distance_{name}"] = result.distance
+    if results.checks:
+        out["audit"] = np.array([json.dumps(asdict(check)) for check in results.checks])
+    return {**out, **_pictures(results)}
 
 
-def step_codes(first: Tensor) -> Array:
+def step_codes(first_broken: Tensor) -> Array:
     """int16: the first broken step, 0 where wrong without attack, NEVER where nothing broke it."""
-    return torch.where(first == UNKNOWN, NEVER, first).to(torch.int16).numpy()
+    return torch.where(first_broken == UNBROKEN, NEVER, first_broken).to(torch.int16).numpy()
 
 
-def examples(found: Evaluation) -> dict[str, Array]:
+def example_arrays(results: EvalResults) -> dict[str, Array]:
     """All adversarial images, float32, with the attack and, for PGD, the radius and the step that each belongs to."""
     out: dict[str, Array] = {}
-    for name, surface in (("pgd", found.surface), *((f"pgd_{n}", s) for n, s in found.norms.items())):
-        for position, level in enumerate(surface.levels.values() if surface else ()):
-            out |= _images(f"{name}.{position}", level.found)
-            out[f"{name}.{position}.step"] = level.first.numpy()[level.found.rows].astype(np.int16)
-    for name, each in (*found.found.items(), *(("mistaken", each) for each in _mistaken(found))):
-        out |= _images(name, each)
+    for name, sweep in _sweeps(results).items():
+        for position, result in enumerate(sweep.radii.values()):
+            out |= _images(f"{name}.{position}", result)
+            out[f"{name}.{position}.step"] = result.first_broken.numpy()[result.rows].astype(np.int16)
+    for name, result in {**results.attacks, **_misclassified(results)}.items():
+        out |= _images(name, result)
     return out
 
 
-def _images(name: str, found: Found) -> dict[str, Array]:
-    return {f"{name}.rows": found.rows, f"{name}.x_adv": found.x_adv, f"{name}.eight": found.eight}
+def _images(name: str, result: AttackResult) -> dict[str, Array]:
+    return {f"{name}.rows": result.rows, f"{name}.x_adv": result.x_adv, f"{name}.eight": result.eight_bit}
 
 
-def _pictures(found: Evaluation) -> dict[str, Array]:
-    """Up to SHOWN of the examples that were broken, every class in proportion, clean and adversarial."""
-    label = found.images.y.cpu().numpy()
-    image: dict[int, Array] = {}
-    for each in reversed(_main(found)):
-        image |= {int(row): x_adv for row, x_adv in zip(each.rows, each.x_adv, strict=True)}
-    rows = np.array(sorted(image), np.int64)
+def _pictures(results: EvalResults) -> dict[str, Array]:
+    """Up to SHOWN of the broken examples, every class in proportion, clean and adversarial."""
+    label = results.images.y.cpu().numpy()
+    x_adv: dict[int, Array] = {}
+    for result in reversed(_main_attacks(results)):
+        x_adv |= {int(row): image for row, image in zip(result.rows, result.x_adv, strict=True)}
+    rows = np.array(sorted(x_adv), np.int64)
     shown = rows[stratified_subset(torch.from_numpy(label[rows]), SHOWN).numpy()]
-    adversarial = adversarial_logits(found)
-    after = adversarial[shown].argmax(axis=1) if adversarial is not None else shown
-    index = torch.from_numpy(shown).to(found.images.x.device)
+    adversarial = adversarial_logits(results)
+    empty = np.zeros((0, *results.images.x.shape[1:]), np.float32)
     return {
         "shown_index": shown,
-        "shown_x": found.images.floats(index).cpu().numpy(),
-        "shown_adv": np.stack([image[int(row)] for row in shown])
-        if len(shown)
-        else np.zeros((0, *found.images.x.shape[1:]), np.float32),
-        "shown_clean": found.logits[shown].argmax(axis=1),
-        "shown_broken": after,
+        "shown_x": results.images.floats(torch.from_numpy(shown).to(results.images.x.device)).cpu().numpy(),
+        "shown_adv": np.stack([x_adv[int(row)] for row in shown]) if len(shown) else empty,
+        "shown_clean": results.logits[shown].argmax(axis=1),
+        "shown_broken": adversarial[shown].argmax(axis=1) if adversarial is not None else shown,
     }
 
 

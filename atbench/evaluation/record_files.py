@@ -21,7 +21,7 @@ KINDS = ("json", "npz", "examples.npz", "yaml")
 Array = NDArray[Any]
 
 
-def save(
+def save_record(
     folder: Path,
     name: str,
     record: dict[str, Any],
@@ -43,15 +43,15 @@ def save(
             if (path := folder / f"{name}.{kind}").exists():
                 path.replace(earlier / f"{name}-{number}.{kind}")
     write_text(folder / f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    write_bytes(folder / f"{name}.npz", _packed(arrays))
+    write_bytes(folder / f"{name}.npz", _npz_bytes(arrays))
     if images:
-        write_bytes(folder / f"{name}.examples.npz", _packed(images))
+        write_bytes(folder / f"{name}.examples.npz", _npz_bytes(images))
     kept = f"{name}.examples.npz" if images else None
     write_json(folder / f"{name}.json", {**record, "outcomes": f"{name}.npz", "examples": kept})
     (folder / f"{name}.partial.json").unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """A record. Raises DataError where it is no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
     return renamed_record(content)
 
 
-def settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The configuration beside a record. Raises DataError where it is gone or damaged."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def settings(path: Path) -> dict[str, Any]:
     return renamed_config(content)
 
 
-def unpacked(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """All arrays of an npz beside a record. Raises DataError where it is gone or damaged."""
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -84,7 +84,7 @@ def unpacked(path: Path) -> dict[str, Array]:
         raise DataError("verify", path, f"cannot be read ({said})", "restore it, or evaluate again") from fault
 
 
-def _packed(arrays: dict[str, Array]) -> bytes:
+def _npz_bytes(arrays: dict[str, Array]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

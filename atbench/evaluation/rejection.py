@@ -1,5 +1,4 @@
-"""What a network is worth that may refuse to answer: confidence-thresholded errors (Stutz et al. 2020, ICML, arXiv
-1910.06259, sec. 5).
+"""Confidence-thresholded errors of a network that may reject (Stutz et al. 2020, ICML, arXiv 1910.06259, sec. 5).
 
 Predictions whose confidence c = max_k p_k lies below τ are rejected. τ is the highest threshold that keeps a given
 share of the right predictions on images that were held out from training: never on test images.
@@ -17,19 +16,19 @@ from numpy.typing import NDArray
 
 from atbench.attacks import Attack
 from atbench.data import Images
-from atbench.evaluation.attack_runner import Found
-from atbench.evaluation.interval import wilson
+from atbench.evaluation.attack_result import AttackResult
+from atbench.interval import wilson
 
 Array = NDArray[Any]
-#: The name that the attack on rightly classified images goes by, like every attack of the main threat.
-CONFIDENT = "confident"
+#: Names in the files of the attack on images that are right without an attack, and on those that are wrong.
+CONFIDENT, MISCLASSIFIED = "confident", "mistaken"
 #: τ lies so much below the confidence that defines it: what another batch size may change of a confidence.
 SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Reject:
-    """What is asked for: `share` of the right predictions on `held` stays accepted; `attack` wants confident errors."""
+class RejectionPlan:
+    """Rejection to evaluate: it accepts `share` of the right predictions on `held`; `attack` maximises confidence."""
 
     share: float
     held: Images
@@ -38,29 +37,31 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """What was found. held: confidences (m,) of the right predictions on held-out images; mistaken: the attack on the
-    images that are wrong without one. Those on the others are `found[CONFIDENT]`.
+class RejectionResult:
+    """Rejection as evaluated.
+
+    held_out: confidences (m,) of the right predictions on held-out images. misclassified: the attack on images that are
+    wrong without one; on the others it is `EvalResults.attacks[CONFIDENT]`.
     """
 
     share: float
     threshold: float
-    held: Array
-    mistaken: Found
+    held_out: Array
+    misclassified: AttackResult
 
     @property
-    def kept(self) -> Array:
+    def accepted(self) -> Array:
         """Which of the right predictions on held-out images are accepted, bool (m,)."""
-        return np.asarray(self.held >= self.threshold)
+        return np.asarray(self.held_out >= self.threshold)
 
 
-def confidence(logits: Array) -> Array:
+def softmax_confidence(logits: Array) -> Array:
     """max_k softmax(logits)_k, float64 (n,): single precision would make one of all that is nearly sure."""
     scores = logits.astype(np.float64)
     return np.asarray(1 / np.exp(scores - scores.max(axis=1, keepdims=True)).sum(axis=1))
 
 
-def threshold(right: Array, share: float) -> float:
+def confidence_threshold(right: Array, share: float) -> float:
     """τ such that at least `share` of the confidences `right` (m,) are not below it, as high as can be, less SLACK.
 
     0, which accepts everything, where there is none.
@@ -71,20 +72,20 @@ def threshold(right: Array, share: float) -> float:
     return max(0.0, float(np.sort(right)[min(rejected, len(right) - 1)]) - SLACK)
 
 
-def adversarial_confidence(attacks: Sequence[Found], n: int) -> Array:
-    """(n,): how sure the network is of the surest wrong answer that any attack found; NaN where none did.
+def adversarial_confidence(attacks: Sequence[AttackResult], n: int) -> Array:
+    """(n,): the highest confidence of a wrong answer under any attack; NaN where no attack made one.
 
     Where τ is below 1/2 a wrong answer need not have more than any other wrong class, so that attacks that only want a
     wrong answer may find what the one that wants confidence does not.
     """
-    found = np.full(n, np.nan)
-    for each in attacks:
-        if len(each.rows):
-            found[each.rows] = np.fmax(found[each.rows], confidence(each.logits[each.rows]))
-    return found
+    highest = np.full(n, np.nan)
+    for result in attacks:
+        if len(result.rows):
+            highest[result.rows] = np.fmax(highest[result.rows], softmax_confidence(result.logits[result.rows]))
+    return highest
 
 
-def masks(right: Array, clean: Array, adversarial: Array, tau: float) -> dict[str, tuple[Array, Array]]:
+def share_masks(right: Array, clean: Array, adversarial: Array, tau: float) -> dict[str, tuple[Array, Array]]:
     """The shares of a record as masks (what counts, among what), bool (n,) each.
 
     right: who is right without an attack; clean: confidences without one; adversarial: those of wrong answers under
@@ -107,7 +108,7 @@ def masks(right: Array, clean: Array, adversarial: Array, tau: float) -> dict[st
     }
 
 
-def auc(positive: Array, negative: Array) -> float | None:
+def roc_auc(positive: Array, negative: Array) -> float | None:
     """The chance that a right prediction is surer than an adversarial one, ties half: the area under the ROC curve.
     None where there are none of either.
     """
@@ -118,32 +119,34 @@ def auc(positive: Array, negative: Array) -> float | None:
     return float((len(positive) - (below + upto) / 2).sum() / (len(positive) * len(negative)))
 
 
-def share(counts: Array, among: Array) -> dict[str, Any]:
+def share_figures(counts: Array, among: Array) -> dict[str, Any]:
     """{"share", "low", "high", "n"} of `counts` among `among`; None where there is nothing to take a share of."""
     n, hits = int(among.sum()), int((counts & among).sum())
     if n == 0:
         return {"share": None, "low": None, "high": None, "n": 0}
     low, high = wilson(hits, n)
-    return {"share": hits / n, "low": low, "high": high, "n": n}
+    return {"share": hits / n, "low": float(low), "high": float(high), "n": n}
 
 
-def figures(found: Rejection, attacks: Sequence[Found], right: Array, logits: Array) -> dict[str, Any]:
+def rejection_figures(
+    result: RejectionResult, attacks: Sequence[AttackResult], right: Array, logits: Array
+) -> dict[str, Any]:
     """The part `reject` of a record: all shares with n and interval, at τ and, for the two errors, without rejection.
 
     attacks: those of the main threat on what is right without one; right: bool (n,), and logits: (n, K), without.
     """
-    clean = confidence(logits)
-    adversarial = adversarial_confidence([*attacks, found.mistaken], len(right))
-    cost = found.mistaken.outcome
-    without = masks(right, clean, adversarial, 0.0)
+    clean = softmax_confidence(logits)
+    adversarial = adversarial_confidence([*attacks, result.misclassified], len(right))
+    at_threshold = share_masks(right, clean, adversarial, result.threshold)
+    without = share_masks(right, clean, adversarial, 0.0)
     return {
-        "share": found.share,
-        "threshold": found.threshold,
-        "held_out": share(found.kept, np.ones_like(found.kept)),
-        **{name: share(*pair) for name, pair in masks(right, clean, adversarial, found.threshold).items()},
-        "without": {name: share(*without[name]) for name in ("error", "robust_error")},
-        "auc": auc(clean[right], adversarial[right & ~np.isnan(adversarial)]),
-        "seconds": cost.seconds,
-        "forwards": cost.forwards,
-        "gradients": cost.gradients,
+        "share": result.share,
+        "threshold": result.threshold,
+        "held_out": share_figures(result.accepted, np.ones_like(result.accepted)),
+        **{name: share_figures(*pair) for name, pair in at_threshold.items()},
+        "without": {name: share_figures(*without[name]) for name in ("error", "robust_error")},
+        "auc": roc_auc(clean[right], adversarial[right & ~np.isnan(adversarial)]),
+        "seconds": result.misclassified.seconds,
+        "forwards": result.misclassified.forwards,
+        "gradients": result.misclassified.gradients,
     }

@@ -1,7 +1,7 @@
-"""What an evaluation has found so far, example by example, on the disk: an interrupted one goes on where it stopped.
+"""Per-example results on the disk, from which an interrupted evaluation resumes.
 
 Each measurement (an attack with its settings) has a folder named by a hash of all that its outcome depends on: weights,
-data, settings and seed. Into it go parts, each a few batches of one process. Because an example's outcome depends on no
+data, settings and seed. It holds parts, each a few batches of one process. Because an example's outcome depends on no
 other example, parts may come from different batch sizes and numbers of processes.
 """
 
@@ -30,70 +30,70 @@ Work = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class ResultCache:
-    """Measures examples and remembers them.
+    """Cache of per-example results.
 
     Args:
         folder: where the parts go; None keeps them in memory, which several processes cannot share.
-        facts: what every measurement depends on: checksums of weights and data, the seed, how many images.
+        key: what every measurement depends on: checksums of weights and data, the seed, how many images.
     """
 
     SECONDS = 20.0  # between two writes: what a kill may cost
 
-    def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
-        self.folder, self.facts = folder, dict(facts)
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self.folder, self.key = folder, dict(key)
 
     def measure(
         self, eval_model: EvalModel, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work
     ) -> dict[str, Array]:
-        """`work(rows)` of one batch after the other, for those of `rows` that no part has yet.
+        """Call `work(rows)` batch by batch for those of `rows` that no part has yet.
 
         `work` returns tensors with one entry an example. Returns them for all of `rows`, in their order, on every
-        process, and with them what each example cost: `seconds`, `forwards`, `gradients` (its share of its batch).
+        process, and each example's cost: `seconds`, `forwards`, `gradients` (its share of its batch).
         """
-        place = self._place(name, settings)
-        known = _Table(_parts(place) if place else [])
-        eval_model.reduce(
-            torch.zeros(1, device=eval_model.device)
-        )  # every process has read the same, before any writes
-        mine, since = _Table([]), time.monotonic()
-        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(known.rows))]):
-            eval_model.doing = f"{name}: {len(known.rows) + eval_model.world * len(mine.rows)} of {len(rows)} images"
-            mine.add(_measured(eval_model, batch, work))
-            if place and time.monotonic() - since > self.SECONDS:
-                mine.write(place, eval_model.rank)
-                since = time.monotonic()
-        if place:
-            mine.write(place, eval_model.rank)
-            eval_model.reduce(torch.zeros(1, device=eval_model.device))  # every process has written
-            return _Table(_parts(place)).pick(rows)
-        return mine.pick(rows)
+        folder = self._measurement_dir(name, settings)
+        cached = _Table(_read_parts(folder) if folder else [])
+        barrier = torch.zeros(1, device=eval_model.device)
+        eval_model.reduce(barrier)  # every process has read the same, before any writes
+        own, written_at = _Table([]), time.monotonic()
+        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(cached.rows))]):
+            done = len(cached.rows) + eval_model.world * len(own.rows)
+            eval_model.activity = f"{name}: {done} of {len(rows)} images"
+            own.pieces.append(_measure_batch(eval_model, batch, work))
+            if folder and time.monotonic() - written_at > self.SECONDS:
+                own.write(folder, eval_model.rank)
+                written_at = time.monotonic()
+        if folder:
+            own.write(folder, eval_model.rank)
+            eval_model.reduce(barrier)  # every process has written
+            return _Table(_read_parts(folder)).select(rows)
+        return own.select(rows)
 
-    def forget(self) -> None:
-        """Remove all parts: a record holds what they held."""
+    def clear(self) -> None:
+        """Remove all parts."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _place(self, name: str, settings: Mapping[str, Any]) -> Path | None:
+    def _measurement_dir(self, name: str, settings: Mapping[str, Any]) -> Path | None:
         if self.folder is None:
             return None
-        text = json.dumps({"name": name, "settings": dict(settings), **self.facts}, sort_keys=True, default=str)
+        text = json.dumps({"name": name, "settings": dict(settings), **self.key}, sort_keys=True, default=str)
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _measured(eval_model: EvalModel, batch: Tensor, work: Work) -> dict[str, Array]:
-    began, passes, gradients = time.monotonic(), eval_model.passes, eval_model.gradients
-    found = {key: value.detach().cpu().numpy() for key, value in work(batch).items()}
+def _measure_batch(eval_model: EvalModel, batch: Tensor, work: Work) -> dict[str, Array]:
+    start, passes, gradients = time.monotonic(), eval_model.passes, eval_model.gradients
+    columns = {key: value.detach().cpu().numpy() for key, value in work(batch).items()}
     cost = {
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - start,
         "forwards": eval_model.passes - passes,
         "gradients": eval_model.gradients - gradients,
     }
     shares = {key: np.full(len(batch), value / len(batch)) for key, value in cost.items()}
-    return {"rows": batch.numpy(), **found, **shares}
+    return {"rows": batch.numpy(), **columns, **shares}
 
 
 class _Table:
-    """Columns with one entry an example, gathered from pieces."""
+    """Columns with one entry an example, in pieces."""
 
     def __init__(self, pieces: list[dict[str, Array]]) -> None:
         self.pieces, self.written = pieces, 0
@@ -102,20 +102,17 @@ class _Table:
     def rows(self) -> Array:
         return np.concatenate([piece["rows"] for piece in self.pieces]) if self.pieces else np.zeros(0, np.int64)
 
-    def add(self, piece: dict[str, Array]) -> None:
-        self.pieces.append(piece)
-
-    def write(self, place: Path, rank: int) -> None:
-        """The pieces that are not on the disk yet, as one file."""
+    def write(self, folder: Path, rank: int) -> None:
+        """Write the pieces that are not on the disk yet as one file."""
         fresh = self.pieces[self.written :]
         if fresh:
             joined = {key: np.concatenate([piece[key] for piece in fresh]) for key in fresh[0]}
             buffer = io.BytesIO()
             np.savez(buffer, allow_pickle=False, **joined)
-            write_bytes(place / f"{int(joined['rows'][0])}-{len(joined['rows'])}-{rank}.npz", buffer.getvalue())
+            write_bytes(folder / f"{int(joined['rows'][0])}-{len(joined['rows'])}-{rank}.npz", buffer.getvalue())
             self.written = len(self.pieces)
 
-    def pick(self, rows: Tensor) -> dict[str, Array]:
+    def select(self, rows: Tensor) -> dict[str, Array]:
         if not len(rows):
             return {}
         order = {int(row): position for position, row in enumerate(self.rows)}
@@ -125,13 +122,13 @@ class _Table:
         }
 
 
-def _parts(place: Path) -> list[dict[str, Array]]:
-    """All readable parts; one that was cut off is as if it had not been written."""
-    found = []
-    for path in sorted(place.glob("*.npz")):
+def _read_parts(folder: Path) -> list[dict[str, Array]]:
+    """All readable parts; one that was cut off is removed."""
+    parts = []
+    for path in sorted(folder.glob("*.npz")):
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                found.append({name: arrays[name] for name in arrays.files})
+                parts.append({name: arrays[name] for name in arrays.files})
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)
-    return found
+    return parts

@@ -1,6 +1,4 @@
-"""Everything that a record says, again: from the images that it kept, its per-example arrays, its configuration and the
-data.
-"""
+"""Verification of a record: every field and array recomputed from kept images, configuration and data."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ from atbench.data import Images
 from atbench.evaluation import record as records
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Plan
-from atbench.evaluation.recompute import rebuilt
+from atbench.evaluation.recompute import recompute_results
 
 Array = NDArray[Any]
 
-#: Fields that nothing is held against: what it cost, and with which versions.
+#: Fields that are not compared: cost and versions.
 FREE = frozenset({"seconds", "forwards", "gradients", "forward_passes", "gradient_passes", "versions"})
-#: What no kept image proves: it is held against a second copy, in the arrays beside the record, and no more.
+#: What no kept image proves: it is only compared with a second copy in the arrays beside the record.
 CONSISTENT = (
     "the audit's checks",
     "logits under attack of images that nothing broke",
@@ -38,90 +36,93 @@ ROUNDED = frozenset({"logits_clean", "logits_adversarial", "confidence_adversari
 
 
 @dataclass(frozen=True)
-class Number:
-    """One value of a record, or one of its arrays as a whole, and what became of it."""
+class FieldCheck:
+    """One value of a record, or one of its arrays as a whole, as recorded and recomputed."""
 
     name: str
-    claimed: Any
-    again: Any
+    recorded: Any
+    recomputed: Any
     agrees: bool
 
 
 @dataclass(frozen=True)
-class Again:
-    """What follows from data, configuration and kept images: a record, and the arrays of its two npz files."""
+class Recomputed:
+    """A record recomputed from data, configuration and kept images, and the arrays of its two npz files."""
 
     record: Mapping[str, Any]
     outcomes: Mapping[str, Array]
-    kept: Mapping[str, Array]
+    examples: Mapping[str, Array]
 
 
-def verify(
+def verify_record(
     eval_model: EvalModel,
     images: Images,
     plan: Plan,
     record: Mapping[str, Any],
     outcomes: Mapping[str, Array],
-    kept: Mapping[str, Array],
+    examples: Mapping[str, Array],
     classes: tuple[str, ...] = (),
     about: Mapping[str, Any] | None = None,
-) -> list[Number]:
-    """Hold every field and every array against what follows from `images` (the whole split), `plan` (from the
-    configuration) and the kept images: legal in their own radius, misclassified as floats and as 8-bit images.
+) -> list[FieldCheck]:
+    """Compare every field and array with what follows from `images` (the whole split), `plan` (from the configuration)
+    and the kept images: legal in their own radius, misclassified as floats and as 8-bit images.
 
-    `outcomes` and `kept` are the arrays of the record's two npz files, `about` the fields that its place and its
-    checkpoint say.
+    `outcomes` and `examples` are the arrays of the record's two npz files; `about` are the fields that follow from its
+    path and its checkpoint.
     """
-    again = computed(eval_model, images, plan, record, outcomes, kept, classes)
-    return compared(record, outcomes, kept, replace(again, record={**again.record, **(about or {})}))
+    recomputed = recompute_record(eval_model, images, plan, record, outcomes, examples, classes)
+    return compare_records(
+        record, outcomes, examples, replace(recomputed, record={**recomputed.record, **(about or {})})
+    )
 
 
-def computed(
+def recompute_record(
     eval_model: EvalModel,
     images: Images,
     plan: Plan,
     record: Mapping[str, Any],
     outcomes: Mapping[str, Array],
-    kept: Mapping[str, Array],
+    examples: Mapping[str, Array],
     classes: tuple[str, ...] = (),
-) -> Again:
-    """Everything again; of the record only a threshold that rounding may have moved is taken over."""
-    found = rebuilt(eval_model, images, plan, outcomes, kept)
-    arrays, adversarial = records.arrays(found), records.adversarial_logits(found)
+) -> Recomputed:
+    """The record and arrays again; only a threshold that rounding may have moved is taken from the record."""
+    results = recompute_results(eval_model, images, plan, outcomes, examples)
+    arrays, adversarial = records.outcome_arrays(results), records.adversarial_logits(results)
     # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
-    if _alike("logits_clean", outcomes.get("logits_clean"), found.logits):
-        found.logits = outcomes["logits_clean"]
-    if adversarial is not None and _alike("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
+    if _arrays_agree("logits_clean", outcomes.get("logits_clean"), results.logits):
+        results.logits = outcomes["logits_clean"]
+    if adversarial is not None and _arrays_agree("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
         adversarial = outcomes["logits_adversarial"]
-    if found.rejection and (tau := _threshold(record, found.rejection.threshold)) is not None:
-        found.rejection = replace(found.rejection, threshold=tau)
-    return Again(records.figures(found, classes, adversarial), arrays, records.examples(found))
+    if results.rejection and (tau := _threshold(record, results.rejection.threshold)) is not None:
+        results.rejection = replace(results.rejection, threshold=tau)
+    return Recomputed(records.build_record(results, classes, adversarial), arrays, records.example_arrays(results))
 
 
-def compared(
-    record: Mapping[str, Any], outcomes: Mapping[str, Array], kept: Mapping[str, Array], again: Again
-) -> list[Number]:
+def compare_records(
+    record: Mapping[str, Any], outcomes: Mapping[str, Array], examples: Mapping[str, Array], recomputed: Recomputed
+) -> list[FieldCheck]:
     """Field by field and array by array."""
-    numbers = list(_fields(record, json.loads(json.dumps(again.record))))
-    for where, claimed, found in (("", outcomes, again.outcomes), ("examples: ", kept, again.kept)):
-        numbers += _arrays(where, claimed, found)
-    return numbers
+    return [
+        *_field_checks(record, json.loads(json.dumps(recomputed.record))),
+        *_array_checks("", outcomes, recomputed.outcomes),
+        *_array_checks("examples: ", examples, recomputed.examples),
+    ]
 
 
-def _threshold(record: Mapping[str, Any], again: float) -> float | None:
-    """The recorded threshold of a rejection where it is the one found again, up to rounding."""
+def _threshold(record: Mapping[str, Any], recomputed: float) -> float | None:
+    """The recorded threshold of a rejection where it is the recomputed one up to rounding."""
     reject = record.get("reject")
-    claimed = reject.get("threshold") if isinstance(reject, Mapping) else None
-    return claimed if isinstance(claimed, float) and abs(claimed - again) <= CLOSE["reject.threshold"] else None
+    tau = reject.get("threshold") if isinstance(reject, Mapping) else None
+    return tau if isinstance(tau, float) and abs(tau - recomputed) <= CLOSE["reject.threshold"] else None
 
 
-def _fields(record: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Number]:
+def _field_checks(record: Mapping[str, Any], recomputed: Mapping[str, Any]) -> Iterator[FieldCheck]:
     """All leaves of both, in the order of the record."""
-    claimed, found = dict(_leaves(record)), dict(_leaves(again))
-    for name in dict.fromkeys([*claimed, *found]):
+    old, new = dict(_leaves(record)), dict(_leaves(recomputed))
+    for name in dict.fromkeys([*old, *new]):
         if FREE.isdisjoint(name.split(".")):
-            old, new = claimed.get(name, "nothing"), found.get(name, "nothing")
-            yield Number(name, old, new, _same(old, new, CLOSE.get(name, 1e-12)))
+            values = old.get(name, "nothing"), new.get(name, "nothing")
+            yield FieldCheck(name, *values, _values_agree(*values, CLOSE.get(name, 1e-12)))
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -141,21 +142,22 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _same(old: Any, new: Any, tolerance: float) -> bool:
+def _values_agree(old: Any, new: Any, tolerance: float) -> bool:
     numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (old, new))
     if numbers:
         return isclose(old, new, rel_tol=1e-9, abs_tol=tolerance)
     return type(old) is type(new) and old == new
 
 
-def _arrays(where: str, claimed: Mapping[str, Array], again: Mapping[str, Array]) -> Iterator[Number]:
-    for name in dict.fromkeys([*claimed, *again]):
-        old, new = claimed.get(name), again.get(name)
-        yield Number(f"{where}{name}", _said(old), _said(new, old), _alike(name, old, new))
+def _array_checks(prefix: str, recorded: Mapping[str, Array], recomputed: Mapping[str, Array]) -> Iterator[FieldCheck]:
+    for name in dict.fromkeys([*recorded, *recomputed]):
+        old, new = recorded.get(name), recomputed.get(name)
+        texts = _describe_array(old), _describe_array(new, old)
+        yield FieldCheck(f"{prefix}{name}", *texts, _arrays_agree(name, old, new))
 
 
-def _alike(name: str, old: Array | None, new: Array | None) -> bool:
-    """Whether two arrays say the same: equal, or up to LOGITS if they are made of logits. NaN equals NaN."""
+def _arrays_agree(name: str, old: Array | None, new: Array | None) -> bool:
+    """Whether two arrays are equal, or up to LOGITS if they are made of logits. NaN equals NaN."""
     if old is None or new is None or old.shape != new.shape or old.dtype.kind != new.dtype.kind:
         return False
     if old.dtype.kind != "f":
@@ -165,8 +167,8 @@ def _alike(name: str, old: Array | None, new: Array | None) -> bool:
     return bool(np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True))
 
 
-def _said(array: Array | None, other: Array | None = None) -> str:
-    """An array in a few words: its shape, and how many of its values another one has otherwise."""
+def _describe_array(array: Array | None, other: Array | None = None) -> str:
+    """An array as text: type, shape, and how many of its values differ from another one's."""
     if array is None:
         return "nothing"
     shape = "×".join(map(str, array.shape)) or "1"

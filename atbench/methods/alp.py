@@ -26,8 +26,9 @@ class Alp(Method):
 
     Paper and code: tensorflow/models, research/adversarial_logit_pairing, trains on ImageNet towards the least likely
     class (`target: least_likely`); the default is the true label, which the paper uses on MNIST and SVHN (from memory).
-    Its untargeted attack moves away from the prediction, its random class may be the true one. Label smoothing (0.1),
-    λ = 0.5 and the average of the weights (0.9999) are in `experiment=paper/alp`.
+    Its untargeted attack moves away from the prediction, its random class may be the true one. λ = 0.5 is its README's;
+    the published network is named after 0.25, which is in `experiment=paper/alp` with label smoothing (0.1) and the
+    average of the weights (0.9999).
     Known weaknesses: the 27.9 % on ImageNet at 16/255 are those of an attack towards the least likely class; against an
     untargeted one 0.1 % were left (Engstrom et al. 2018, arXiv 1807.10272). On CIFAR-10 at 16/255 23.6 % under PGD fell
     to 10.7 % under the strongest attack (Mosbach et al. 2018, arXiv 1810.12042): what helps is the adversarial half.

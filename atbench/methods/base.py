@@ -1,7 +1,6 @@
-"""The contract of a method: which objective the attack maximises, which loss the update minimises, and what is
-remembered.
+"""The contract of a training method: the attack's objective, the loss of the update, the state between updates.
 
-Most methods are `perturb` and `loss`. What the others need is below, each with the promise that the trainer keeps.
+Most methods are `perturb` and `loss`; the other hooks have defaults.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from atbench.seeding import Draws, generator
 
 
 class Loss(NamedTuple):
-    """What `loss` returns: the scalar to minimise, and named detached terms for the record.
+    """Return value of `Method.loss`: the scalar to minimise, and named detached terms for the record.
 
-    The term `accuracy`, if there, is the share of right predictions on what the method trains on. The record's `loss`
-    is `total`, but the term `loss` of a method that `accumulates`, where a round's total is a part of something.
+    The term `accuracy`, if present, is the share of correct predictions on the images trained on. The record's `loss`
+    is `total`, unless there is a term `loss`.
     """
 
     total: Tensor
@@ -36,7 +35,7 @@ class Loss(NamedTuple):
 
 
 class FixedSteps(NamedTuple):
-    """A search as far as its steps go: how many, how long, in a ball of which radius."""
+    """An attack with steps of one size: their number, their length, and the radius of the ball."""
 
     number: int
     length: float
@@ -45,7 +44,7 @@ class FixedSteps(NamedTuple):
 
 @dataclass
 class Clock:
-    """Where training stands. The trainer sets it; methods read it, and write schedules as functions of `fraction`."""
+    """Position in training. The trainer sets it; methods read it, and write schedules as functions of `fraction`."""
 
     epochs: int = 1
     steps: int = 1  # per epoch
@@ -69,12 +68,13 @@ class Round:
 
     The trainer replaces `batch` by `perturb(batch)` if `perturb`; computes the loss and its gradient; updates the
     parameters if `step`, and lets gradients accumulate towards the next round's update otherwise; then calls
-    `after_update(batch)`.
+    `after_update(batch)`, and adds loss and terms to the epoch's means with `weight`.
     """
 
     batch: Batch
     perturb: bool = True
     step: bool = True
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Validate(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What `on_epoch` is told: the epoch's row of metrics, and a way to measure more on the held-out part."""
+    """Argument of `on_epoch`: the epoch's row of metrics, and a function that measures more on the held-out part."""
 
     row: dict[str, Any]
     validate: Validate
@@ -132,23 +132,19 @@ class Stage:
 
 
 class Method(nn.Module):
-    """Base of all methods. As it stands it is PGD adversarial training without a loss: subclasses write `loss`.
+    """Base class of training methods: PGD adversarial training without a loss. Subclasses implement `loss`.
 
     Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves
     and restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient
-    counts goes through the wrapper. `perturb`, `loss` and `inner_updates` write no state that outlives the batch, for
-    either may run more than once for one update; `after_update` does.
+    counts goes through the wrapper. `perturb`, `loss` and `inner_updates` write no state that outlives the batch, since
+    any of them may run more than once for one update; `after_update` does.
     """
 
-    #: Values depend on the whole batch: rows cannot be dropped, and several processes differ from one with the joint
-    #: batch.
-    coupled = False
     #: The loss differentiates a gradient: fp32, uncompiled.
     second_order = False
-    #: One update accumulates over several rounds: a weight perturbation has no place to stand, and a round's total is
-    #: not the loss, which the method records as a term.
+    #: One update accumulates gradients over several rounds; a weight perturbation (AWP) is refused.
     accumulates = False
-    #: Looks up what the network says of the label: it must be one class, and mixed images (CutMix, MixUp) have two.
+    #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 
     def __init__(self, model: nn.Module, attack: GradientAttack) -> None:
@@ -165,7 +161,7 @@ class Method(nn.Module):
 
     def loss(self, batch: Batch) -> Loss:
         """The outer minimisation, over one perturbed batch."""
-        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+        raise NotImplementedError(f"{type(self).__name__} must implement loss(batch)")
 
     def forward(self, batch: Batch) -> Loss:
         return self.loss(batch)
@@ -173,22 +169,20 @@ class Method(nn.Module):
     # State.
 
     def setup(self, data: TrainData) -> None:
-        """Allocate tables and streams; the clock is set. Runs at every start, before state is loaded; must be cheap."""
+        """Allocate tables and streams; the clock is set. Called at every start, before state is loaded: cheap."""
 
     def pretraining(self) -> dict[str, Stage]:
-        """Runs to train first, by name; kept under the run, each with its own resume."""
+        """Runs to train first, by name; stored in the run folder, each resumable by itself."""
         return {}
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
-        """Take over the networks that `pretraining` asked for. Not called on resume: what is needed later belongs in
-        the state.
-        """
+        """Copy the networks of `pretraining`. Not called on resume: what is needed later belongs in the state."""
 
     def after_update(self, batch: Batch) -> None:
-        """Write state, once a round, after the update. Write gathered values, so that all processes agree."""
+        """Write state, once a round, after the update; from gathered values, so that all processes agree."""
 
     def inner_updates(self, batch: Batch) -> Iterator[Round]:
-        """How often one loaded batch is used; the trainer exhausts it before the next batch."""
+        """The rounds of one loaded batch, by default one; the trainer runs them all before the next batch."""
         yield Round(batch)
 
     def on_epoch(self, report: Report) -> Decision | None:
@@ -196,36 +190,30 @@ class Method(nn.Module):
         return None
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
-        """The searches of training that make steps of one length, by where they are set; none where a method takes the
-        lengths of its steps from ε, or makes none.
-        """
+        """Attacks of training with a fixed step size, by configuration key; none where step sizes follow from ε."""
         own = self.attack
         return {} if own.rule == "adam" else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
 
     def groups(self) -> dict[str, nn.Module]:
-        """One optimizer and schedule a name. What is in no group is not trained, clipped, averaged or perturbed."""
+        """Modules to train, by name, each with an optimizer and a schedule. Others are not trained or clipped."""
         return {"model": self.model}
 
     def forward_cost(self, steps: int) -> float | None:
-        """Least cost of a batch in forward passes under an attack of `steps` steps; None where it is not fixed."""
+        """Minimum cost of a batch in forward passes under an attack of `steps` steps; None where it varies."""
         return None
 
-    # What they are given.
+    # What methods use.
 
     def rng(self, stream: str = "search") -> Draws:
         """Random numbers for this step and round: a fresh generator at every call, joint over processes."""
         clock = self.clock
-        source = generator(self.device, clock.seed, stream, clock.epoch, clock.step, clock.round)
+        device = next(self.parameters()).device
+        source = generator(device, clock.seed, stream, clock.epoch, clock.step, clock.round)
         return Draws(source, clock.rank, clock.world)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the method's parameters are."""
-        return next(self.parameters()).device
 
     @contextmanager
     def attack_mode(self) -> Iterator[None]:
-        """A block in which all networks are in the attack's mode (`attack.bn`), frozen, and restored afterwards."""
+        """Context in which all networks are frozen and in the attack's BatchNorm mode (`attack.bn`)."""
         with untouched(self), bn_mode(self, self.attack.bn):
             yield
 
@@ -241,24 +229,22 @@ class Method(nn.Module):
         stop: StopRule | None = None,
         stream: str = "search",
     ) -> Tensor:
-        """Run the configured attack with the networks in its mode and everything restored afterwards."""
+        """Run the configured attack in `attack_mode`. Returns x_adv (B, C, H, W), detached."""
         options: dict[str, Any] = {"start": start, "eps": eps, "step_size": step_size, "steps": steps, "stop": stop}
         with self.attack_mode():
             return self.attack(objective, x, rng=self.rng(stream), **options)
 
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """softmax(f(x)) in the attack's mode, without gradient: what KL-type attacks compare to."""
+        """softmax(f(x)) in `attack_mode`, without gradient: the reference of KL-type attacks."""
         with torch.no_grad(), self.attack_mode():
             return (network or self.model)(x).softmax(dim=1)
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
-        """The outer classification loss, (B,): cross-entropy with the run's label smoothing. Attacks use plain cross-
-        entropy.
-        """
+        """Outer classification loss, (B,): cross-entropy with the run's label smoothing (attacks use none)."""
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
     def subset_mask(self, batch: Batch, share: float) -> Tensor:
-        """(B,) bool: a `share` of the rows, spread evenly over the joint batch. Data are shuffled, so any rows do."""
+        """(B,) bool: a `share` of the rows, spread evenly over the joint batch (which is shuffled)."""
         first = self.clock.rank * len(batch)
         rows = torch.arange(first, first + len(batch), device=batch.x.device, dtype=torch.float64)
         # A share such as 0.3 is a little off in binary: without the nudge 10 rows could have 2 instead of 3.
@@ -274,6 +260,6 @@ class Method(nn.Module):
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Share of right predictions, detached; `y` class indices or soft labels."""
+    """Share of correct predictions, detached; `y` class indices or soft labels."""
     labels = y if y.ndim == 1 else y.argmax(dim=1)
     return (logits.detach().argmax(dim=1) == labels).float().mean()

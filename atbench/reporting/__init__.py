@@ -1,9 +1,9 @@
-"""What a run shows of itself: the terminal, the mirror on W&B, and the reports read from run folders."""
+"""Output of a run: terminal, metrics.jsonl and W&B, and reports read from run folders."""
 
 from __future__ import annotations
 
 from atbench.reporting import report
-from atbench.reporting.console import Progress, echo, summary
-from atbench.reporting.metrics_log import MetricsLog, truncate
+from atbench.reporting.console import Progress, print_facts, print_summary
+from atbench.reporting.metrics_log import MetricsLog, truncate_log
 
-__all__ = ["MetricsLog", "Progress", "echo", "report", "summary", "truncate"]
+__all__ = ["MetricsLog", "Progress", "print_facts", "print_summary", "report", "truncate_log"]

@@ -1,6 +1,5 @@
-"""Whether a record says what its masks say: every accuracy again, from the per-example outcomes beside it.
-
-Nothing is run for this. What the kept adversarial images say is `atbench eval verify=RUN`'s to find out.
+"""Agreement of a record with its masks: every accuracy recomputed from the per-example outcomes, without running
+anything; `atbench eval verify=RUN` checks the adversarial images as well.
 """
 
 from __future__ import annotations
@@ -11,85 +10,83 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from atbench.reporting.results import Array, Evaluation
+from atbench.reporting.results import Array, EvaluationRecord
 
 NEVER = -1  # in a mask of first broken steps: nothing broke this example
 
 Claim = tuple[str, float, Array]
 
 
-def disagreements(evaluation: Evaluation) -> tuple[str, ...]:
-    """Where the record is not the mean of the masks beside it. Empty for every honest record."""
+def record_disagreements(evaluation: EvaluationRecord) -> tuple[str, ...]:
+    """Sentences about accuracies that are not the mean of their masks; empty for every correct record."""
     file, arrays = evaluation.record["outcomes"], evaluation.outcomes
     if arrays is None:
-        return (f"{file} is missing: the accuracies cannot be checked example by example",)
-    found = []
+        return (f"{file} is missing: accuracies cannot be checked against per-example outcomes",)
+    lines = []
     try:
         for name, value, mask in _claims(evaluation, arrays):
             if mask.shape != (evaluation.n,) and not name.startswith(("class ", "reject ")):
-                found.append(f"{name}: the record speaks of {evaluation.n} examples, {file} has {mask.size}")
+                lines.append(f"{name}: the record has {evaluation.n} examples, {file} has {mask.size}")
             elif not math.isclose(value, float(mask.mean()), abs_tol=1e-6):
-                found.append(f"{name}: the record says {value:.6f}, the mask in {file} has the mean {mask.mean():.6f}")
+                lines.append(f"{name}: the record has {value:.6f}, the mask in {file} has mean {mask.mean():.6f}")
         for attack in evaluation.attacks:
             tried, broken = arrays[f"tried_{attack.name}"], arrays[f"broken_{attack.name}"]
             if (broken & ~tried).any() or (tried & ~arrays["clean"]).any():
-                found.append(f"{attack.name}: {file} has examples as broken that it did not run on, or that were wrong")
+                lines.append(f"{attack.name}: {file} marks examples as broken that were not tried or not right")
     except (KeyError, ValueError, IndexError) as fault:
-        found.append(f"{file} does not fit the record ({fault!r}): not every accuracy can be checked")
-    return tuple(found)
+        lines.append(f"{file} does not fit the record ({fault!r}): not every accuracy can be checked")
+    return tuple(lines)
 
 
-def standing(codes: Array, k: int | None = None) -> Array:
-    """Booleans: what first broken steps (0: wrong without an attack) leave right after k steps; after all for None."""
-    never: Array = codes == NEVER
-    return never if k is None else never | (codes > k)
+def robust_mask(broken_at: Array, k: int | None = None) -> Array:
+    """Booleans: right after k steps (None: all), from first broken steps (0: wrong without an attack)."""
+    never: Array = broken_at == NEVER
+    return never if k is None else never | (broken_at > k)
 
 
-def _claims(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
-    """(what, the record's value, the mask that it is the mean of)."""
+def _claims(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """(name, value in the record, mask that it must be the mean of)."""
     yield "clean", evaluation.clean.value, arrays["clean"]
     yield "worst case", evaluation.robust.value, arrays["robust"]
-    left = arrays["clean"]
+    robust = arrays["clean"]
     if evaluation.steps:
         yield from _sweep(evaluation, arrays)
-        left = left & standing(arrays["broken_at"])
+        robust = robust & robust_mask(arrays["broken_at"])
     for attack in evaluation.attacks:
         tried, broken = arrays[f"tried_{attack.name}"], arrays[f"broken_{attack.name}"]
         yield f"examples that {attack.name} ran on", attack.tried / evaluation.n, tried
         yield f"examples that {attack.name} broke", attack.broken / evaluation.n, broken
         if attack.alone is not None:
             yield attack.name, attack.alone.value, arrays["clean"] & ~broken
-        left = left & ~broken
-        yield f"after {attack.name}", attack.after.value, left
-    yield f"worst case over {', '.join(evaluation.record['robust']['attacks'])}", evaluation.robust.value, left
+        robust = robust & ~broken
+        yield f"after {attack.name}", attack.after.value, robust
+    yield f"worst case over {', '.join(evaluation.record['robust']['attacks'])}", evaluation.robust.value, robust
     yield from _eight_bit(evaluation, arrays)
-    for norm, (_, _, found) in evaluation.norms.items():
-        yield norm, found.value, standing(arrays[f"broken_at_{norm}"])
+    for norm, (_, _, accuracy) in evaluation.norms.items():
+        yield norm, accuracy.value, robust_mask(arrays[f"broken_at_{norm}"])
     yield from _rejected(evaluation, arrays)
     for position, row in enumerate(evaluation.record["classes"]["classes"]):
         if row["n"]:
             yield f"class {row['class']}", row["accuracy"], arrays["robust"][arrays["label"] == position]
-    for name, found in evaluation.record["calibration"].items():
-        if found is not None:
+    for name, calibration in evaluation.record["calibration"].items():
+        if calibration is not None:
             right = arrays[f"logits_{name}"].argmax(axis=1) == arrays["label"]
-            yield f"accuracy of the {name} calibration", found["accuracy"], right
+            yield f"accuracy of the {name} calibration", calibration["accuracy"], right
 
 
-def _sweep(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
-    for k, found in evaluation.steps.items():
-        yield f"PGD-{k}", found.value, standing(arrays["broken_at"], k)
-    for (eps, _, found), mask in zip(evaluation.eps, arrays["eps_robust"], strict=True):
-        yield f"ε = {eps:.4g}", found.value, mask
+def _sweep(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    for k, accuracy in evaluation.steps.items():
+        yield f"PGD-{k}", accuracy.value, robust_mask(arrays["broken_at"], k)
+    for (eps, _, accuracy), mask in zip(evaluation.eps, arrays["eps_robust"], strict=True):
+        yield f"ε = {eps:.4g}", accuracy.value, mask
     surface = dict(zip(arrays["surface_eps"].tolist(), arrays["surface"], strict=True))
-    for eps, k, found in evaluation.eps:
+    for eps, k, accuracy in evaluation.eps:
         if eps:
-            yield f"ε = {eps:.4g}, k = {k}", found.value, standing(surface[eps], k)
+            yield f"ε = {eps:.4g}, k = {k}", accuracy.value, robust_mask(surface[eps], k)
 
 
-def _rejected(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
-    """The shares at a rejection's threshold, from logits without an attack and from how sure wrong answers under it are
-    (NaN where there is none).
-    """
+def _rejected(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """The shares at a rejection's threshold, from clean logits and the confidence of wrong answers under attack."""
     if not (reject := evaluation.record.get("reject")):
         return
     right, tau = arrays["clean"], reject["threshold"]
@@ -112,18 +109,18 @@ def _rejected(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Clai
     yield "reject robust_error without rejection", reject["without"]["robust_error"]["share"], ~right | broken
 
 
-def _eight_bit(evaluation: Evaluation, arrays: dict[str, Array]) -> Iterator[Claim]:
-    """The worst case of 8-bit images, where the adversarial images were kept."""
+def _eight_bit(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """The worst case with 8-bit images, where the adversarial images were kept."""
     path = evaluation.path.with_name(evaluation.record.get("examples") or "-")
     if not path.is_file():
         return
     plan = evaluation.record["plan"]
     names = [f"pgd.{at}" for at, multiple in enumerate(plan["multiples"]) if multiple <= 1]
-    left = arrays["clean"].copy()
+    robust = arrays["clean"].copy()
     try:
-        with np.load(path, allow_pickle=False) as kept:  # reads the members asked for, not the images
+        with np.load(path, allow_pickle=False) as examples:  # reads the members asked for, not the images
             for name in (*names, *(attack.name for attack in evaluation.attacks)):
-                left[kept[f"{name}.rows"][kept[f"{name}.eight"]]] = False
+                robust[examples[f"{name}.rows"][examples[f"{name}.eight"]]] = False
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        left = np.zeros(0, bool)  # of no example: reported as such
-    yield "worst case, 8-bit images", evaluation.eight_bit.value, left
+        robust = np.zeros(0, bool)  # of no example: reported as such
+    yield "worst case, 8-bit images", evaluation.eight_bit.value, robust

@@ -1,4 +1,4 @@
-"""The audit of an evaluation as blocks of a report: whether its figures can be believed, and what says so."""
+"""The audit of an evaluation as blocks of a report."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atbench.reporting.document import Block, Cell, Notice, Paragraph, Table
-from atbench.reporting.results import Evaluation
+from atbench.reporting.results import EvaluationRecord
 from atbench.reporting.wording import NOTHING
 
 _ORDER = ("flag", "not run", "pass")
 
 
-def banner(evaluations: Sequence[Evaluation]) -> Iterator[Notice]:
-    """What must stand above all figures if an audit was made and does not trust them."""
+def untrusted_notices(evaluations: Sequence[EvaluationRecord]) -> Iterator[Notice]:
+    """The warning above all figures of an evaluation that the audit does not trust."""
     for evaluation in evaluations:
         if evaluation.audit["checks"] and not evaluation.audit["trusted"]:
-            text = f"Not to be cited as it stands. Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}"
+            text = f"Do not cite these accuracies. Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}"
             yield Notice(text, grave=True)
 
 
-def flagged(evaluation: Evaluation) -> Iterator[str]:
-    """One line for every check that raised a flag."""
+def flag_lines(evaluation: EvaluationRecord) -> Iterator[str]:
+    """One line for every flagged check."""
     for check in evaluation.audit["checks"]:
         if check["verdict"] == "flag":
             yield f"{check['name']}: {check['sentence']}"
 
 
-def blocks(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def audit_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Verdicts and checks, flags first."""
     audited = [evaluation for evaluation in evaluations if evaluation.audit["checks"]]
     if not audited:
-        yield Paragraph("None: nothing has examined whether these attacks worked. `eval.audit=250` examines it.")
+        yield Paragraph("Not audited. `eval.audit=250` runs the audit checks on 250 images.")
         return
     rows: list[tuple[Cell, ...]] = []
     for evaluation in audited:
         yield Paragraph(f"Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}")
         checks = sorted(evaluation.audit["checks"], key=lambda check: _ORDER.index(check["verdict"]))
         rows += [(Cell(evaluation.checkpoint), *_row(check)) for check in checks]
-    yield Table(("checkpoint", "check", "verdict", "value", "threshold", "what was found"), tuple(rows))
+    yield Table(("checkpoint", "check", "verdict", "value", "threshold", "measurement"), tuple(rows))
 
 
 def _row(check: Mapping[str, Any]) -> Iterator[Cell]:

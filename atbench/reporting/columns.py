@@ -1,24 +1,24 @@
-"""Which robust accuracies of several evaluations may stand in one column: those of one and the same attack."""
+"""Columns of a comparison: robust accuracies under the same attack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from atbench.reporting.results import AUTOATTACK, Accuracy, Evaluation, tried
-from atbench.reporting.wording import number
+from atbench.reporting.results import AUTOATTACK, Accuracy, EvaluationRecord, attack_names
+from atbench.reporting.wording import number_text
 
 HEADLINE_STEPS = 20
 # What makes two evaluations' PGD-k different attacks; the step is given as a share of ε.
 _SWEEP = ("objective", "restarts", "start", "step")
 
-Find = Callable[[Evaluation], Accuracy | None]
+Find = Callable[[EvaluationRecord], Accuracy | None]
 Options = tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `of` gives an evaluation's figure, None where it was not attacked so."""
+    """A column: `of` gives an evaluation's accuracy, None where it was not attacked so."""
 
     title: str
     of: Find
@@ -26,8 +26,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Columns:
-    """All columns, weaker attacks first. headline: the one by which rows are ranked and best is held against last, None
-    where the evaluations have no attack in common. words: what its title stands for.
+    """All columns, weaker attacks first. headline: the column that rows are ranked by and the drop is measured in, None
+    where the evaluations have no attack in common. words: its attacks.
     """
 
     columns: tuple[Column, ...]
@@ -35,33 +35,33 @@ class Columns:
     words: str
 
 
-def measures(evaluations: Sequence[Evaluation]) -> Columns:
-    """The worst case over all attacks where all evaluations ran the same ones; PGD-k beside it, or in its place."""
+def accuracy_columns(evaluations: Sequence[EvaluationRecord]) -> Columns:
+    """PGD-k and, where all evaluations ran the same attacks, the worst case over them."""
     columns = tuple(_pgd(evaluations))
     if not evaluations:
         return Columns((), None, "")
     if any(evaluation.headline is None for evaluation in evaluations):
-        return Columns(columns, None, "nothing, for a network here answers at random and was not attacked as one")
-    if len({attacks(evaluation) for evaluation in evaluations}) > 1:
+        return Columns(columns, None, "no column: a network answers at random and was not attacked with EOT")
+    if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
         shared = [m for m in columns if all(m.of(evaluation) is not None for evaluation in evaluations)]
         headline = shared[-1] if shared else None
         return Columns(columns, headline, headline.title if headline else "")
     first = evaluations[0]
     if not first.attacks:
         return Columns(columns, columns[-1] if columns else None, first.basis)
-    names = tried(first.record)
+    names = attack_names(first.record)
     worst = Column(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
     return Columns((*columns, worst), worst, first.basis)
 
 
-def attacks(evaluation: Evaluation) -> tuple[object, ...]:
-    """What an evaluation attacked with, for comparing it with another's; the radius is no part of it."""
+def attack_signature(evaluation: EvaluationRecord) -> tuple[object, ...]:
+    """What an evaluation attacked with, to compare it with another's; without the radius."""
     k = evaluation.record["plan"]["threat"]["steps"] if evaluation.steps else None
     others = tuple((attack.name, attack.words) for attack in evaluation.attacks)
     return k, _options(evaluation), others, evaluation.record["plan"]["sequential"] if others else None
 
 
-def _options(evaluation: Evaluation) -> Options:
+def _options(evaluation: EvaluationRecord) -> Options:
     """The settings of the sweep's PGD besides k; empty without a sweep."""
     if not evaluation.steps:
         return ()
@@ -72,25 +72,25 @@ def _options(evaluation: Evaluation) -> Options:
     return tuple((name, values[name]) for name in _SWEEP)
 
 
-def _pgd(evaluations: Sequence[Evaluation]) -> list[Column]:
-    """PGD-20 and each evaluation's largest k, one column for each way of running PGD."""
+def _pgd(evaluations: Sequence[EvaluationRecord]) -> list[Column]:
+    """PGD-20 and each evaluation's largest k, one column for each setting of PGD."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
-    ways = sorted({_options(evaluation) for evaluation in swept}, key=repr)
+    settings = sorted({_options(evaluation) for evaluation in swept}, key=repr)
     largest = {evaluation.strongest for evaluation in swept}
     return [
-        Column(f"PGD-{k}{_apart(way, ways)}", _finder(k, way))
+        Column(f"PGD-{k}{_difference(setting, settings)}", _pgd_accuracy(k, setting))
         for k in sorted({HEADLINE_STEPS, *(k for k in largest if k is not None)})
-        for way in ways
-        if any(_options(evaluation) == way and k in evaluation.steps for evaluation in swept)
+        for setting in settings
+        if any(_options(evaluation) == setting and k in evaluation.steps for evaluation in swept)
     ]
 
 
-def _finder(k: int, way: Options) -> Find:
-    return lambda evaluation: evaluation.steps.get(k) if _options(evaluation) == way else None
+def _pgd_accuracy(k: int, setting: Options) -> Find:
+    return lambda evaluation: evaluation.steps.get(k) if _options(evaluation) == setting else None
 
 
-def _apart(way: Options, ways: Sequence[Options]) -> str:
-    """What tells one way of running PGD from the others: ` (restarts=10)`."""
-    differing = [at for at, option in enumerate(way) if any(other[at] != option for other in ways)]
-    words = ", ".join(f"{way[at][0]}={number(way[at][1])}" for at in differing)
+def _difference(setting: Options, settings: Sequence[Options]) -> str:
+    """The options by which one setting of PGD differs from the others: ` (restarts=10)`."""
+    differing = [at for at, option in enumerate(setting) if any(other[at] != option for other in settings)]
+    words = ", ".join(f"{setting[at][0]}={number_text(setting[at][1])}" for at in differing)
     return f" ({words})" if words else ""

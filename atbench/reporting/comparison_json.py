@@ -1,4 +1,4 @@
-"""A comparison for a program: accuracies in [0, 1], and every value behind every mean."""
+"""Comparison as JSON: accuracies in [0, 1], and every value behind every mean."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from atbench.reporting.comparison import Comparison, Row, Spread
 from atbench.reporting.run_folder import CHECKPOINTS
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """`headline`: what `drop` is measured under, null where the rows have no attack in common. `robust` of a row is the
-    worst case over that row's own `attacks`: no figure to hold against a row of others.
+def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
+    """`headline`: the attacks that `drop` is measured under, null where the rows have none in common. `robust` of a row
+    is the worst case over that row's own `attacks` and not comparable with a row of others.
     """
-    found = comparison.measures
+    columns = comparison.columns
     return {
         "schema": 2,
-        "headline": found.words or None,
-        "rows": [_row_json(row, found.headline) for row in comparison.rows],
-        "unreadable": [{"folder": str(path), "why": why} for path, why in comparison.unreadable],
+        "headline": columns.words or None,
+        "rows": [_row_json(row, columns.headline) for row in comparison.rows],
+        "unreadable": [{"folder": str(path), "why": reason} for path, reason in comparison.unreadable],
     }
 
 
@@ -46,6 +46,6 @@ def _row_json(row: Row, headline: Column | None) -> dict[str, Any]:
         "collapsed": [{"seed": seed, "best": best, "last": last} for seed, best, last in row.collapsed],
         "runs": [str(run.path) for run in row.counted],
         "left_out": [
-            {"run": str(run.path), "seed": run.seed, "state": run.state, "why": why} for run, why in row.left_out
+            {"run": str(run.path), "seed": run.seed, "state": run.state, "why": reason} for run, reason in row.left_out
         ],
     }  # fmt: skip

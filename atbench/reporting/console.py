@@ -1,8 +1,7 @@
-"""The terminal of a run: what will run, how far it is, what came out. Progress goes to stderr; stdout is for results.
+"""Terminal output: facts, progress and results. Progress goes to stderr; stdout is for results.
 
 On a terminal there is a live bar; anywhere else (pipe, CI, Slurm log) one plain line an epoch, without control codes.
-Nothing here reads a tensor: what is shown was a Python number before it came here, so that showing it never waits for a
-device.
+Nothing here reads a tensor, so printing never waits for a device.
 """
 
 from __future__ import annotations
@@ -21,23 +20,27 @@ from rich.text import Text
 
 from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.rejection_report import rejection_line
-from atbench.reporting.results import bound, unknown
+from atbench.reporting.results import bound_text, robustness_unknown
 from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
-# Of a verification, what is shown even if it agrees; there are too many of the others.
+# Fields of a verification that are printed even if they agree, and those of them that are too many.
 _SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
 
 
-def echo(facts: Sequence[tuple[str, str]], console: Console) -> None:
-    """Print what is about to run, one fact a line, names quiet and aligned; called before anything runs."""
+def print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print names and values, one pair a line, aligned."""
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         line = Text.assemble((f"{name:<{width}}  ", "dim"), value)
-        # Off a terminal no line is broken: a folder's name must survive being copied from a log.
-        line = line if not interactive(console) else _hanging(line, width + 2, console)
-        console.print(line, soft_wrap=True, highlight=False)
+        # Off a terminal no line is broken, so that a folder's name can be copied from a log.
+        print_line(_hanging(line, width + 2, console) if interactive(console) else line, console)
+
+
+def print_line(text: str | Text, console: Console, style: str = "") -> None:
+    """Print one line of text; nothing in it is taken for markup."""
+    console.print(Text(text, style=style) if isinstance(text, str) else text, soft_wrap=True)
 
 
 def interactive(console: Console) -> bool:
@@ -53,7 +56,7 @@ def _hanging(line: Text, indent: int, console: Console) -> Text:
 
 
 class _Rate(ProgressColumn):
-    """Images a second and the attack's share of the time: both as of now, both absent until known."""
+    """Images a second and the attack's share of the time; absent until known."""
 
     def render(self, task: Task) -> Text:
         rate, share = task.fields["rate"], task.fields["share"]
@@ -64,11 +67,10 @@ class _Rate(ProgressColumn):
 
 
 class Progress:
-    """How far the run is: `with Progress(...) as progress: ... progress.advance(1, examples=128)`.
+    """Progress of a run: `with Progress(...) as progress: ... progress.advance(1, examples=128)`.
 
-    `total_steps` and `epochs` are of the whole run; a resumed run says with `done` and `epoch` where it stands. `draw`
-    is False on every rank but 0: such an object accepts all calls and shows nothing. `label` names the stage a line
-    belongs to ("stage member0").
+    total_steps, epochs: of the whole run. done, epoch: where a resumed run starts. draw: False on every rank but 0;
+    such an object accepts all calls and shows nothing. label: the stage a line belongs to ("stage member0").
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Progress:
         self._bar.update(self._task, advance=steps, rate=rate)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done: print its row of metrics.jsonl on one line."""
+        """Print the row of metrics.jsonl of a finished epoch on one line."""
         if not self._draw:
             return
         self._print(epoch_line(row, self._label))
@@ -146,7 +148,7 @@ class Progress:
 
 
 def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
-    """A row of metrics.jsonl for people; what the row lacks is left out."""
+    """A row of metrics.jsonl as one line; what the row lacks is left out."""
     train, val = row.get("train", {}), row.get("val", {})
     steps = val.get("k")
     parts = [label, f"epoch {row['epoch']}/{row['epochs']}"]
@@ -161,118 +163,114 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
 
 
-def notices(warnings: Iterable[str], console: Console) -> None:
-    """Warnings, each on its line."""
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Print warnings, one a line."""
     for warning in warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
+        print_line(f"warning: {warning}", console, "yellow")
 
 
-def finished(name: str, record: Mapping[str, Any], console: Console) -> None:
-    """An attack of an evaluation is done: what it broke, and what is left, on one line."""
-    attacks = record["attacks"]
-    last = attacks[-1] if attacks else None
-    what = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
+def print_attack_result(name: str, record: Mapping[str, Any], console: Console) -> None:
+    """Print what the last attack of an evaluation broke, and the worst case so far, on one line."""
+    last = record["attacks"][-1] if record["attacks"] else None
+    attack = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
     cost = f"  {last['seconds']:.0f} s" if last else ""
-    line = f"{name}  {what}  worst case so far {_cell(record['robust'])}{cost}"
-    console.print(Text(line), soft_wrap=True, highlight=False)
+    print_line(f"{name}  {attack}  worst case so far {_cell(record['robust'])}{cost}", console)
 
 
 class Heartbeat:
-    """Says every so many seconds what an evaluation is at: an attack may take hours. Asked at every forward pass."""
+    """Prints what an evaluation does every `SECONDS`; called at every forward pass."""
 
     SECONDS = 20.0
 
     def __init__(self, name: str, console: Console) -> None:
         self.name, self.console, self.since = name, console, time.monotonic()
 
-    def __call__(self, doing: str, passes: int) -> None:
+    def __call__(self, activity: str, passes: int) -> None:
         if time.monotonic() - self.since >= self.SECONDS:
             self.since = time.monotonic()
-            line = f"{self.name}  {doing}, {passes:,} images forward so far"
-            self.console.print(Text(line, style="dim"), soft_wrap=True, highlight=False)
+            print_line(f"{self.name}  {activity}, {passes:,} forward passes so far", self.console, "dim")
 
 
-def summary(records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console) -> None:
-    """The end of a run: accuracies with interval and n, the audit's verdict, where everything is, what to type next."""
-    strongest = max((step["k"] for record in records for step in record["steps"]), default=0)
-    shown = sorted({20, strongest} & {step["k"] for record in records for step in record["steps"]})
-    attacks = list(dict.fromkeys(each["name"] for record in records for each in record["attacks"]))
+def print_summary(
+    records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console
+) -> None:
+    """Print the results of a run: accuracies with interval and n, audit, warnings, folder, next commands."""
+    swept = {step["k"] for record in records for step in record["steps"]}
+    shown = sorted({20, max(swept, default=0)} & swept)
+    attacks = list(dict.fromkeys(entry["name"] for record in records for entry in record["attacks"]))
     heads = ["checkpoint", "epoch", "clean", *(f"PGD-{k}" for k in shown), *attacks]
     table = Table(*heads, *(["worst case"] if attacks else []), "n", box=None, header_style="dim", pad_edge=False)
     for record in records:
         steps = {step["k"]: step for step in record["steps"]}
-        each = {entry["name"]: entry["alone"] or entry["after"] for entry in record["attacks"]}
+        by_attack = {entry["name"]: entry["alone"] or entry["after"] for entry in record["attacks"]}
         table.add_row(
             record["checkpoint"],
             NOTHING if record["epoch"] is None else str(record["epoch"]),
             _cell(record["clean"]),
             *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
-            *(_cell(each[name]) if name in each else NOTHING for name in attacks),
-            *([NOTHING if unknown(record) else _cell(record["robust"])] if attacks else []),
+            *(_cell(by_attack[name]) if name in by_attack else NOTHING for name in attacks),
+            *([NOTHING if robustness_unknown(record) else _cell(record["robust"])] if attacks else []),
             str(record["n"]),
         )
-    show(table, console)
-    for line in dict.fromkeys(foot(record) for record in records):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+    print_table(table, console)
+    for line in dict.fromkeys(bound_line(record) for record in records):
+        print_line(line, console, "dim")
     for record in records:
+        name = record["checkpoint"]
         if record["n"] < record.get("of", record["n"]):
-            part = f"{record['checkpoint']}: {record['n']} of {record['of']} images; a run's headline is of the most"
-            console.print(Text(part, style="yellow"), soft_wrap=True, highlight=False)
-        if unknown(record):
-            console.print(Text(f"{record['checkpoint']}: {ASK_RAND}", style="bold red"), soft_wrap=True)
+            subset = f"{name}: evaluated on {record['n']} of {record['of']} images; the report quotes the most images"
+            print_line(subset, console, "yellow")
+        if robustness_unknown(record):
+            print_line(f"{name}: {ASK_RAND}", console, "bold red")
     for record in records:
         if reject := record.get("reject"):
-            console.print(
-                Text(f"reject  {rejection_line(record['checkpoint'], reject)}"), soft_wrap=True, highlight=False
-            )
+            print_line(f"reject  {rejection_line(record['checkpoint'], reject)}", console)
     for record in records:
-        tell_verdict(record, console)
-    notices(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
-    console.print(Text.assemble(("folder  ", "dim"), str(folder)), soft_wrap=True, highlight=False)
+        print_audit(record, console)
+    print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
+    print_line(Text.assemble(("folder  ", "dim"), str(folder)), console)
     for number, command in enumerate(commands):
-        console.print(
-            Text.assemble(("        " if number else "next    ", "dim"), command), soft_wrap=True, highlight=False
-        )
+        print_line(Text.assemble(("        " if number else "next    ", "dim"), command), console)
 
 
-def foot(record: Mapping[str, Any]) -> str:
-    """What the robust figures of a record are."""
-    return f"{bound(record)}; brackets: 95 % interval"
+def bound_line(record: Mapping[str, Any]) -> str:
+    """The attacks behind a record's robust accuracy, and what the brackets are."""
+    return f"{bound_text(record)}; brackets: 95 % interval"
 
 
-def tell_verdict(record: Mapping[str, Any], console: Console) -> None:
-    """The audit's verdict, and every check that raised a flag, on a line each."""
+def print_audit(record: Mapping[str, Any], console: Console) -> None:
+    """Print the audit's verdict, and every flagged check on a line of its own."""
     audit = record["audit"]
     if not audit["checks"]:
         return
-    style = "green" if audit["trusted"] else "bold red"
-    console.print(Text(f"audit   {record['checkpoint']}: {audit['sentence']}", style=style), soft_wrap=True)
+    verdict = f"audit   {record['checkpoint']}: {audit['sentence']}"
+    print_line(verdict, console, "green" if audit["trusted"] else "bold red")
     for check in audit["checks"]:
         if check["verdict"] == "flag":
-            console.print(Text(f"        {check['name']}: {check['sentence']}", style="red"), soft_wrap=True)
+            print_line(f"        {check['name']}: {check['sentence']}", console, "red")
 
 
-def verification(numbers: Sequence[tuple[str, Any]], consistent: Sequence[str], console: Console) -> None:
-    """The accuracies of records beside what was found again, and whatever differs; of the rest, how much it was.
+def print_verification(checks: Sequence[tuple[str, Any]], consistent: Sequence[str], console: Console) -> None:
+    """Print recorded and recomputed accuracies, everything that differs, and how much agrees.
 
-    consistent: what could be held against a second copy only.
+    checks: (record, field check). consistent: what is only compared with a second copy.
     """
-    table = Table("record", "value", "recorded", "again", "", box=None, header_style="dim", pad_edge=False)
-    for name, number in numbers:
-        if not number.agrees or (number.name.endswith(_SHOWN) and not number.name.startswith(_MANY)):
-            agrees = "agrees" if number.agrees else "DIFFERS"
-            table.add_row(name, number.name, _value(number.claimed), _value(number.again), agrees)
-    show(table, console)
-    agree = sum(number.agrees for _, number in numbers)
-    console.print(Text(f"{agree} of {len(numbers)} values and arrays agree; not looked at: times and counts of passes"))
-    console.print(Text(f"held against a second copy only: {'; '.join(consistent)}"), soft_wrap=True, highlight=False)
+    table = Table("record", "value", "recorded", "recomputed", "", box=None, header_style="dim", pad_edge=False)
+    for name, check in checks:
+        if not check.agrees or (check.name.endswith(_SHOWN) and not check.name.startswith(_MANY)):
+            agrees = "agrees" if check.agrees else "DIFFERS"
+            table.add_row(name, check.name, _value(check.recorded), _value(check.recomputed), agrees)
+    print_table(table, console)
+    agree = sum(check.agrees for _, check in checks)
+    console.print(Text(f"{agree} of {len(checks)} values and arrays agree; times and pass counts are not compared"))
+    print_line(f"compared with a second copy only: {'; '.join(consistent)}", console)
 
 
 def _value(value: object) -> str:
     return f"{100 * value:.2f} %" if isinstance(value, float) and 0 <= value <= 1 else str(value)
 
 
-def show(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """Print a table; in a pipe, whose width means nothing, without breaking its cells."""
     wide = console if console.is_terminal else Console(file=console.file, width=_PIPE_WIDTH)
     wide.print(table, highlight=False)

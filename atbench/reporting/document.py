@@ -1,4 +1,4 @@
-"""A report as a list of blocks, so that the Markdown and the HTML of one report cannot say different things."""
+"""Blocks of a report, from which both Markdown and HTML are made."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the reader must not overlook: a warning, the words "upper bound".
-
-    grave: it puts the figures themselves in doubt.
-    """
+    """A warning or caveat. grave: it puts the accuracies themselves in doubt."""
 
     text: str
     grave: bool = False
@@ -33,14 +30,14 @@ class Notice:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and what they are, in two columns."""
+    """Names and values in two columns."""
 
     rows: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell; `value` is what its column is sorted by where the text alone would sort wrongly."""
+    """One cell; `value` is its sort key where the text would sort wrongly."""
 
     text: str
     value: float | None = None
@@ -62,7 +59,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing kept beside the report as `pictures/<name>.png`; HTML has it inside."""
+    """A drawing, written as `pictures/<name>.png` and embedded in HTML."""
 
     name: str
     drawing: Drawing

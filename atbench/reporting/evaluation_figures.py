@@ -1,4 +1,4 @@
-"""What was measured, as figures of a report."""
+"""Figures of an evaluation: accuracy curves, reliability, confusion, example images."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ from collections.abc import Iterator, Sequence
 from atbench.reporting import example_grid, plots
 from atbench.reporting.document import Block, Figure
 from atbench.reporting.plots import Curve
-from atbench.reporting.results import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, EvaluationRecord
 
 _BAND = "Bands: 95 % interval."
 
 
-def figures(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """Curves of all checkpoints, confidence and confusions of each, and images of the first: they look alike."""
+def evaluation_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
+    """Curves of all checkpoints, confidence and confusions of each, and images of the first."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     if swept:
-        yield Figure("steps", plots.accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}")
+        yield Figure(
+            "steps", plots.draw_accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}"
+        )
     if any(e.eps for e in swept):
         curves = [eps_curve(e) for e in swept if e.eps]
-        yield Figure("eps", plots.accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
+        yield Figure("eps", plots.draw_accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
     for evaluation in evaluations:
-        yield from _outcomes(evaluation)
+        yield from _checkpoint_figures(evaluation)
     first = evaluations[0]
     if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
         caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(first.path.stem, example_grid.grid(first.outcomes), caption)
+        yield Figure(first.path.stem, example_grid.draw_example_grid(first.outcomes), caption)
 
 
-def _outcomes(evaluation: Evaluation) -> Iterator[Block]:
+def _checkpoint_figures(evaluation: EvaluationRecord) -> Iterator[Block]:
     """Confidence and confusions of one checkpoint."""
     name, arrays = evaluation.path.stem, evaluation.outcomes or {}
-    diagrams = {f"{what} images": found for what, found in evaluation.record["calibration"].items() if found}
+    diagrams = {f"{kind} images": value for kind, value in evaluation.record["calibration"].items() if value}
     if diagrams:
         caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
-        yield Figure(f"reliability-{name}", example_grid.reliability(diagrams, f"reliability-{name}"), caption)
-    classes = [str(each["class"]) for each in evaluation.record["classes"]["classes"]]
+        yield Figure(f"reliability-{name}", example_grid.draw_reliability(diagrams, f"reliability-{name}"), caption)
+    classes = [str(entry["class"]) for entry in evaluation.record["classes"]["classes"]]
     if "confusion" in arrays and len(classes) <= example_grid.MOST_CLASSES:
-        caption = f"Checkpoint {evaluation.checkpoint}: what each class is taken for under attack, in examples."
-        yield Figure(f"confusion-{name}", example_grid.confusion(arrays["confusion"], classes), caption)
+        caption = f"Checkpoint {evaluation.checkpoint}: predictions under attack by true class, in examples."
+        yield Figure(f"confusion-{name}", example_grid.draw_confusion(arrays["confusion"], classes), caption)
 
 
-def steps_curve(evaluation: Evaluation) -> Curve:
-    """Accuracy over k, the clean accuracy at k = 0; of no points where there is no sweep."""
-    found = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
-    return _curve(evaluation.checkpoint, list(found), list(found.values()))
+def steps_curve(evaluation: EvaluationRecord) -> Curve:
+    """Accuracy over k, the clean accuracy at k = 0; no points without a sweep."""
+    points = {0: evaluation.clean, **dict(sorted(evaluation.steps.items()))} if evaluation.steps else {}
+    return _curve(evaluation.checkpoint, list(points), list(points.values()))
 
 
-def eps_curve(evaluation: Evaluation) -> Curve:
+def eps_curve(evaluation: EvaluationRecord) -> Curve:
     """Accuracy over ε."""
-    return _curve(evaluation.checkpoint, [e for e, _, _ in evaluation.eps], [found for _, _, found in evaluation.eps])
+    return _curve(evaluation.checkpoint, [eps for eps, _, _ in evaluation.eps], [a for _, _, a in evaluation.eps])
 
 
-def _curve(label: str, x: list[float] | list[int], found: list[Accuracy]) -> Curve:
-    values = tuple(a.value for a in found), tuple(a.low for a in found), tuple(a.high for a in found)
+def _curve(label: str, x: list[float] | list[int], y: list[Accuracy]) -> Curve:
+    values = tuple(a.value for a in y), tuple(a.low for a in y), tuple(a.high for a in y)
     return Curve(label, tuple(float(value) for value in x), *values)

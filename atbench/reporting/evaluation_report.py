@@ -1,7 +1,4 @@
-"""What was measured, as blocks of a report: the attacks, PGD over k and ε, other norms, classes, confidence, distances.
-
-Every table has its checkpoint in the first column or in its title.
-"""
+"""Evaluations as blocks of a report: attacks, PGD over k and ε, other norms, classes, confidence, distances."""
 
 from __future__ import annotations
 
@@ -9,37 +6,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from atbench.reporting.agreement import standing
+from atbench.reporting.agreement import robust_mask
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
-from atbench.reporting.rejection_report import rejection
-from atbench.reporting.results import Accuracy, AttackFigures, Evaluation, tried
-from atbench.reporting.wording import NOTHING, both_forms, duration, interval, norm, number, percent, radius
+from atbench.reporting.rejection_report import rejection_blocks
+from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
+from atbench.reporting.wording import (
+    NOTHING,
+    both_forms,
+    duration,
+    interval,
+    norm_name,
+    number_text,
+    percent,
+    short_eps,
+)
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
 
 
-def distinct(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations, those of the same weights with the same figures as one with both names: the last epoch is often
-    the best one.
-    """
-    found: list[tuple[dict[str, Any], Evaluation]] = []
+def merge_equal_evaluations(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
+    """Evaluations with equal content as one, named `best = last`: the last epoch is often the best one."""
+    merged: list[tuple[dict[str, Any], EvaluationRecord]] = []
     for evaluation in evaluations:
         names = ("checkpoint", "outcomes", "examples")
         content = {key: value for key, value in evaluation.record.items() if key not in names}
-        for place, (known, first) in enumerate(found):
-            if known == content:
-                found[place] = known, replace(first, checkpoint=f"{first.checkpoint} = {evaluation.checkpoint}")
+        for index, (other, first) in enumerate(merged):
+            if other == content:
+                merged[index] = other, replace(first, checkpoint=f"{first.checkpoint} = {evaluation.checkpoint}")
                 break
         else:
-            found.append((content, evaluation))
-    return [evaluation for _, evaluation in found]
+            merged.append((content, evaluation))
+    return [evaluation for _, evaluation in merged]
 
 
-def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """Everything under the heading "Accuracy"."""
+def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
+    """The blocks under the heading "Accuracy"."""
     yield Heading("Attacks", part=True)
     yield Paragraph(
-        "Alone: right under this attack by itself. After: right under it and under every attack above it. Broke as "
+        "Alone: accuracy under this attack by itself. After: accuracy under it and every attack above it. Broke as "
         "8-bit: still misclassified when every pixel is one of 256 levels. Brackets: 95 % interval."
     )
     yield _attacks(evaluations)
@@ -47,26 +51,26 @@ def accuracies(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
         yield Facts(settings)
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
-    yield from rejection(evaluations)
+    yield from rejection_blocks(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)
     yield from _distances(evaluations)
 
 
-def full(accuracy: Accuracy) -> str:
+def accuracy_text(accuracy: Accuracy) -> str:
     """`61.0 % [56.4, 65.4]`."""
     return f"{percent(accuracy.value)} {interval(accuracy.low, accuracy.high)}"
 
 
 def _cell(accuracy: Accuracy | None) -> Cell:
-    return Cell(NOTHING) if accuracy is None else Cell(full(accuracy), accuracy.value)
+    return Cell(NOTHING) if accuracy is None else Cell(accuracy_text(accuracy), accuracy.value)
 
 
 def _count(value: int | None) -> Cell:
     return Cell(NOTHING) if value is None else Cell(f"{value:,}", value)
 
 
-def _attacks(evaluations: Sequence[Evaluation]) -> Table:
+def _attacks(evaluations: Sequence[EvaluationRecord]) -> Table:
     columns = ("checkpoint", "attack", "access", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
                "gradients", "time")  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
@@ -79,24 +83,25 @@ def _attacks(evaluations: Sequence[Evaluation]) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _settings(evaluations: Sequence[Evaluation]) -> tuple[tuple[str, str], ...]:
-    """How each attack was set; once where all checkpoints were attacked alike."""
-    found: dict[tuple[str, str], list[str]] = {}
+def _settings(evaluations: Sequence[EvaluationRecord]) -> tuple[tuple[str, str], ...]:
+    """Settings of each attack; once where all checkpoints were attacked alike."""
+    checkpoints: dict[tuple[str, str], list[str]] = {}
     for evaluation in evaluations:
-        own = [(tried(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
+        own = [(attack_names(evaluation.record)[0], _sweep_words(evaluation))] if evaluation.steps else []
         for pair in own + [(attack.name, attack.words or "none") for attack in evaluation.attacks]:
-            found.setdefault(pair, []).append(evaluation.checkpoint)
-    names = [name for name, _ in found]
+            checkpoints.setdefault(pair, []).append(evaluation.checkpoint)
+    names = [name for name, _ in checkpoints]
     return tuple(
-        (f"{name} ({', '.join(of)})" if names.count(name) > 1 else name, words) for (name, words), of in found.items()
+        (f"{name} ({', '.join(of)})" if names.count(name) > 1 else name, words)
+        for (name, words), of in checkpoints.items()
     )
 
 
-def _sweep_words(evaluation: Evaluation) -> str:
+def _sweep_words(evaluation: EvaluationRecord) -> str:
     a = evaluation.attack
     restarts = f"{a['restarts']} restart{'s' if a['restarts'] != 1 else ''}"
     words = f"step {both_forms(a['step_size'])}, {a['start']} start, {restarts}, objective {a['objective']}"
-    return f"{words}; its cost is that of all radii{' and of the other norms' if evaluation.norms else ''}"
+    return f"{words}; cost of all radii{' and of the other norms' if evaluation.norms else ''}"
 
 
 def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
@@ -106,13 +111,13 @@ def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
     yield Cell(duration(attack.seconds), attack.seconds)
 
 
-def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
-    """PGD with all of its steps. The record has its cost only together with that of its other radii and norms."""
+def _sweep_row(evaluation: EvaluationRecord) -> Iterator[Cell]:
+    """PGD with all of its steps; its cost includes that of its other radii and norms."""
     record, only = evaluation.record, not evaluation.attacks
     right = round(evaluation.clean.value * evaluation.n)
     strongest = evaluation.steps[max(evaluation.steps)]
     rounded = right - round(evaluation.eight_bit.value * evaluation.n) if only else None
-    yield from (Cell(tried(record)[0]), Cell("gradient"), _count(right))
+    yield from (Cell(attack_names(record)[0]), Cell("gradient"), _count(right))
     yield from (_count(right - round(strongest.value * evaluation.n)), _count(rounded))
     yield from (_cell(strongest), _cell(strongest))
     rest = record.get("reject") or {}
@@ -126,13 +131,13 @@ def _sweep_row(evaluation: Evaluation) -> Iterator[Cell]:
     yield Cell(duration(max(seconds, 0.0)), seconds)
 
 
-def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """A table k × ε of each sweep."""
     if evaluations:
         yield Heading("PGD over steps k and radius ε", part=True)
         yield Paragraph(
             "An example counts as broken at (k, ε) if any iterate up to k, at ε or at a smaller radius of the table, "
-            f"was misclassified. {NOTHING}: so many steps were not taken at this radius. Step sizes grow with ε."
+            f"was misclassified. {NOTHING}: not run with k steps at this radius. Step sizes are proportional to ε."
         )
     for evaluation in evaluations:
         cells = _surface(evaluation)
@@ -141,76 +146,76 @@ def _sweeps(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
             (Cell(evaluation.checkpoint), Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii))
             for k in sorted({k for k, _ in cells})
         ]
-        yield Table(("checkpoint", "k", *(f"ε = {radius(eps)}" for eps in radii)), tuple(rows))
+        yield Table(("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii)), tuple(rows))
 
 
-def _surface(evaluation: Evaluation) -> dict[tuple[int, float], Accuracy]:
-    """Accuracy by (k, ε): the record's, and what its masks say between."""
+def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
+    """Accuracy by (k, ε), from the record and its masks."""
     main, plan = evaluation.threat[1], evaluation.record["plan"]
-    found = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
-    found |= {(k, eps): accuracy for eps, k, accuracy in evaluation.eps if eps}
+    cells = {(k, main): accuracy for k, accuracy in evaluation.steps.items()}
+    cells |= {(k, eps): accuracy for eps, k, accuracy in evaluation.eps if eps}
     arrays = evaluation.outcomes or {}
     for eps, codes in zip(arrays.get("surface_eps", ()), arrays.get("surface", ()), strict=True):
         for k in evaluation.steps:
             if k <= plan["eps_steps"]:
-                found.setdefault((k, float(eps)), Accuracy.of(standing(codes, k)))
-    return found
+                cells.setdefault((k, float(eps)), Accuracy.of(robust_mask(codes, k)))
+    return cells
 
 
-def _norms(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows: list[tuple[Cell, ...]] = []
     for evaluation in evaluations:
         if not evaluation.norms:
             continue
         name, (main, eps) = Cell(evaluation.checkpoint), evaluation.threat
         rows.append((name, Cell(_ball(main, eps)), Cell(evaluation.basis), _cell(evaluation.robust)))
-        for other, (radius_of_it, k, found) in evaluation.norms.items():
-            rows.append((name, Cell(_ball(other, radius_of_it)), Cell(f"PGD-{k}"), _cell(found)))
-        rows.append((name, Cell("all of these at once"), Cell("union"), _cell(_union(evaluation))))
+        for other, (other_eps, k, accuracy) in evaluation.norms.items():
+            rows.append((name, Cell(_ball(other, other_eps)), Cell(f"PGD-{k}"), _cell(accuracy)))
+        rows.append((name, Cell("all of these"), Cell("union"), _cell(_union(evaluation))))
     if rows:
         yield Heading("Other norms", part=True)
-        yield Paragraph("Union: right under every one of the threats, example by example.")
+        yield Paragraph("Union: right under all of these threats, example by example.")
         yield Table(("checkpoint", "threat", "attack", "accuracy"), tuple(rows))
 
 
 def _ball(name: str, eps: float) -> str:
-    return f"{norm(name)}, ε = {both_forms(eps) if name == 'linf' else number(eps)}"
+    return f"{norm_name(name)}, ε = {both_forms(eps) if name == 'linf' else number_text(eps)}"
 
 
-def _union(evaluation: Evaluation) -> Accuracy | None:
-    """Right under the main threat and in every other norm; None where the masks are gone."""
+def _union(evaluation: EvaluationRecord) -> Accuracy | None:
+    """Accuracy under the main threat and in every other norm; None without the masks."""
     arrays = evaluation.outcomes or {}
     names = [f"broken_at_{name}" for name in evaluation.norms]
     if not {"robust", *names} <= set(arrays):
         return None
     left = arrays["robust"]
     for name in names:
-        left = left & standing(arrays[name])
+        left = left & robust_mask(arrays[name])
     return Accuracy.of(left)
 
 
-def _classes(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
-    """Accuracy class by class; of many classes the worst."""
+def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
+    """Accuracy of each class, or of the worst classes if there are many."""
     rows: list[tuple[Cell, ...]] = []
     lines = []
     for evaluation in evaluations:
-        found = evaluation.record["classes"]
-        seen = [entry for entry in found["classes"] if entry["n"]]
-        if found["worst"] is None:
+        classes = evaluation.record["classes"]
+        seen = [entry for entry in classes["classes"] if entry["n"]]
+        if classes["worst"] is None:
             continue
-        worst = found["worst"]["class"]
-        figure = full(Accuracy(*(found["worst"][key] for key in ("accuracy", "low", "high"))))
+        worst = classes["worst"]["class"]
+        figure = accuracy_text(Accuracy(*(classes["worst"][key] for key in ("accuracy", "low", "high"))))
         more = f" The {_MOST_ROWS} worst of {len(seen)} classes are listed." if len(seen) > _MOST_ROWS else ""
         lines.append(f"{evaluation.checkpoint}: the worst class under attack is {worst}, {figure}.{more}")
         shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
         rows += [(Cell(evaluation.checkpoint), *_class_row(evaluation, entry)) for entry in shown]
     if rows:
         yield Heading("Classes", part=True)
-        yield Paragraph(" ".join([*lines, "Its interval makes no allowance for having been picked as the worst."]))
+        yield Paragraph(" ".join([*lines, "Its interval does not account for selecting the worst class."]))
         yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
 
 
-def _class_row(evaluation: Evaluation, entry: dict[str, Any]) -> Iterator[Cell]:
+def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[Cell]:
     names = [each["class"] for each in evaluation.record["classes"]["classes"]]
     arrays = evaluation.outcomes or {}
     clean = None
@@ -220,40 +225,41 @@ def _class_row(evaluation: Evaluation, entry: dict[str, Any]) -> Iterator[Cell]:
     yield _cell(Accuracy(entry["accuracy"], entry["low"], entry["high"]))
 
 
-def _calibration(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _calibration(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows = []
     for evaluation in evaluations:
-        for what, found in evaluation.record["calibration"].items():
-            if found is not None:
-                values = [100 * found["confidence"], 100 * found["accuracy"], 100 * found["ece"]]
+        for kind, calibration in evaluation.record["calibration"].items():
+            if calibration is not None:
+                values = [100 * calibration["confidence"], 100 * calibration["accuracy"], 100 * calibration["ece"]]
                 cells = [Cell(f"{value:.1f}", value) for value in values]
-                cells += [Cell(f"{found[key]:.3f}", found[key]) for key in ("nll", "brier")]
-                rows.append((Cell(evaluation.checkpoint), Cell(f"{what} images"), *cells))
+                cells += [Cell(f"{calibration[key]:.3f}", calibration[key]) for key in ("nll", "brier")]
+                rows.append((Cell(evaluation.checkpoint), Cell(f"{kind} images"), *cells))
     if rows:
         yield Heading("Confidence", part=True)
         yield Paragraph(
             "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
-            "each example's misclassified image, or the best try of the last attack on it; the clean image of those "
-            "that are wrong without an attack."
+            "each example's misclassified image, else the last attack's; the clean image if it is misclassified."
         )
         columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
         yield Table(columns, tuple(rows))
 
 
-def _distances(evaluations: Sequence[Evaluation]) -> Iterator[Block]:
+def _distances(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     rows = []
     for evaluation in evaluations:
         for attack in evaluation.attacks:
             if (far := attack.distance) is not None:
                 quartiles = [_distance(far, key) for key in ("lower_quartile", "median", "upper_quartile")]
                 unbroken = Cell(percent(far["unbroken"]["accuracy"]), far["unbroken"]["accuracy"])
-                of = norm(attack.settings.get("norm", evaluation.threat[0]))
+                of = norm_name(attack.settings.get("norm", evaluation.threat[0]))
                 rows.append(
                     (Cell(evaluation.checkpoint), Cell(attack.name), Cell(of), _count(far["n"]), *quartiles, unbroken)
                 )
     if rows:
-        yield Heading("Distance to the nearest misclassified image found", part=True)
-        yield Paragraph("Upper bounds of the true distances. An example that was never misclassified counts as ∞.")
+        yield Heading("Minimum-norm distances", part=True)
+        yield Paragraph(
+            "Distance to the nearest misclassified image found, an upper bound. Never misclassified counts as ∞."
+        )
         columns = ("checkpoint", "attack", "norm", "n", "lower quartile", "median", "upper quartile", "never broken")
         yield Table(columns, tuple(rows))
 

@@ -1,4 +1,4 @@
-"""What became of the examples: images before and after, confusions under attack, confidence against accuracy."""
+"""Drawings of examples: clean and adversarial images, confusion matrix, reliability diagram."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _RED = "#b3261e"
 MOST_CLASSES = 20  # more cannot be read in a matrix
 
 
-def grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
-    """Rows clean, adversarial, difference, from the arrays of an evaluation. Underneath: the truth and what the network
-    predicts.
+def draw_example_grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
+    """Rows clean, adversarial, difference, with true and predicted class, from the arrays of an evaluation.
 
-    The difference is multiplied by the factor that its row states and drawn around mid-grey (grey: not changed).
+    The difference is multiplied by the factor in its title and drawn around mid-grey.
     """
     count = min(columns, len(outcomes["shown_index"]))
     clean, adversarial = (np.moveaxis(outcomes[name][:count], 1, -1) for name in ("shown_x", "shown_adv"))
@@ -31,7 +30,7 @@ def grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
     notes = (
         [f"true {y}\npredicts {p}" for y, p in zip(truth, outcomes["shown_clean"], strict=False)],
         [
-            f"predicts {p}\n{'fooled' if p != y else 'holds'}"
+            f"predicts {p}\n{'broken' if p != y else 'robust'}"
             for y, p in zip(truth, outcomes["shown_broken"], strict=False)
         ],
         [f"max {255 * np.abs(delta).max():.3g}/255" for delta in change],
@@ -54,7 +53,7 @@ def grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> Drawing:
     return raster(figure)
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
+def draw_confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
     """Counts (K, K) of true class by predicted class, coloured by the share of the true class; diagonal: right."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.6 + 0.42 * len(classes)
@@ -74,11 +73,11 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
     return raster(figure)
 
 
-def reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing:
+def draw_reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing:
     """Accuracy against confidence, bin by bin, with 95 % intervals, and how many examples each bin holds.
 
-    diagrams: by name, `bins` as a record's calibration has them. On the dotted line confidence is what accuracy is;
-    below it the network is too sure of itself.
+    diagrams: by name, `bins` as in a record's calibration. On the dotted line confidence equals accuracy; below it the
+    network is overconfident.
     """
     figure, axes = canvas(1, 2, (10.0, 4.0))
     axes[0].plot((0, 100), (0, 100), ":", color=INK, alpha=0.6, linewidth=1)

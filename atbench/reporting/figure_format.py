@@ -1,8 +1,6 @@
-"""What every figure of a report is drawn with, and the two forms it is kept in.
+"""Canvas and colours of figures, and their two forms: SVG for HTML (ink is `currentColor`), PNG on white elsewhere.
 
-Drawn with matplotlib's object interface, so that no state is shared and no window is asked for. Each comes twice: SVG
-for a page (ink is `currentColor`, so it follows light and dark), PNG on white for everything else. The same data gives
-the same bytes.
+matplotlib's object interface shares no state and opens no window. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +16,8 @@ if TYPE_CHECKING:
 
 INK = "#1b1e23"
 SHADES = (
-    "#2f7fc1",
-    "#d9772b",
-    "#3f9b6c",
-    "#b3558c",
-    "#7d73cf",
-    "#9c7c22",
-    "#3aa3ad",
-    "#c4505a",
-    "#7f8a96",
-    "#5f9e2f",
-)
+    "#2f7fc1", "#d9772b", "#3f9b6c", "#b3558c", "#7d73cf", "#9c7c22", "#3aa3ad", "#c4505a", "#7f8a96", "#5f9e2f",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,12 +50,12 @@ def shade(number: int) -> str:
 
 
 def raster(figure: Figure) -> Drawing:
-    """A figure of pixels: PNG alone."""
+    """A figure of pixels, as PNG alone."""
     return Drawing(svg=None, png=_png(figure))
 
 
 def vector(figure: Figure, name: str) -> Drawing:
-    """A figure of lines; no other on its page may have the same `name`."""
+    """A figure of lines, as SVG and PNG; `name` is unique on its page."""
     import matplotlib
 
     png = _png(figure)
@@ -87,7 +76,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: no prologue, no metadata, ink in the page's colour, names of its own."""
+    """An SVG file as an HTML element: no prologue, no metadata, the page's ink, unique ids."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL).replace(INK, "currentColor")
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

@@ -1,4 +1,4 @@
-"""What a run is quoted by, where a checkpoint was evaluated more than once: the worst case over what is comparable."""
+"""Headline accuracy of a checkpoint: the worst case over its comparable evaluations."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atbench.reporting.results import Accuracy, Evaluation
+from atbench.reporting.results import Accuracy, EvaluationRecord
 
-ASK_RAND = "the network answers at random, and these attacks do not know it: `eval=rand` averages over its passes"
+ASK_RAND = "the network's outputs are random and these attacks do not average over passes (EOT): use `eval=rand`"
 
 
 @dataclass(frozen=True)
 class Headline:
-    """accuracy: right under every attack of `members`, example by example; None where no figure is one to quote.
+    """Accuracy to quote for a checkpoint.
 
-    members: the evaluations that it is taken over: of the most images, in the same threat, of the same weights and
-    data; of a network that answers at random those alone that average over its passes.
+    accuracy: right under every attack of `members`, example by example; None where none can be quoted. members: the
+    evaluations on the most images in the same threat, of the same weights and data; of a random network only those
+    with EOT.
     """
 
     accuracy: Accuracy | None
-    members: tuple[Evaluation, ...]
+    members: tuple[EvaluationRecord, ...]
 
     @property
     def basis(self) -> str:
         return "; ".join(dict.fromkeys(evaluation.basis for evaluation in self.members))
 
 
-def headline(found: Sequence[Evaluation]) -> Headline:
-    """Of all evaluations of one checkpoint, the first made among them first."""
-    members = comparable(found)
+def compute_headline(evaluations: Sequence[EvaluationRecord]) -> Headline:
+    """The headline of all evaluations of one checkpoint, in the order they were made."""
+    members = comparable(evaluations)
     if any(evaluation.random for evaluation in members):
         members = tuple(evaluation for evaluation in members if evaluation.headline)
     if not members:
@@ -41,22 +42,22 @@ def headline(found: Sequence[Evaluation]) -> Headline:
     return Headline(Accuracy.of(np.logical_and.reduce([mask for mask in masks if mask is not None])), members)
 
 
-def comparable(found: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
-    """Those of the most images, in the threat of the first of these."""
-    most = max(evaluation.n for evaluation in found)
-    full = [evaluation for evaluation in found if evaluation.n == most]
+def comparable(evaluations: Sequence[EvaluationRecord]) -> tuple[EvaluationRecord, ...]:
+    """The evaluations on the most images, in the threat of the first of these."""
+    most = max(evaluation.n for evaluation in evaluations)
+    full = [evaluation for evaluation in evaluations if evaluation.n == most]
     return tuple(evaluation for evaluation in full if _like(evaluation, full[0]))
 
 
-def _like(one: Evaluation, other: Evaluation) -> bool:
+def _like(one: EvaluationRecord, other: EvaluationRecord) -> bool:
     same = all(one.record.get(key) == other.record.get(key) for key in ("weights_sha256", "data_sha256"))
     return same and one.threat == other.threat and one.split == other.split
 
 
-def chosen(found: Sequence[Evaluation]) -> Evaluation:
-    """The one evaluation that stands for a checkpoint: of the comparable ones that with the lowest worst case; where
-    the network answers at random, one that knows of it before the others.
+def select_evaluation(evaluations: Sequence[EvaluationRecord]) -> EvaluationRecord:
+    """The evaluation that represents a checkpoint: of the comparable ones the one with the lowest worst case; for a
+    random network, one with EOT first.
     """
-    members = comparable(found)
-    known = [evaluation for evaluation in members if evaluation.headline] or members
-    return min(known, key=lambda evaluation: evaluation.robust.value)
+    members = comparable(evaluations)
+    quotable = [evaluation for evaluation in members if evaluation.headline] or members
+    return min(quotable, key=lambda evaluation: evaluation.robust.value)

@@ -1,4 +1,4 @@
-"""A document as one self-contained HTML file: pictures inside, no outside request, readable in light and dark."""
+"""Document as one self-contained HTML file, in light and dark, without outside requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
 
-# The policy is the promise that nothing is fetched: a browser refuses whatever is not in the file itself.
+# With this policy a browser loads nothing that is not in the file.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 _STYLE = """
@@ -39,8 +39,7 @@ figure img { background: #fff; border-radius: 6px; }
 figcaption { color: var(--quiet); font-size: .9rem; }
 """.strip()
 
-# A click on a column's head sorts by the cells' data-v where they have one, by their text otherwise; again: the other
-# way.
+# A click on a column's head sorts by data-v or, without one, by text; a second click reverses.
 _SCRIPT = """
 for (const head of document.querySelectorAll("table.sortable th")) head.addEventListener("click", () => {
   const body = head.closest("table").tBodies[0], column = head.cellIndex;
@@ -58,7 +57,7 @@ for (const head of document.querySelectorAll("table.sortable th")) head.addEvent
 _PROSE_FROM = 40  # characters from which a cell may break into lines
 
 
-def render(document: Document) -> str:
+def render_html(document: Document) -> str:
     """The whole page."""
     title = escape(document.title)
     body = "\n".join(_block(block) for block in document.blocks)

@@ -1,16 +1,16 @@
-"""An entry as RobustBench's model_info files have them, of what an evaluation record holds and nothing else."""
+"""Entry in the format of RobustBench's model_info files, from an evaluation record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from atbench.reporting.results import STANDARD, autoattack, bound, unknown
+from atbench.reporting.results import STANDARD, bound_text, is_autoattack, robustness_unknown
 from atbench.reporting.run_folder import lookup
 
 
-def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The entry: accuracies in percent as text, as theirs are; null for what no record knows.
+def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entry: accuracies in percent as text, like theirs; null for what the record does not hold.
 
     `reported` is the worst case over all attacks of the record, `autoattack_acc` that of the four of AutoAttack and
     whatever ran before them, null where they did not run in full. `unreliable` is the audit's verdict, null where there
@@ -25,42 +25,42 @@ def entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> di
         "dataset": lookup(config, "dataset.about.name"),
         "venue": None,
         "architecture": lookup(config, "model.about.name") or lookup(config, "model._target_"),
-        "eps": radius(float(record["threat"]["eps"])),
+        "eps": eps_text(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
-        "reported": None if unknown(record) else _percent(record["robust"]),
-        "autoattack_acc": _percent(found) if (found := after_autoattack(record)) else None,
+        "reported": None if robustness_unknown(record) else _percent(record["robust"]),
+        "autoattack_acc": _percent(after) if (after := after_autoattack(record)) else None,
         "footnote": footnote(record),
-        "unreliable": not record["audit"]["trusted"] if audited(record) else None,
+        "unreliable": not record["audit"]["trusted"] if was_audited(record) else None,
     }
 
 
 def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
-    if not autoattack(record) or unknown(record):
+    if not is_autoattack(record) or robustness_unknown(record):
         return None
     last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
     return last
 
 
-def audited(record: Mapping[str, Any]) -> bool:
-    """Whether any check of the evaluation itself was run."""
+def was_audited(record: Mapping[str, Any]) -> bool:
+    """Whether any audit check was run."""
     return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
 
 def footnote(record: Mapping[str, Any]) -> str:
-    """What the figures rest on: threat, images, attacks, audit."""
+    """Threat, images, attacks and audit of the accuracies."""
     robust = record["robust"]
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
     parts = [
         f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split",
-        f"reported: {bound(record)}, 95 % interval {bounds}",
-        f"audit: {record['audit']['sentence']}" if audited(record) else "the evaluation was not audited",
+        f"reported: {bound_text(record)}, 95 % interval {bounds}",
+        f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited",
     ]
     return "; ".join(parts)
 
 
-def radius(eps: float) -> str:
-    """ε as their entries write it: `8/255` where it is a whole number of grey levels, else a decimal."""
+def eps_text(eps: float) -> str:
+    """ε as in their entries: `8/255` where it is a whole number of grey levels, else a decimal."""
     levels = 255 * eps
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-4 and eps < 1 else f"{eps:g}"
 
@@ -70,5 +70,5 @@ def _percent(figure: Mapping[str, Any]) -> str:
 
 
 def _additional_data(config: Mapping[str, Any]) -> bool | None:
-    """Whether images from outside the data set were trained on; of a network of others that is not known."""
+    """Whether extra data was trained on; None for an external network."""
     return lookup(config, "train.extra_data.path") is not None if "train" in config else None

@@ -1,4 +1,4 @@
-"""A document as Markdown that reads well on a code host: pipe tables, pictures by relative path."""
+"""Document as Markdown: pipe tables, pictures by relative path."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
 _BREAK = re.compile(r"[\n\r\v\f\x85\u2028\u2029]")
 
 
-def render(document: Document) -> str:
+def render_markdown(document: Document) -> str:
     """The whole document, one blank line between blocks."""
     parts = [f"# {_plain(document.title)}", *(_block(block) for block in document.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
 def _plain(text: str) -> str:
-    """Text that shows as it is: nothing in a formula or a folder name becomes emphasis, a tag or a column.
-
-    Tags are written as entities, for not every reader of Markdown takes a backslash before `<`.
-    """
+    """Escaped text; tags become entities, as not every renderer takes a backslash there."""
     return _BREAK.sub(" ", _SPECIAL.sub(r"\\\1", escape(text, quote=False)))
 
 
 def _fence(text: str) -> str:
-    """A fence that no line of the text can end."""
+    """A code fence longer than any run of backticks in the text."""
     return "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
 
 

@@ -1,8 +1,4 @@
-"""What a run measures, kept twice: `metrics.jsonl` in the run folder is the truth, W&B a mirror that may fail at any
-time.
-
-The mirror is `mirror.py`; nothing that happens to it reaches the run.
-"""
+"""Metrics log of a run: `metrics.jsonl` in its folder, mirrored to W&B, whose failures do not affect the run."""
 
 from __future__ import annotations
 
@@ -20,9 +16,10 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """The log of one run, on rank 0. `logger` is the config node: one without `project` (and None) means no mirror.
+    """The log of one run, on rank 0.
 
-    `config` is the resolved configuration as plain containers, `group` the id of the sweep that the run belongs to.
+    logger: the config node; without `project`, or None, there is no mirror. config: the resolved configuration as plain
+    containers. group: the id of the sweep that the run belongs to.
     """
 
     def __init__(
@@ -33,7 +30,7 @@ class MetricsLog:
         self._mirror: WandbLogger | None = open_wandb(folder, logger, config, name, group)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row, in the file when this returns; numbers that are none (NaN, infinity) become null."""
+        """Append one row to the file and flush; NaN and infinity become null."""
         line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -41,33 +38,31 @@ class MetricsLog:
             self._mirror.log(row)
 
     def position(self) -> int:
-        """Where the next row will begin, for a checkpoint to keep; all rows before it are on the disk by then."""
+        """The offset of the next row, for a checkpoint; all rows before it are on the disk."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """The evaluation records, and the pictures of the run folder, for the mirror; the folder has both."""
+        """Send the evaluation records and the run folder's pictures to the mirror."""
         if self._mirror is not None:
             self._mirror.summary(records, sorted((self._folder / "pictures").glob("*.png")))
 
     def close(self, exit_code: int = 0) -> None:
-        """The end of the run; may be called twice."""
+        """Close the log; may be called twice."""
         if self._mirror is not None:
             self._mirror.close(exit_code)
         self._file.close()
 
 
-def truncate(path: Path, offset: int) -> None:
-    """Cut `path` back to `offset`, a `position()` that a checkpoint kept: the rows after it will be made again.
+def truncate_log(path: Path, offset: int) -> None:
+    """Cut `path` back to `offset`, the `position()` in a checkpoint; later rows will be written again.
 
-    A file that is shorter, or whose row does not end there, is not the one that the checkpoint belongs to: refused,
-    untouched.
+    Raises DataError for a file that is shorter or has no row that ends there.
     """
     size = path.stat().st_size if path.is_file() else 0
     if size < offset:
-        raise DataError(
-            METRICS, path, f"it has {size} bytes, the checkpoint knows of {offset}", "restore it from a copy"
-        )
+        why = f"it has {size} bytes, the checkpoint needs {offset}"
+        raise DataError(METRICS, path, why, "restore it from a copy")
     if offset == size:
         return
     with path.open("r+b") as file:
@@ -81,7 +76,7 @@ def truncate(path: Path, offset: int) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The value with every NaN and infinity as None: JSON has no word for them, and other readers refuse ours."""
+    """The value with NaN and infinity as None, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,37 +1,42 @@
-"""The card of an exported network: figures with n and interval, what they rest on, and the lines that load it."""
+"""Model card of an exported network: accuracies with n and interval, audit, and code that loads it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from atbench.reporting.console import foot
+from atbench.reporting.console import bound_line
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
-from atbench.reporting.leaderboard import audited
-from atbench.reporting.results import unknown
+from atbench.reporting.leaderboard import was_audited
+from atbench.reporting.results import robustness_unknown
 from atbench.reporting.run_folder import lookup
-from atbench.reporting.wording import both_forms, interval, norm, options, percent
+from atbench.reporting.wording import both_forms, interval, norm_name, options_text, percent
 
 
-def document(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[str, Any]) -> Document:
-    """The card. `how` is config.json."""
+def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]) -> Document:
+    """The card. `export` is config.json."""
     model = lookup(config, "model.about.name") or lookup(config, "model._target_")
     blocks = [
         *_verdict(record),
-        Facts(tuple(_facts(config, record, how))),
+        Facts(tuple(_facts(config, record, export))),
         Heading("Accuracy"),
-        Paragraph(foot(record)),
+        Paragraph(bound_line(record)),
     ]
     blocks += [Table(("attack", "accuracy", "95 % interval", "n"), tuple(_accuracies(record)))]
-    load = "In the folder of this card, with safetensors, torch and whatever the lines import installed:"
-    blocks += [Heading("Load it"), Paragraph(load), Code(how["python"], "python"), Heading("Attack it again")]
-    return Document(f"{model} for {how['dataset']}", (*blocks, Code(how["command"])))
+    load = "In this folder, with safetensors, torch and the imported packages installed:"
+    blocks += [
+        Heading("Load the model"),
+        Paragraph(load),
+        Code(export["python"], "python"),
+        Heading("Evaluate the model"),
+    ]
+    return Document(f"{model} for {export['dataset']}", (*blocks, Code(export["command"])))
 
 
 def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
     audit = record["audit"]
-    if not audited(record):
-        yield Notice("The evaluation was not audited: nothing speaks for or against its figures.")
+    if not was_audited(record):
+        yield Notice("The evaluation was not audited.")
     else:
         yield (Paragraph if audit["trusted"] else Notice)(f"Audit: {audit['sentence']}")
     for check in audit["checks"]:
@@ -39,11 +44,16 @@ def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
             yield Notice(f"{check['name']}: {check['sentence']}")
 
 
-def _facts(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    shape = "×".join(str(side) for side in how["input"]["shape"])
-    yield "network", f"{options(how['model']) or lookup(config, 'model._target_')}; {how['parameters']:,} parameters"
+def _facts(
+    config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    shape = "×".join(str(side) for side in export["input"]["shape"])
+    yield (
+        "network",
+        f"{options_text(export['model']) or lookup(config, 'model._target_')}; {export['parameters']:,} parameters",
+    )
     yield "input", f"{shape}, pixels in [0, 1]; normalised inside"
-    yield "output", f"logits of {len(how['classes'])} classes"
+    yield "output", f"logits of {len(export['classes'])} classes"
     for key in ("name", "formula", "paper"):
         if value := lookup(config, f"method.about.{key}"):
             yield {"name": "method"}.get(key, key), str(value)
@@ -51,7 +61,7 @@ def _facts(config: Mapping[str, Any], record: Mapping[str, Any], how: Mapping[st
         yield "trained", "elsewhere; evaluated here"
     if record["epoch"] is not None:
         yield "checkpoint", f"{record['checkpoint']}, epoch {record['epoch']}"
-    yield "threat", f"{norm(record['threat']['norm'])}, ε = {both_forms(record['threat']['eps'])}"
+    yield "threat", f"{norm_name(record['threat']['norm'])}, ε = {both_forms(record['threat']['eps'])}"
     yield "weights, SHA-256", str(record["weights_sha256"])
     yield "test data, SHA-256", str(record["data_sha256"])
 
@@ -66,9 +76,9 @@ def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
         yield row(f"PGD-{step['k']}", step)
     for attack in record["attacks"]:
         name = attack["name"] if attack["alone"] else f"after {attack['name']}"
-        yield row(f"{name} ({options(attack['settings'])})", attack["alone"] or attack["after"])
-    if not unknown(record):
+        yield row(f"{name} ({options_text(attack['settings'])})", attack["alone"] or attack["after"])
+    if not robustness_unknown(record):
         yield row("worst case of all", record["robust"])
         yield row("worst case, adversarial images in 8 bits", record["robust"]["eight_bit"])
     for name, figure in record["norms"].items():
-        yield row(f"PGD-{figure['k']}, {norm(name)}, ε = {both_forms(figure['eps'])}", figure)
+        yield row(f"PGD-{figure['k']}, {norm_name(name)}, ε = {both_forms(figure['eps'])}", figure)

@@ -1,4 +1,4 @@
-"""Curves: accuracy against k and against ε, and over training."""
+"""Curves of accuracy against k, against ε and over training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atbench.interval import wilson
 from atbench.reporting.figure_format import INK, SHADES, Drawing, canvas, shade, vector
-from atbench.reporting.results import wilson
 from atbench.reporting.wording import flatten
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with its band; all values are accuracies in [0, 1]."""
+    """A line with a band; all values are accuracies in [0, 1]."""
 
     label: str
     x: tuple[float, ...]
@@ -31,7 +31,7 @@ class Curve:
     high: tuple[float, ...]
 
 
-def accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
+def draw_accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
     """Accuracy under PGD-k against k on a log axis; k = 0 is the clean accuracy."""
     figure, axes = canvas(1, 1, (10.0, 4.0))
     _curves(axes[0], curves)
@@ -45,18 +45,20 @@ def accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
     return vector(figure, "steps")
 
 
-def accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
-    """Accuracy against the radius of the ball; a model whose curve does not fall to ~0 hides its gradients."""
+def draw_accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
+    """Accuracy against the radius of the ball; a curve that does not fall to ~0 is a sign of masked gradients."""
     figure, axes = canvas(1, 1, (10.0, 4.0))
     _curves(axes[0], curves)
     axes[0].set_xlabel("radius ε of the ball")
     return vector(figure, "eps")
 
 
-def training(groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
-    """Rows of metrics.jsonl over epochs, one colour a group. A single run shows the 95 % interval of its held-out
-    figures as a band; the runs of a group (its seeds) show as thin lines under their mean, with one sample standard
-    deviation as the band."""
+def draw_training(groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
+    """Rows of metrics.jsonl over epochs, one colour for each group.
+
+    The band of a single run is the 95 % interval of its held-out accuracies. The runs of a group (its seeds) are
+    thin lines under their mean, with one sample standard deviation as the band.
+    """
     figure, axes = canvas(2, 2, (10.0, 6.4))
     panels = (
         ("training loss", ("train.loss",), 1.0),
@@ -91,7 +93,7 @@ def _curves(axis: Axes, curves: Sequence[Curve]) -> None:
 def _over_epochs(
     axis: Axes, runs: Sequence[Sequence[Row]], key: str, scale: float, colour: str, style: str, label: str | None
 ) -> None:
-    """One quantity over epochs: of one run with its interval, or of several as their mean and spread."""
+    """One quantity over epochs: one run with its interval, or the mean and spread of several."""
     lines = [_series(rows, key) for rows in runs]
     lines = [line for line in lines if line]
     if not lines:
@@ -122,18 +124,19 @@ def _one_run(
     axis.plot(list(line), scale * values, style, color=colour, linewidth=1.6, label=label)
     counts = _series(rows, f"{key.partition('.')[0]}.n")
     if key in ("val.clean", "val.pgd") and set(counts) >= set(line):
-        low, high = wilson(values, np.array([counts[epoch] for epoch in line]))
+        n = np.array([counts[epoch] for epoch in line])
+        low, high = wilson(values * n, n)
         axis.fill_between(list(line), scale * low, scale * high, color=colour, alpha=0.16, linewidth=0)
 
 
 def _series(rows: Sequence[Row], key: str) -> dict[int, float]:
-    """Epoch -> value, for the rows that have the value."""
+    """{epoch: value} of the rows that have the value."""
     flat = [(row["epoch"], flatten(row).get(key)) for row in rows]
     return {epoch: float(value) for epoch, value in flat if isinstance(value, (int, float))}
 
 
 def _mark_best(axes: Sequence[Axes], runs: Sequence[Sequence[Row]]) -> None:
-    """A dotted line at the epoch of the kept checkpoint, where there is one run to speak of."""
+    """A dotted line at the epoch of the best checkpoint of a single run."""
     epochs = [row["epoch"] for rows in runs for row in rows if row.get("best")]
     if len(runs) == 1 and epochs:
         for axis in axes:

@@ -1,4 +1,4 @@
-"""The verb `atbench report`: one run gets its report, several get a comparison. Everything is read from run folders."""
+"""The verb `report`: the report of one run, or a comparison of several, read from run folders."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from rich.text import Text
 from atbench.errors import DataError
 from atbench.reporting import comparison_report, html, markdown, run_report
 from atbench.reporting.comparison import compare
-from atbench.reporting.comparison_json import as_json as comparison_json
-from atbench.reporting.console import show, summary
+from atbench.reporting.comparison_json import comparison_as_json as comparison_json
+from atbench.reporting.console import print_line, print_summary, print_table
 from atbench.reporting.document import Document
-from atbench.reporting.run_folder import RunFolder, expand, read
+from atbench.reporting.run_folder import RunFolder, find_runs, read_run
 from atbench.runs.run_dir import refuse_links, write_bytes, write_text
 
 
-def write(run: Path) -> None:
+def write_report(run: Path) -> None:
     """Write report.md, report.html and pictures/ into a run folder, over what is there."""
     refuse_links(run)
-    _publish(run_report.document(_evaluated(run)), run)
+    _publish(run_report.build_run_report(_evaluated(run)), run)
 
 
-def main(runs: list[Path], out: Path | None, as_json: bool) -> int:
+def report_runs(runs: list[Path], out: Path | None, as_json: bool) -> int:
     """One run: write its report and print its figures. Several, or `out` given: a comparison on stdout and in `out`.
 
     Without `out` the comparison goes to `report` in the folder that the runs share. `as_json`: the comparison as JSON
     on stdout, and no files.
     """
-    folders = expand(runs)
+    folders = find_runs(runs)
     if as_json:
         json.dump(comparison_json(compare(folders)), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
@@ -44,36 +44,38 @@ def main(runs: list[Path], out: Path | None, as_json: bool) -> int:
 
 
 def _evaluated(path: Path) -> RunFolder:
-    run = read(path)
+    run = read_run(path)
     if not run.evaluations:
         fix = "wait for its end" if run.state == "running" else f"finish it with `atbench train resume={path}`"
-        raise DataError("run", path, f"it has no evaluation yet ({run.standing})", fix)
+        raise DataError("run", path, f"it has no evaluation yet ({run.status_line})", fix)
     return run
 
 
 def _one(folder: Path) -> None:
     run = _evaluated(folder)
-    write(folder)
+    write_report(folder)
     console = Console()
-    console.print(Text(f"{run.name('method')} on {run.name('dataset')}, {run_report.threat(run)}, seed {run.seed}"))
-    summary([dict(evaluation.record) for evaluation in run.evaluations.values()], folder, [], console)
-    console.print(Text.assemble(("report  ", "dim"), str(folder / "report.html")), soft_wrap=True, highlight=False)
+    print_line(
+        f"{run.name('method')} on {run.name('dataset')}, {run_report.threat_text(run)}, seed {run.seed}", console
+    )
+    print_summary([dict(evaluation.record) for evaluation in run.evaluations.values()], folder, [], console)
+    print_line(Text.assemble(("report  ", "dim"), str(folder / "report.html")), console)
 
 
 def _several(folders: Sequence[Path], out: Path) -> None:
     comparison = compare(folders)
     title = f"{len(folders)} runs compared"
-    _publish(comparison_report.document(comparison, title), out)
+    _publish(comparison_report.build_comparison_report(comparison, title), out)
     console = Console()
-    show(comparison_report.terminal_table(comparison), console)
-    for notice in comparison_report.notices(comparison):
-        console.print(Text(notice), soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("report  ", "dim"), str(out / "report.html")), soft_wrap=True, highlight=False)
+    print_table(comparison_report.terminal_table(comparison), console)
+    for notice in comparison_report.comparison_notices(comparison):
+        print_line(notice, console)
+    print_line(Text.assemble(("report  ", "dim"), str(out / "report.html")), console)
 
 
 def _publish(document: Document, folder: Path) -> None:
-    """Both forms of the document, after its pictures, so that neither speaks of files that are not there."""
+    """Write the pictures, then the document as Markdown and HTML."""
     for figure in document.figures:
         write_bytes(folder / "pictures" / f"{figure.name}.png", figure.drawing.png)
-    write_text(folder / "report.md", markdown.render(document))
-    write_text(folder / "report.html", html.render(document))
+    write_text(folder / "report.md", markdown.render_markdown(document))
+    write_text(folder / "report.html", html.render_html(document))

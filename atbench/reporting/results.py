@@ -1,4 +1,4 @@
-"""An evaluation record read into typed values, and what its robust accuracies are to be called."""
+"""Evaluation records as typed values, and the names of their attacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from atbench.config.renamed import renamed_record
 from atbench.errors import DataError
-from atbench.reporting.wording import options
+from atbench.interval import accuracy_figures
+from atbench.reporting.wording import options_text
 
 SCHEMA = 3
 AUTOATTACK = "AutoAttack (standard)"
@@ -28,16 +29,8 @@ STANDARD = {
 }
 RAND = {"apgd_ce": 20, "apgd_dlr": 20}  # passes averaged by its version `rand`
 STANDARD_L1 = {"apgd_ce": {"restarts": 5}, "apgd_t": {"targets": 5}}
-_Z95 = 1.959963984540054
 
 Array = NDArray[Any]
-
-
-def wilson(share: Array, n: Array) -> tuple[Array, Array]:
-    """95 % Wilson score interval of a share of n."""
-    centre = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
-    half = _Z95 / (1 + _Z95**2 / n) * np.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
-    return centre - half, centre + half
 
 
 @dataclass(frozen=True)
@@ -51,17 +44,17 @@ class Accuracy:
     @classmethod
     def of(cls, mask: Array) -> Accuracy:
         """The share of a mask (n,) of booleans."""
-        low, high = wilson(mask.mean(), np.asarray(mask.size))
-        return cls(float(mask.mean()), max(0.0, float(low)), min(1.0, float(high)))
+        accuracy, low, high = accuracy_figures(int(mask.sum()), mask.size).values()
+        return cls(accuracy, low, high)
 
 
 @dataclass(frozen=True)
 class AttackFigures:
-    """One further attack of a record.
+    """One attack of a record.
 
-    tried, broken: examples that it ran on, and those of them that it broke. alone: what is right under it by itself,
-    None where it ran on what others had left. after: what is right under it and all before it. distance: of an attack
-    that looks for the nearest misclassified image, the quartiles of how far it is.
+    tried, broken: how many examples it ran on and broke. alone: accuracy under it by itself, None where it ran only on
+    what was still robust. after: accuracy under it and all attacks before it. distance: of a minimum-norm attack,
+    quartiles of the distance to the nearest misclassified image.
     """
 
     name: str
@@ -79,17 +72,17 @@ class AttackFigures:
 
     @property
     def words(self) -> str:
-        """Its options on one line; norm and ε are those of the evaluation."""
-        return options({key: value for key, value in self.settings.items() if key not in ("norm", "eps")})
+        """Its options on one line, without norm and ε."""
+        return options_text({key: value for key, value in self.settings.items() if key not in ("norm", "eps")})
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """One record of `evaluation/`: a checkpoint's accuracies on a split, with and without attack.
 
-    epoch: None of a network that was not trained here. steps, eps: PGD over k and over the radius (ε, k, accuracy);
-    empty where no such sweep ran. robust: right without and under every attack; eight_bit: the same where adversarial
-    images must be 8-bit ones. norms: PGD in other norms, (ε, k, accuracy) by name.
+    epoch: None for an external network. steps, eps: PGD over k and over the radius (ε, k, accuracy); empty without a
+    sweep. robust: right without and under every attack; eight_bit: the same with 8-bit adversarial images. norms: PGD
+    in other norms, (ε, k, accuracy) by name.
     """
 
     path: Path
@@ -123,12 +116,12 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """Of this evaluation among those of the same checkpoint; records of earlier versions have none."""
+        """Name among the evaluations of the same checkpoint; records of earlier versions have none."""
         return str(self.record.get("name", ""))
 
     @property
     def of(self) -> int:
-        """How many images the split has; n where the record does not say."""
+        """How many images the split has; n in records of earlier versions."""
         return int(self.record.get("of") or self.n)
 
     @property
@@ -137,15 +130,13 @@ class Evaluation:
 
     @property
     def headline(self) -> Accuracy | None:
-        """The worst case, if it may be quoted as one: not of a network that answers at random under attacks that do not
-        know it.
-        """
-        return None if unknown(self.record) else self.robust
+        """The worst case; None for a network with random outputs that was attacked without EOT."""
+        return None if robustness_unknown(self.record) else self.robust
 
     @property
     def basis(self) -> str:
         """What `robust` is the worst case of, on one line."""
-        return basis(self.record)
+        return attack_basis(self.record)
 
     @property
     def bound(self) -> str:
@@ -157,19 +148,19 @@ class Evaluation:
 
     @property
     def audit(self) -> Mapping[str, Any]:
-        """`trusted`, `flags`, `sentence` and the `checks`, none where the evaluation was not audited."""
+        """`trusted`, `flags`, `sentence` and the `checks`; no checks if the evaluation was not audited."""
         return dict(self.record["audit"])
 
     @property
     def settings(self) -> dict[str, object]:
-        """All that the figures depend on besides the network, the data and the seed, flat."""
+        """All that the accuracies depend on besides network, data and seed, flat."""
         norm, eps = self.threat
-        found: dict[str, object] = {"split": self.split, "n": self.n, "norm": norm, "eps": eps}
+        settings: dict[str, object] = {"split": self.split, "n": self.n, "norm": norm, "eps": eps}
         if self.steps:
-            found |= {key: value for key, value in self.attack.items() if key not in ("seed", "norm", "eps", "name")}
-            found["steps"] = sorted(self.steps)
-        found["attacks"] = ", ".join(attack.name for attack in self.attacks) or None
-        return found | {f"attacks.{attack.name}": attack.words for attack in self.attacks}
+            settings |= {key: value for key, value in self.attack.items() if key not in ("seed", "norm", "eps", "name")}
+            settings["steps"] = sorted(self.steps)
+        settings["attacks"] = ", ".join(attack.name for attack in self.attacks) or None
+        return settings | {f"attacks.{attack.name}": attack.words for attack in self.attacks}
 
     @cached_property
     def outcomes(self) -> dict[str, Array] | None:
@@ -184,10 +175,10 @@ class Evaluation:
             raise DataError("outcomes", path, f"cannot be read ({fault})", "evaluate the checkpoint again") from fault
 
 
-def tried(record: Mapping[str, Any]) -> list[str]:
-    """The attacks behind the worst case, as a reader knows them: `PGD-100`, `AutoAttack (standard)`, `spsa`."""
+def attack_names(record: Mapping[str, Any]) -> list[str]:
+    """The attacks behind the worst case by their common names: `PGD-100`, `AutoAttack (standard)`, `spsa`."""
     names = [str(attack["name"]) for attack in record["attacks"]]
-    if autoattack(record):
+    if is_autoattack(record):
         first = min(names.index(name) for name in STANDARD)
         names = [AUTOATTACK if at == first else name for at, name in enumerate(names)]
         names = [name for name in names if name not in STANDARD]
@@ -198,56 +189,56 @@ def tried(record: Mapping[str, Any]) -> list[str]:
     return [f"PGD-{threat['steps']}{restarts}", *names]
 
 
-def basis(record: Mapping[str, Any]) -> str:
+def attack_basis(record: Mapping[str, Any]) -> str:
     """`PGD-100`, or `the worst case per example of PGD-100, spsa`."""
-    names = tried(record)
+    names = attack_names(record)
     if len(names) < 2:
         return "".join(names) or "no attack"
     return f"the worst case per example of {', '.join(names)}"
 
 
-def bound(record: Mapping[str, Any]) -> str:
-    """What kind of figure the worst case is: `upper bound: PGD-100 only`."""
+def bound_text(record: Mapping[str, Any]) -> str:
+    """The kind of bound that the worst case is: `upper bound: PGD-100 only`."""
     alone = len(record["robust"]["attacks"]) == 1
-    return f"{record['bound']} bound: {basis(record)}{' only' if alone else ''}"
+    return f"{record['bound']} bound: {attack_basis(record)}{' only' if alone else ''}"
 
 
-def autoattack(record: Mapping[str, Any]) -> bool:
-    """Whether the record holds AutoAttack, version standard: its four attacks, each on what the ones before left, with
-    no less effort than the authors' (fewer targets where there are fewer classes).
+def is_autoattack(record: Mapping[str, Any]) -> bool:
+    """Whether the record holds AutoAttack, version standard: its four attacks in sequence, with no less effort than the
+    authors' (fewer targets where there are fewer classes).
     """
-    found = {attack["name"]: attack["settings"] for attack in record["attacks"]}
-    if not record["plan"]["sequential"] or not set(STANDARD) <= set(found):
+    settings = {attack["name"]: attack["settings"] for attack in record["attacks"]}
+    if not record["plan"]["sequential"] or not set(STANDARD) <= set(settings):
         return False
     for name, least in STANDARD.items():
-        given = found[name]
-        if not str(given.get("_target_", "")).startswith("atbench.attacks."):
-            return False  # somebody's own attack under a known name
-        least = least | (STANDARD_L1.get(name, {}) if given.get("norm") == "l1" else {})
-        # null is the attack's own number, which is the authors'.
-        if any(key not in given or (given[key] is not None and given[key] < least[key]) for key in least):
+        used = settings[name]
+        if not str(used.get("_target_", "")).startswith("atbench.attacks."):
+            return False  # another attack of the same name
+        least = least | (STANDARD_L1.get(name, {}) if used.get("norm") == "l1" else {})
+        # null is the attack's default, which is the authors'.
+        if any(key not in used or (used[key] is not None and used[key] < least[key]) for key in least):
             return False
     return True
 
 
 def is_random(record: Mapping[str, Any]) -> bool:
-    """Whether the network answers one image differently from pass to pass: the audit says so, or two passes did."""
+    """Whether the network's outputs are random, by the audit or by the evaluation itself."""
     return bool(record.get("random")) or "randomness" in record["audit"]["flags"]
 
 
-def unknown(record: Mapping[str, Any]) -> bool:
-    """Whether the network answers at random and was not attacked as one: no robust accuracy of it is known."""
-    return is_random(record) and not averaged(record)
+def robustness_unknown(record: Mapping[str, Any]) -> bool:
+    """Whether the network's outputs are random and it was attacked without EOT."""
+    return is_random(record) and not uses_eot(record)
 
 
-def averaged(record: Mapping[str, Any]) -> bool:
-    """Whether the record holds AutoAttack, version rand: attacks on the mean of so many passes as its authors take."""
-    draws = {attack["name"]: attack["settings"].get("draws") or 1 for attack in record["attacks"]}
-    return all(draws.get(name, 1) >= RAND[name] for name in RAND)
+def uses_eot(record: Mapping[str, Any]) -> bool:
+    """Whether the record holds AutoAttack, version rand, with at least its authors' number of passes averaged (EOT)."""
+    samples = {attack["name"]: attack["settings"].get("eot_samples") or 1 for attack in record["attacks"]}
+    return all(samples.get(name, 1) >= RAND[name] for name in RAND)
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """One evaluation record. Refuses one of another schema, and a missing key by its name."""
+def read_evaluation(path: Path) -> EvaluationRecord:
+    """One evaluation record. Raises DataError for another schema or a missing key."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as fault:
@@ -258,7 +249,7 @@ def read_evaluation(path: Path) -> Evaluation:
         again = f"run `atbench eval {path.parent.parent}` again"
         raise DataError("evaluation", path, f"a record of schema {known}, this version reads {SCHEMA}", again)
     try:
-        return Evaluation(
+        return EvaluationRecord(
             path=path,
             record=record,
             checkpoint=str(record["checkpoint"]),
@@ -270,7 +261,7 @@ def read_evaluation(path: Path) -> Evaluation:
             eight_bit=_accuracy(record["robust"]["eight_bit"]),
             steps={int(entry["k"]): _accuracy(entry) for entry in record["steps"]},
             eps=tuple((float(entry["eps"]), int(entry["k"]), _accuracy(entry)) for entry in record["eps"]),
-            attacks=tuple(_attacked(entry) for entry in record["attacks"]),
+            attacks=tuple(_attack_figures(entry) for entry in record["attacks"]),
             norms={
                 name: (float(entry["eps"]), int(entry["k"]), _accuracy(entry))
                 for name, entry in record["norms"].items()
@@ -280,7 +271,7 @@ def read_evaluation(path: Path) -> Evaluation:
         raise DataError("evaluation", path, f"not an evaluation record ({fault!r})", "evaluate again") from fault
 
 
-def _attacked(entry: Mapping[str, Any]) -> AttackFigures:
+def _attack_figures(entry: Mapping[str, Any]) -> AttackFigures:
     alone, after = entry["alone"], entry["after"]
     return AttackFigures(
         **{key: entry[key] for key in ("name", "access", "settings", "tried", "broken", "broken_eight_bit")},

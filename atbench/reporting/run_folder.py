@@ -1,4 +1,4 @@
-"""A run folder read from its files into typed values. What a file does not say stays absent; nothing is made up."""
+"""Run folders read into typed values; what a file does not hold stays absent."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atbench.config.renamed import renamed_config
 from atbench.errors import DataError
-from atbench.reporting.headline import chosen
-from atbench.reporting.results import Evaluation, read_evaluation
-from atbench.runs.run_dir import list_records
+from atbench.reporting.headline import select_evaluation
+from atbench.reporting.results import EvaluationRecord, read_evaluation
+from atbench.runs.run_dir import list_records, read_json
 
 CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run folder holds, as it was on the disk when it was read.
+    """The content of a run folder when it was read.
 
-    evaluations: by checkpoint, the one that stands for it (`headline.chosen`); all_evaluations: every one of it.
+    evaluations: by checkpoint, the one that `headline.select_evaluation` chooses; all_evaluations: all of them.
     """
 
     path: Path
@@ -35,23 +35,21 @@ class RunFolder:
     status: Mapping[str, Any]
     typed: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
-    evaluations: Mapping[str, Evaluation]
-    all_evaluations: Mapping[str, tuple[Evaluation, ...]]
+    evaluations: Mapping[str, EvaluationRecord]
+    all_evaluations: Mapping[str, tuple[EvaluationRecord, ...]]
 
     def about(self, group: str, key: str) -> str | None:
-        """A word of the `about:` node of a config group."""
+        """An entry of the `about:` node of a config group."""
         value = lookup(self.config, f"{group}.about.{key}")
         return None if value is None else str(value)
 
     @property
     def trained(self) -> bool:
-        """Whether the network was trained here; one that was only evaluated has no method and no epochs."""
+        """Whether the network was trained here; external networks have no method and no epochs."""
         return "method" in self.config
 
     def name(self, group: str) -> str:
-        """The option chosen in a config group; a node without `about.name` goes by its class. In place of a method, a
-        network that was not trained here has its own name.
-        """
+        """The option of a config group, by `about.name` or its class; an external network's name for the method."""
         if group == "method" and not self.trained:
             return str(self.config.get("name") or "unnamed")
         return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
@@ -74,15 +72,15 @@ class RunFolder:
         return None if seconds is None else float(seconds)
 
     @property
-    def standing(self) -> str:
-        """State, how far it came and why it stopped, on one line."""
+    def status_line(self) -> str:
+        """State, epoch and message on one line."""
         done, of = self.status.get("epoch"), self.status.get("epochs")
         parts = [self.state] + ([f"epoch {done}/{of}"] if done is not None and of is not None else [])
         return ", ".join(parts) + (f": {self.status['message']}" if self.status.get("message") else "")
 
 
 def lookup(node: Mapping[str, Any], dotted: str) -> Any:
-    """The value at `a.b.c`, or None where any part of the way is missing."""
+    """The value at `a.b.c`, or None where a key is missing."""
     value: Any = node
     for key in dotted.split("."):
         if not isinstance(value, Mapping) or key not in value:
@@ -92,21 +90,21 @@ def lookup(node: Mapping[str, Any], dotted: str) -> Any:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run folder: every run writes its status first of all."""
+    """Whether `path` is a run folder: every run writes its status first."""
     return (path / "status.json").is_file()
 
 
-def expand(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among and below `paths`, each once; stages inside a run belong to it and are not listed."""
-    found: dict[Path, Path] = {}
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """The run folders among and below `paths`, each once; stages inside a run are not listed."""
+    runs: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
             raise DataError("run", path, "there is no such folder", "name a run folder or a folder of runs")
         below = [path] if is_run(path) else _runs_below(path)
         if not below:
             raise DataError("run", path, "it holds no run (no status.json)", "name a run folder or a folder of runs")
-        found.update({run.resolve(): run for run in below})
-    return list(found.values())
+        runs.update({run.resolve(): run for run in below})
+    return list(runs.values())
 
 
 def _runs_below(path: Path) -> list[Path]:
@@ -119,52 +117,36 @@ def _runs_below(path: Path) -> list[Path]:
     return runs
 
 
-def read(path: Path) -> RunFolder:
-    """The run in `path`. Refuses what is no run folder, and a file of it that is damaged, by name."""
+def read_run(path: Path) -> RunFolder:
+    """The run in `path`. Raises DataError if it is no run folder or a file in it is damaged."""
     if not is_run(path):
-        raise DataError(
-            "run", path, "it is not a run folder (no status.json)", "name a folder that `atbench train` made"
-        )
+        raise DataError("run", path, "it is not a run folder (no status.json)", "name a folder of `atbench train`")
     if not (path / "config.yaml").is_file():
         raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
-    found = evaluations(path)
+    evaluations = read_evaluations(path)
     return RunFolder(
         path=path,
         config=renamed_config(_yaml(path / "config.yaml")),
-        environment=_json(path / "environment.json"),
-        status=_json(path / "status.json"),
+        environment=read_json(path / "environment.json"),
+        status=read_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),
         rows=_rows(path / "metrics.jsonl"),
-        evaluations={name: chosen(of_it) for name, of_it in found.items()},
-        all_evaluations=found,
+        evaluations={name: select_evaluation(records) for name, records in evaluations.items()},
+        all_evaluations=evaluations,
     )
 
 
-def evaluations(path: Path) -> dict[str, tuple[Evaluation, ...]]:
-    """All records by checkpoint, the first made first: of a run those that it selects, elsewhere whatever was
-    evaluated.
-    """
-    found: dict[str, list[Path]] = {}
+def read_evaluations(path: Path) -> dict[str, tuple[EvaluationRecord, ...]]:
+    """All records by checkpoint in the order they were made: best and last of a run, else all checkpoints."""
+    files: dict[str, list[Path]] = {}
     for file in list_records(path):
-        found.setdefault(file.stem, []).append(file)
-    names = [name for name in CHECKPOINTS if name in found] or sorted(found)
-    return {name: tuple(read_evaluation(file) for file in found[name]) for name in names}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise DataError("file", path, f"not JSON ({fault})", "restore it from a copy, or run again") from fault
-    return value if isinstance(value, dict) else {}
+        files.setdefault(file.stem, []).append(file)
+    names = [name for name in CHECKPOINTS if name in files] or sorted(files)
+    return {name: tuple(read_evaluation(file) for file in files[name]) for name in names}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    """OmegaConf's reader, because it takes `1e-3` for a number and PyYAML alone does not. Nothing is looked up: a file
-    that says `${oc.env:...}` is shown saying so.
-    """
+    """Settings read by OmegaConf, which takes `1e-3` for a number; `${oc.env:...}` is not resolved."""
     if not path.is_file():
         return {}
     try:
@@ -175,15 +157,13 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> tuple[dict[str, Any], ...]:
-    """The epochs of `metrics.jsonl`. A last line cut short by a kill is no row yet; anything else broken is refused."""
+    """The epochs of `metrics.jsonl`; a last line that was cut off is ignored, other damage raises DataError."""
     if not path.is_file():
         return ()
     lines = path.read_text(encoding="utf-8").split("\n")
-    whole = lines[:-1]  # what follows the last newline is empty, or a line that was being written
     try:
-        rows = [json.loads(line) for line in whole]
+        rows = [json.loads(line) for line in lines[:-1]]  # after the last newline: nothing, or an unfinished row
     except ValueError as fault:
-        raise DataError(
-            "file", path, f"a line is not JSON ({fault})", "restore it from a copy, or run again"
-        ) from fault
+        why = f"a line is not JSON ({fault})"
+        raise DataError("file", path, why, "restore it from a copy, or run again") from fault
     return tuple(row for row in rows if row.get("event") == "epoch")

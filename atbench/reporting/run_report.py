@@ -1,4 +1,4 @@
-"""The report of one run as a document: what ran, how the checkpoint was chosen, every accuracy with its basis."""
+"""Report of one run as a document: settings, checkpoint selection, accuracies, audit, figures."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atbench.reporting import audit_report, plots
-from atbench.reporting.agreement import disagreements
-from atbench.reporting.columns import attacks
+from atbench.reporting.agreement import record_disagreements
+from atbench.reporting.columns import attack_signature
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
-from atbench.reporting.evaluation_figures import figures
-from atbench.reporting.evaluation_report import accuracies, distinct, full
-from atbench.reporting.headline import ASK_RAND, headline
-from atbench.reporting.results import Evaluation, bound
-from atbench.reporting.run_folder import RunFolder, is_run, lookup, read
+from atbench.reporting.evaluation_figures import evaluation_figures
+from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_text, merge_equal_evaluations
+from atbench.reporting.headline import ASK_RAND, compute_headline
+from atbench.reporting.results import EvaluationRecord, bound_text
+from atbench.reporting.run_folder import RunFolder, is_run, lookup, read_run
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
     both_forms,
     duration,
-    norm,
-    number,
-    options,
+    file_size,
+    norm_name,
+    number_text,
+    options_text,
     percent,
     points,
-    size,
 )
-from atbench.runs.run_dir import record_places
+from atbench.runs.run_dir import record_folders
 
-# What each file of a run folder is, in the order in which a reader would open them.
+# Files of a run folder and their descriptions.
 _FILES = {
     "report.html": "this report as one self-contained page",
     "report.md": "this report as Markdown",
@@ -43,93 +43,98 @@ _FILES = {
 }
 _RECORDS = {
     "json": "the evaluation of the checkpoint",
-    "npz": "its outcome for every example",
-    "examples.npz": "its adversarial images, which `atbench eval verify=` judges again",
-    "partial.json": "figures of an evaluation that has not ended",
+    "npz": "its outcomes, example by example",
+    "examples.npz": "its adversarial images, for `atbench eval verify=`",
+    "partial.json": "results of an unfinished evaluation so far",
 }
 _FOLDERS = {
-    "evaluation/parts": "what an evaluation that has not ended has measured so far",
-    "evaluation/earlier": "evaluations that later ones replaced",
+    "evaluation/parts": "cached results of an unfinished evaluation",
+    "evaluation/earlier": "evaluations that were replaced by later ones",
     "pictures": "the figures of this report",
-    "stages": "runs that the method asked for first",
+    "stages": "pretraining runs of the method",
     "wandb": "the W&B mirror",
 }
 
 
-def document(run: RunFolder) -> Document:
-    """The report of a run that has at least one evaluation."""
-    evaluations = distinct(list(run.evaluations.values()))
-    blocks = [*_headline(run, evaluations), Heading("What ran")]
+def build_run_report(run: RunFolder) -> Document:
+    """The report of a run with at least one evaluation."""
+    evaluations = merge_equal_evaluations(list(run.evaluations.values()))
+    blocks = [*_headline(run, evaluations), Heading("Settings")]
     blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
-    blocks += [Heading("How the checkpoint was chosen"), *_selection(run)] if run.trained else []
+    blocks += [Heading("Checkpoint selection"), *_selection(run)] if run.trained else []
     blocks += [
         Heading("Accuracy"),
-        *_all(run),
-        *accuracies(evaluations),
+        *_all_evaluations(run),
+        *accuracy_blocks(evaluations),
         Heading("Audit"),
-        *audit_report.blocks(evaluations),
+        *audit_report.audit_blocks(evaluations),
     ]
-    blocks += [Heading("Figures"), *figures(evaluations), *_training(run)]
-    blocks += [Heading("Made with"), Facts(_made_with(run)), Heading("Make it again"), Code(remake(run))]
+    blocks += [Heading("Figures"), *evaluation_figures(evaluations), *_training(run)]
+    blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
 
 
-def remake(run: RunFolder) -> str:
-    """The command that makes the run again, as it was typed."""
+def rerun_command(run: RunFolder) -> str:
+    """The command that repeats the run, as it was typed."""
     typed = [str(word) for word in run.typed.get("argv", ())]
     if typed and Path(typed[0]).name in ("atbench", "__main__.py"):
         typed = typed[1:]
-    return shlex.join(["atbench", *typed]) if typed else "# as_typed.yaml does not say what was typed"
+    return shlex.join(["atbench", *typed]) if typed else "# as_typed.yaml has no command"
 
 
-def threat(run: RunFolder) -> str:
-    """The ball that the run trained against, ε in both forms."""
+def threat_text(run: RunFolder) -> str:
+    """Norm and ε of training, ε in both forms."""
     attack = run.config.get("attack") or {}
-    return f"{norm(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
+    return f"{norm_name(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
 
 
-def _headline(run: RunFolder, evaluations: list[Evaluation]) -> Iterator[Block]:
-    yield from audit_report.banner(evaluations)
+def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[Block]:
+    yield from audit_report.untrusted_notices(evaluations)
     for evaluation in evaluations:
         epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
-        worst = headline(run.all_evaluations[evaluation.path.stem])
+        worst = compute_headline(run.all_evaluations[evaluation.path.stem])
         figure = worst.accuracy
-        robust = f"robust {full(figure)} under {worst.basis}" if figure else f"robust {NOTHING}: {ASK_RAND}"
+        robust = f"robust {accuracy_text(figure)} under {worst.basis}" if figure else f"robust {NOTHING}: {ASK_RAND}"
         of = "" if evaluation.n == evaluation.of else f" (of {evaluation.of})"
         yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {full(evaluation.clean)}, {robust} "
+            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {accuracy_text(evaluation.clean)}, {robust} "
             f"({_ball(evaluation)}), on {evaluation.n}{of} examples of the {evaluation.split} split. "
-            f"With 8-bit adversarial images: {full(evaluation.eight_bit) if figure else NOTHING}."
+            f"With 8-bit adversarial images: {accuracy_text(evaluation.eight_bit) if figure else NOTHING}."
         )
-    for words in dict.fromkeys(bound(e.record) for e in evaluations if e.bound == "upper"):
+    for words in dict.fromkeys(bound_text(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
-    if len({attacks(evaluation) for evaluation in evaluations}) > 1:
-        yield Notice("The checkpoints were not attacked alike: their worst cases do not compare.")
+    if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
+        yield Notice("The checkpoints were attacked differently: their worst cases are not comparable.")
     if len({evaluation.n for evaluation in evaluations}) > 1:
-        yield Notice("The checkpoints were evaluated on different numbers of images: their figures do not compare.")
+        yield Notice(
+            "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
+        )
     if run.state != "done":
-        yield Notice(f"This run is not finished: {run.standing}")
-    for partial in (each for place in record_places(run.path) for each in sorted(place.glob("*.partial.json"))):
+        yield Notice(f"This run is not finished: {run.status_line}")
+    for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
         name = partial.relative_to(run.path)
-        yield Notice(f"An evaluation has not ended ({name}); `atbench eval` goes on where it stopped")
-    yield from (Notice(text, grave=True) for e in evaluations for text in disagreements(e))
+        yield Notice(f"An evaluation is unfinished ({name}); `atbench eval` resumes it")
+    yield from (Notice(text, grave=True) for e in evaluations for text in record_disagreements(e))
     yield from (Notice(f"Warning: {text}") for text in dict.fromkeys(text for e in evaluations for text in e.warnings))
 
 
-def _all(run: RunFolder) -> Iterator[Block]:
-    """Every evaluation of every checkpoint, where there is more than one of any."""
+def _all_evaluations(run: RunFolder) -> Iterator[Block]:
+    """Every evaluation of every checkpoint, if any has more than one."""
     if all(len(found) == 1 for found in run.all_evaluations.values()):
         return
     yield Heading("Evaluations", part=True)
     yield Paragraph(
-        "The headline is the worst case, example by example, over the evaluations of the most images in the threat of "
-        "the first of them. Figures on fewer images stand here alone. What follows is of the strongest evaluation."
+        "The headline is the worst case, example by example, over the evaluations on the most images in the threat of "
+        "the first of them. Evaluations on fewer images are listed here only. The next sections are of the strongest."
     )
     rows = [
         (
             *(Cell(text) for text in (name, each.name or NOTHING, _ball(each), each.basis)),
-            *(Cell(full(figure), figure.value) if figure else Cell(NOTHING) for figure in (each.clean, each.headline)),
+            *(
+                Cell(accuracy_text(figure), figure.value) if figure else Cell(NOTHING)
+                for figure in (each.clean, each.headline)
+            ),
             Cell(f"{each.n:,} of {each.of:,}", each.n),
         )
         for name, found in run.all_evaluations.items()
@@ -138,32 +143,40 @@ def _all(run: RunFolder) -> Iterator[Block]:
     yield Table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), tuple(rows))
 
 
-def _ball(evaluation: Evaluation) -> str:
+def _ball(evaluation: EvaluationRecord) -> str:
     name, eps = evaluation.threat
-    return f"{norm(name)}, ε = {both_forms(eps)}"
+    return f"{norm_name(name)}, ε = {both_forms(eps)}"
 
 
 def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
     train = run.config.get("train") or {}
     attack = run.config.get("attack") or {}
     plus = [
-        f"{name} ({options(node or {})})".replace(" ()", "") for name, node in (run.config.get("plus") or {}).items()
+        f"{name} ({options_text(node or {})})".replace(" ()", "")
+        for name, node in (run.config.get("plus") or {}).items()
     ]
     model = run.config.get("model") or {}
     facts = [
-        ("method", _joined(run.name("method"), options(run.config.get("method") or {}))),
+        ("method", _with_options(run.name("method"), options_text(run.config.get("method") or {}))),
         ("formula", run.about("method", "formula")),
         ("paper", run.about("method", "paper")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
-        ("model", _joined(run.name("model"), options(model))),
+        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
+        ("model", _with_options(run.name("model"), options_text(model))),
         ("parameters", _thousands(run.environment.get("parameters"))),
-        ("threat", threat(run)),
-        ("attack in training", _joined(run.name("attack"), _attack_options({**attack}))),
-        ("plus", "; ".join(plus) or "nothing"),
-        ("epochs, batch", f"{number(train.get('epochs'))}, {number(train.get('batch_size'))}" if train else None),
-        *((key, _node(train.get(key))) for key in ("optimizer", "schedule", "precision", "pool") if train.get(key)),
-        ("label smoothing", number(train["label_smoothing"]) if train.get("label_smoothing") else None),
-        ("state", run.standing),
+        ("threat", threat_text(run)),
+        ("attack in training", _with_options(run.name("attack"), _attack_options({**attack}))),
+        ("plus", "; ".join(plus) or "none"),
+        (
+            "epochs, batch",
+            f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
+        ),
+        *(
+            (key, _node(train.get(key)))
+            for key in ("optimizer", "schedule", "precision", "extra_data")
+            if train.get(key)
+        ),
+        ("label smoothing", number_text(train["label_smoothing"]) if train.get("label_smoothing") else None),
+        ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
     ]
     return tuple((name, value) for name, value in facts if value)
@@ -171,17 +184,17 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
 
 def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
     facts = [
-        ("network", _joined(run.name("model"), options(run.config.get("model") or {}))),
+        ("network", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("weights", str(run.config.get("checkpoint") or "its own")),
-        ("data", _joined(run.name("dataset"), run.about("dataset", "summary"))),
-        ("threat", threat(run)),
-        ("state", run.standing),
+        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
+        ("threat", threat_text(run)),
+        ("state", run.status_line),
     ]
     return tuple((name, value) for name, value in facts if value)
 
 
-def _joined(name: str, more: str | None) -> str:
+def _with_options(name: str, more: str | None) -> str:
     return f"{name}: {more}" if more else name
 
 
@@ -190,23 +203,23 @@ def _thousands(value: object) -> str | None:
 
 
 def _attack_options(attack: dict[str, object]) -> str:
-    """Norm and ε stand under "threat"."""
+    """Options of the training attack without norm and ε."""
     step = attack.get("step_size")
-    rest = options({key: value for key, value in attack.items() if key not in ("norm", "eps", "step_size")})
+    rest = options_text({key: value for key, value in attack.items() if key not in ("norm", "eps", "step_size")})
     return ", ".join(part for part in (f"step {both_forms(step)}" if step is not None else "", rest) if part)
 
 
 def _node(node: object) -> str:
-    """A config node by the name of its class, with its options."""
+    """The class name of a config node with its options."""
     if not isinstance(node, dict):
         return str(node)
     name = str(node.get("_target_", "")).rpartition(".")[2]
-    return " ".join(part for part in (name, options(node)) if part)
+    return " ".join(part for part in (name, options_text(node)) if part)
 
 
 def _selection(run: RunFolder) -> Iterator[Block]:
     selection = lookup(run.config, "train.selection")
-    facts = [("rule", options(selection))] if isinstance(selection, dict) and selection else []
+    facts = [("rule", options_text(selection))] if isinstance(selection, dict) and selection else []
     for name, evaluation in run.evaluations.items():
         row = next((row for row in run.rows if row["epoch"] == evaluation.epoch), None)
         held_out = (row or {}).get("val") or {}
@@ -223,21 +236,23 @@ def _selection(run: RunFolder) -> Iterator[Block]:
 def _training(run: RunFolder) -> Iterator[Block]:
     if run.rows:
         caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
-        yield Figure("training", plots.training({run.name("method"): [run.rows]}), caption)
+        yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
 
 
-def _made_with(run: RunFolder) -> tuple[tuple[str, str], ...]:
-    # Parameters and training time stand under "What ran".
+def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:
+    # Parameters and training time are under "Settings".
     known = {k: v for k, v in run.environment.items() if k not in ("parameters", "train_seconds") and v is not None}
-    facts = [(key, options(value) if isinstance(value, dict) else number(value)) for key, value in known.items()]
+    facts = [
+        (key, options_text(value) if isinstance(value, dict) else number_text(value)) for key, value in known.items()
+    ]
     if "seed" not in known and run.seed is not None:
         facts.append(("seed", str(run.seed)))
     for name, evaluation in run.evaluations.items():
         facts.append((f"weights ({name}), SHA-256", str(evaluation.record.get("weights_sha256"))))
         facts.append((f"test data ({name}), SHA-256", str(evaluation.record.get("data_sha256"))))
-        facts.append((f"evaluated ({name}) with", options(evaluation.record.get("versions") or {})))
+        facts.append((f"evaluated ({name}) with", options_text(evaluation.record.get("versions") or {})))
         passes, gradients = (_thousands(evaluation.record[key]) for key in ("forward_passes", "gradient_passes"))
-        cost = f"{passes} images forward, {gradients} of them for a gradient, {duration(evaluation.record['seconds'])}"
+        cost = f"{passes} forward and {gradients} gradient passes, {duration(evaluation.record['seconds'])}"
         facts.append((f"cost of evaluation ({name})", f"{cost}; seed {evaluation.attack['seed']}"))
     return tuple(facts)
 
@@ -246,12 +261,12 @@ def _stages(run: RunFolder) -> Iterator[Block]:
     folders = sorted(path for path in (run.path / "stages").glob("*") if is_run(path))
     if folders:
         yield Heading("Stages")
-        yield Paragraph("Runs that the method asked for first, each with a folder of its own under stages/.")
-        yield Facts(tuple((stage.name, f"{read(stage).standing}") for stage in folders))
+        yield Paragraph("Pretraining runs of the method, each in a folder under stages/.")
+        yield Facts(tuple((stage.name, f"{read_run(stage).status_line}") for stage in folders))
 
 
 def _files(folder: Path) -> tuple[tuple[str, str], ...]:
-    """What is there, and the two reports, which are being written."""
+    """The files that exist, and the two reports, which are being written."""
     records = sorted(path.stem for path in (folder / "evaluation").glob("*.npz") if "." not in path.stem)
     known = _FILES | {f"evaluation/{name}.{kind}": what for name in records for kind, what in _RECORDS.items()}
     facts = []
@@ -259,6 +274,6 @@ def _files(folder: Path) -> tuple[tuple[str, str], ...]:
         if name.startswith("report."):
             facts.append((name, what))
         elif (folder / name).is_file():
-            facts.append((name, f"{what} ({size((folder / name).stat().st_size)})"))
+            facts.append((name, f"{what} ({file_size((folder / name).stat().st_size)})"))
     facts += [(f"{name}/", what) for name, what in _FOLDERS.items() if (folder / name).is_dir() or name == "pictures"]
     return tuple(facts)

@@ -1,8 +1,8 @@
-"""The W&B mirror: it never asks, never raises, and costs a run without a server no more than some ten seconds.
+"""W&B mirror of a run: never prompts, never raises, and costs at most about ten seconds without a server.
 
-Which mode, in this order: `logger.mode`, `WANDB_MODE`, online where there are credentials, else offline. An online
-start that fails becomes offline, one that hangs leaves the mirror off. After the first failure of a running mirror it
-is off until the process ends: wandb's service does not come back within a process.
+Mode, in this order: `logger.mode`, `WANDB_MODE`, online with credentials, else offline. An online start that fails
+becomes offline, one that hangs turns the mirror off. After the first failure of a running mirror it is off until the
+process ends, for wandb's service does not come back within a process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from atbench.errors import ConfigError
-from atbench.reporting.results import basis
+from atbench.reporting.results import attack_basis
 from atbench.reporting.wording import flatten
 from atbench.runs.run_dir import write_text
 
@@ -34,7 +34,7 @@ _broken = False  # set by the first failure, for the whole process
 
 
 class WandbLogger:
-    """One open W&B run. Every call is guarded; the first that fails warns once and makes the rest do nothing."""
+    """One open W&B run; the first call that fails prints a warning and turns off the rest."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -60,7 +60,7 @@ class WandbLogger:
         self._run.log({**media, "evaluation": wandb.Table(columns=columns, data=rows)})
 
     def close(self, exit_code: int) -> None:
-        """Finish the run. What could not be sent in time lies in the run folder, for `wandb sync`."""
+        """Finish the run; what was not sent in time is in the run folder, for `wandb sync`."""
         self._guarded(lambda: _within(_FINISH + 2, lambda: self._run.finish(exit_code=exit_code)))
 
     def _guarded(self, call: Callable[[], object]) -> None:
@@ -69,16 +69,16 @@ class WandbLogger:
             return
         try:
             call()
-        except Exception as fault:  # whatever it is: a mirror is not worth a run
+        except Exception as fault:  # a failing mirror must not stop a run
             _broken = True
-            _say(f"warning: W&B failed and is off from here on ({_short(fault)}); metrics.jsonl has everything")
+            _print(f"warning: W&B failed and is now off ({_short(fault)}); metrics.jsonl has everything")
 
 
 def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Summary values of a record. An attack's own accuracy where it ran on all; `after` it where it ran on the rest."""
     yield from (("clean", record["clean"]["accuracy"]), ("robust", record["robust"]["accuracy"]))
     yield "robust_8bit", record["robust"]["eight_bit"]["accuracy"]
-    yield "robust_is", basis(record)
+    yield "robust_is", attack_basis(record)
     yield from ((f"pgd-{entry['k']}", entry["accuracy"]) for entry in record["steps"])
     for attack in record["attacks"]:
         kind = "alone" if attack["alone"] else "after"
@@ -111,61 +111,65 @@ def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
 def open_wandb(
     folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], name: str, group: str | None
 ) -> WandbLogger | None:
-    """The mirror that the logger's node asks for, or None. Says on stderr which mode it is and why."""
+    """The mirror of the logger's node, or None. Prints its mode and the reason to stderr."""
     global _broken
     if not logger or not logger.get("project") or _broken:
         return None
-    mode, why = _asked(logger)
+    mode, why = _requested_mode(logger)
     if mode == "disabled":
         return None
     try:
         settings = _quiet_settings()
-        mode, why = _possible(mode, why)
-        given = {
+        mode, why = _available_mode(mode, why)
+        kwargs = {
             "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
             "name": name, "group": group, "config": config, "dir": str(folder),
             "id": _identity(folder),
             "settings": settings,
         }  # fmt: skip
-        run, mode, why = _start(given, mode, why)
+        run, mode, why = _start(kwargs, mode, why)
         write_text(folder / "wandb" / "id", run.id)  # under the agent of a W&B sweep it is the agent's
     except Exception as fault:  # as in `_guarded`
         _broken = True
-        _say(f"warning: W&B did not start and is off ({_short(fault)}); metrics.jsonl has everything")
+        _print(f"warning: W&B did not start and is off ({_short(fault)}); metrics.jsonl has everything")
         return None
     hint = f"; later: wandb sync {folder / 'wandb' / 'offline-run-*'}" if mode == "offline" else ""
-    _say(f"W&B: {mode} ({why}){hint}")
+    _print(f"W&B: {mode} ({why}){hint}")
     return WandbLogger(run)
 
 
-def mode_of(logger: Mapping[str, Any]) -> tuple[str, str]:
-    """The mode that a run with this logger's node would use, and why. Asks nothing, and waits a few seconds at most."""
-    mode, why = _asked(logger)
+def wandb_mode(logger: Mapping[str, Any]) -> tuple[str, str]:
+    """The mode of a run with this logger's node, and the reason; never prompts, waits a few seconds at most."""
+    mode, why = _requested_mode(logger)
     if mode == "disabled":
         return mode, why
     _quiet_settings()
-    return _possible(mode, why)
+    return _available_mode(mode, why)
 
 
-def _possible(mode: str | None, why: str) -> tuple[str, str]:
+def _available_mode(mode: str | None, why: str) -> tuple[str, str]:
     return (mode, why) if mode == "offline" else _reachable(mode, why)
 
 
-def _asked(logger: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The mode that somebody asked for, and where; None if nobody did."""
+def _requested_mode(logger: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The mode that `logger.mode` or WANDB_MODE sets, and which of them; None if neither does."""
     mode = logger.get("mode")
     if mode is not None:
         if mode not in MODES:
             raise ConfigError("logger.mode", mode, "there is no such mode", f"use one of {', '.join(MODES)}, or null")
         return str(mode), f"logger.mode={mode}"
-    spoken = os.environ.get("WANDB_MODE")
-    if not spoken:
+    variable = os.environ.get("WANDB_MODE")
+    if not variable:
         return None, ""
-    return (spoken, f"WANDB_MODE={spoken}") if spoken in MODES else ("offline", f"WANDB_MODE={spoken} is not a mode")
+    return (
+        (variable, f"WANDB_MODE={variable}")
+        if variable in MODES
+        else ("offline", f"WANDB_MODE={variable} is not a mode")
+    )
 
 
 def _reachable(mode: str | None, why: str) -> tuple[str, str]:
-    """Online where credentials and a server are at hand. Neither question prompts, nor waits longer than `_REACH`."""
+    """Online with credentials and a reachable server; never prompts, waits at most `_REACH`."""
     import wandb
 
     if not wandb.login(prompt=False, verify=False):
@@ -188,14 +192,14 @@ def _server(base_url: str) -> tuple[str, int]:
 
 
 def _quiet_settings() -> Any:
-    """Settings that print, ask and watch nothing; given to wandb's setup as well, for its login prints otherwise."""
+    """Silent settings; kwargs to wandb's setup as well, for its login prints otherwise."""
     import wandb  # 2.6 s: only runs that have a mirror pay for it
 
     # wandb reads its variables itself, and stops at an empty one and at a mode that it does not know.
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
     if os.environ.get("WANDB_MODE", MODES[0]) not in MODES:
-        os.environ["WANDB_MODE"] = "offline"  # as `_asked` takes it
+        os.environ["WANDB_MODE"] = "offline"  # as `_requested_mode` takes it
     settings = wandb.Settings(
         console="off",
         silent=True,
@@ -210,28 +214,28 @@ def _quiet_settings() -> Any:
     return settings
 
 
-def _start(given: Mapping[str, Any], mode: str, why: str) -> tuple[Any, str, str]:
+def _start(kwargs: Mapping[str, Any], mode: str, why: str) -> tuple[Any, str, str]:
     """The opened run; offline where online did not work."""
     import wandb
 
     # A previous job of a sweep in this process may still be open; "finish_previous" closes it.
     if mode == "online":
         try:
-            run = _within(_START, lambda: wandb.init(**given, mode="online", resume="allow", reinit="finish_previous"))
+            run = _within(_START, lambda: wandb.init(**kwargs, mode="online", resume="allow", reinit="finish_previous"))
             return run, mode, why
         except TimeoutError:
             raise  # that attempt waits in wandb's service, which can neither be shared nor ended quickly
         except Exception as fault:  # as in `_guarded`
-            _say(f"warning: W&B could not go online ({_short(fault)}); the mirror stays offline")
+            _print(f"warning: W&B could not go online ({_short(fault)}); the mirror stays offline")
             mode, why = "offline", "online failed"
             # The attempt still holds the run's id in wandb's service: only a new service is free of it.
             _within(_REACH, wandb.teardown)
-            wandb.setup(settings=given["settings"])
-    return wandb.init(**given, mode="offline", reinit="finish_previous"), mode, why
+            wandb.setup(settings=kwargs["settings"])
+    return wandb.init(**kwargs, mode="offline", reinit="finish_previous"), mode, why
 
 
 def _identity(folder: Path) -> str:
-    """The id that the run folder kept for a resumed run, else a new one, not drawn from any seeded generator."""
+    """The id in the run folder of a resumed run, else a new one, not drawn from a seeded generator."""
     path = folder / "wandb" / "id"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
@@ -239,7 +243,7 @@ def _identity(folder: Path) -> str:
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What `call` returns or raises, or TimeoutError: wandb limits some of its waits only, and DNS none."""
+    """The result of `call`, or TimeoutError: wandb limits only some of its waits, and DNS none."""
     box: list[Result] = []
     faults: list[BaseException] = []
 
@@ -264,5 +268,5 @@ def _short(fault: BaseException) -> str:
     return f"{type(fault).__name__}: {str(fault).strip().partition(chr(10))[0]}".rstrip(": ")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

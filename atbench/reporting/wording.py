@@ -1,4 +1,4 @@
-"""How numbers and settings are written for a reader, everywhere the same: terminal, Markdown, HTML."""
+"""Text of numbers and settings in the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 NOTHING = "—"
-NO_PROOF = "A stronger attack can only lower these robust accuracies; they are no proof of robustness."
+NO_PROOF = "A stronger attack can only lower these robust accuracies; they do not prove robustness."
 
 
 def percent(value: float | None) -> str:
@@ -30,8 +30,8 @@ def points(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:+.1f}"
 
 
-def number(value: object) -> str:
-    """A setting: floats without binary noise, everything else as Python writes it."""
+def number_text(value: object) -> str:
+    """A setting: floats with six digits, everything else as Python writes it."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.6g}"
@@ -48,16 +48,16 @@ def both_forms(value: object) -> str:
     return f"{value:.4g} ({levels:.4g}/255)"
 
 
-def radius(value: object) -> str:
-    """A radius in little room: levels of 255 where they are whole and few, else the number."""
+def short_eps(value: object) -> str:
+    """A radius in short form: levels of 255 where they are whole and few, else the number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return NOTHING
     levels = round(255 * value)
     return f"{levels}/255" if levels and abs(255 * value - levels) < 1e-4 and levels <= 32 else f"{value:.4g}"
 
 
-def norm(name: object) -> str:
-    """`linf` as `L∞`; a norm that has no sign of its own stays as it is."""
+def norm_name(name: object) -> str:
+    """`linf` as `L∞`; other names as they are."""
     return NORMS.get(str(name), str(name))
 
 
@@ -74,12 +74,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {rest:02d} min"
 
 
-def size(count: int) -> str:
+def file_size(count: int) -> str:
     """Bytes as `12 KB`."""
     return f"{count} B" if count < 1000 else f"{count / 1e3:.0f} KB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
-def options(node: Mapping[str, object]) -> str:
+def options_text(node: Mapping[str, object]) -> str:
     """The options of a config node on one line, `beta=6, norm=linf`; without its `about` and its class."""
     flat = flatten({key: value for key, value in node.items() if key not in ("about", "_target_", "_partial_")})
     parts = []
@@ -87,12 +87,12 @@ def options(node: Mapping[str, object]) -> str:
         if key.endswith("._target_"):
             parts.append(f"{key.removesuffix('._target_')}={str(value).rpartition('.')[2]}")
         elif not key.endswith("._partial_") and ".about." not in key:
-            parts.append(f"{key}={'null' if value is None else number(value)}")
+            parts.append(f"{key}={'null' if value is None else number_text(value)}")
     return ", ".join(parts)
 
 
 def flatten(node: Mapping[str, object], separator: str = ".") -> dict[str, object]:
-    """Nested mappings as one, keys joined by `separator`. Lists stay values; empty mappings vanish."""
+    """Nested mappings as one, keys joined by `separator`; lists stay values, empty mappings are dropped."""
     flat: dict[str, object] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):

@@ -1,20 +1,20 @@
-"""The outer minimisation: trainer, optimizers, averages, weight perturbation, checkpoints, several processes."""
+"""The outer minimisation: trainer, training step, optimizers, weight averages, AWP, checkpoints, processes."""
 
 from atbench.training import checkpoint
 from atbench.training.distributed import World, threads, world
 from atbench.training.param_groups import Group, make_group
-from atbench.training.trainer import Recipe, Trainer, Watcher
+from atbench.training.trainer import Callbacks, Recipe, Trainer
 from atbench.training.weight_averaging import Average, Ema, Swa
 from atbench.training.weight_perturbation import WeightPerturbation
 
 __all__ = [
     "Average",
+    "Callbacks",
     "Ema",
     "Group",
     "Recipe",
     "Swa",
     "Trainer",
-    "Watcher",
     "WeightPerturbation",
     "World",
     "checkpoint",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ Decay = Literal["all", "weights"]
 
 @dataclass
 class Group:
-    """What is trained under one name."""
+    """A module that is trained under one name, with its optimizer and schedule."""
 
     name: str
     module: nn.Module
@@ -66,9 +66,3 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     sets: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return Group(name, module, make([part for part in sets if part["params"]]), schedule)
-
-
-def clear(groups: Iterable[Group]) -> None:
-    """Drop all gradients: an optimizer skips a parameter without one, bit-exactly."""
-    for group in groups:
-        group.optimizer.zero_grad(set_to_none=True)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.seeding import derive
+from atbench.seeding import derive_seed
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
-from atbench.training.update import RunningMeans, Updater, wrap
+from atbench.training.running_means import RunningMeans
+from atbench.training.train_step import TrainStep
 from atbench.training.validation import Validation
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import WeightPerturbation
@@ -26,7 +28,7 @@ from atbench.training.weight_perturbation import WeightPerturbation
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how: the settings of `train` that are not objects."""
+    """Settings of `train` that are not objects."""
 
     epochs: int
     seed: int = 0
@@ -41,8 +43,8 @@ class Recipe:
     time_limit: float | None = None
 
 
-class Watcher(Protocol):
-    """What the trainer tells while it runs; only the main process's watcher does anything."""
+class Callbacks(Protocol):
+    """Progress, metrics and checkpoints of a training run; `epoch` and `save` are called on the main process alone."""
 
     def advance(self, examples: int, attack_share: float) -> None: ...
 
@@ -58,7 +60,7 @@ class Interrupt(Protocol):
 
 
 class Trainer:
-    """Trains a method. `state()` is everything a checkpoint needs; `fit()` goes on from wherever the state stands."""
+    """Trains a method: `fit()` goes on from wherever `state()`, everything a checkpoint needs, was loaded from."""
 
     def __init__(
         self,
@@ -68,13 +70,13 @@ class Trainer:
         recipe: Recipe,
         threat: PGDConfig,
         world: World,
-        watcher: Watcher,
+        callbacks: Callbacks,
         plus: Sequence[WeightPerturbation | Average] = (),
         interrupt: Interrupt = lambda: 0,
         others: Sequence[PGDConfig] = (),
     ) -> None:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
-        self.watcher, self.interrupt = watcher, interrupt
+        self.callbacks, self.interrupt = callbacks, interrupt
         self.averages = [part for part in plus if isinstance(part, Average)]
         if len(self.averages) > 1:
             raise ConfigError("plus", "ema and swa", "a run selects and evaluates one average", "choose one of them")
@@ -84,44 +86,64 @@ class Trainer:
         clock = method.clock
         clock.epochs, clock.steps, clock.seed = recipe.epochs, data.steps, recipe.seed
         clock.rank, clock.world = world.rank, world.size
-        self.updater = Updater(
-            method, wrap(method, world), groups, world, recipe.precision, recipe.clip_norm, awp, self.averages
+        self.means = RunningMeans()
+        self.train_step = TrainStep(
+            method, groups, world, self.means, recipe.precision, recipe.clip_norm, awp, self.averages
         )
-        self.sums = RunningMeans()
         self.kept: dict[str, dict[str, Any]] = {}
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
         self.validation = Validation(data, threat, recipe.select_n, world, others)
 
-    # The loop.
+    # The loops: epochs, batches, rounds of a batch.
 
     def fit(self) -> None:
-        """Train to the end, or until the method ends it. Raises Interrupted between two steps, after saving."""
+        """Train to the end, or until the method ends it. Raises Interrupted between two steps, after saving.
+
+        The clock moves here alone: `epoch` and `step` are those of the next batch whenever a state is saved.
+        """
         clock, began, saved = self.method.clock, time.monotonic(), time.monotonic()
         while clock.epoch < clock.epochs and self.over is None:
             self.method.train()
-            mark, examples, attack = time.monotonic(), 0, self.updater.attack_seconds
+            started, examples, attack = time.monotonic(), 0, self.train_step.attack_seconds
             while clock.step < clock.steps:
-                self._one_batch()
+                self.train_batch()
                 clock.step += 1
                 examples += self.data.batch_size
-                elapsed = time.monotonic() - mark
-                self.watcher.advance(self.data.batch_size, (self.updater.attack_seconds - attack) / elapsed)
+                elapsed = time.monotonic() - started
+                attack_share = (self.train_step.attack_seconds - attack) / elapsed
+                self.callbacks.advance(self.data.batch_size, attack_share)
                 if clock.step < clock.steps:
                     saved = self._between_steps(began, saved)
-            elapsed = time.monotonic() - mark
+            elapsed = time.monotonic() - started
             self.seconds += elapsed
-            self._end_of_epoch(elapsed, examples, (self.updater.attack_seconds - attack) / elapsed)
+            row = self._end_of_epoch(elapsed, examples, (self.train_step.attack_seconds - attack) / elapsed)
+            clock.epoch, clock.step = clock.epoch + 1, 0
+            if self.world.main:
+                self.callbacks.epoch(row)
+            if row.get("best"):
+                self._save("best")
+            self._save("last")
             saved = time.monotonic()
             if clock.epoch < clock.epochs and self.over is None:
                 self._leave_if_asked(began)
 
-    def _one_batch(self) -> None:
+    def train_batch(self) -> None:
+        """Load the batch where the clock stands, and train on it as often as the method says."""
         clock = self.method.clock
+        for group in self.groups:
+            group.set_rate(clock.fraction)
+            clock.rates[group.name] = group.rate
         # Dropout and the like draw from the global generator: seeded by position, a resumed run draws the same.
-        torch.manual_seed(derive(self.recipe.seed, "global", clock.epoch, clock.step, clock.rank))
-        self.updater.batch(self._formatted(self.data.batch(clock.epoch, clock.step)), self.sums)
+        torch.manual_seed(derive_seed(clock.seed, "global", clock.epoch, clock.step, clock.rank))
+        batch = self._formatted(self.data.batch(clock.epoch, clock.step))
+        for clock.round, round in enumerate(self.method.inner_updates(batch)):
+            self.train_step(round)
+            if self.world.device.type == "cpu":  # on CUDA before anything is saved: reading it waits for the device
+                self.train_step.check_finite()
+        clock.round = 0
+        self.world.average_norms(self.method)
 
     def _formatted(self, batch: Batch) -> Batch:
         if not self.recipe.channels_last:
@@ -139,7 +161,7 @@ class Trainer:
         return saved
 
     def _leave_if_asked(self, began: float, save: bool = False) -> None:
-        """End between two steps if a signal came or the time box is full; all processes leave at the same step."""
+        """End between two steps on a signal or after `time_limit` minutes; all processes leave at the same step."""
         code = self.interrupt()
         if not code and self.recipe.time_limit is not None and time.monotonic() - began > 60 * self.recipe.time_limit:
             code = 75
@@ -150,9 +172,10 @@ class Trainer:
             why = "the time box is full" if code == 75 else "a signal asked for it"
             raise Interrupted(code, "train", "stopped", why, "the run goes on with resume=RUN")
 
-    def _end_of_epoch(self, seconds: float, examples: int, attack_share: float) -> None:
+    def _end_of_epoch(self, seconds: float, examples: int, attack_share: float) -> dict[str, Any]:
+        """Averages, validation and the method's decision. Returns the epoch's row of metrics."""
         clock = self.method.clock
-        self.updater.verify()
+        self.train_step.check_finite()
         for average in self.averages:
             average.after_epoch(self.method.model, clock, self._clean_pass)
         row: dict[str, Any] = {
@@ -165,23 +188,16 @@ class Trainer:
             "examples_per_second": round(examples / seconds, 1),
             "attack_share": round(attack_share, 3),
             "lr": {group.name: group.rate for group in self.groups},
-            "train": self.sums.means(self.world),
+            "train": self.means.means(self.world),
         }
-        better = False
-        last = clock.epoch + 1 == clock.epochs
-        if last or (clock.epoch + 1) % self.recipe.select_every == 0:
-            better = self._validate(row)
+        if clock.epoch + 1 == clock.epochs or (clock.epoch + 1) % self.recipe.select_every == 0:
+            self._validate(row)
         decision = self.method.on_epoch(Report(row, self._measure))
         self._obey(decision)
-        self.sums = RunningMeans()
-        clock.epoch, clock.step = clock.epoch + 1, 0
+        self.means.clear()
         if isinstance(decision, Stop):
             self.over, row["stopped"] = decision.why, decision.why
-        if self.world.main:
-            self.watcher.epoch(row)
-        if better:
-            self._save("best")
-        self._save("last")
+        return row
 
     @torch.no_grad()
     def _clean_pass(self) -> None:
@@ -200,25 +216,24 @@ class Trainer:
         with average.applied(self.method.model) if average else nullcontext():
             yield self.method.model
 
-    def _validate(self, row: dict[str, Any]) -> bool:
-        """Put the figures of the held-out part into the row. Returns whether this epoch is the best so far."""
+    def _validate(self, row: dict[str, Any]) -> None:
+        """Put the figures of the held-out part into the row, and whether this epoch is the best so far."""
         with self.evaluated() as network:
             row.update(self.validation.figures(network))
-        # Equally robust epochs are told apart by clean accuracy, and of equals in both the first is kept.
+        # Ties in robust accuracy are broken by clean accuracy; of equals in both the first is kept.
         val = row["val"]
-        score, clear = val.get("union", val["pgd"]), val["clean"]
-        row["best"] = better = (score, clear) > (self.best["score"], self.best["clean"])
+        score, clean = val.get("union", val["pgd"]), val["clean"]
+        row["best"] = better = (score, clean) > (self.best["score"], self.best["clean"])
         if better:
-            self.best = {"score": score, "clean": clear, "epoch": row["epoch"], "n": val["n"]}
-        return better
+            self.best = {"score": score, "clean": clean, "epoch": row["epoch"], "n": val["n"]}
 
     def _measure(self, **changes: Any) -> float:
-        """What `on_epoch` may ask: accuracy of the live model on the held-out part under a changed threat."""
+        """`Report.validate`: accuracy of the live model on the held-out part under a changed threat."""
         return self.validation.accuracy(self.method.model, **changes)
 
     def _obey(self, decision: Decision | None) -> None:
         if isinstance(decision, Keep):
-            self.kept[decision.name] = _copy(
+            self.kept[decision.name] = deepcopy(
                 {"model": self.method.model.state_dict(), "optimizer": {g.name: g.state() for g in self.groups}}
             )
         elif isinstance(decision, Restore):
@@ -227,27 +242,27 @@ class Trainer:
                 self.method.model.load_state_dict(kept["model"])
             if "optimizer" in decision.parts:
                 for group in self.groups:
-                    group.optimizer.load_state_dict(_copy(kept["optimizer"][group.name]))
+                    group.optimizer.load_state_dict(deepcopy(kept["optimizer"][group.name]))
 
     # State.
 
     def _save(self, name: str) -> None:
-        self.updater.verify()
+        self.train_step.check_finite()
         if self.world.main:
-            self.watcher.save(name, self.best_state() if name == "best" else self.state())
+            self.callbacks.save(name, self.best_state() if name == "best" else self.state())
 
     def best_state(self) -> dict[str, Any]:
         """What evaluation needs of the selected epoch."""
         with self.evaluated() as network:
-            return {"model": _copy(network.state_dict()), "epoch": self.best["epoch"], "best": dict(self.best)}
+            return {"model": deepcopy(network.state_dict()), "epoch": self.best["epoch"], "best": dict(self.best)}
 
     def state(self) -> dict[str, Any]:
         """Everything: a run resumed from it is bit-identical to one that was never disturbed."""
         clock = self.method.clock
         with self.evaluated() as network:
-            model = (
-                _copy(network.state_dict()) if any(average.ready for average in self.averages) else network.state_dict()
-            )
+            model = network.state_dict()
+            if any(average.ready for average in self.averages):
+                model = deepcopy(model)  # the values of an average leave the network with this block
         return {
             "model": model,
             "epoch": clock.epoch,
@@ -256,7 +271,7 @@ class Trainer:
             "optimizers": {group.name: group.state() for group in self.groups},
             "averages": [{"values": average.values, "updates": average.updates} for average in self.averages],
             "kept": self.kept,
-            "sums": self.sums.state(),
+            "sums": self.means.state(),
             "best": dict(self.best),
             "seconds": self.seconds,
             "over": self.over,
@@ -264,7 +279,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Stand where the state was taken."""
+        """Restore a `state()`."""
         clock = self.method.clock
         self.method.load_state_dict(state["method"])
         for group in self.groups:
@@ -272,17 +287,6 @@ class Trainer:
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.values, average.updates = saved["values"], saved["updates"]
         self.kept, self.best = state["kept"], state["best"]
-        self.sums.load(state["sums"], self.world.device)
+        self.means.load(state["sums"], self.world.device)
         self.seconds, self.over = state["seconds"], state["over"]
         clock.epoch, clock.step = state["epoch"], state["step"]
-
-
-def _copy(value: Any) -> Any:
-    """A deep copy of containers of tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copy(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy(part) for part in value)
-    return value

@@ -1,8 +1,9 @@
-"""What `eval` describes, as objects: threat, attacks, rejection; and the networks in checkpoints."""
+"""Evaluation plans from `eval`: threat, attacks, rejection; and the networks in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +16,113 @@ from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.attacks.losses import fewest_classes, label_objective
 from atbench.config import argv, values
 from atbench.config.instantiate import accepted_kwargs, build
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
-from atbench.evaluation.few_classes import fitted
-from atbench.evaluation.rejection import CONFIDENT, Reject
+from atbench.evaluation.few_classes import adapt_attacks
+from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
-from atbench.workflows.resume import is_external, target_of
+from atbench.workflows.resume import is_external, resolve_target
 
 
 def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
-    """The evaluation that `eval` describes, in the threat that the network was trained for or that `eval` names."""
-    chosen = cfg.eval
-    threat = factory.make_pgd_config(
-        cfg, max(chosen.steps, default=chosen.eps_steps), chosen.restarts, chosen.objective, chosen.step_size,
-        chosen.norm, chosen.eps,
-    )  # fmt: skip
-    norms = {norm: factory.make_pgd_config(cfg, chosen.eps_steps, chosen.restarts, norm=norm) for norm in chosen.norms}
+    """The plan that `eval` describes, in the threat of training or the one that `eval` names."""
+    settings = cfg.eval
 
-    def other(path: str) -> nn.Module:
-        return opened(path, source, world.device)
+    def load(path: str) -> nn.Module:
+        return load_run_network(path, source, world.device).requires_grad_(False)
 
-    offered = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": other}
-    asked = {name: make_attack(node, f"eval.attacks.{name}", offered) for name, node in chosen.attacks.items()}
-    classes, needed = len(source.classes), fewest_classes(label_objective(threat.objective))
-    if needed > classes:
-        why = f"needs {needed} classes, and {source.name} has {classes}"
+    norms = {
+        norm: factory.make_pgd_config(cfg, settings.eps_steps, settings.restarts, norm=norm) for norm in settings.norms
+    }
+    plan = make_robust_plan(cfg, source.name, len(source.classes), test, load)
+    return replace(
+        plan,
+        limit=settings.limit,
+        audit=settings.audit,
+        corruptions=list(settings.corruptions),
+        reject=make_rejection(settings, source, plan.threat, world),
+        norms={norm: config for norm, config in norms.items() if norm != plan.threat.norm},
+        examples=settings.examples,
+    )
+
+
+def make_robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, load: Callable[[str], nn.Module]) -> Plan:
+    """The part of `eval` that measures robust accuracy in the main threat: PGD and the attacks.
+
+    data, classes: name of the data set and its number of classes. load: the frozen network of another run, for attacks
+    that transfer.
+    """
+    settings = cfg.eval
+    steps, objective = max(settings.steps, default=settings.eps_steps), settings.objective
+    own = settings.step_size, settings.norm, settings.eps
+    threat = factory.make_pgd_config(cfg, steps, settings.restarts, objective, *own)
+    kwargs = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": load}
+    attacks = {name: make_attack(node, f"eval.attacks.{name}", kwargs) for name, node in settings.attacks.items()}
+    if (needed := fewest_classes(label_objective(threat.objective))) > classes:
+        why = f"needs {needed} classes, and {data} has {classes}"
         raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
-    attacks, notes = fitted(asked, classes, adapt=(chosen.about or {}).get("family") == "AutoAttack")
+    fitting, notes = adapt_attacks(attacks, classes, adapt=(settings.about or {}).get("family") == "AutoAttack")
     return Plan(
         threat=threat,
-        steps=list(chosen.steps),
-        eps_grid=list(chosen.eps_grid),
-        eps_steps=chosen.eps_steps,
-        limit=chosen.limit,
-        attacks=attacks,
-        sequential=chosen.sequential,
-        audit=chosen.audit,
-        corruptions=list(chosen.corruptions),
-        reject=make_reject(chosen, source, threat, world),
-        norms={norm: its for norm, its in norms.items() if norm != threat.norm},
-        examples=chosen.examples,
+        steps=list(settings.steps),
+        eps_grid=list(settings.eps_grid),
+        eps_steps=settings.eps_steps,
+        attacks=fitting,
+        sequential=settings.sequential,
         notes=notes,
     )
 
 
-def make_reject(chosen: DictConfig, source: Source, threat: PGDConfig, world: World) -> Reject | None:
-    """Rejection as `eval` asks for it, in the evaluation's threat; its threshold stands on the held-out part."""
-    if chosen.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
+def make_rejection(cfg: DictConfig, source: Source, threat: PGDConfig, world: World) -> RejectionPlan | None:
+    """Rejection in the evaluation's threat; its threshold is set on the held-out split."""
+    if cfg.get("reject") is None:  # an evaluation's configuration of an earlier version does not know the key
         return None
-    if CONFIDENT in chosen.attacks:
+    if CONFIDENT in cfg.attacks:
         why = "eval.reject runs it on every image"
         raise ConfigError(f"eval.attacks.{CONFIDENT}", "given with eval.reject", why, "leave one of them out")
     if source.validation == 0:
-        why = f"its threshold stands on held-out images, and {source.name} holds none out"
-        raise ConfigError("eval.reject", chosen.reject, why, "set dataset.source.validation")
-    settings = {"steps": chosen.reject_steps, "restarts": chosen.reject_restarts, "rel_step_size": 0.25}
-    held = source.train.take(source.parts()[0]).to(world.device)
-    return Reject(chosen.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
+        why = f"its threshold is set on held-out images, and {source.name} has none"
+        raise ConfigError("eval.reject", cfg.reject, why, "set dataset.source.validation")
+    settings = {"steps": cfg.reject_steps, "restarts": cfg.reject_restarts, "rel_step_size": 0.25}
+    held = source.train.take(source.split_indices()[0]).to(world.device)
+    return RejectionPlan(cfg.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
-def make_attack(node: DictConfig, path: str, offered: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
+def make_attack(node: DictConfig, path: str, kwargs: Mapping[str, Any]) -> tuple[Attack, dict[str, Any]]:
     """An attack in the threat of the evaluation, and the settings that it was made from.
 
-    A search of the training side (`attack=pgd`) keeps its ratio of step size to ε.
+    An attack of training (`attack=pgd`) keeps its ratio of step size to ε.
     """
     settings = {key: value for key, value in values.plain(node).items() if key not in ("about", "norm", "eps")}
     if "step_size" in settings and node.get("eps"):
-        settings["step_size"] = settings["step_size"] / node.eps * offered["eps"]
-    made = build(settings, path, **accepted_kwargs(settings, path, offered))
-    return (AscentAttack(made) if isinstance(made, GradientAttack) else made), settings
+        settings["step_size"] = settings["step_size"] / node.eps * kwargs["eps"]
+    attack = build(settings, path, **accepted_kwargs(settings, path, kwargs))
+    return (AscentAttack(attack) if isinstance(attack, GradientAttack) else attack), settings
 
 
-def opened(target: str, source: Source, device: torch.device) -> nn.Module:
-    """The network of another run (its best checkpoint) or of a checkpoint, frozen in eval mode."""
-    folder, (name,), saved = target_of(target, ["best"])
-    refuse_code(saved, ("model",), argv.as_typed())
-    refuse_reading(saved["model"])
-    network, _ = load(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
-    return network.eval().requires_grad_(False)
+def load_run_network(
+    target: str,
+    source: Source | None,
+    device: torch.device,
+    checkpoint: str = "best",
+    data_dir: str | Path | None = None,
+) -> nn.Module:
+    """The network of a run or of a checkpoint file, in eval mode; without a `source` the run's own is made."""
+    folder, (name,), saved = resolve_target(target, [checkpoint])
+    refuse_code(saved, ("model",) if source else ("model", "dataset.source"), argv.as_typed())
+    refuse_interpolations({key: saved[key] for key in (("model",) if source else ("model", "dataset", "data_dir"))})
+    cfg = OmegaConf.create({**saved, "data_dir": str(data_dir or saved["data_dir"])})
+    source = source or factory.make_source(cfg)
+    return load_network(cfg, source, device, folder / "checkpoints" / f"{name}.pt")[0].eval()
 
 
-def load(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
-    """The network in a checkpoint, and the epoch that it is of, which of a foreign network is not known."""
+def load_network(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
+    """The network in a checkpoint and its epoch, None for an external network."""
     if is_external(cfg):
-        return external_model.network(cfg, source, device), None
+        return external_model.load_external_network(cfg, source, device), None
     state = checkpoint.read(path, device)
     network = factory.make_model(cfg, source).to(device)
     network.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""Evaluation as part of a run: which checkpoints, under which plan, and where what was found is written."""
+"""The verb `eval`: checkpoints of a run or an external network, from configuration to records."""
 
 from __future__ import annotations
 
@@ -12,148 +12,181 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, target_overrides
+from atbench.config.untrusted import (
+    EVALUATED,
+    only_repeats_targets,
+    refuse_code,
+    refuse_interpolations,
+    target_overrides,
+)
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
-from atbench.evaluation import EvalModel, Evaluation, ResultCache, eval_names, record, record_files, weights_sha256
-from atbench.evaluation import evaluate as evaluate_network
-from atbench.evaluation.verify import CONSISTENT, Number, verify
+from atbench.evaluation import (
+    EvalModel,
+    EvalResults,
+    ResultCache,
+    eval_names,
+    evaluate_model,
+    record,
+    record_files,
+    weights_sha256,
+)
+from atbench.evaluation.verify import CONSISTENT, FieldCheck, verify_record
 from atbench.reporting import report
-from atbench.reporting.console import Heartbeat, echo, finished, notices, summary, verification
-from atbench.runs.run_dir import EVALUATION, PARTS, accounted, list_records, now, set_status, write_json, write_text
-from atbench.runs.signals import leaving
+from atbench.reporting.console import (
+    Heartbeat,
+    print_attack_result,
+    print_facts,
+    print_summary,
+    print_verification,
+    print_warnings,
+)
+from atbench.runs.run_dir import (
+    EVALUATION,
+    PARTS,
+    list_records,
+    now,
+    set_status,
+    status_recorded,
+    write_json,
+    write_text,
+)
+from atbench.runs.signals import interrupt_on_signals
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
-from atbench.workflows.eval_plan import load, make_plan
-from atbench.workflows.resume import is_external, target_of
+from atbench.workflows.eval_plan import load_network, make_plan
+from atbench.workflows.resume import is_external, resolve_target
 
 SCHEMA = 3
 CACHE = Path(EVALUATION) / PARTS
 
 
 def evaluate(composed: DictConfig) -> float:
-    """`atbench eval`: attacks checkpoints of a run, or anybody's network; returns the last worst-case accuracy."""
+    """`atbench eval`: attacks checkpoints of a run or an external network; returns the last worst-case accuracy."""
     target = composed.verify or composed.target
     if target is None:
-        return evaluate_external(external_model.asked(composed), None)
-    folder, names, saved = target_of(str(target), [str(name) for name in composed.eval.checkpoints])
+        return _evaluate_external(external_model.new_config(composed), None)
+    folder, names, saved = resolve_target(str(target), [str(name) for name in composed.eval.checkpoints])
     if is_external(saved):
-        cfg = external_model.again(composed, saved, argv.as_typed())
+        cfg = external_model.config_from_folder(composed, saved, argv.as_typed())
         if not composed.verify:
-            return evaluate_external(cfg, folder)
+            return _evaluate_external(cfg, folder)
     else:
-        cfg = _asked(composed, saved)
-    warnings = validate.check(cfg)
-    with threads(cfg.threads), world(cfg.device) as here:
-        source = factory.shared_source(cfg, here)
+        cfg = _run_eval_config(composed, saved)
+    warnings = validate.validate_config(cfg)
+    with threads(cfg.threads), world(cfg.device) as processes:
+        source = factory.shared_source(cfg, processes)
         if composed.verify:
-            return verified(cfg, source, here, folder)
-        if here.main:
-            notices(warnings, Console(stderr=True))
-        records = checkpoints(cfg, source, here, folder, names)
-        if here.main:
-            report.write(folder)
-            again = target_overrides(values.recorded(cfg))
-            summary(records, folder, [f"atbench eval verify={folder}{again}", f"atbench report {folder}"], Console())
+            return verify_run(cfg, source, processes, folder)
+        if processes.main:
+            print_warnings(warnings, Console(stderr=True))
+        records = evaluate_checkpoints(cfg, source, processes, folder, names)
+        if processes.main:
+            report.write_report(folder)
+            targets = target_overrides(values.recorded(cfg))
+            commands = [f"atbench eval verify={folder}{targets}", f"atbench report {folder}"]
+            print_summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
-def evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
-    """Attack a network that no run of ours trained, in a new folder or on in the one of an earlier evaluation."""
-    warnings = validate.check(cfg)
-    with threads(cfg.threads), world(cfg.device) as here:
-        source = factory.shared_source(cfg, here)
+def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
+    """Attack an external network, in a new folder or in that of an earlier evaluation of it."""
+    warnings = validate.validate_config(cfg)
+    with threads(cfg.threads), world(cfg.device) as processes:
+        source = factory.shared_source(cfg, processes)
         # All before a folder exists: what cannot be attacked is refused and leaves nothing.
-        network, test = external_model.network(cfg, source, here.device), source.test()
-        external_model.probe(cfg, network, source, test.floats(slice(1)))
-        make_plan(cfg, source, here, test)
+        network, test = external_model.load_external_network(cfg, source, processes.device), source.test()
+        external_model.check_logits(cfg, network, source, test.floats(slice(1)))
+        make_plan(cfg, source, processes, test)
         cfg.weights_sha256 = weights_sha256(network)
-        if here.main:
-            echo(
-                external_model.facts(cfg, network, source, min(cfg.eval.limit or len(test), len(test))),
-                Console(stderr=True),
-            )
-            notices(warnings, Console(stderr=True))
-            folder = folder or external_model.open_folder(cfg, network, source, here.device, here.size)
-        folder = Path(here.share_object(folder))
-        with accounted(folder) if here.main else nullcontext(), leaving(f"atbench eval {folder}", folder):
-            if here.main:
+        if processes.main:
+            console = Console(stderr=True)
+            print_facts(external_model.external_facts(cfg, network, source, _count(cfg, test)), console)
+            print_warnings(warnings, console)
+            folder = folder or external_model.create_folder(cfg, network, source, processes.device, processes.size)
+        folder = Path(processes.share_object(folder))
+        with (
+            status_recorded(folder) if processes.main else nullcontext(),
+            interrupt_on_signals(f"atbench eval {folder}", folder),
+        ):
+            if processes.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-            records = checkpoints(cfg, source, here, folder, list(cfg.eval.checkpoints))
-            if here.main:
+            records = evaluate_checkpoints(cfg, source, processes, folder, list(cfg.eval.checkpoints))
+            if processes.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
-                report.write(folder)
-                again = target_overrides(values.recorded(cfg))
-                commands = [f"atbench eval verify={folder}{again}", f"atbench export {folder}{again}"]
-                summary(records, folder, commands, Console())
+                report.write_report(folder)
+                targets = target_overrides(values.recorded(cfg))
+                commands = [f"atbench eval verify={folder}{targets}", f"atbench export {folder}{targets}"]
+                print_summary(records, folder, commands, Console())
         return float(records[-1]["robust"]["accuracy"])
 
 
-def _asked(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
-    """The parts of the run's configuration that an evaluation needs, with what `atbench eval` was told in place of what
-    it had.
-    """
+def _run_eval_config(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
+    """The configuration of an evaluation of a run: the run's data set, model and threat, and what was typed."""
     if composed.checkpoint is not None:
         why = "a run has checkpoints of its own"
         raise ConfigError("checkpoint", composed.checkpoint, why, "leave the run out, or name RUN/checkpoints/NAME.pt")
-    brought = {key: saved[key] for key in ("dataset", "model", "data_dir")}
-    brought["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
+    from_run = {key: saved[key] for key in ("dataset", "model", "data_dir")}
+    from_run["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
     for key in ("dataset", "model"):
-        if repeats(composed[key], saved[key]):
+        if only_repeats_targets(composed[key], saved[key]):
             composed[key] = None
     if composed.model is not None:
         external_model.refuse_nameless(composed.model)
-    brought = {key: value for key, value in brought.items() if composed[key] is None}
-    refuse_code(brought, EVALUATED, argv.as_typed())
-    refuse_reading(brought)
+    from_run = {key: value for key, value in from_run.items() if composed[key] is None}
+    refuse_code(from_run, EVALUATED, argv.as_typed())
+    refuse_interpolations(from_run)
     external_model.refuse_radius(argv.as_typed())
     if composed.dataset is None:
-        composed.dataset = brought["dataset"]  # an attack of the training side has the data set's radius
-    asked = values.resolve(composed)
-    cfg = OmegaConf.create({key: asked[key] for key in ("seed", "device", "threads", "dataset", "eval")})
+        composed.dataset = from_run["dataset"]  # an attack of the training side has the data set's radius
+    typed = values.resolve(composed)
+    cfg = OmegaConf.create({key: typed[key] for key in ("seed", "device", "threads", "dataset", "eval")})
     cfg.attack = {key: saved["attack"][key] for key in ("norm", "eps")}
-    cfg.update({key: brought.get(key, asked[key]) for key in ("model", "data_dir")})
-    if asked.attack is not None:
-        cfg.eval.attacks = {**cfg.eval.attacks, asked.attack.about.name: asked.attack}
+    cfg.update({key: from_run.get(key, typed[key]) for key in ("model", "data_dir")})
+    if typed.attack is not None:
+        cfg.eval.attacks = {**cfg.eval.attacks, typed.attack.about.name: typed.attack}
     return cfg
 
 
-def checkpoints(cfg: DictConfig, source: Source, world: World, folder: Path, which: list[str]) -> list[dict[str, Any]]:
-    """Measure checkpoints of a run on the test split: the only place that reads it."""
+def _count(cfg: DictConfig, test: Images) -> int:
+    """How many test images are attacked."""
+    return min(cfg.eval.limit or len(test), len(test))
+
+
+def evaluate_checkpoints(
+    cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]
+) -> list[dict[str, Any]]:
+    """Evaluate checkpoints of a run on the test split and write their records."""
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
-    title = eval_names.name_of(cfg.eval, min(cfg.eval.limit or len(test), len(test)), len(test))
-    where = Path(world.share_object(eval_names.place(folder, values.recorded(cfg), title)))
-    found: list[dict[str, Any]] = []
-    measured: dict[str, tuple[Evaluation, dict[str, Any]]] = {}
-    for name in which:
-        network, epoch = load(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
-        # The last epoch is often the best one: the same weights under the same attack are measured once.
+    title = eval_names.evaluation_name(cfg.eval, _count(cfg, test), len(test))
+    out = Path(world.share_object(eval_names.record_dir(folder, values.recorded(cfg), title)))
+    title = title if out == folder / EVALUATION else out.name
+    records: list[dict[str, Any]] = []
+    evaluated: dict[str, tuple[EvalResults, dict[str, Any]]] = {}
+    for name in names:
+        network, epoch = load_network(cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
+        # The last epoch is often the best one: the same weights are evaluated once.
         weights = weights_sha256(network)
-        if weights not in measured:
-            measured[weights] = examine(cfg, source, world, folder, where, name, network, test)
-        evaluation, content = measured[weights]
-        title = title if where == folder / EVALUATION else where.name
-        content = {**content, "name": title, "checkpoint": name, "epoch": epoch}
-        keep(cfg, where, name, content, evaluation, world)
-        found.append(content)
+        if weights not in evaluated:
+            evaluated[weights] = evaluate_checkpoint(cfg, source, world, folder, out, name, network, test)
+        results, content = evaluated[weights]
+        records.append({**content, "name": title, "checkpoint": name, "epoch": epoch})
+        if world.main:
+            examples = record.example_arrays(results) if results.plan.examples else {}
+            settings = eval_names.record_settings(values.recorded(cfg))
+            record_files.save_record(out, name, records[-1], record.outcome_arrays(results), examples, settings)
+        world.barrier()
     if world.main:
-        ResultCache(folder / CACHE, {}).forget()
-    return found
+        ResultCache(folder / CACHE, {}).clear()
+    return records
 
 
-def examine(
-    cfg: DictConfig,
-    source: Source,
-    world: World,
-    folder: Path,
-    where: Path,
-    name: str,
-    network: nn.Module,
-    test: Images,
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Run the configured evaluation on one network; figures so far go to `where`. What is interrupted goes on from the
-    parts in the folder.
+def evaluate_checkpoint(
+    cfg: DictConfig, source: Source, world: World, folder: Path, out: Path, name: str, network: nn.Module, test: Images
+) -> tuple[EvalResults, dict[str, Any]]:
+    """Run the plan on one network: results and record. Partial records go to `out`; an interrupted evaluation resumes
+    from the cache in the folder.
     """
     plan = make_plan(cfg, source, world, test)
     about = {
@@ -164,79 +197,69 @@ def examine(
         "data_sha256": test.sha256(),
         "versions": {"torch": torch.__version__},
     }
-    facts = {**about, "seed": cfg.seed, "n": min(cfg.eval.limit or len(test), len(test))}
-    cache = ResultCache(folder / CACHE, {k: v for k, v in facts.items() if k != "checkpoint"})
+    key = {**about, "seed": cfg.seed, "n": _count(cfg, test)}
+    del key["checkpoint"]
+    cache = ResultCache(folder / CACHE, key)
     eval_model = EvalModel(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
     if world.main:
-        pulse = Heartbeat(name, console)
-        eval_model.watch = lambda at_work: pulse(at_work.doing, at_work.passes)
+        heartbeat = Heartbeat(name, console)
+        eval_model.on_forward = lambda model: heartbeat(model.activity, model.passes)
 
-    def told(so_far: Evaluation) -> None:
+    def on_progress(results: EvalResults) -> None:
         if world.main:
-            content = {**about, "complete": False, **record.figures(so_far, source.classes)}
-            write_json(where / f"{name}.partial.json", content)
-            finished(name, content, console)
+            content = {**about, "complete": False, **record.build_record(results, source.classes)}
+            write_json(out / f"{name}.partial.json", content)
+            print_attack_result(name, content, console)
 
-    evaluation = evaluate_network(eval_model, test, plan, cache, told)
-    return evaluation, {**about, "complete": True, **record.figures(evaluation, source.classes)}
-
-
-def keep(
-    cfg: DictConfig, where: Path, name: str, content: dict[str, Any], evaluation: Evaluation, world: World
-) -> None:
-    """Write the record, its outcomes, its adversarial images and the configuration that they follow from."""
-    if world.main:
-        images = record.examples(evaluation) if evaluation.plan.examples else {}
-        settings = eval_names.settings(values.recorded(cfg))
-        record_files.save(where, name, content, record.arrays(evaluation), images, settings)
-    world.barrier()
+    results = evaluate_model(eval_model, test, plan, cache, on_progress)
+    return results, {**about, "complete": True, **record.build_record(results, source.classes)}
 
 
-def verified(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
-    """`atbench eval verify=RUN`: all that its records say, again. Raises DataError where anything differs."""
-    found: list[tuple[str, Number]] = []
+def verify_run(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:
+    """`atbench eval verify=RUN`: recompute all records. Raises DataError where anything differs."""
+    checks: list[tuple[str, FieldCheck]] = []
     for path in list_records(folder):
         name = "/".join(path.relative_to(folder / EVALUATION).with_suffix("").parts)
-        found += [(name, number) for number in _verified(cfg, source, world, folder, path)]
+        checks += [(name, check) for check in _verify_record_file(cfg, source, world, folder, path)]
     if world.main:
-        verification(found, CONSISTENT, Console())
-    wrong = [f"{name} {number.name}" for name, number in found if not number.agrees]
-    if wrong or not found:
-        what = f"{len(wrong)} of {len(found)} values are not what was found again ({', '.join(wrong[:3])})"
-        if any(number.name == "random" and number.again == "other" for _, number in found):
-            what += "; the network draws numbers that torch's seed does not rule"
+        print_verification(checks, CONSISTENT, Console())
+    differing = [f"{name} {check.name}" for name, check in checks if not check.agrees]
+    if differing or not checks:
+        what = f"{len(differing)} of {len(checks)} recorded values differ when recomputed ({', '.join(differing[:3])})"
+        if any(check.name == "random" and check.recomputed == "other" for _, check in checks):
+            what += "; the network draws random numbers that torch's seed does not control"
         raise DataError("verify", folder, what, "evaluate it again")
     return 1.0
 
 
-def _verified(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[Number]:
-    """One record, under the configuration that stands beside it."""
-    content, name = record_files.read(path), path.stem
+def _verify_record_file(cfg: DictConfig, source: Source, world: World, folder: Path, path: Path) -> list[FieldCheck]:
+    """One record, under the configuration beside it."""
+    content, name = record_files.read_record(path), path.stem
     if not content.get("examples"):
         raise DataError("verify", path, "it kept no adversarial images", "evaluate it again with eval.examples=true")
-    known, beside = eval_names.settings(values.recorded(cfg)), record_files.settings(path.with_suffix(".yaml"))
+    known = eval_names.record_settings(values.recorded(cfg))
+    settings = record_files.read_settings(path.with_suffix(".yaml"))
     # Like any configuration that is read: what of it the folder's own does not say chooses no code.
-    brought = {key: value for key, value in beside.items() if key in known and value != known[key]}
-    refuse_code(brought, EVALUATED, argv.as_typed())
-    refuse_reading(brought)
-    own = OmegaConf.create({**values.plain(cfg), **brought})
-    own.eval.batch_size = cfg.eval.batch_size
-    source = source if own.dataset == cfg.dataset else factory.make_source(own)
+    from_record = {key: value for key, value in settings.items() if key in known and value != known[key]}
+    refuse_code(from_record, EVALUATED, argv.as_typed())
+    refuse_interpolations(from_record)
+    record_cfg = OmegaConf.create({**values.plain(cfg), **from_record})
+    record_cfg.eval.batch_size = cfg.eval.batch_size
+    source = source if record_cfg.dataset == cfg.dataset else factory.make_source(record_cfg)
     test = source.test().to(world.device)
-    network, epoch = load(own, source, world.device, folder / "checkpoints" / f"{name}.pt")
-    sums = {"weights_sha256": weights_sha256(network), "data_sha256": test.sha256()}
-    for key, value in sums.items():
-        if (claimed := str(content.get(key))) != value:
-            why = f"{key} is {value[:12]}, the record has {claimed[:12]}"
+    network, epoch = load_network(record_cfg, source, world.device, folder / "checkpoints" / f"{name}.pt")
+    checksums = {"weights_sha256": weights_sha256(network), "data_sha256": test.sha256()}
+    for key, value in checksums.items():
+        if (recorded := str(content.get(key))) != value:
+            why = f"{key} is {value[:12]}, the record has {recorded[:12]}"
             raise DataError("verify", path, why, "restore the checkpoint and the data")
-    size = len(test)
-    title = eval_names.name_of(own.eval, min(own.eval.limit or size, size), size)
+    title = eval_names.evaluation_name(record_cfg.eval, _count(record_cfg, test), len(test))
     about = {
-        "schema": SCHEMA, "checkpoint": name, "split": "test", **sums, "complete": True, "epoch": epoch,
+        "schema": SCHEMA, "checkpoint": name, "split": "test", **checksums, "complete": True, "epoch": epoch,
         "name": title if path.parent == folder / EVALUATION else path.parent.name,
         "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
     }  # fmt: skip
-    outcomes, kept = (record_files.unpacked(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
-    plan, eval_model = make_plan(own, source, world, test), EvalModel(network, own.eval.batch_size)
-    return verify(eval_model, test, plan, content, outcomes, kept, source.classes, about)
+    outcomes, examples = (record_files.read_arrays(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
+    plan, eval_model = make_plan(record_cfg, source, world, test), EvalModel(network, record_cfg.eval.batch_size)
+    return verify_record(eval_model, test, plan, content, outcomes, examples, source.classes, about)

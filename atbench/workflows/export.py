@@ -1,4 +1,4 @@
-"""A trained network for other people: its weights, how it is built, its figures, and what these rest on."""
+"""The verb `export`: safetensors, how to build the network, a RobustBench entry, a model card."""
 
 from __future__ import annotations
 
@@ -20,58 +20,61 @@ from atbench import __version__
 from atbench.config import argv, registry, values
 from atbench.config.instantiate import READ_BY_RUN
 from atbench.config.overrides import quoted
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
 from atbench.models import Network
 from atbench.reporting import leaderboard, markdown, model_card
-from atbench.reporting.headline import chosen
-from atbench.reporting.run_folder import evaluations
+from atbench.reporting.console import print_line
+from atbench.reporting.headline import select_evaluation
+from atbench.reporting.run_folder import read_evaluations
 from atbench.runs.run_dir import write_bytes, write_json, write_text
 from atbench.workflows import factory
-from atbench.workflows.eval_plan import load
-from atbench.workflows.resume import target_of
+from atbench.workflows.eval_plan import load_network
+from atbench.workflows.resume import resolve_target
 
 WEIGHTS = "model.safetensors"
 
 
-def main(run: Path, checkpoint: str, out: Path | None) -> int:
-    """Write the network of a run, or of an evaluated foreign one, into `out`, by default RUN/export.
+def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
+    """Write the network of a run, or an evaluated external one, into `out`, by default RUN/export.
 
     model.safetensors: the weights that the evaluation record is of. config.json: how to build the network with plain
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
-    Raises DataError where there is no record of these weights.
+    Raises DataError without a record of these weights.
     """
-    folder, names, saved = target_of(str(run), [checkpoint])
+    folder, names, saved = resolve_target(str(run), [checkpoint])
     refuse_code(saved, ("model", "dataset.source"), argv.as_typed())
-    refuse_reading({key: saved[key] for key in ("model", "dataset", "data_dir")})
+    refuse_interpolations({key: saved[key] for key in ("model", "dataset", "data_dir")})
     name, cfg = names[0], OmegaConf.create(saved)
-    if not (found := evaluations(folder).get(name)):
+    if not (records := read_evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")
-    record = chosen(found).record
+    record = select_evaluation(records).record
     source = factory.make_source(cfg)
-    network, _ = load(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
+    network, _ = load_network(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:
         raise DataError("export", name, "is not what its record is of", f"evaluate it again: `atbench eval {folder}`")
     out = out or folder / "export"
     # Copies of their own: the format refuses tensors that share memory.
     tensors = {key: value.detach().contiguous().clone() for key, value in network.state_dict().items()}
     write_bytes(out / WEIGHTS, save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
-    how = description(cfg, source, network, record)
-    write_json(out / "config.json", {"name": folder.resolve().name, **how})
-    write_json(out / f"{folder.resolve().name}.json", leaderboard.entry(saved, record, folder.resolve().name))
-    write_text(out / "MODEL_CARD.md", markdown.render(model_card.document(saved, record, how)))
+    config_json = export_config(cfg, source, network, record)
+    write_json(out / "config.json", {"name": folder.resolve().name, **config_json})
+    write_json(
+        out / f"{folder.resolve().name}.json", leaderboard.leaderboard_entry(saved, record, folder.resolve().name)
+    )
+    write_text(out / "MODEL_CARD.md", markdown.render_markdown(model_card.build_model_card(saved, record, config_json)))
     console = Console()
     for file in sorted(path.name for path in out.iterdir() if path.is_file()):
-        console.print(Text.assemble(("wrote  ", "dim"), str(out / file)), soft_wrap=True, highlight=False)
+        print_line(Text.assemble(("wrote  ", "dim"), str(out / file)), console)
     return 0
 
 
-def description(cfg: DictConfig, source: Source, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json: everything that it takes to have the network again."""
-    given = factory.facts_for(cfg.model, source)
-    # Of a module of others nobody knows; it takes [0, 1] images like all that is evaluated here.
+def export_config(cfg: DictConfig, source: Source, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json: everything needed to build the network."""
+    kwargs = factory.model_kwargs(cfg.model, source)
+    # Unknown for an external module, which takes images in [0, 1] like all others.
     buffers = (network.mean, network.std) if isinstance(network, Network) else ()
     mean, std = [buffer.flatten().tolist() for buffer in buffers] or (None, None)
     return {
@@ -80,7 +83,7 @@ def description(cfg: DictConfig, source: Source, network: nn.Module, record: Map
         "weights": WEIGHTS,
         "weights_sha256": record["weights_sha256"],
         "model": {key: value for key, value in values.plain(cfg.model).items() if key != "about"},
-        "given": {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()},
+        "given": {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()},
         "input": {"shape": list(source.shape), "range": [0, 1]},
         "normalisation": {"inside": True, "mean": mean, "std": std},
         "classes": list(source.classes),
@@ -88,16 +91,16 @@ def description(cfg: DictConfig, source: Source, network: nn.Module, record: Map
         "checkpoint": record["checkpoint"],
         "epoch": record["epoch"],
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "python": python(cfg.model, given, source),
-        "command": command(cfg, record),
+        "python": python_snippet(cfg.model, kwargs, source),
+        "command": eval_command(cfg, record),
     }
 
 
-def python(model: DictConfig, given: Mapping[str, Any], source: Source) -> str:
-    """The lines of Python that build the network and load its weights."""
+def python_snippet(model: DictConfig, kwargs: Mapping[str, Any], source: Source) -> str:
+    """Python code that builds the network and loads its weights."""
     node = {key: value for key, value in values.plain(model).items() if key not in READ_BY_RUN["model"]}
     imports = {"from safetensors.torch import load_file", "import torch"}
-    built, members = _expression({**given, **node}, imports), model.get("members", 1)
+    built, members = _expression({**kwargs, **node}, imports), model.get("members", 1)
     if members > 1:
         imports.add("from atbench.models import Ensemble")
         built = f"Ensemble([{built} for _ in range({members})])"
@@ -125,8 +128,8 @@ def _expression(value: Any, imports: set[str]) -> str:
     return repr(value)
 
 
-def command(cfg: DictConfig, record: Mapping[str, Any]) -> str:
-    """The line that evaluates the exported weights with atbench, where they lie, in the threat of the record."""
+def eval_command(cfg: DictConfig, record: Mapping[str, Any]) -> str:
+    """The command that evaluates the exported weights in the threat of the record."""
     model = {key: value for key, value in values.plain(cfg.model).items() if key != "about"}
     threat = {"norm": record["threat"]["norm"], "eps": record["threat"]["eps"]}
     words = [
@@ -140,7 +143,7 @@ def command(cfg: DictConfig, record: Mapping[str, Any]) -> str:
 
 
 def _own_options(cfg: DictConfig) -> dict[str, Any]:
-    """What of the data set's source is not as in the file of its name."""
+    """Options of the data set's source that differ from its YAML."""
     file = registry.conf_dir() / "dataset" / f"{cfg.dataset.about.name}.yaml"
     usual = yaml.safe_load(file.read_text(encoding="utf-8"))["source"] if file.is_file() else {}
     return {key: value for key, value in values.plain(cfg.dataset.source).items() if usual.get(key) != value}
@@ -153,7 +156,7 @@ def _word(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(_word(inner) for inner in value)}]"
     if isinstance(value, str):
-        # A dotted name is text as it stands; of anything else the grammar might make a number, a list or null.
+        # A dotted name needs no quotes; anything else might parse as a number, a list or null.
         name = value.replace(".", "").isidentifier() and value.lower() not in ("null", "true", "false", "nan", "inf")
         text = value if name else quoted(value)
         return text if name or text.startswith("'") else f"'{text}'"

@@ -12,17 +12,17 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from atbench.config.instantiate import accepted_kwargs, build, locate, refusing
+from atbench.config.instantiate import accepted_kwargs, build, build_errors, locate
 from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
-from atbench.data.extra_data import further
-from atbench.data.overlap import shared
+from atbench.data.extra_data import load_extra_data
+from atbench.data.overlap import count_shared
 from atbench.errors import AtbenchError, ConfigError, hint
 from atbench.evaluation import PGDConfig
-from atbench.evaluation.attack_limits import limits
+from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method
 from atbench.models import Ensemble, Network, weight_files
-from atbench.seeding import derive
-from atbench.training import Group, Recipe, Trainer, Watcher, World, make_group
+from atbench.seeding import derive_seed
+from atbench.training import Callbacks, Group, Recipe, Trainer, World, make_group
 from atbench.training.trainer import Interrupt
 
 
@@ -77,7 +77,7 @@ def make_pool(cfg: DictConfig, source: Source) -> Images | None:
                 "train.extra_data.labels", True, "there are no further images", "set train.extra_data.path"
             )
         return None
-    return further(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
+    return load_extra_data(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
 
 
 def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
@@ -106,13 +106,13 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
 
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
-    given = facts_for(cfg.model, source)
-    torch.manual_seed(derive(cfg.seed, "init"))
+    given = model_kwargs(cfg.model, source)
+    torch.manual_seed(derive_seed(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def _normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int) -> None:
+def _check_normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int) -> None:
     """Refuse a mean or deviation, of the model's own or of the data set's, that cannot be one of these images."""
     for name in ("mean", "std"):
         key, values = f"model.{name}" if name in node else f"dataset.source.{name}", list(settings.get(name, (1.0,)))
@@ -124,7 +124,7 @@ def _normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int)
             raise ConfigError(key, values, why, "correct the value")
 
 
-def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
+def model_kwargs(node: DictConfig, source: Source) -> dict[str, Any]:
     """What the target of `model` is given of the data set. What is no Network gets only what it names and the
     configuration does not set: its keywords may mean something else, and be handed on to what does not take them.
     """
@@ -132,9 +132,9 @@ def facts_for(node: DictConfig, source: Source) -> dict[str, Any]:
     target = locate(str(node["_target_"]), "model._target_")
     given = accepted_kwargs(node, "model", offered)
     if isinstance(target, type) and issubclass(target, Network):
-        _normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
+        _check_normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
         return given
-    _normalisation(given, node, source.shape[0])
+    _check_normalisation(given, node, source.shape[0])
     named = inspect.signature(target).parameters.keys() - node.keys()
     return {name: value for name, value in given.items() if name in named}
 
@@ -151,11 +151,11 @@ def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
     return network
 
 
-def start_from(model: nn.Module, path: Path) -> None:
+def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
     if not isinstance(model, Network):
         raise ConfigError("weights", path, "only a single network with stages can start from a file", "leave it out")
-    weight_files.load(model, weight_files.read(path, "weights"))
+    weight_files.load_weights(model, weight_files.read_weights(path, "weights"))
 
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
@@ -169,19 +169,19 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size
-    torch.manual_seed(derive(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
+    torch.manual_seed(derive_seed(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
     method.setup(data)
     return method.to(world.device)
 
 
-def doubts(method: Method, data: TrainData, test: Images) -> list[str]:
+def training_warnings(method: Method, data: TrainData, test: Images) -> list[str]:
     """What is to be said of an assembled run before it begins: searches of the method whose steps are too few, too
     short or too long for the ball; images to train on that are test images.
     """
-    said = [each for name, steps in method.fixed_steps().items() for each in limits(name, *steps)]
+    said = [each for name, steps in method.fixed_steps().items() for each in step_warnings(name, *steps)]
     parts = {"the train split": data.train, "the unlabelled pool": data.pool, "the held-out part": data.validation}
     for name, images in parts.items():
-        if images is not None and (count := shared(images, test)):
+        if images is not None and (count := count_shared(images, test)):
             said.append(f"data: {count} of {len(test)} test images are in {name} as well: robust accuracy flatters")
     return said
 
@@ -200,7 +200,7 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
         schedule = own.get("schedule", cfg.train.schedule)
         where = f"train.groups.{name}" if own else "train"
         make, at = build(optimizer, f"{where}.optimizer"), build(schedule, f"{where}.schedule")
-        with refusing(optimizer, f"{where}.optimizer"):
+        with build_errors(optimizer, f"{where}.optimizer"):
             groups.append(make_group(name, module, make, at, cfg.train.weight_decay_on))
     return groups
 
@@ -256,7 +256,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
 
 
 def make_trainer(
-    cfg: DictConfig, method: Method, data: TrainData, world: World, watcher: Watcher, interrupt: Interrupt
+    cfg: DictConfig, method: Method, data: TrainData, world: World, callbacks: Callbacks, interrupt: Interrupt
 ) -> Trainer:
     """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
     and no object.
@@ -264,7 +264,7 @@ def make_trainer(
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
     threat, *others = selection_attacks(cfg)
-    return Trainer(method, data, groups, recipe, threat, world, watcher, plus, interrupt, others)
+    return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others)
 
 
 def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:
@@ -277,7 +277,7 @@ def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:
     return [own, *(threat for norm, threat in named.items() if norm != own.norm)]
 
 
-def describe(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:
+def describe_run(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:
     """Facts about the assembled run that the configuration does not hold."""
     data, world = trainer.data, trainer.world
     return {

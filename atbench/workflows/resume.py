@@ -1,4 +1,4 @@
-"""Going back to a run: the configuration it was started with, and what may differ from it."""
+"""Configurations of earlier runs, and what may differ when one is resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from atbench.config.argv import as_typed
 from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
-from atbench.config.untrusted import readings, refuse_code, refuse_reading
+from atbench.config.untrusted import interpolations, refuse_code, refuse_interpolations
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
 from atbench.reporting.run_folder import lookup
@@ -22,17 +22,17 @@ from atbench.runs.run_dir import read_json, refuse_links, refuse_path
 from atbench.training import checkpoint
 
 RESTORE = "restore it from a copy, or from `config` in a checkpoint"
-#: What every run has that is made of parts.
+#: Keys that every run has below the groups.
 PARTS = (
     "dataset.source._target_", "dataset.threat", "model._target_", "attack._target_", "method._target_",
     "train.optimizer._target_", "train.schedule._target_",
 )  # fmt: skip
-#: What may be given anew when a run goes on: nothing of it changes a number that the run computes.
+#: Keys that may change when a run is resumed: they change no number.
 FREE = ("device", "threads", "logger", "runs", "data_dir", "train.time_limit", "train.checkpoint")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run folder. Raises DataError where there is none."""
+    """The resolved configuration of a run folder. Raises DataError if there is none."""
     path = folder / "config.yaml"
     if not path.is_file():
         sweep = (folder / "multirun.yaml").is_file()
@@ -49,22 +49,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return renamed_config(content)
 
 
-def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
-    """The run's configuration with those of the typed overrides that a resumed run may have. Raises ConfigError for the
-    others.
-    """
-    saved, now, said = read_config(folder), resolve(composed), _said(folder)
+def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
+    """The run's configuration with the typed overrides that a resumed run may have. Raises ConfigError for others."""
+    saved, now, original = read_config(folder), resolve(composed), _typed_words(folder)
     refuse_code(saved, ("",), as_typed())
-    refuse_reading(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
+    refuse_interpolations(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
     cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
-    for key, _ in readings(saved):  # said again on the line
+    for key, _ in interpolations(saved):  # given again on the command line
         OmegaConf.update(cfg, key, as_written(now, key))
     for name in cfg.eval.checkpoints:
         refuse_path("eval.checkpoints", name)
     for word in typed:
         name, _, value = word.lstrip("+~").partition("=")
         key = name.partition("@")[0]
-        if key == "resume" or word in said:
+        if key == "resume" or word in original:
             continue
         new, old = (_plain(OmegaConf.select(each, key)) for each in (now, cfg))
         if _free(key):
@@ -78,8 +76,8 @@ def changed(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
 
 
 def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first key of the plain configuration `saved` that is otherwise in `now`, and both values, if there is one.
-    What a run may have anew does not count, nor what an option says about itself beside its name.
+    """The first key of the plain configuration `saved` with another value in `now`, and both values; None if there is
+    none. Keys in FREE and `about` entries other than the name do not count.
     """
     if key == "resume" or _free(key):
         return None
@@ -87,27 +85,27 @@ def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | No
         return None if saved == now else (key, saved, now)
     names = ("name",) if key.rpartition(".")[2] == "about" else saved
     inner = ((name, f"{key}.{name}" if key else str(name)) for name in names)
-    found = (difference(saved.get(name), now.get(name), path) for name, path in inner)
-    return next((each for each in found if each), None)
+    differences = (difference(saved.get(name), now.get(name), path) for name, path in inner)
+    return next((each for each in differences if each), None)
 
 
-def refuse_other(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
-    """Raise DataError if the configuration that a checkpoint was `saved` with is not that of its run."""
-    if found := difference(renamed_config(saved), recorded(cfg)):
-        key, then, now = found
-        why = f"{key} was {then} when it was trained, and config.yaml has {now}"
+def refuse_different_config(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
+    """Raise DataError if a checkpoint's configuration `saved` is not that of its run."""
+    if changed := difference(renamed_config(saved), recorded(cfg)):
+        key, then, now = changed
+        why = f"{key} was {then} in training, config.yaml has {now}"
         raise DataError("checkpoint", path, why, "restore config.yaml")
 
 
-def finished(folder: Path) -> float | None:
-    """The selected epoch's PGD accuracy on the held-out part, of a run whose report is written; None of any other."""
+def finished_score(folder: Path) -> float | None:
+    """The selected epoch's PGD accuracy on the held-out split of a finished run; None if it is not finished."""
     status = read_json(folder / "status.json")
     done = status.get("state") == "done" and status.get("exit_code") == 0
     return float(status.get("score", "nan")) if done else None
 
 
-def twin(sweep: Path, cfg: DictConfig) -> Path | None:
-    """The run in the folder of a sweep that has this configuration: the job that is to be done, done or begun."""
+def find_matching_run(sweep: Path, cfg: DictConfig) -> Path | None:
+    """The run with this configuration in the folder of a sweep, finished or begun; None if there is none."""
     now = recorded(cfg)
     for path in sorted(sweep.glob("*/config.yaml")):
         saved = read_config(path.parent)
@@ -124,8 +122,8 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _said(folder: Path) -> list[str]:
-    """The words that the run was started with: repeating them changes nothing."""
+def _typed_words(folder: Path) -> list[str]:
+    """The command line that the run was started with: its words may be repeated."""
     path = folder / "as_typed.yaml"
     try:
         content = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
@@ -136,8 +134,8 @@ def _said(folder: Path) -> list[str]:
 
 
 def _complete(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The configuration in `content`, with defaults for what its version did not know. Raises DataError for a value
-    of another type, and for one that is not there.
+    """The configuration in `content`, with defaults for keys of later versions. Raises DataError for a missing value or
+    one of another type.
     """
     names = {each.name for each in fields(TrainConfig)}
     try:
@@ -153,18 +151,18 @@ def _complete(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def is_external(config: Mapping[str, Any]) -> bool:
-    """Whether a folder's configuration is that of a network which no run of ours trained."""
+    """Whether a folder's configuration is that of an external network."""
     return "checkpoint" in config
 
 
-def target_of(target: str, which: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
-    """What a path names: a run folder with those checkpoints `which` of it, or one checkpoint; and the configuration
-    that they belong to. The folder of a foreign network has the one that its configuration names.
+def resolve_target(target: str, names: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
+    """Folder, checkpoints and configuration of a path to a run folder (checkpoints `names`) or to one checkpoint. The
+    folder of an external network has the one checkpoint that its configuration names.
     """
     path = Path(target)
     if path.suffix != ".pt":
         config = read_config(path)
-        names = config["eval"]["checkpoints"] if is_external(config) else which
+        names = config["eval"]["checkpoints"] if is_external(config) else names
         for name in names:
             refuse_path("eval.checkpoints", name)
         return path, names, config

@@ -1,4 +1,4 @@
-"""One run from configuration to report, top to bottom: read this file to know the program."""
+"""One training run from configuration to report, top to bottom: read this file to know the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -21,17 +21,17 @@ from atbench.data import Images, Source
 from atbench.errors import DataError, exit_code
 from atbench.methods import Stage
 from atbench.reporting import report
-from atbench.reporting.console import Progress, echo, notices, summary
-from atbench.reporting.metrics_log import MetricsLog, truncate
+from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
+from atbench.reporting.metrics_log import MetricsLog, truncate_log
 from atbench.runs import sweep
-from atbench.runs.run_dir import accounted, fresh, now, read_json, set_status, write_json, write_text
-from atbench.runs.signals import Flag, leaving, watched
+from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
+from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
 from atbench.training import Trainer, World, checkpoint, threads, world
 from atbench.workflows import factory
-from atbench.workflows.environment import NOTED, compared, environment, facts
+from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
-from atbench.workflows.evaluate import checkpoints
-from atbench.workflows.resume import changed, finished, refuse_other, twin
+from atbench.workflows.evaluate import evaluate_checkpoints
+from atbench.workflows.resume import find_matching_run, finished_score, refuse_different_config, resumed_config
 
 METRICS = "metrics.jsonl"
 #: The parts of `last.pt`.
@@ -41,140 +41,154 @@ STATE = (
 )  # fmt: skip
 
 
-def train(composed: DictConfig) -> float:
-    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
-    cfg, resumed = chosen(composed)
-    if resumed and (score := finished(resumed)) is not None:
+class TrainResult(NamedTuple):
+    """A finished run. score: the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+
+    folder: Path
+    score: float
+
+    def __float__(self) -> float:
+        return self.score
+
+
+def train(composed: DictConfig) -> TrainResult:
+    """`atbench train`."""
+    cfg, resumed = config_and_folder(composed)
+    if resumed and (score := finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
-            done = f"{resumed} is done; `atbench report {resumed}` shows it, `atbench eval {resumed}` measures it again"
-            Console(stderr=True).print(done, soft_wrap=True, highlight=False, markup=False)
-        return score
-    warnings = validate.check(cfg)
-    with threads(cfg.threads), world(cfg.device) as here, watched() as signal:
-        source = factory.shared_source(cfg, here)
-        tests: list[Images] = []  # the main process has it until `foreseen` takes it: training is given no test data
-        here.from_main(lambda: tests.append(source.refuse_unfit()))
-        run = Run(cfg, source, here, signal, resumed or Path())
-        state = run.last() if resumed else None
+            hint = f"`atbench report {resumed}` shows it, `atbench eval {resumed}` evaluates it again"
+            Console(stderr=True).print(f"{resumed} is done; {hint}", soft_wrap=True, highlight=False, markup=False)
+        return TrainResult(resumed, score)
+    warnings = validate.validate_config(cfg)
+    with threads(cfg.threads), world(cfg.device) as processes, flag_signals() as signal:
+        source = factory.shared_source(cfg, processes)
+        tests: list[Images] = []  # the main process has it until the plan is checked: training is given no test data
+        processes.from_main(lambda: tests.append(source.check_trainable()))
+        run = Run(cfg, source, processes, signal, resumed or Path())
+        state = run.read_last_checkpoint() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
-        trainer = run.prepare(fresh=state is None)
-        about = factory.describe(cfg, run.source, trainer)
-        found, notes = here.from_main(lambda: run.surroundings(about, resumed, state))
-        warnings += here.from_main(lambda: run.foreseen(trainer, tests.pop()))
-        run.announce(about, resumed, [*warnings, *notes])
-        with run.owning(resumed or run.open(found)):
-            run.note(found, notes)
+        trainer = run.build_trainer(fresh=state is None)
+        about = factory.describe_run(cfg, run.source, trainer)
+        environment, changes = processes.from_main(lambda: run.check_environment(about, resumed, state))
+        warnings += processes.from_main(lambda: run.check_evaluation_plan(trainer, tests.pop()))
+        run.print_start(about, resumed, [*warnings, *changes])
+        with run.hold_folder(resumed or run.create_folder(environment)):
+            run.record_resume(environment, changes)
             run.fit(trainer, state)
-            with leaving(f"atbench train resume={run.folder}", run.folder, here.agree(signal())):
+            with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
-                run.finish(trainer, records)
-        return float(trainer.best["score"])
+                run.write_report(trainer, records)
+        return TrainResult(run.folder, float(trainer.best["score"]))
 
 
-def chosen(composed: DictConfig) -> tuple[DictConfig, Path | None]:
-    """What is to run, and the folder of the run if it was begun before: by `resume=`, or as a job of this sweep."""
+def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The configuration, and the folder of a run that goes on: named by `resume=`, or a begun job of this sweep."""
     if composed.resume:
         folder = Path(composed.resume)
-        return changed(folder, composed, sweep.overrides()), folder
+        return resumed_config(folder, composed, sweep.job_overrides()), folder
     cfg = values.resolve(composed)
-    return cfg, twin(parent, cfg) if (parent := sweep.current()) else None
+    return cfg, find_matching_run(parent, cfg) if (parent := sweep.sweep_folder()) else None
 
 
 @dataclass
 class Run:
-    """A configuration, its data set, this process among its peers, and the folder that all of it goes to."""
+    """A run: its configuration, data set, processes and folder; the trainer's `Callbacks`."""
 
     cfg: DictConfig
     source: Source
     world: World
-    signal: Flag
+    signal: SignalFlag
     folder: Path = Path()
     label: str = ""
-    tracker: MetricsLog | None = None
+    log: MetricsLog | None = None
     progress: Progress | None = None
 
-    def prepare(self, fresh: bool) -> Trainer:
-        """Data, model, method, optimizers: the trainer at its beginning, from published weights if a run begins so."""
-        cfg, here = self.cfg, self.world
-        data, model = factory.make_data(cfg, self.source, here), factory.make_model(cfg, self.source)
+    # Before training.
+
+    def build_trainer(self, fresh: bool) -> Trainer:
+        """Data, model, method, optimizers; a fresh run may start from published weights."""
+        cfg = self.cfg
+        data, model = factory.make_data(cfg, self.source, self.world), factory.make_model(cfg, self.source)
         if fresh and cfg.weights:
-            factory.start_from(model, Path(cfg.weights))
-        method = factory.make_method(cfg, model, data, here)
-        return factory.make_trainer(cfg, method, data, here, self, self.signal)
+            factory.load_initial_weights(model, Path(cfg.weights))
+        method = factory.make_method(cfg, model, data, self.world)
+        return factory.make_trainer(cfg, method, data, self.world, self, self.signal)
 
-    def foreseen(self, trainer: Trainer, test: Images) -> list[str]:
-        """Make the plan of the evaluation that is to follow, so that what it cannot do is refused before training; say
-        what else is doubtful.
-        """
+    def check_evaluation_plan(self, trainer: Trainer, test: Images) -> list[str]:
+        """Build the plan of the later evaluation, so that what is impossible is refused before training; warnings."""
         notes = make_plan(self.cfg, self.source, self.world, test).notes
-        return [*notes, *factory.doubts(trainer.method, trainer.data, test)]
+        return [*notes, *factory.training_warnings(trainer.method, trainer.data, test)]
 
-    def surroundings(
+    def check_environment(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
     ) -> tuple[dict[str, Any], list[str]]:
-        """What environment.json says of this run; of a resumed one, what has changed since it was written."""
-        found = environment(self.cfg, self.source, about)
+        """The content of environment.json, and warnings of what has changed since a resumed run was started."""
+        environment = environment_record(self.cfg, self.source, about)
         if not resumed:
-            return found, []
+            return environment, []
         before = read_json(resumed / "environment.json")
-        if state:
-            before = {**before, "processes": state["world"]} if before else before
-        return found, compared(before, found, begun=state is not None)
+        if state and before:
+            before["processes"] = state["world"]
+        return environment, environment_changes(before, environment, begun=state is not None)
 
-    def announce(self, about: dict[str, Any], resumed: Path | None, warnings: list[str]) -> None:
-        """Say what will run."""
+    def print_start(self, about: dict[str, Any], resumed: Path | None, warnings: list[str]) -> None:
+        """Print what will run, and warnings."""
         if self.world.main:
             console = Console(stderr=True)
-            echo(facts(self.cfg, about, resumed), console)
-            notices(warnings, console)
+            print_facts(run_facts(self.cfg, about, resumed), console)
+            print_warnings(warnings, console)
 
-    def open(self, found: dict[str, Any]) -> Path:
-        """A folder of its own for a new run, with everything that explains it; the same on all processes."""
+    def create_folder(self, environment: dict[str, Any]) -> Path:
+        """The folder of a new run, with its configuration and environment; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
-        folder = self.world.from_main(lambda: fresh(sweep.current() or Path(self.cfg.runs), name))
+        folder = self.world.from_main(lambda: new_run_dir(sweep.sweep_folder() or Path(self.cfg.runs), name))
         if self.world.main:
-            typed = {"argv": argv.as_typed(), "overrides": sweep.overrides()}
+            typed = {"argv": argv.as_typed(), "overrides": sweep.job_overrides()}
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))
             write_text(folder / "as_typed.yaml", OmegaConf.to_yaml(typed))
-            write_json(folder / "environment.json", found)
+            write_json(folder / "environment.json", environment)
         return folder
 
-    def note(self, found: dict[str, Any], notes: list[str]) -> None:
-        """Add to environment.json under what other conditions a run goes on."""
+    def record_resume(self, environment: dict[str, Any], changes: list[str]) -> None:
+        """Add to environment.json what has changed when a run is resumed."""
         path = self.folder / "environment.json"
-        if self.world.main and notes and (before := read_json(path)):
-            entry = {"started": now(), **{key: found[key] for key in NOTED if before.get(key) != found[key]}}
+        if self.world.main and changes and (before := read_json(path)):
+            entry = {
+                "started": now(),
+                **{key: environment[key] for key in NOTED if before.get(key) != environment[key]},
+            }
             write_json(path, {**before, "resumed": [*before.get("resumed", []), entry]})
 
     @contextmanager
-    def owning(self, folder: Path) -> Iterator[None]:
-        """Hold the folder while the run runs, and write into it how it ended."""
+    def hold_folder(self, folder: Path) -> Iterator[None]:
+        """Lock the folder while the run runs; status.json says how it ended."""
         self.folder = folder
         if not self.world.main:
             yield
             return
+        code = 0
         try:
-            with accounted(folder):
+            with status_recorded(folder):
                 yield
         except BaseException as error:
-            if self.tracker:
-                self.tracker.close(exit_code(error))
+            code = exit_code(error)
             raise
-        if self.tracker:
-            self.tracker.close(0)
+        finally:
+            if self.log:
+                self.log.close(code)
 
     # Training.
 
     def fit(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Train to the end, from the state of a checkpoint; without one after the runs that the method asks for."""
+        """Train to the end, from the state of a checkpoint or, at the beginning, after the method's pretraining."""
         method, clock = trainer.method, trainer.method.clock
         if state is None:
             method.load_pretrained({name: self._stage(name, stage) for name, stage in method.pretraining().items()})
         else:
-            self._load(trainer, state)
+            self._load_state(trainer, state)
         if self.world.main:
-            truncate(self.folder / METRICS, state["metrics"] if state else 0)
-            self.tracker = self._tracker()
+            truncate_log(self.folder / METRICS, state["metrics"] if state else 0)
+            self.log = self._open_log()
         total, done = clock.epochs * clock.steps, clock.epoch * clock.steps + clock.step
         self.progress = Progress(
             total, clock.epochs, done=done, epoch=clock.epoch, draw=self.world.main, label=self.label
@@ -182,54 +196,56 @@ class Run:
         with self.progress:
             trainer.fit()
 
-    # What the trainer tells (`Watcher`): passed on to terminal, metrics.jsonl and checkpoints.
+    # The callbacks of the trainer: terminal, metrics.jsonl, checkpoints.
 
     def advance(self, examples: int, attack_share: float) -> None:
         if self.progress:
             self.progress.advance(1, examples)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        if self.progress and self.tracker:
+        if self.progress and self.log:
             self.progress.epoch(row)
-            self.tracker.log(row)
+            self.log.log(row)
         set_status(self.folder, epoch=row["epoch"], epochs=row["epochs"])
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        position = self.tracker.position() if self.tracker else 0
+        position = self.log.position() if self.log else 0
         content = {**state, "config": values.recorded(self.cfg), "metrics": position}
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
-    def _tracker(self) -> MetricsLog:
-        group = parent.name if (parent := sweep.current()) else None
+    def _open_log(self) -> MetricsLog:
+        group = parent.name if (parent := sweep.sweep_folder()) else None
         logger = None if self.label or not self.cfg.logger else values.plain(self.cfg.logger)
         return MetricsLog(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
 
-    def last(self) -> dict[str, Any] | None:
-        """What the last checkpoint holds, or None if there is none yet. Raises DataError for one that is gone, or that
-        is not of this run.
-        """
+    def read_last_checkpoint(self) -> dict[str, Any] | None:
+        """The state in last.pt, None if there is none yet. Raises DataError if it is gone or of another run."""
         path = self.folder / "checkpoints" / "last.pt"
         if not path.exists() and not checkpoint.previous(path).exists():
             if (metrics := self.folder / METRICS).is_file() and metrics.read_bytes().count(b"\n") > 1:
-                raise DataError("checkpoint", path, f"is gone, and {METRICS} has epochs after it", "restore it")
+                raise DataError("checkpoint", path, f"is missing, but {METRICS} has epochs", "restore it from a copy")
             return None
         state, warning = checkpoint.latest(path, self.world.device, STATE)
-        refuse_other(state["config"], self.cfg, path)
+        refuse_different_config(state["config"], self.cfg, path)
         if state["best"]["epoch"] >= 0:
             checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
         if warning and self.world.main:
-            notices([warning], Console(stderr=True))
+            print_warnings([warning], Console(stderr=True))
         return state
 
-    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
+    def _load_state(self, trainer: Trainer, state: dict[str, Any]) -> None:
         try:
             trainer.load(state)
         except (KeyError, ValueError, TypeError, RuntimeError) as fault:
-            path, said = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
-            raise DataError("checkpoint", path, f"does not fit its run ({said})", "use another checkpoint") from fault
+            path, message = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
+            raise DataError(
+                "checkpoint", path, f"does not fit its run ({message})", "use another checkpoint"
+            ) from fault
 
     def _stage(self, name: str, stage: Stage) -> nn.Module:
-        """Train what a method asked for first, kept by the hash of its configuration: done once, resumed by itself."""
+        """The network of a pretraining stage, in a folder named by the hash of its configuration: trained once, resumed
+        by itself.
+        """
         cfg = OmegaConf.create(values.recorded(self.cfg))
         cfg.method, cfg.plus = stage.method, {}
         cfg.model = {**cfg.model, **stage.model}
@@ -245,40 +261,40 @@ class Run:
         if self.world.main and not folder.exists():
             write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
         self.world.barrier()
-        trainer = run.prepare(fresh=False)
-        with run.owning(folder):
-            run.fit(trainer, run.last())
+        trainer = run.build_trainer(fresh=False)
+        with run.hold_folder(folder):
+            run.fit(trainer, run.read_last_checkpoint())
             if self.world.main:
-                run.done(trainer, exit_code=0)
+                run.set_done(trainer, exit_code=0)
         with trainer.evaluated() as network:
             if stage.best:
                 path = folder / "checkpoints" / "best.pt"
                 network.load_state_dict(checkpoint.read(path, self.world.device)["model"])
             return network
 
-    # Evaluation.
+    # After training.
 
     def evaluate(self, names: list[str]) -> list[dict[str, Any]]:
-        """Measure checkpoints on the test split."""
-        return checkpoints(self.cfg, self.source, self.world, self.folder, names)
+        """Evaluate checkpoints on the test split."""
+        return evaluate_checkpoints(self.cfg, self.source, self.world, self.folder, names)
 
-    def finish(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
-        """Report, mirror, and the last words on the terminal."""
+    def write_report(self, trainer: Trainer, records: list[dict[str, Any]]) -> None:
+        """Write the report and the logger's summary, print the results."""
         if not self.world.main:
             return
-        self.done(trainer)
-        report.write(self.folder)
-        if self.tracker:
-            self.tracker.summary(records)
+        self.set_done(trainer)
+        report.write_report(self.folder)
+        if self.log:
+            self.log.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
-        others = sweep.current() or f"{self.folder} OTHER_RUN"
-        again = target_overrides(values.recorded(self.cfg))
-        commands = [f"atbench eval {self.folder} eval=auto{again}", f"atbench report {others}"]
-        summary(records, self.folder, commands, Console())
+        others = sweep.sweep_folder() or f"{self.folder} OTHER_RUN"
+        targets = target_overrides(values.recorded(self.cfg))
+        commands = [f"atbench eval {self.folder} eval=auto{targets}", f"atbench report {others}"]
+        print_summary(records, self.folder, commands, Console())
 
-    def done(self, trainer: Trainer, exit_code: int | None = None) -> None:
-        """Write down that the work has come to its end; without an exit code all but its report."""
+    def set_done(self, trainer: Trainer, exit_code: int | None = None) -> None:
+        """Set status.json to done; without an exit code the report is still to come."""
         clock = trainer.method.clock
-        ending = {"epoch": clock.epoch, "epochs": clock.epochs, "train_seconds": round(trainer.seconds, 2)}
+        progress = {"epoch": clock.epoch, "epochs": clock.epochs, "train_seconds": round(trainer.seconds, 2)}
         score = float(trainer.best["score"])
-        set_status(self.folder, state="done", exit_code=exit_code, ended=now(), score=score, **ending)
+        set_status(self.folder, state="done", exit_code=exit_code, ended=now(), score=score, **progress)

@@ -7,7 +7,7 @@ import torch
 
 from atbench.attacks import ball
 from atbench.errors import ConfigError
-from tests.attacks.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
+from tests.support.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
 
 #: The median distance to another class, between two images' own, and an ε that covers every image of the box.
 MIDDLE = {norm: float(distance(Linear(), *images(Linear()), norm).quantile(0.5)) for norm in ("linf", "l2", "l1")}
@@ -15,6 +15,7 @@ ALL = {"linf": 1.0, "l2": 6.0, "l1": 36.0}
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_answers_are_legal_and_touch_nothing(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network, low=0.0, high=1.0)
@@ -34,6 +35,7 @@ def test_answers_are_legal_and_touch_nothing(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_without_a_radius_or_steps_the_answer_is_the_image(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network)
@@ -44,6 +46,7 @@ def test_without_a_radius_or_steps_the_answer_is_the_image(name: str, norm: str)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_nothing_is_broken_that_the_closed_form_says_holds(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network)
@@ -55,6 +58,7 @@ def test_nothing_is_broken_that_the_closed_form_says_holds(name: str, norm: str)
 
 
 @pytest.mark.parametrize(("name", "norm"), NEAREST)
+@pytest.mark.every_pair("name", "norm")
 def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> None:
     """On a linear network the gradient points at the nearest image of another class."""
     network = Linear()
@@ -68,6 +72,7 @@ def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "norm"), GRADIENT)
+@pytest.mark.every_pair("name", "norm")
 def test_a_radius_that_holds_every_image_breaks_all(name: str, norm: str) -> None:
     attack = make(name, norm, ALL[norm], small=False)
     network = Linear()
@@ -76,6 +81,7 @@ def test_a_radius_that_holds_every_image_breaks_all(name: str, norm: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_an_answer_does_not_depend_on_its_batch(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network)
@@ -91,6 +97,7 @@ def test_an_answer_does_not_depend_on_its_batch(name: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_the_same_seed_gives_the_same_answer(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network)
@@ -110,6 +117,7 @@ def test_a_norm_that_an_attack_is_not_defined_for_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.every_pair("name", "norm")
 def test_a_larger_ball_breaks_no_fewer(name: str, norm: str) -> None:
     network = Linear()
     x, y = images(network)

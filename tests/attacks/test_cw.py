@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.min_norm.cw import CarliniL2
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 
 def test_the_distance_on_a_linear_network() -> None:
@@ -78,6 +78,7 @@ def test_stopping_early_saves_passes_and_no_distance() -> None:
     torch.testing.assert_close(found[0][far > 0.06], found[1][far > 0.06], rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_beside_foolbox() -> None:
     network, x, y = (part[:40] if isinstance(part, Tensor) else part for part in trained())
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")

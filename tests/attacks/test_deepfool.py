@@ -9,8 +9,8 @@ import torch
 from atbench.attacks import ball
 from atbench.attacks.min_norm.base import others
 from atbench.attacks.min_norm.deepfool import DeepFool
-from tests.attacks.targets import DUAL, Aim, Linear, distance, draws, images
-from tests.attacks.trained import distances, trained
+from tests.support.targets import DUAL, Aim, Linear, distance, draws, images
+from tests.support.trained import distances, trained
 
 THEIRS = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}
 
@@ -43,6 +43,7 @@ def test_one_target_is_the_class_with_the_highest_other_logit(norm: str) -> None
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.slow
 def test_beside_foolbox(norm: str) -> None:
     """The same algorithm with the same constants: each image at the same distance, and the broken ones cost nothing."""
     network, x, y = trained()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.fab import FAB, FABT
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 NORMS = ("linf", "l2", "l1")
 NEVER = 1e-9  # so small a radius that nothing counts as broken within it: every target and restart is run
@@ -91,6 +91,7 @@ def test_later_runs_begin_at_half_the_radius(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.slow
 def test_beside_the_official_attack(norm: str) -> None:
     """The same targets and iterations; the official one linearises at the point drawn back, at one more forward."""
     network, x, y = trained()

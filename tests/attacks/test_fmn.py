@@ -11,8 +11,8 @@ from torch import Tensor
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.fmn import FMN
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 THEIRS = {
     "linf": foolbox.attacks.LInfFMNAttack,
@@ -63,6 +63,7 @@ def test_the_radius_follows_the_boundary() -> None:
 
 
 @pytest.mark.parametrize("norm", THEIRS)
+@pytest.mark.slow
 def test_beside_foolbox(norm: str) -> None:
     network, x, y = trained()
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from atbench.attacks import AscentAttack, GradientAttack, cross_entropy, margin
 from atbench.attacks.gradient.pgd import Averaged, Pgd, RandomFgsm
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, distance, draws, images, make
+from tests.support.targets import Aim, Linear, distance, draws, images, make
 
 
 def conv() -> nn.Module:
@@ -89,7 +89,7 @@ def test_the_first_wrong_point_is_found_where_the_last_is_right() -> None:
 
     x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
     steps = {"eps": 0.25, "steps": 2, "rel_step_size": 0.4, "start": "zero", "objective": "ce"}
-    first, last = (pgd(**steps, keep=keep)(Aim(Ridge()), x, y, draws(1)) for keep in ("first", "last"))
+    first, last = (pgd(**steps, return_point=keep)(Aim(Ridge()), x, y, draws(1)) for keep in ("first", "last"))
     assert first.item() == pytest.approx(0.6) and Ridge()(first).argmax() == 2
     assert last.item() != pytest.approx(0.6) and Ridge()(last).argmax() == 0
 
@@ -99,7 +99,7 @@ def test_restarts_run_on_survivors_and_break_the_union(keep: str) -> None:
     """Every restart alone, with its own stream, breaks what it breaks; together they break all of that at less cost."""
     network = conv()
     x, y = pictures(network, 40)
-    options = {"eps": 0.02, "steps": 3, "rel_step_size": 0.4, "keep": keep}
+    options = {"eps": 0.02, "steps": 3, "rel_step_size": 0.4, "return_point": keep}
     aim = Aim(network)
     broken = network(pgd(**options, restarts=3)(aim, x, y, draws(len(x)))).argmax(dim=1) != y
     union, sizes = torch.zeros_like(broken), []
@@ -249,12 +249,12 @@ def test_an_objective_wants_its_classes() -> None:
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("keep", {"keep": "best"}),
+        ("return_point", {"return_point": "best"}),
         ("objective", {"objective": "cross"}),
         ("start", {"start": "middle"}),
         ("start", {"start": "corner", "norm": "l2"}),
         ("restarts", {"restarts": 0}),
-        ("draws", {"eot_samples": 0}),
+        ("eot_samples", {"eot_samples": 0}),
     ],
 )
 def test_what_no_search_can_do_is_refused(key: str, changes: dict[str, Any]) -> None:

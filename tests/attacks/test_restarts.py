@@ -8,7 +8,7 @@ from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.restarts import Attempt, climb, run_restarts
-from tests.attacks.targets import Linear, images
+from tests.support.targets import Linear, images
 
 
 def scripted(name: float, values: list[float], broken: list[bool], seen: list[list[int]]) -> object:
@@ -47,7 +47,7 @@ def test_nothing_is_tried_on_nobody() -> None:
 def test_an_ascent_says_truly_what_it_reached(keep: str) -> None:
     network = Linear()
     x, y = images(network)
-    search = GradientAttack("linf", 0.008, steps=6, step_size=0.003, start="zero", keep=keep)
+    search = GradientAttack("linf", 0.008, steps=6, step_size=0.003, start="zero", return_point=keep)
     got = climb(search, Objective(network, cross_entropy, y), y, x, x)
     logits = network(got.x_adv)
     assert torch.equal(got.broken, logits.argmax(dim=1) != y)

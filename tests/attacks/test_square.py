@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks import margin
 from atbench.attacks.black_box.square import Square
 from atbench.data.digits import digits
-from tests.attacks.targets import Aim, Linear, distance, draws, images
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 NORMS = ("linf", "l2", "l1")
 
@@ -106,6 +106,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.7), ("l1", 2.0)])
+@pytest.mark.slow
 def test_it_breaks_as_many_as_the_official_one(
     norm: str, eps: float, trained: tuple[nn.Module, Tensor, Tensor]
 ) -> None:

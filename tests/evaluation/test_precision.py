@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.transfer import Transfer
 from atbench.data import Images
-from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
-from atbench.evaluation.audit.audit import audit
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation.audit.audit import run_audit
 from atbench.models.torchvision_models import Wrapped
-from tests.attacks.targets import draws, make
+from tests.support.targets import draws, make
 
 CLASSES, SIDE, EPS = 4, 6, 0.06
 THREAT = PGDConfig("linf", EPS, EPS / 4, 10)
@@ -54,10 +54,10 @@ def given() -> Images:
         return Images(x, linear()(x.float() / 255).argmax(dim=1))
 
 
-def robust(network: nn.Module, **changes: Any) -> tuple[Evaluation, float, float]:
+def robust(network: nn.Module, **changes: Any) -> tuple[EvalResults, float, float]:
     plan = replace(Plan(THREAT, [10], [0, 0.5, 1], 10), **changes)
-    found = evaluate(EvalModel(network, 16), given(), plan)
-    figures = record.figures(found)
+    found = evaluate_model(EvalModel(network, 16), given(), plan)
+    figures = record.build_record(found)
     return found, figures["clean"]["accuracy"], figures["robust"]["accuracy"]
 
 
@@ -70,7 +70,7 @@ def test_half_precision_breaks_like_single(network: nn.Module) -> None:
     _, _, expected = robust(linear())
     found, clean, left = robust(network)
     assert clean > 0.9 and expected < 0.2 and abs(left - expected) <= 2 / 60
-    images = record.examples(found)
+    images = record.example_arrays(found)
     x = found.images.floats(torch.from_numpy(images["pgd.1.rows"]))
     moved = torch.from_numpy(images["pgd.1.x_adv"]) - x
     assert images["pgd.1.x_adv"].dtype == "float32" and float(moved.abs().max()) <= EPS + 1e-6
@@ -83,8 +83,8 @@ def test_attacks_of_every_kind_are_legal_on_half_precision(name: str) -> None:
     attack = make(name, "linf", 2 * EPS)
     for dtype in (torch.float16, torch.bfloat16):
         found, clean, left = robust(linear().to(dtype), steps=[], attacks={name: (attack, {})})
-        images = record.examples(found)
-        assert left < clean / 2 and len(images[f"{name}.rows"]) == found.found[name].outcome.broken.sum()
+        images = record.example_arrays(found)
+        assert left < clean / 2 and len(images[f"{name}.rows"]) == found.attacks[name].broken.sum()
         assert images[f"{name}.x_adv"].dtype == "float32"
 
 
@@ -119,5 +119,5 @@ class Noisy(nn.Module):
 def test_randomness_cannot_hide_below_the_rounding_of_bfloat16() -> None:
     """64 units of rounding of bfloat16 are half of the largest logit."""
     images, eval_model = given(), EvalModel(Noisy(), 60)
-    checks = audit(eval_model, images, torch.ones(60, dtype=torch.bool), THREAT, {}, 20)
+    checks = run_audit(eval_model, images, torch.ones(60, dtype=torch.bool), THREAT, {}, 20)
     assert next(check for check in checks if check.name == "randomness").verdict == "flag"

@@ -15,20 +15,27 @@ from torch import Tensor
 from atbench.attacks import Attack, Objective, cross_entropy
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
 from atbench.attacks.gradient.max_confidence import MaxConfidence, _Best
-from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record, record_files
-from atbench.evaluation.attack_runner import Found, legal
-from atbench.evaluation.rejection import SLACK, Reject, adversarial_confidence, auc, confidence, masks, share, threshold
-from atbench.evaluation.verify import verify
-from atbench.reporting.agreement import disagreements
+from atbench.evaluation import record, record_files
+from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.attack_runner import legal
+from atbench.evaluation.rejection import (
+    SLACK,
+    adversarial_confidence,
+    confidence_threshold,
+    roc_auc,
+    share_figures,
+    share_masks,
+    softmax_confidence,
+)
+from atbench.evaluation.verify import verify_record
+from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import read_evaluation
 from atbench.seeding import ExampleDraws
-from tests.attacks.targets import Aim
-from tests.attacks.trained import trained
-from tests.evaluation.test_sweep import Flat, images
+from tests.support import trained
+from tests.support.flat import rejected
+from tests.support.targets import Aim
 
-EPS = 0.02
 RNG = np.random.default_rng(0)
 
 
@@ -36,19 +43,19 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("n", [1, 2, 37, 100, 150])
 def test_the_threshold_is_the_highest_that_keeps_the_share(n: int, kept: float) -> None:
     right = RNG.random(n)
-    tau = threshold(right, kept)
+    tau = confidence_threshold(right, kept)
     candidates = [float(c) for c in right if (right >= c).sum() >= kept * n - 1e-9]
     assert tau == pytest.approx(max(candidates) - SLACK, abs=1e-12)
     assert (right >= tau).mean() >= kept - 1e-9
 
 
 def test_a_threshold_without_a_right_prediction_rejects_nothing() -> None:
-    assert threshold(np.zeros(0), 0.99) == 0.0
+    assert confidence_threshold(np.zeros(0), 0.99) == 0.0
 
 
 def test_confidence_tells_apart_what_single_precision_does_not() -> None:
     logits = np.array([[40.0, 0.0, 0.0], [25.0, 0.0, 0.0], [1.0, 2.0, 3.0]], np.float32)
-    first, second, third = confidence(logits)
+    first, second, third = softmax_confidence(logits)
     assert second < first <= 1
     assert third == pytest.approx(math.exp(3) / sum(math.exp(z) for z in (1, 2, 3)))
 
@@ -67,7 +74,7 @@ def slow(right: np.ndarray, clean: np.ndarray, adversarial: np.ndarray, tau: flo
 def test_the_robust_error_is_that_of_a_slow_loop(tau: float) -> None:
     right, clean = RNG.random(200) < 0.8, RNG.random(200)
     adversarial = np.where(RNG.random(200) < 0.3, np.nan, RNG.random(200))
-    found = {name: share(*pair) for name, pair in masks(right, clean, adversarial, tau).items()}
+    found = {name: share_figures(*pair) for name, pair in share_masks(right, clean, adversarial, tau).items()}
     assert found["robust_error"]["share"] == slow(right, clean, adversarial, tau)
     if tau <= 1:
         accepted = clean >= tau
@@ -80,16 +87,20 @@ def test_the_robust_error_is_that_of_a_slow_loop(tau: float) -> None:
 
 
 def test_where_everything_is_rejected_there_is_no_error_to_speak_of() -> None:
-    found = masks(np.ones(5, bool), np.full(5, 0.4), np.full(5, 0.5), 0.9)
-    assert share(*found["robust_error"]) == share(*found["error"]) == {"share": None, "low": None, "high": None, "n": 0}
-    assert share(*found["tpr"])["share"] == 0.0
+    found = share_masks(np.ones(5, bool), np.full(5, 0.4), np.full(5, 0.5), 0.9)
+    assert (
+        share_figures(*found["robust_error"])
+        == share_figures(*found["error"])
+        == {"share": None, "low": None, "high": None, "n": 0}
+    )
+    assert share_figures(*found["tpr"])["share"] == 0.0
 
 
 def test_the_area_is_the_share_of_ordered_pairs() -> None:
     positive, negative = np.round(RNG.random(40), 1), np.round(0.8 * RNG.random(30), 1)
     pairs = [(p > q) + 0.5 * (p == q) for p in positive for q in negative]
-    assert auc(positive, negative) == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert auc(positive, negative[:0]) is None and auc(positive[:0], negative) is None
+    assert roc_auc(positive, negative) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert roc_auc(positive, negative[:0]) is None and roc_auc(positive[:0], negative) is None
 
 
 # The attack.
@@ -162,23 +173,12 @@ def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
 # The evaluation.
 
 
-def rejected(
-    share: float = 0.9, limit: int | None = None, batch: int = 32, **changes: Any
-) -> tuple[EvalModel, Evaluation]:
-    network = Flat()
-    eval_model, given = EvalModel(network, batch), images(network)
-    held = Images(given.x.flip(0), given.y.flip(0))
-    threat = PGDConfig("linf", EPS, 0.004, 8)
-    asked = Reject(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
-    return eval_model, evaluate(eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes))
-
-
 def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:
     _, found = rejected()
-    content, arrays = record.figures(found), record.arrays(found)
-    reject, clean = content["reject"], confidence(arrays["logits_clean"])
+    content, arrays = record.build_record(found), record.outcome_arrays(found)
+    reject, clean = content["reject"], softmax_confidence(arrays["logits_clean"])
     held = [c for c, ok in zip(clean, arrays["clean"], strict=True) if ok]
-    assert reject["threshold"] == threshold(np.array(held), 0.9) and reject["held_out"]["n"] == len(held)
+    assert reject["threshold"] == confidence_threshold(np.array(held), 0.9) and reject["held_out"]["n"] == len(held)
     assert 0.9 <= reject["held_out"]["share"] == reject["tpr"]["share"] < 1, "the held-out images are the test images"
     assert reject["robust_error"]["share"] == slow(
         arrays["clean"], clean, arrays["confidence_adversarial"], reject["threshold"]
@@ -189,7 +189,7 @@ def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:
 
 def test_without_a_threshold_it_is_the_worst_case_of_the_attack() -> None:
     _, found = rejected(share=1.0, steps=[])
-    content = record.figures(found)
+    content = record.build_record(found)
     assert content["reject"]["without"]["robust_error"]["share"] == pytest.approx(1 - content["robust"]["accuracy"])
     assert content["reject"]["without"]["error"]["share"] == pytest.approx(1 - content["clean"]["accuracy"])
     assert content["reject"]["tpr"]["share"] == 1.0
@@ -200,45 +200,46 @@ def test_wrong_images_are_attacked_too() -> None:
     _, found = rejected()
     assert found.rejection is not None
     wrong = (~found.clean).nonzero().flatten()
-    assert found.rejection.mistaken.rows.tolist() == wrong.tolist() and len(wrong) >= 10
-    arrays = record.arrays(found)
-    surer = arrays["confidence_adversarial"][wrong] - confidence(arrays["logits_clean"])[wrong]
+    assert found.rejection.misclassified.rows.tolist() == wrong.tolist() and len(wrong) >= 10
+    arrays = record.outcome_arrays(found)
+    surer = arrays["confidence_adversarial"][wrong] - softmax_confidence(arrays["logits_clean"])[wrong]
     assert (surer >= -1e-6).all() and (surer > 0.01).mean() > 0.5
 
 
 def test_the_surest_answer_of_any_attack_counts() -> None:
     """Below τ = 1/2 an attack that only wants a wrong answer may find what the other does not."""
-    found = [replace(Found(*[None] * 7), rows=np.array(rows), logits=np.log(np.array(p) + 1e-30)) for rows, p in (
+    base = AttackResult("a", "gradient", torch.zeros(0), torch.zeros(0))
+    found = [replace(base, rows=np.array(rows), logits=np.log(np.array(p) + 1e-30)) for rows, p in (
         ([0, 2], [[0.5, 0.3, 0.2], [0, 0, 0], [0.4, 0.35, 0.25]]),
         ([0, 1], [[0.2, 0.6, 0.2], [0.1, 0.1, 0.8], [0, 0, 0]]),
         ([], np.zeros((4, 0))),
     )]  # fmt: skip
     np.testing.assert_allclose(adversarial_confidence(found, 4), [0.6, 0.8, 0.4, np.nan])
     _, whole = rejected()
-    reject = record.figures(whole)["reject"]
+    reject = record.build_record(whole)["reject"]
     assert reject["without"]["robust_error"]["share"] == pytest.approx(1 - float(whole.robust.double().mean()))
 
 
 def test_nothing_was_asked_for() -> None:
     _, found = rejected(reject=None)
-    assert record.figures(found)["reject"] is None and "confidence_adversarial" not in record.arrays(found)
+    assert record.build_record(found)["reject"] is None and "confidence_adversarial" not in record.outcome_arrays(found)
 
 
 def test_examples_do_not_see_their_batch() -> None:
-    whole, parts = (record.arrays(rejected(batch=size)[1]) for size in (90, 7))
+    whole, parts = (record.outcome_arrays(rejected(batch=size)[1]) for size in (90, 7))
     np.testing.assert_allclose(parts["confidence_adversarial"], whole["confidence_adversarial"], rtol=0, atol=1e-6)
 
 
 def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) -> None:
     eval_model, found = rejected()
     assert found.plan.reject is not None
-    content, arrays, kept = record.figures(found), record.arrays(found), record.examples(found)
+    content, arrays, kept = record.build_record(found), record.outcome_arrays(found), record.example_arrays(found)
     about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3}
-    record_files.save(tmp_path, "best", {**about, **content}, arrays, kept, {})
-    assert disagreements(read_evaluation(tmp_path / "best.json")) == ()
+    record_files.save_record(tmp_path, "best", {**about, **content}, arrays, kept, {})
+    assert record_disagreements(read_evaluation(tmp_path / "best.json")) == ()
 
     def wrong(figures: dict[str, Any], kept: dict[str, Any]) -> list[str]:
-        numbers = verify(eval_model, found.images, found.plan, figures, arrays, kept)
+        numbers = verify_record(eval_model, found.images, found.plan, figures, arrays, kept)
         return [number.name for number in numbers if not number.agrees]
 
     assert wrong(content, kept) == []
@@ -254,11 +255,11 @@ def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) 
 
 def test_a_record_that_its_arrays_do_not_bear_out_is_called_out(tmp_path: Any) -> None:
     _, found = rejected()
-    content = record.figures(found)
+    content = record.build_record(found)
     for name in ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error"):
         lied = copy.deepcopy(content)
         lied["reject"][name]["share"] += 0.01
         full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3, **lied}
-        record_files.save(tmp_path, "best", full, record.arrays(found), {}, {})
-        lines = disagreements(read_evaluation(tmp_path / "best.json"))
+        record_files.save_record(tmp_path, "best", full, record.outcome_arrays(found), {}, {})
+        lines = record_disagreements(read_evaluation(tmp_path / "best.json"))
         assert len(lines) == 1 and lines[0].startswith(f"reject {name}:")

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from atbench.data import Images
-from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate, record
-from atbench.evaluation.audit.audit import outputs, run
+from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation.audit import audit, outputs
 from atbench.training import World
 from atbench.training.validation import Validation
-from tests.methods import worlds
+from tests.support import worlds
 
 CLASSES, EACH = 10, 12
 THREAT = PGDConfig("linf", 0.1, 0.05, 3)
@@ -42,8 +42,8 @@ class Brightest(nn.Module):
 
 def evaluated(**changes: Any) -> dict[str, Any]:
     plan = replace(Plan(THREAT, [3], [0, 1], 3), **changes)
-    found = evaluate(EvalModel(Brightest(), 16), by_class(), plan)
-    return {**record.figures(found), "arrays": record.arrays(found)}
+    found = evaluate_model(EvalModel(Brightest(), 16), by_class(), plan)
+    return {**record.build_record(found), "arrays": record.outcome_arrays(found)}
 
 
 def test_a_limit_leaves_no_class_out() -> None:
@@ -54,7 +54,7 @@ def test_a_limit_leaves_no_class_out() -> None:
 def test_what_a_limited_evaluation_says_of_an_example_the_whole_one_says_too() -> None:
     """Random numbers are those of an example's place in the split."""
     whole, part = evaluated()["arrays"], evaluated(limit=30)["arrays"]
-    place = by_class().sample(30).place
+    place = by_class().sample(30).index
     for name in ("clean", "robust", "broken_at"):
         assert np.array_equal(whole[name][place], part[name]), name
     assert 0 < part["robust"].mean() < part["clean"].mean()
@@ -68,18 +68,18 @@ def test_pictures_are_of_many_classes() -> None:
 
 def test_the_audit_probes_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    look, company = outputs.look, outputs._company
+    measure, depend = outputs.measure_outputs, outputs._batch_dependence
 
     def looked(eval_model: EvalModel, images: Images, rows: torch.Tensor) -> Any:
         seen.append(images.y[rows])
-        return look(eval_model, images, rows)
+        return measure(eval_model, images, rows)
 
     def accompanied(eval_model: EvalModel, images: Images, rows: torch.Tensor) -> float:
         seen.append(images.y[rows])
-        return company(eval_model, images, rows)
+        return depend(eval_model, images, rows)
 
-    monkeypatch.setattr(run, "look", looked)
-    monkeypatch.setattr(outputs, "_company", accompanied)
+    monkeypatch.setattr(audit, "measure_outputs", looked)
+    monkeypatch.setattr(outputs, "_batch_dependence", accompanied)
     evaluated(audit=20)
     assert [len(labels.unique()) >= 8 for labels in seen] == [True, True], seen
 

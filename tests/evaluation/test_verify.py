@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.data import Images
-from atbench.evaluation import EvalModel, Evaluation, PGDConfig, Plan, evaluate, record
-from atbench.evaluation.rejection import Reject
-from atbench.evaluation.verify import FREE, Again, Number, compared, computed, verify
-from tests.attacks.targets import make
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation.rejection import RejectionPlan
+from atbench.evaluation.verify import FREE, FieldCheck, Recomputed, compare_records, recompute_record, verify_record
+from tests.support.targets import make
 
 CLASSES, SIDE, EPS = 3, 8, 0.03
 NAMES = ("a", "b", "c")
@@ -60,37 +60,37 @@ def plan(**changes: Any) -> Plan:
         "limit": 50,
         "norms": {"l2": PGDConfig("l2", 0.2, 0.05, 5)},
         "corruptions": [2],
-        "reject": Reject(0.9, images(40), MaxConfidence("linf", EPS, 10, 1, 0.25), {"steps": 10, "restarts": 1}),
+        "reject": RejectionPlan(0.9, images(40), MaxConfidence("linf", EPS, 10, 1, 0.25), {"steps": 10, "restarts": 1}),
     }
     return Plan(threat, [1, 6], [0, 0.5, 1, 2], 4, **{**given, **changes})
 
 
-def parts(found: Evaluation) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    content = json.loads(json.dumps(record.figures(found, NAMES)))
-    return content, record.arrays(found), record.examples(found)
+def parts(found: EvalResults) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    content = json.loads(json.dumps(record.build_record(found, NAMES)))
+    return content, record.outcome_arrays(found), record.example_arrays(found)
 
 
 @cache
-def whole(corruptions: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Again]:
+def whole(corruptions: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Recomputed]:
     """An evaluation of all kinds at once, and what it is made of again."""
     eval_model, chosen = EvalModel(Small(), 16), plan(**({} if corruptions else {"corruptions": []}))
-    content, arrays, kept = parts(evaluate(eval_model, images(), chosen))
-    again = computed(EvalModel(Small(), 16), images(), chosen, content, arrays, kept, NAMES)
+    content, arrays, kept = parts(evaluate_model(eval_model, images(), chosen))
+    again = recompute_record(EvalModel(Small(), 16), images(), chosen, content, arrays, kept, NAMES)
     return content, arrays, kept, again
 
 
-def wrong(numbers: list[Number]) -> list[str]:
+def wrong(numbers: list[FieldCheck]) -> list[str]:
     return [number.name for number in numbers if not number.agrees]
 
 
 def test_an_honest_record_is_made_again_whole_by_judging_alone() -> None:
     content, arrays, kept, again = whole()
-    numbers = compared(content, arrays, kept, again)
+    numbers = compare_records(content, arrays, kept, again)
     assert wrong(numbers) == [] and len(numbers) > 400
     assert content["attacks"][2]["distance"]["n"] and content["audit"]["checks"] and content["corruptions"]
     assert all(sum(kept[f"{name}.rows"].size for name in kept_of(kept, prefix)) for prefix in ("pgd.", "pgd_l2."))
     eval_model = EvalModel(Small(), 7)
-    assert wrong(verify(eval_model, images(), plan(), content, arrays, kept, NAMES)) == [], "other batches"
+    assert wrong(verify_record(eval_model, images(), plan(), content, arrays, kept, NAMES)) == [], "other batches"
     assert eval_model.gradients == 0, "nothing is searched"
 
 
@@ -118,7 +118,7 @@ def edited(value: Any) -> Any:
 
 def test_every_edited_field_is_found_or_free() -> None:
     content, _, _, again = whole()
-    arrays, kept, again = {}, {}, Again(again.record, {}, {})
+    arrays, kept, again = {}, {}, Recomputed(again.record, {}, {})
     seen = 0
     for path in leaves(content):
         lied = copy.deepcopy(content)
@@ -126,7 +126,7 @@ def test_every_edited_field_is_found_or_free() -> None:
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = edited(node[path[-1]])
-        found = wrong(compared(lied, arrays, kept, again))
+        found = wrong(compare_records(lied, arrays, kept, again))
         if FREE.isdisjoint(map(str, path)):
             assert found, f"{path} was edited, and nobody noticed"
             seen += 1
@@ -134,8 +134,10 @@ def test_every_edited_field_is_found_or_free() -> None:
             assert not found, path
     assert seen > 250
     for key in content.keys() - FREE:
-        assert wrong(compared({k: v for k, v in content.items() if k != key}, arrays, kept, again)), f"without {key}"
-    assert wrong(compared({**content, "more": 1}, arrays, kept, again)) == ["more"]
+        assert wrong(compare_records({k: v for k, v in content.items() if k != key}, arrays, kept, again)), (
+            f"without {key}"
+        )
+    assert wrong(compare_records({**content, "more": 1}, arrays, kept, again)) == ["more"]
 
 
 def changed(array: Any) -> Iterator[tuple[str, Any]]:
@@ -167,17 +169,17 @@ def test_every_edited_array_is_found(which: int) -> None:
         for how, other in changed(array):
             files = [dict(arrays), dict(kept)]
             files[which][name] = other
-            assert wrong(verify(eval_model, images(), chosen, content, *files, NAMES)), f"{name}: {how}"
+            assert wrong(verify_record(eval_model, images(), chosen, content, *files, NAMES)), f"{name}: {how}"
         files = [dict(arrays), dict(kept)]
         del files[which][name]
-        assert wrong(verify(eval_model, images(), chosen, content, *files, NAMES)), f"without {name}"
+        assert wrong(verify_record(eval_model, images(), chosen, content, *files, NAMES)), f"without {name}"
 
 
 def test_pictures_and_corruptions_are_compared_too() -> None:
     content, arrays, kept, again = whole()
     for name in [name for name in arrays if name == "corrupted" or name.startswith("shown")]:
         for how, other in changed(arrays[name]):
-            assert wrong(compared(content, {**arrays, name: other}, kept, again)) == [name], f"{name}: {how}"
+            assert wrong(compare_records(content, {**arrays, name: other}, kept, again)) == [name], f"{name}: {how}"
 
 
 def test_a_claim_and_its_copy_edited_alike_are_found_where_images_speak() -> None:
@@ -187,7 +189,7 @@ def test_a_claim_and_its_copy_edited_alike_are_found_where_images_speak() -> Non
     row = int(np.flatnonzero(arrays["clean"] & ~arrays["robust"])[0])
     masks["robust"][row] = True
     lied["robust"]["accuracy"] += 1 / 50
-    found = wrong(verify(EvalModel(Small(), 64), images(), plan(), lied, masks, kept, NAMES))
+    found = wrong(verify_record(EvalModel(Small(), 64), images(), plan(), lied, masks, kept, NAMES))
     assert {"robust", "robust.accuracy"} <= set(found)
 
 
@@ -199,7 +201,7 @@ def test_a_threat_that_was_relabelled_everywhere_in_the_record(key: str, value: 
     for node in (lied["threat"], lied["plan"]["threat"], lied["attack"]):
         if key in node:
             node[key] = value
-    assert any(key in name for name in wrong(compared(lied, arrays, kept, again)))
+    assert any(key in name for name in wrong(compare_records(lied, arrays, kept, again)))
 
 
 def few(**changes: Any) -> Plan:
@@ -209,16 +211,16 @@ def few(**changes: Any) -> Plan:
 def test_a_network_that_answers_at_random_is_verified_all_the_same() -> None:
     """Noise of the size of the margins: which examples hold is a matter of the draw, and the draw is repeated."""
     chosen = few(attacks={"square": (make("square", "linf", EPS), {"steps": 24})})
-    content, arrays, kept = parts(evaluate(EvalModel(Small(noise=0.1), 16), images(), chosen))
+    content, arrays, kept = parts(evaluate_model(EvalModel(Small(noise=0.1), 16), images(), chosen))
     assert content["random"] == "torch"
     torch.manual_seed(9)
-    numbers = verify(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, kept, NAMES)
+    numbers = verify_record(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, kept, NAMES)
     assert wrong(numbers) == []
     lied = {**kept, "pgd.2.x_adv": kept["pgd.2.x_adv"][::-1]}
-    assert wrong(verify(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, lied))
+    assert wrong(verify_record(EvalModel(Small(noise=0.1), 60), images(), chosen, content, arrays, lied))
 
 
 def test_numbers_drawn_elsewhere_are_known_as_such() -> None:
     np.random.seed(0)
     for network, known in ((Small(noise=0.1, numpy=True), "other"), (Small(), None)):
-        assert evaluate(EvalModel(network, 16), images(), few(reject=None)).random == known
+        assert evaluate_model(EvalModel(network, 16), images(), few(reject=None)).random == known

@@ -10,8 +10,11 @@ import pytest
 from torch import nn
 
 from atbench.evaluation import EvalModel, PGDConfig
-from atbench.evaluation.audit.audit import Check, audit, verdict
-from tests.evaluation import zoo
+from atbench.evaluation.audit.audit import audit_verdict, run_audit
+from atbench.evaluation.audit.verdicts import Check
+from tests.support import zoo
+
+pytestmark = pytest.mark.slow
 
 N = 100
 LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)
@@ -47,18 +50,18 @@ def trained() -> Callable[[str], nn.Module]:
 def audited(network: nn.Module, threat: PGDConfig = LINF) -> list[Check]:
     images = zoo.images(N + 20)
     eval_model = EvalModel(network, 64)
-    return audit(eval_model, images, eval_model.correct(images), threat, {}, N)
+    return run_audit(eval_model, images, eval_model.correct(images), threat, {}, N)
 
 
 @pytest.mark.parametrize("name", ["standard", "narrow", "pgd", "trades"])
 def test_honest_networks_get_no_flag(name: str, trained: Callable[[str], nn.Module]) -> None:
-    said = verdict(audited(trained(name)))
+    said = audit_verdict(audited(trained(name)))
     assert said["trusted"] and not said["flags"], said["sentence"]
 
 
 @pytest.mark.parametrize("eps", [0.5, 1.0])
 def test_an_honest_network_of_another_norm_gets_no_flag(eps: float, trained: Callable[[str], nn.Module]) -> None:
-    said = verdict(audited(trained("l2"), PGDConfig("l2", eps, eps / 4, 50)))
+    said = audit_verdict(audited(trained("l2"), PGDConfig("l2", eps, eps / 4, 50)))
     assert said["trusted"] and not said["flags"], said["sentence"]
 
 
@@ -73,7 +76,7 @@ def test_fgsm_failing_where_robustness_ends_is_no_overfitting(trained: Callable[
 def test_broken_defences_are_named(
     kind: type[zoo.Broken], base: str, names: set[str], trained: Callable[[str], nn.Module]
 ) -> None:
-    said = verdict(audited(kind(deepcopy(trained(base)))))
+    said = audit_verdict(audited(kind(deepcopy(trained(base)))))
     assert not said["trusted"]
     assert names <= set(said["flags"]), said["sentence"]
 
@@ -81,5 +84,5 @@ def test_broken_defences_are_named(
 def test_catastrophic_overfitting_is_named(trained: Callable[[str], nn.Module]) -> None:
     checks = audited(trained("overfitted"))
     flags = {check.name: check for check in checks if check.verdict == "flag"}
-    assert "overfitting" in flags, verdict(checks)["sentence"]
+    assert "overfitting" in flags, audit_verdict(checks)["sentence"]
     assert "catastrophic overfitting" in flags["overfitting"].sentence

@@ -15,10 +15,10 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.ccat import Ccat
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 EPS = 0.1
-OWN = {"rule": "averaged", "momentum": 0.9, "backtrack": 1.5, "keep": "best", "steps": 6, "step_size": EPS / 3}
+OWN = {"rule": "averaged", "momentum": 0.9, "backtrack": 1.5, "return_point": "best", "steps": 6, "step_size": EPS / 3}
 
 
 def make(given: TrainData | None = None, rho: float = 10.0, share: float = 0.5, seed: int = 0, **changes: Any) -> Ccat:

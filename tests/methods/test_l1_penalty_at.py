@@ -13,8 +13,8 @@ from atbench.data import Batch, TrainData
 from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
-from tests.methods import reference, worlds
-from tests.test_config import resolved
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 
 def make(given: TrainData, penalty: float = 0.01, proximal: bool = False, norm: str = "none") -> L1PenaltyAt:
@@ -137,7 +137,7 @@ class Regression(L1PenaltyAt):
     """The method with squared loss, in both problems."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.with_adv(self.search(Objective(self.model, squared, batch.y), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, squared, batch.y), batch.x))
 
     def risk(self, logits: Tensor, y: Tensor) -> Tensor:
         return squared(logits, y)

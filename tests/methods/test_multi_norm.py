@@ -14,9 +14,9 @@ from atbench.errors import ConfigError
 from atbench.methods import Method
 from atbench.methods.multi_norm import FreeL2, MultiNorm
 from atbench.methods.pgd_at import PgdAt
-from tests.methods import reference, worlds
-from tests.test_config import resolved
-from tests.test_floor import Count, cost
+from tests.support import reference, worlds
+from tests.support.configs import resolved
+from tests.support.contract import Count, cost
 
 RADII = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
 REACH = {"linf": 1.2, "l2": 2.0, "l1": 1.5}
@@ -27,7 +27,7 @@ def make(
     given: TrainData | None = None, rule: str = "avg", norms: tuple[str, ...] = tuple(RADII), **options: Any
 ) -> MultiNorm:
     radii = {norm: RADII[norm] for norm in norms}
-    settings = {"reach": REACH, "steps": STEPS, "rule": rule, **options}
+    settings = {"rel_path_length": REACH, "steps": STEPS, "rule": rule, **options}
     method = MultiNorm(worlds.cnn(norm=settings.pop("layer", "none")), worlds.attack(), radii, **settings)
     worlds.start(method, given or worlds.data())
     return method
@@ -80,7 +80,7 @@ class MarginPgd(PgdAt):
     """PGD-AT whose attack maximises the margin."""
 
     def perturb(self, batch: Batch) -> Batch:
-        return batch.with_adv(self.search(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
+        return batch.with_adv(self.run_attack(Objective(self.model, margin, batch.y), batch.x, stream=self.attack.norm))
 
 
 @pytest.mark.parametrize("rule", ["avg", "max", "alternate", "sequential"])

@@ -16,8 +16,9 @@ from atbench.errors import ConfigError
 from atbench.methods.yopo import FIRST_LAYER_GRADIENTS, Yopo
 from atbench.models import Ensemble
 from atbench.training import World
-from atbench.training.update import RunningMeans, Updater
-from tests.methods import worlds
+from atbench.training.running_means import RunningMeans
+from atbench.training.train_step import TrainStep
+from tests.support import worlds
 
 
 def make(
@@ -171,13 +172,14 @@ def test_full_passes_and_cheap_ones_are_counted() -> None:
 @pytest.mark.parametrize("layer", FIRST_LAYER_GRADIENTS)
 def test_the_recorded_loss_is_the_mean_cross_entropy_of_the_full_passes(layer: str) -> None:
     method, given = make(m=3, layer=layer)
-    batch, sums = given.batch(0, 0), RunningMeans()
+    batch, means = given.batch(0, 0), RunningMeans()
     seen = run(method, batch)
     values = [F.cross_entropy(method.model(each.x_adv), batch.y).item() for each in seen[:3]]
     method.zero_grad()
-    updater = Updater(method, method, [], World(torch.device("cpu")))
-    updater.batch(batch, sums)
-    assert sums.means(updater.world)["loss"] == pytest.approx(sum(values) / 3, abs=1e-12)
+    train_step = TrainStep(method, [], World(torch.device("cpu")), means)
+    for round in method.inner_updates(batch):
+        train_step(round)
+    assert means.means(train_step.world)["loss"] == pytest.approx(sum(values) / 3, abs=1e-12)
 
 
 def test_loss_repeats() -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from atbench.evaluation import eval_names
-from atbench.reporting.headline import chosen, headline
-from atbench.reporting.leaderboard import entry
-from atbench.reporting.results import Evaluation, read_evaluation
-from tests.reporting.outcomes import STANDARD, Made, N, write
+from atbench.reporting.headline import compute_headline, select_evaluation
+from atbench.reporting.leaderboard import leaderboard_entry
+from atbench.reporting.results import EvaluationRecord, read_evaluation
+from tests.support.outcomes import STANDARD, Made, N, write
 
 
-def made(folder: Path, record: dict[str, Any] | None = None, **options: Any) -> Evaluation:
+def made(folder: Path, record: dict[str, Any] | None = None, **options: Any) -> EvaluationRecord:
     write(folder, "best", 1, Made(**options))
     path = folder / "best.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **(record or {})}))
@@ -26,8 +26,8 @@ def made(folder: Path, record: dict[str, Any] | None = None, **options: Any) -> 
 def test_a_short_evaluation_is_no_headline(tmp_path: Path) -> None:
     full = made(tmp_path / "a", robust=0.6)
     short = made(tmp_path / "b", {"n": 20, "of": N}, robust=0.1)
-    assert chosen([full, short]) is full and headline([full, short]).accuracy == full.robust
-    assert chosen([short, full]) is full, "whatever came first"
+    assert select_evaluation([full, short]) is full and compute_headline([full, short]).accuracy == full.robust
+    assert select_evaluation([short, full]) is full, "whatever came first"
 
 
 def test_the_headline_is_the_worst_case_over_all_of_the_full_n(tmp_path: Path) -> None:
@@ -37,14 +37,14 @@ def test_the_headline_is_the_worst_case_over_all_of_the_full_n(tmp_path: Path) -
     other = read_evaluation(tmp_path / "b" / "best.json")
     assert other.outcomes
     both = float((one.outcomes["robust"] & other.outcomes["robust"]).mean())
-    found = headline([one, other])
+    found = compute_headline([one, other])
     assert found.accuracy and found.accuracy.value == pytest.approx(both)
     assert both < min(one.robust.value, other.robust.value)
-    assert chosen([one, other]) is other and found.members == (one, other)
+    assert select_evaluation([one, other]) is other and found.members == (one, other)
     wide = made(tmp_path / "c", robust=0.2, eps=0.4)
-    assert headline([one, other, wide]) == found, "another threat is another figure"
+    assert compute_headline([one, other, wide]) == found, "another threat is another figure"
     again = made(tmp_path / "d", {"weights_sha256": "c" * 64}, robust=0.2)
-    assert headline([one, again]).accuracy == one.robust, "and so are other weights"
+    assert compute_headline([one, again]).accuracy == one.robust, "and so are other weights"
 
 
 @pytest.mark.parametrize("said", [{"random": "torch"}, {"audit": {"flags": ["randomness"]}}])
@@ -52,15 +52,23 @@ def test_a_network_that_answers_at_random_is_quoted_by_rand_or_not_at_all(said: 
     blank = {"trusted": False, "flags": [], "sentence": "", "checks": []}
     record = {**said, "audit": {**blank, **said.get("audit", {})}}
     plain = made(tmp_path / "a", record, attacks=STANDARD, sequential=True)
-    assert plain.headline is None and headline([plain]).accuracy is None and headline([plain]).members == ()
-    assert entry({}, plain.record, "x")["reported"] is entry({}, plain.record, "x")["autoattack_acc"] is None
+    assert (
+        plain.headline is None
+        and compute_headline([plain]).accuracy is None
+        and compute_headline([plain]).members == ()
+    )
+    assert (
+        leaderboard_entry({}, plain.record, "x")["reported"]
+        is leaderboard_entry({}, plain.record, "x")["autoattack_acc"]
+        is None
+    )
     attacks = {name: {"eot_samples": 20, "breaks": 2} for name in ("apgd_ce", "apgd_dlr")}
     rand = made(tmp_path / "b", record, robust=0.5, attacks=attacks, sequential=True)
-    assert headline([plain, rand]).accuracy == rand.robust and chosen([plain, rand]) is rand
+    assert compute_headline([plain, rand]).accuracy == rand.robust and select_evaluation([plain, rand]) is rand
     few = made(
         tmp_path / "c", record, attacks={name: {"eot_samples": 2, "breaks": 2} for name in attacks}, sequential=True
     )
-    assert headline([plain, few]).accuracy is None
+    assert compute_headline([plain, few]).accuracy is None
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -79,26 +87,26 @@ def test_every_evaluation_has_a_place_of_its_own(tmp_path: Path) -> None:
     def done(where: Path, of: dict[str, Any]) -> Path:
         where.mkdir(parents=True, exist_ok=True)
         (where / "best.json").write_text("{}")
-        (where / "best.yaml").write_text(json.dumps(eval_names.settings(of)))
+        (where / "best.yaml").write_text(json.dumps(eval_names.record_settings(of)))
         return where
 
     top = tmp_path / "evaluation"
-    assert done(eval_names.place(tmp_path, config(), "auto"), config()) == top
-    assert eval_names.place(tmp_path, config(batch_size=9, about={"name": "other"}), "auto") == top, (
+    assert done(eval_names.record_dir(tmp_path, config(), "auto"), config()) == top
+    assert eval_names.record_dir(tmp_path, config(batch_size=9, about={"name": "other"}), "auto") == top, (
         "the same evaluation"
     )
     short = config(limit=40)
-    assert done(eval_names.place(tmp_path, short, "auto-n40"), short) == top / "auto-n40"
-    assert eval_names.place(tmp_path, config(limit=40, steps=[2]), "auto-n40") == top / "auto-n40-2"
-    assert eval_names.place(tmp_path, short, "anything") == top / "auto-n40"
+    assert done(eval_names.record_dir(tmp_path, short, "auto-n40"), short) == top / "auto-n40"
+    assert eval_names.record_dir(tmp_path, config(limit=40, steps=[2]), "auto-n40") == top / "auto-n40-2"
+    assert eval_names.record_dir(tmp_path, short, "anything") == top / "auto-n40"
     assert (
-        eval_names.name_of(short["eval"], 40, 450) == "auto-n40"
-        and eval_names.name_of(config()["eval"], 450, 450) == "auto"
+        eval_names.evaluation_name(short["eval"], 40, 450) == "auto-n40"
+        and eval_names.evaluation_name(config()["eval"], 450, 450) == "auto"
     )
-    assert eval_names.name_of(config(name="mine")["eval"], 40, 450) == "mine"
+    assert eval_names.evaluation_name(config(name="mine")["eval"], 40, 450) == "mine"
 
 
 def test_masks_of_another_size_do_not_mix(tmp_path: Path) -> None:
     one, other = made(tmp_path / "a", robust=0.6), made(tmp_path / "b", robust=0.5)
     np.savez(tmp_path / "b" / "best.npz", robust=np.ones(3, bool))
-    assert headline([one, other]).accuracy == min(one.robust, other.robust, key=lambda found: found.value)
+    assert compute_headline([one, other]).accuracy == min(one.robust, other.robust, key=lambda found: found.value)

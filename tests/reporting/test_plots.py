@@ -30,7 +30,7 @@ def lines(axis) -> list[np.ndarray]:
     return [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
 
 
-@pytest.mark.parametrize("draw", [plots.accuracy_by_steps, plots.accuracy_by_eps])
+@pytest.mark.parametrize("draw", [plots.draw_accuracy_by_steps, plots.draw_accuracy_by_eps])
 def test_svg_is_an_element_of_a_page(draw) -> None:
     drawing = draw([curve("best"), curve("last & <first>")])
     ElementTree.fromstring(drawing.svg)
@@ -42,7 +42,8 @@ def test_svg_is_an_element_of_a_page(draw) -> None:
 
 def test_names_in_two_figures_of_a_page_do_not_meet() -> None:
     ids = [
-        set(re.findall(r'\bid="(.*?)"', d([curve("a")]).svg)) for d in (plots.accuracy_by_steps, plots.accuracy_by_eps)
+        set(re.findall(r'\bid="(.*?)"', d([curve("a")]).svg))
+        for d in (plots.draw_accuracy_by_steps, plots.draw_accuracy_by_eps)
     ]
     assert ids[0] and not ids[0] & ids[1]
 
@@ -74,7 +75,7 @@ def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
 
 def test_missing_values_are_gaps_not_failures() -> None:
     rows = [{"epoch": 1, "train": {"loss": None}}, {"epoch": 2}]
-    assert plots.training({"a": [rows], "b": [history(0.0), history(0.1)]}).png
+    assert plots.draw_training({"a": [rows], "b": [history(0.0), history(0.1)]}).png
 
 
 def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
@@ -87,17 +88,19 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
             "shown_broken": np.arange(3),
         }
         for change in (0.0, 0.1):
-            drawing = example_grid.grid({**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2)
+            drawing = example_grid.draw_example_grid(
+                {**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2
+            )
             assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")
 
 
 def test_confusions_are_counted_and_coloured_by_class() -> None:
     counts = np.array([[30, 10, 0], [1, 0, 0], [0, 0, 0]])
-    assert example_grid.confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
+    assert example_grid.draw_confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_grid, "raster", drawn.append)
-        example_grid.confusion(counts, ["cat", "dog", "empty"])
+        example_grid.draw_confusion(counts, ["cat", "dog", "empty"])
     (axis,) = drawn[0].axes
     written = {text.get_position(): text.get_text() for text in axis.texts}
     assert written == {(0, 0): "30", (1, 0): "10", (0, 1): "1"}, "column, row; nothing where there is nothing"
@@ -111,11 +114,11 @@ def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
     ]
     full = [bins[0], {**bins[1], "confidence": 0.9, "accuracy": 0.8, "low": 0.7, "high": 0.9, "n": 10}]
     diagrams = {"clean": {"ece": 0.1, "bins": full}, "adversarial": {"ece": 0.15, "bins": bins}}
-    assert "ECE 15.0 points" in (example_grid.reliability(diagrams, "r").svg or "")
+    assert "ECE 15.0 points" in (example_grid.draw_reliability(diagrams, "r").svg or "")
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
-        example_grid.reliability(diagrams, "r")
+        example_grid.draw_reliability(diagrams, "r")
     left, right = drawn[0].axes
     points = [container[0].get_xydata() for container in left.containers]
     assert points[0] == pytest.approx(np.array([[40, 25], [90, 80]])) and points[1] == pytest.approx(

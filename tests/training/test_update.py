@@ -8,8 +8,7 @@ import torch
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.standard import Standard
-from tests.contract import Log, trainer_of
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 @pytest.mark.parametrize("where", ["attack", "update"])
@@ -34,7 +33,7 @@ def test_a_method_that_differentiates_a_gradient_refuses_bf16(monkeypatch: pytes
 def test_clipping_bounds_the_first_step() -> None:
     trainer = trainer_of("standard", ALONE, Log(), "train.clip_norm=1e-3", "train.optimizer.weight_decay=0")
     before = torch.cat([parameter.detach().flatten().clone() for parameter in trainer.method.parameters()])
-    trainer._one_batch()
+    trainer.train_batch()
     after = torch.cat([parameter.detach().flatten() for parameter in trainer.method.parameters()])
     assert float((after - before).norm()) == pytest.approx(1e-3 * trainer.groups[0].rate, rel=1e-2)
 
@@ -42,12 +41,12 @@ def test_clipping_bounds_the_first_step() -> None:
 def test_a_loss_that_is_no_number_names_its_step_and_saves_nothing() -> None:
     log = Log()
     trainer = trainer_of("standard", ALONE, log)
-    trainer._one_batch()
+    trainer.train_batch()
     trainer.method.clock.step = 1
     with torch.no_grad():
         trainer.method.model.head.weight.fill_(torch.nan)
     with pytest.raises(NumericalError, match="epoch 1, step 2"):
-        trainer._one_batch()
+        trainer.train_batch()
     assert not log.saved
 
 
@@ -58,7 +57,7 @@ def test_two_averages_are_refused() -> None:
 
 def test_a_method_knows_the_rates_of_its_groups() -> None:
     trainer = trainer_of("adt_exp_am", ALONE, Log())
-    trainer._one_batch()
+    trainer.train_batch()
     assert trainer.method.clock.rates == {group.name: group.rate for group in trainer.groups}
     assert set(trainer.method.clock.rates) == {"model", "generator"}
 
@@ -70,5 +69,5 @@ def test_an_average_sees_what_a_commit_made_of_the_weights(monkeypatch: pytest.M
 
     monkeypatch.setattr(Standard, "after_update", halve)
     trainer = trainer_of("standard", ALONE, Log(), "plus=[ema]", "plus.ema.warmup=0.99")
-    trainer._one_batch()
+    trainer.train_batch()
     assert torch.equal(trainer.averages[0].values["head.weight"], trainer.method.model.head.weight)

@@ -1,4 +1,4 @@
-"""Checks that hold attacks against each other: a stronger one must not leave more than a weaker one."""
+"""Audit checks that compare attacks: a stronger one must not leave a higher robust accuracy than a weaker one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from atbench.data import stratified_subset
-from atbench.evaluation.attack_result import Outcome
+from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.audit.attack_probes import DRAWS, RANGE_STEPS, STEPS, AttackProbes
 from atbench.evaluation.audit.outputs import Outputs
-from atbench.evaluation.audit.verdicts import Check, judge, not_run, percent, points, tolerance
+from atbench.evaluation.audit.verdicts import Check, allowed_share, as_percent, as_points, not_run, threshold_check
 
 #: What two attacks may differ by in the wrong direction; Square may gain less (fra31/auto-attack, checks.py).
 TAU, SQUARE = 0.005, 0.002
@@ -26,19 +26,19 @@ NAMES = (
 
 @dataclass(frozen=True)
 class AttackChecks:
-    """Attacks that were run on the examples `clean`, and the audit's own on some of them.
+    """Comparisons of the attacks that were run (`results`) and of the audit's own `probes`.
 
-    A recorded attack is used where it tried all of `clean`: one that tried survivors alone met harder examples than its
-    rival did. Otherwise the audit's own stands in. Two attacks are compared on the examples that both tried.
+    A recorded attack is used where it tried all of `clean`: one that tried only what was still robust met harder
+    examples than its rival. Otherwise the audit's own replaces it. Two attacks are compared on examples both tried.
     """
 
-    searches: AttackProbes
+    probes: AttackProbes
     outputs: Outputs
     clean: Tensor
-    outcomes: Mapping[str, Outcome]
+    results: Mapping[str, AttackResult]
 
     def checks(self) -> list[Check]:
-        """All of them, those of black boxes last: they count what no search of the others has found."""
+        """All checks, those of black boxes last: they count what no probe of the others broke."""
         first = [self.half_range(), self.whole_range(), self.loss(), self.steps(), self.restarts(), self.iteration()]
         second = [self.overfitting(), self.margin(), self.radius(), self.noise()]
         return [*first, *second, self.black_box("queries", SQUARE), self.black_box("transfer", TAU)]
@@ -49,86 +49,90 @@ class AttackChecks:
     def n(self) -> int:
         return len(self.outputs.labels)
 
-    def left(self, broken: Tensor) -> float:
-        """Share of the probed examples that an attack of the audit's own leaves right."""
-        return float((self.searches.alive & ~broken).sum()) / self.n
+    def robust_share(self, broken: Tensor) -> float:
+        """Share of the probed examples that a probe leaves right."""
+        return float((self.probes.mask & ~broken).sum()) / self.n
 
-    def recorded(self, *names: str) -> Outcome | None:
-        """The first of these outcomes that tried all of `clean`."""
-        found = [self.outcomes[name] for name in names if name in self.outcomes]
-        return next((outcome for outcome in found if bool(outcome.tried[self.clean].all())), None)
+    def recorded(self, *names: str) -> AttackResult | None:
+        """The first of these attacks that tried all of `clean`."""
+        results = [self.results[name] for name in names if name in self.results]
+        return next((result for result in results if bool(result.tried[self.clean].all())), None)
 
-    def own(self, name: str, broken: Tensor) -> Outcome:
-        return Outcome(name, "gradient", self.searches.alive, broken)
+    def probe_result(self, name: str, broken: Tensor) -> AttackResult:
+        return AttackResult(name, "gradient", self.probes.mask, broken)
 
-    def pgd(self) -> Outcome:
-        recorded = self.recorded("pgd-20", "pgd-50", "pgd-100")
-        return recorded or self.own(f"pgd-{STEPS}", self.searches.pgd(STEPS, "ce"))
+    def pgd(self) -> AttackResult:
+        return self.recorded("pgd-20", "pgd-50", "pgd-100") or self.probe_result(
+            f"pgd-{STEPS}", self.probes.pgd(STEPS, "ce")
+        )
 
-    def fgsm(self) -> Outcome:
-        return self.recorded("fgsm") or self.own("fgsm", self.searches.fgsm(1))
+    def fgsm(self) -> AttackResult:
+        return self.recorded("fgsm") or self.probe_result("fgsm", self.probes.fgsm(1))
 
     def union(self, *kinds: str) -> tuple[Tensor, Tensor]:
-        """What recorded attacks of these kinds of access tried and broke."""
-        chosen = [outcome for outcome in self.outcomes.values() if outcome.access in kinds or not kinds]
+        """(N,) masks: what recorded attacks of these kinds of access, or of all, tried and broke."""
+        results = [result for result in self.results.values() if result.access in kinds or not kinds]
         none = torch.zeros_like(self.clean)
-        tried = torch.stack([none, *(outcome.tried for outcome in chosen)]).any(dim=0)
-        return tried, torch.stack([none, *(outcome.broken for outcome in chosen)]).any(dim=0)
+        tried = torch.stack([none, *(result.tried for result in results)]).any(dim=0)
+        return tried, torch.stack([none, *(result.broken for result in results)]).any(dim=0)
 
     # The checks, in the order of NAMES.
 
     def half_range(self) -> Check:
-        """Within half of the range (ε = 0.5 in L∞) every image can be made grey, and then one class is answered for
-        all: at most chance, or the share of the commonest class, and 2 points remain (Carlini et al. 2019).
+        """Within half of the range (ε = 0.5 in L∞) every image can be made grey, and all get one prediction: accuracy
+        is at most chance, or the share of the commonest class, plus 2 points (Carlini et al. 2019).
         """
-        left, classes = self.left(self.searches.range(0.5)), self.outputs.logits.shape[1]
+        left, classes = self.robust_share(self.probes.range(0.5)), self.outputs.logits.shape[1]
         chance = max(1 / classes, float(self.outputs.labels.bincount().max()) / self.n)
-        found = (
-            f"PGD-{RANGE_STEPS} in half the range of pixels leaves {percent(left)} right (chance: {percent(chance)})"
-        )
-        meaning = "every image can be made grey there, so the attack fails, and fails within eps as well"
-        return judge("half range", left, tolerance(min(1.0, chance + 0.02), self.n), found, meaning)
+        measured = f"Robust accuracy under PGD-{RANGE_STEPS} at half the pixel range is {as_percent(left)}"
+        measured += f" (chance: {as_percent(chance)})"
+        meaning = "every image can be made grey there, so the attack is broken, within eps too"
+        return threshold_check("half range", left, allowed_share(min(1.0, chance + 0.02), self.n), measured, meaning)
 
     def whole_range(self) -> Check:
-        """Within the whole range (ε = 1 in L∞) every image is allowed, of other classes too: nothing remains right."""
-        left = self.left(self.searches.range(1.0))
-        found = f"PGD-{RANGE_STEPS} in the whole range of pixels leaves {percent(left)} right"
-        meaning = "every image is allowed there, so the attack fails, and fails within eps as well"
-        return judge("whole range", left, tolerance(TAU, self.n), found, meaning)
+        """Within the whole range (ε = 1 in L∞) every image is allowed, of other classes too: accuracy is 0."""
+        left = self.robust_share(self.probes.range(1.0))
+        measured = f"Robust accuracy under PGD-{RANGE_STEPS} at the whole pixel range is {as_percent(left)}"
+        meaning = "every image is allowed there, so the attack is broken, within eps too"
+        return threshold_check("whole range", left, allowed_share(TAU, self.n), measured, meaning)
 
     def loss(self) -> Check:
         """The mean objective along PGD-20 from the clean image ends at its highest: at most a tenth of the way from its
         lowest to its highest value is lost (ours; honest networks oscillate by a hundredth).
         """
-        losses = self.searches.losses()
+        losses = self.probes.losses()
         top, low, end = float(losses.max()), float(losses.min()), float(losses[-1])
         value = (top - end) / (top - low) if top > low else 0.0
-        found = f"Along PGD-{STEPS} the objective goes from {float(losses[0]):.3g} to {end:.3g}, at most {top:.3g}"
-        return judge("loss", value, 0.1, found, "the attack goes downhill, so its gradients mislead")
+        measured = f"Along PGD-{STEPS} the loss goes from {float(losses[0]):.3g} to {end:.3g}, maximum {top:.3g}"
+        return threshold_check("loss", value, 0.1, measured, "the attack decreases the loss, so its gradients mislead")
 
     def steps(self) -> Check:
         """Twice the steps (of the threat's, of 100 at most) break less than a point more than all attacks so far."""
-        k, objective = self.searches.steps, self.searches.threat.objective
-        more = self.searches.pgd(2 * k, objective) & ~self.searches.pgd(k, objective) & ~self.union()[1]
+        k, objective = self.probes.steps, self.probes.threat.objective
+        more = self.probes.pgd(2 * k, objective) & ~self.probes.pgd(k, objective) & ~self.union()[1]
         value = float(more.sum()) / self.n
-        found = f"PGD-{2 * k} breaks {points(value)} that neither PGD-{k} nor any recorded attack does"
-        return judge("steps", value, tolerance(0.01, self.n), found, "the attack has not converged; give it more steps")
+        measured = f"PGD-{2 * k} breaks {as_points(value)} more than PGD-{k} and all recorded attacks"
+        return threshold_check(
+            "steps", value, allowed_share(0.01, self.n), measured, "PGD has not converged; increase eval.steps"
+        )
 
     def restarts(self) -> Check:
         """Ten starts break at most ten points more than all attacks so far (ours: with 20 steps of ε/4, honest robust
         networks on 8×8 digits lose up to 9 points at the radius of their training).
         """
-        more = self.searches.restarts(RESTARTS - 1, self.searches.threat.objective) & ~self.union()[1]
+        more = self.probes.restarts(RESTARTS - 1, self.probes.threat.objective) & ~self.union()[1]
         value = float(more.sum()) / self.n
-        found = f"{RESTARTS} starts of PGD-{STEPS} break {points(value)} that neither one nor any recorded attack does"
-        meaning = "the loss has many local maxima; report the worst of many restarts, or use other attacks"
-        return judge("restarts", value, tolerance(0.10, self.n), found, meaning)
+        measured = (
+            f"{RESTARTS} starts of PGD-{STEPS} break {as_points(value)} more than one start and all recorded attacks"
+        )
+        meaning = "the loss has many local maxima; increase eval.restarts or add other attacks"
+        return threshold_check("restarts", value, allowed_share(0.10, self.n), measured, meaning)
 
     def iteration(self) -> Check:
         """PGD leaves at most τ more than FGSM does."""
-        value, found = self._more(self.pgd(), self.fgsm())
-        meaning = "many steps do less than one, so the iteration is broken or its gradients mislead"
-        return judge("iteration", value, tolerance(TAU, self.n), found, meaning)
+        value, measured = self._difference(self.pgd(), self.fgsm())
+        meaning = "many steps are weaker than one, so the iteration is broken or its gradients mislead"
+        return threshold_check("iteration", value, allowed_share(TAU, self.n), measured, meaning)
 
     def overfitting(self) -> Check:
         """FGSM leaves at most 20 points more than PGD does, unless FGSM itself breaks more the longer it is. L∞ alone:
@@ -139,13 +143,15 @@ class AttackChecks:
         overfitting is robustness to FGSM at its full length and not to shorter steps (Kim et al. 2021, AAAI): from ε/2
         to ε, FGSM gains less than half of what PGD is ahead.
         """
-        if self.searches.threat.norm != "linf":
-            return not_run("overfitting", "Overfitting to FGSM is looked for in linf alone.")
-        value, found = self._more(self.fgsm(), self.pgd())
-        gain = self.left(self.searches.fgsm(0.5)) - self.left(self.searches.fgsm(1))
-        found += f", and half the length of fgsm would leave {points(gain)} more"
-        meaning = "the network is robust to FGSM at this length and not to shorter steps: catastrophic overfitting"
-        return judge("overfitting", value, tolerance(0.2, self.n), found, meaning, also=gain < value / 2)
+        if self.probes.threat.norm != "linf":
+            return not_run("overfitting", "Overfitting to FGSM is only measured in linf.")
+        value, measured = self._difference(self.fgsm(), self.pgd())
+        gain = self.robust_share(self.probes.fgsm(0.5)) - self.robust_share(self.probes.fgsm(1))
+        measured += f"; FGSM of half the length leaves {as_points(gain)} more"
+        meaning = "the network is robust to FGSM of this length but not to shorter steps: catastrophic overfitting"
+        return threshold_check(
+            "overfitting", value, allowed_share(0.2, self.n), measured, meaning, also=gain < value / 2
+        )
 
     def margin(self) -> Check:
         """PGD on the margin leaves at most 5 points less than PGD on cross-entropy, which is given ten starts.
@@ -153,67 +159,72 @@ class AttackChecks:
         With one start each, networks of small logits differ by luck: honest ones of TRADES on digits by 4 to 11 points
         (n = 430), and by -2 to 5 against ten starts. Where the scale of the logits masks, more starts do not help.
         """
-        ce = self.searches.pgd(STEPS, "ce") | self.searches.restarts(RESTARTS - 1, "ce")
-        several = self.own(f"pgd-{STEPS} on cross-entropy from {RESTARTS} starts", ce)
-        margin = self.own(f"pgd-{STEPS} on the margin from one", self.searches.pgd(STEPS, "margin"))
-        value, found = self._more(several, self.recorded("cw_100", "cw_linf") or margin)
-        meaning = "cross-entropy is blind to what the margin sees (scale of the logits), and its figure is too high"
-        return judge("margin", value, tolerance(0.05, self.n), found, meaning)
+        ce = self.probes.pgd(STEPS, "ce") | self.probes.restarts(RESTARTS - 1, "ce")
+        several = self.probe_result(f"pgd-{STEPS} on cross-entropy from {RESTARTS} starts", ce)
+        margin = self.probe_result(f"pgd-{STEPS} on the margin from one", self.probes.pgd(STEPS, "margin"))
+        value, measured = self._difference(several, self.recorded("cw_100", "cw_linf") or margin)
+        meaning = "cross-entropy is masked by the scale of the logits, and robust accuracy under it is too high"
+        return threshold_check("margin", value, allowed_share(0.05, self.n), measured, meaning)
 
     def radius(self) -> Check:
         """Independent PGD-20 at 0, ε/4, ε/2, ε, 2ε, 4ε: no larger radius leaves τ more than a smaller one."""
         right = float((self.outputs.logits.argmax(dim=1) == self.outputs.labels).sum()) / self.n
-        shares = [right, *(self.left(self.searches.radius(multiple)) for multiple in RADII)]
+        shares = [right, *(self.robust_share(self.probes.radius(multiple)) for multiple in RADII)]
         value = max(later - earlier for at, later in enumerate(shares) for earlier in shares[:at])
-        radii = f"0, {', '.join(f'{self.searches.threat.eps * multiple:.3g}' for multiple in RADII)}"
-        found = f"At eps {radii} PGD-{STEPS} leaves {', '.join(f'{100 * share:.1f}' for share in shares)} %"
-        return judge(
-            "radius", value, tolerance(TAU, self.n), found, "a larger ball holds the smaller, so the search fails"
+        radii = f"0, {', '.join(f'{self.probes.threat.eps * multiple:.3g}' for multiple in RADII)}"
+        measured = (
+            f"Robust accuracy under PGD-{STEPS} at eps {radii}: {', '.join(f'{100 * share:.1f}' for share in shares)} %"
+        )
+        return threshold_check(
+            "radius",
+            value,
+            allowed_share(TAU, self.n),
+            measured,
+            "accuracy must not rise with eps, so the attack is broken",
         )
 
     def noise(self) -> Check:
         """Uniform noise breaks at most τ of the examples, beyond what gradients break."""
         tried, broken = self.union("noise")
-        own = self.searches.noise()
-        who = f"uniform noise ({DRAWS} draws, and what was recorded)"
-        return self._unmatched("noise", TAU, tried | self.searches.alive, broken | own, who)
+        attacks = f"uniform noise ({DRAWS} draws, and recorded attacks)"
+        return self._beyond_gradients("noise", TAU, tried | self.probes.mask, broken | self.probes.noise(), attacks)
 
     def black_box(self, access: str, share: float) -> Check:
         """Attacks without gradients of this network break at most `share` beyond what gradients break."""
         tried, broken = self.union(access)
         if not tried.any():
-            todo = {"queries": "square or spsa", "transfer": "a transfer attack"}[access]
-            return not_run(access, f"No attack by {access} was run: run {todo} to see whether it beats gradients.")
-        names = ", ".join(name for name, outcome in self.outcomes.items() if outcome.access == access)
-        return self._unmatched(access, share, tried, broken, names)
+            advice = {"queries": "run square or spsa", "transfer": "run a transfer attack"}[access]
+            return not_run(access, f"No attack by {access} was run; {advice} to compare it with gradient attacks.")
+        names = ", ".join(name for name, result in self.results.items() if result.access == access)
+        return self._beyond_gradients(access, share, tried, broken, names)
 
-    def _more(self, one: Outcome, other: Outcome) -> tuple[float, str]:
-        """How much more `one` leaves right than `other`, of the examples that both tried, and that as words."""
+    def _difference(self, one: AttackResult, other: AttackResult) -> tuple[float, str]:
+        """Robust accuracy under `one` minus that under `other`, of the examples that both tried, and a sentence."""
         both = one.tried & other.tried & self.clean
         n = int(both.sum())
-        left = [float((both & ~outcome.broken).sum()) / n for outcome in (one, other)]
-        words = f"Of {n} images {one.name} leaves {percent(left[0])} right and {other.name} {percent(left[1])}"
-        return left[0] - left[1], words
+        first, second = (float((both & ~result.broken).sum()) / n for result in (one, other))
+        names = f"under {one.name} and {as_percent(second)} under {other.name}"
+        return first - second, f"Robust accuracy is {as_percent(first)} {names} (n = {n})"
 
-    def _unmatched(self, name: str, share: float, tried: Tensor, broken: Tensor, who: str) -> Check:
-        """What attacks without gradients break and those with gradients do not, even when they try: PGD-100 on the
-        margin from five starts takes up the examples in question, so that a weak white box is not called masking.
+    def _beyond_gradients(self, name: str, share: float, tried: Tensor, broken: Tensor, attacks: str) -> Check:
+        """The share that attacks without gradients break and gradient attacks do not. PGD-100 on the margin from five
+        starts tries the examples in question first, so that a weak white-box attack is not called masking.
 
-        A share of the examples that both kinds tried, the audit's own searches included. An attack on survivors alone
-        has met those that are broken already: they count as tried.
+        A share of the examples that both kinds tried, the audit's own probes included. An attack that ran only on what
+        was still robust counts as having tried the examples that were broken before.
         """
-        white, found = self.union("gradient", "features")
-        met = tried if bool((tried & found).any()) else tried | found
-        both = met & (white | self.searches.alive)
-        beaten = both & broken & ~found & ~self.searches.broken
-        rows = beaten.nonzero().flatten()
-        rows = rows[stratified_subset(self.searches.images.y.cpu()[rows], self.n)]
-        some = torch.zeros_like(beaten).index_fill_(0, rows, True)
+        white_tried, white_broken = self.union("gradient", "features")
+        tried = tried if bool((tried & white_broken).any()) else tried | white_broken
+        both = tried & (white_tried | self.probes.mask)
+        beyond = both & broken & ~white_broken & ~self.probes.broken
+        rows = beyond.nonzero().flatten()
+        rows = rows[stratified_subset(self.probes.images.y.cpu()[rows], self.n)]
+        sample = torch.zeros_like(beyond).index_fill_(0, rows, True)
         n = int(both.sum())
-        threshold, value = tolerance(share, n), float(beaten.sum()) / n
+        threshold, value = allowed_share(share, n), float(beyond.sum()) / n
         if value > threshold:
-            stand = some & ~self.searches.determined(some)
-            value *= float(stand.sum()) / float(some.sum())
+            robust = sample & ~self.probes.strong_pgd(sample)
+            value *= float(robust.sum()) / float(sample.sum())
         count = int((both & broken).sum())
-        sentence = f"Of {n} images {who} breaks {count}, and {points(value)} that gradients do not break"
-        return judge(name, value, threshold, sentence, "gradients are masked where others find a way")
+        sentence = f"Of {n} images {attacks} breaks {count}; {as_points(value)} are broken by no gradient attack"
+        return threshold_check(name, value, threshold, sentence, "gradients are masked")

@@ -1,4 +1,4 @@
-"""The attacks that an audit runs for itself, each at most once and only when a check asks for it."""
+"""Attacks that the audit runs itself, each at most once and only when a check needs it."""
 
 from __future__ import annotations
 
@@ -14,71 +14,71 @@ from atbench.attacks.base import wrong
 from atbench.attacks.norms.lp_ball import ball
 from atbench.data import Images
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust
+from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
 from atbench.seeding import ExampleDraws
 
-STEPS = 20  # of a search where the spec names no other number
+STEPS = 20  # of PGD where a check names no other number
 LONGEST = 100  # steps beyond which doubling is not tried
 DRAWS = 100  # of uniform noise
 RANGE_STEPS = 200
 
 
 class AttackProbes:
-    """Searches on the examples `alive`, a mask (N,) over `images`; answers are masks or first broken steps (N,).
+    """PGD variants on the examples of `mask` (N,) over `images`; they return masks or first broken steps (N,).
 
-    They go beyond those of `sweep`, which are monotone by construction, in that each is independent: every radius is
-    searched from its own start on all examples, so that a wrong order shows.
+    Unlike those of the sweep, which are monotone by construction, they are independent: every radius is searched from
+    its own start on all examples, so that a wrong order shows.
     """
 
-    def __init__(self, eval_model: EvalModel, images: Images, threat: PGDConfig, alive: Tensor) -> None:
-        self.eval_model, self.images, self.alive = eval_model, images, alive
+    def __init__(self, eval_model: EvalModel, images: Images, threat: PGDConfig, mask: Tensor) -> None:
+        self.eval_model, self.images, self.mask = eval_model, images, mask
         self.threat = replace(threat, restarts=1)
         self.steps = min(threat.steps, LONGEST)
-        self.broken = torch.zeros_like(alive)  # by anything so far that stayed within ε
-        self._done: dict[PGDConfig, Tensor] = {}
+        self.broken = torch.zeros_like(mask)  # by any probe so far that stayed within ε
+        self._cache: dict[PGDConfig, Tensor] = {}
 
-    def search(self, **changes: Any) -> Tensor:
-        """(N,) first broken steps under the threat with some of its fields changed."""
-        threat = replace(self.threat, **changes)
-        if threat not in self._done:
-            self._done[threat] = self.attack(threat, self.alive)
-        return self._done[threat]
+    def cached_pgd(self, **changes: Any) -> Tensor:
+        """(N,) first broken steps of the threat's PGD with some of its fields changed."""
+        config = replace(self.threat, **changes)
+        if config not in self._cache:
+            self._cache[config] = self.run_pgd(config, self.mask)
+        return self._cache[config]
 
-    def attack(self, threat: PGDConfig, alive: Tensor) -> Tensor:
-        """(N,) first broken steps of the examples `alive`, which may be more than those of the audit."""
-        found = broken_at(self.eval_model, self.images, threat, alive)
-        if threat.eps <= self.threat.eps:
-            self.broken = self.broken | (found > 0)
-        return found
+    def run_pgd(self, config: PGDConfig, mask: Tensor) -> Tensor:
+        """(N,) first broken steps of the examples `mask`, which may be more than those of the audit."""
+        steps = broken_at(self.eval_model, self.images, config, mask)
+        if config.eps <= self.threat.eps:
+            self.broken = self.broken | (steps > 0)
+        return steps
 
-    def broken_by(self, found: Tensor, k: int) -> Tensor:
-        return self.alive & ~robust(found, k)
+    def broken_by(self, steps: Tensor, k: int) -> Tensor:
+        return self.mask & ~robust_after(steps, k)
 
     def pgd(self, k: int, objective: str) -> Tensor:
         """Broken by PGD-k. Of the threat's own objective one trajectory serves every k."""
         own = objective == self.threat.objective
         length = max(2 * self.steps, STEPS) if own else STEPS
-        return self.broken_by(self.search(objective=objective, steps=length), k)
+        return self.broken_by(self.cached_pgd(objective=objective, steps=length), k)
 
     def restarts(self, count: int, objective: str) -> Tensor:
         """Broken by PGD-20 from `count` further starts, and not from the first."""
         seed = self.threat.seed + 1
-        threat = replace(self.threat, steps=STEPS, restarts=count, seed=seed, objective=objective)
-        if threat not in self._done:
-            self._done[threat] = self.attack(threat, self.alive & ~self.pgd(STEPS, objective))
-        return self._done[threat] > 0
+        config = replace(self.threat, steps=STEPS, restarts=count, seed=seed, objective=objective)
+        if config not in self._cache:
+            self._cache[config] = self.run_pgd(config, self.mask & ~self.pgd(STEPS, objective))
+        return self._cache[config] > 0
 
     def fgsm(self, multiple: float) -> Tensor:
         """Broken by x + ε·sign ∇CE (the other norms' steepest step), or wrong without it, at a multiple of ε."""
         eps = multiple * self.threat.eps
-        return self.broken_by(self.search(eps=eps, step_size=eps, steps=1, start="zero", objective="ce"), 1)
+        return self.broken_by(self.cached_pgd(eps=eps, step_size=eps, steps=1, start="zero", objective="ce"), 1)
 
     def radius(self, multiple: float) -> Tensor:
         """Broken by PGD-20 at a multiple of ε, its step in proportion."""
         if multiple == 1:
             return self.pgd(STEPS, self.threat.objective)
         eps, size = multiple * self.threat.eps, multiple * self.threat.step_size
-        return self.broken_by(self.search(eps=eps, step_size=size, steps=STEPS), STEPS)
+        return self.broken_by(self.cached_pgd(eps=eps, step_size=size, steps=STEPS), STEPS)
 
     def range(self, share: float) -> Tensor:
         """Broken by PGD-200 in the ball that holds every image, or in a share of that radius; steps of a tenth of it.
@@ -87,31 +87,26 @@ class AttackProbes:
         """
         pixels = self.images.x[:1].numel()
         eps = share * {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[self.threat.norm]
-        found = self.search(eps=eps, step_size=eps / 10, steps=RANGE_STEPS)
-        return self.broken_by(found, RANGE_STEPS)
+        return self.broken_by(self.cached_pgd(eps=eps, step_size=eps / 10, steps=RANGE_STEPS), RANGE_STEPS)
 
-    def determined(self, alive: Tensor) -> Tensor:
-        """Of `alive`, broken by PGD-100 on the margin from five starts: what gradients find when they try."""
-        seed = self.threat.seed + 2
-        return self.attack(replace(self.threat, steps=100, restarts=5, objective="margin", seed=seed), alive) > 0
+    def strong_pgd(self, mask: Tensor) -> Tensor:
+        """Of `mask`, broken by PGD-100 on the margin from five starts."""
+        config = replace(self.threat, steps=100, restarts=5, objective="margin", seed=self.threat.seed + 2)
+        return self.run_pgd(config, mask) > 0
 
     def noise(self) -> Tensor:
         """Broken by any of 100 uniform draws from the ball."""
-        kind, found = (
-            ball(self.threat.norm),
-            torch.zeros(len(self.alive), dtype=torch.long, device=self.eval_model.device),
-        )
+        norm_ball, eps = ball(self.threat.norm), self.threat.eps
+        broken = torch.zeros(len(self.mask), dtype=torch.long, device=self.eval_model.device)
         with self.eval_model.ready(), torch.no_grad():
             for rows in self.batches():
                 x, y = self.eval_model.load(self.images, rows)
-                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.places(rows))
+                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.indices(rows))
                 hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
                 for _ in range(DRAWS):
-                    hit |= wrong(
-                        self.eval_model, kind.project(x, x + kind.sample(x, self.threat.eps, rng), self.threat.eps), y
-                    )
-                found[rows.to(self.eval_model.device)] = hit.long()
-        return self.eval_model.reduce(found).bool().cpu()
+                    hit |= wrong(self.eval_model, norm_ball.project(x, x + norm_ball.sample(x, eps, rng), eps), y)
+                broken[rows.to(self.eval_model.device)] = hit.long()
+        return self.eval_model.reduce(broken).bool().cpu()
 
     def losses(self) -> Tensor:
         """(21,): the mean objective along PGD-20 from the clean image, nothing stopped, on the CPU in float64."""
@@ -121,15 +116,15 @@ class AttackProbes:
         with self.eval_model.ready():
             for rows in self.batches():
                 x, y = self.eval_model.load(self.images, rows)
-                pgd(_Recorded(self.eval_model, threat.objective, y, sums), x)
-        return self.eval_model.reduce(sums).cpu() / int(self.alive.sum())
+                pgd(_RecordedObjective(self.eval_model, threat.objective, y, sums), x)
+        return self.eval_model.reduce(sums).cpu() / int(self.mask.sum())
 
     def batches(self) -> Iterator[Tensor]:
-        return self.eval_model.batches(self.alive.nonzero().flatten())
+        return self.eval_model.batches(self.mask.nonzero().flatten())
 
 
-class _Recorded(Objective):
-    """An objective that adds what it saw at each step to `sums`."""
+class _RecordedObjective(Objective):
+    """An objective that adds its values at each step to `sums`."""
 
     def __init__(self, eval_model: EvalModel, objective: str, y: Tensor, sums: Tensor) -> None:
         super().__init__(eval_model.logits, LABEL_OBJECTIVES[objective], y)

@@ -1,4 +1,4 @@
-"""What a network's outputs, state and gradients say of it before any attack is run."""
+"""Measurements of a network's outputs, gradients and state for the audit, without any attack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atbench.evaluation.eval_model import EvalModel
 from atbench.seeding import seed_global
 
 FORWARDS = 5  # Croce & Hein 2020 (fra31/auto-attack, checks.py) look five times as well
-ALONE = 16  # examples whose logits are computed alone and in company
+ALONE = 16  # examples whose logits are computed alone and in a batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Outputs:
     logits, labels: (n, K) and (n,) of the first pass, on the CPU.
     spread: max |z − z'| between the first of five passes and the others.
     changed: examples whose prediction differs between the five.
-    company: max |z − z'| between an image in a batch of others and beside a copy of itself; NaN with a single image.
+    batch_dependence: max |z − z'| between an image in a batch of others and beside a copy of itself; NaN with a single
+        image.
     training: modules that are in train mode after a pass, although the network was put into eval mode.
     backward: calls of autograd that one pass makes.
     """
@@ -39,7 +40,7 @@ class Outputs:
     labels: Tensor
     spread: float
     changed: int
-    company: float
+    batch_dependence: float
     training: list[str]
     backward: int
 
@@ -75,14 +76,14 @@ class Outputs:
         return -math.log(torch.finfo(self.logits.dtype).tiny)
 
 
-def look(eval_model: EvalModel, images: Images, rows: Tensor) -> Outputs:
-    """Passes over the examples `rows`. Every process makes all of them: they are few."""
+def measure_outputs(eval_model: EvalModel, images: Images, rows: Tensor) -> Outputs:
+    """Forward passes over the examples `rows`; every process makes all of them, for they are few."""
     logits, labels, spread, changed = [], [], 0.0, 0
     with eval_model.ready(), torch.no_grad():
         backward = 0
         for part in rows.split(eval_model.batch_size):
             x, y = eval_model.load(images, part)
-            with counted_backward() as calls:
+            with count_backward_calls() as calls:
                 first = eval_model.logits(x)
             backward = max(backward, calls())
             again = torch.stack([eval_model.logits(x) for _ in range(FORWARDS - 1)])
@@ -90,14 +91,14 @@ def look(eval_model: EvalModel, images: Images, rows: Tensor) -> Outputs:
             changed += int((again.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).sum())
             logits.append(first.cpu())
             labels.append(y.cpu())
-        company = _company(eval_model, images, rows[stratified_subset(torch.cat(labels), ALONE)])
+        batch_dependence = _batch_dependence(eval_model, images, rows[stratified_subset(torch.cat(labels), ALONE)])
         training = [name or "the network" for name, module in eval_model.network.named_modules() if module.training]
-    return Outputs(torch.cat(logits), torch.cat(labels), spread, changed, company, training, backward)
+    return Outputs(torch.cat(logits), torch.cat(labels), spread, changed, batch_dependence, training, backward)
 
 
-def randomness(eval_model: EvalModel, images: Images) -> str | None:
-    """`torch` for a network whose answers differ with the seed of torch and with nothing else, `other` for one that
-    draws its numbers elsewhere, None for one that gives the same answer twice. The same on all processes.
+def randomness_source(eval_model: EvalModel, images: Images) -> str | None:
+    """Random source of a network: `torch` if its outputs differ with torch's seed and with nothing else, `other` if it
+    draws its numbers elsewhere, None if it is deterministic. The same on all processes.
     """
     rows = stratified_subset(images.y, ALONE)
     x, _ = eval_model.load(images, rows)
@@ -107,24 +108,23 @@ def randomness(eval_model: EvalModel, images: Images) -> str | None:
             seed_global(seed, eval_model.device)
             passes.append(eval_model.logits(x))
     rounding = 64 * torch.finfo(passes[0].dtype).eps * float(passes[0].abs().max())
-    differs = [bool((each - passes[0]).abs().max() > rounding) for each in passes[1:]]
-    found = torch.tensor([int(each) for each in differs], device=eval_model.device)
-    unseeded, *seeded = eval_model.reduce(found).bool().tolist()
+    differs = torch.tensor([int((z - passes[0]).abs().max() > rounding) for z in passes[1:]], device=eval_model.device)
+    unseeded, *seeded = eval_model.reduce(differs).bool().tolist()
     return "other" if unseeded else "torch" if any(seeded) else None
 
 
-def _company(eval_model: EvalModel, images: Images, rows: Tensor) -> float:
+def _batch_dependence(eval_model: EvalModel, images: Images, rows: Tensor) -> float:
     if len(rows) < 2:
         return math.nan
     x, _ = eval_model.load(images, rows)
     # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
-    alone = torch.cat([eval_model.logits(one.expand(2, *one.shape[1:]).contiguous())[:1] for one in x.split(1)])
+    alone = torch.cat([eval_model.logits(each.expand(2, *each.shape[1:]).contiguous())[:1] for each in x.split(1)])
     return float((eval_model.logits(x) - alone).abs().max())
 
 
-def slopes(eval_model: EvalModel, images: Images, rows: Tensor) -> Tensor | None:
+def gradient_magnitudes(eval_model: EvalModel, images: Images, rows: Tensor) -> Tensor | None:
     """(n,): mean |∂CE/∂x| over the pixels of each example `rows`; None if the outputs carry no gradient at all."""
-    found = []
+    magnitudes = []
     with eval_model.ready():
         for part in rows.split(eval_model.batch_size):
             x, y = eval_model.load(images, part)
@@ -132,28 +132,28 @@ def slopes(eval_model: EvalModel, images: Images, rows: Tensor) -> Tensor | None
             if not value.requires_grad:
                 return None
             grad = torch.autograd.grad(value.sum(), x)[0]
-            found.append(grad.abs().flatten(1).mean(dim=1).cpu())
-    return torch.cat(found)
+            magnitudes.append(grad.abs().flatten(1).mean(dim=1).cpu())
+    return torch.cat(magnitudes)
 
 
-def fingerprints(network: nn.Module) -> dict[str, str]:
-    """Checksums of all parameters and buffers, those that a checkpoint leaves out included, and every module's mode."""
-    found = {}
+def state_checksums(network: nn.Module) -> dict[str, str]:
+    """Checksums of all parameters and buffers, non-persistent ones included, and every module's mode."""
+    checksums = {}
     for name, value in [*network.named_parameters(), *network.named_buffers()]:
         raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        found[name] = hashlib.sha256(raw.tobytes()).hexdigest()
-    return found | {f"the mode of {name or 'the network'}": str(m.training) for name, m in network.named_modules()}
+        checksums[name] = hashlib.sha256(raw.tobytes()).hexdigest()
+    return checksums | {f"the mode of {name or 'the network'}": str(m.training) for name, m in network.named_modules()}
 
 
 @contextmanager
-def counted_backward() -> Iterator[Callable[[], int]]:
-    """Count calls of `torch.autograd.grad` and `backward` in a block, by whatever name they were imported."""
-    watched = (torch.autograd.grad.__code__, torch.autograd.backward.__code__)
+def count_backward_calls() -> Iterator[Callable[[], int]]:
+    """Count calls of `torch.autograd.grad` and `backward` in a block, under whatever name they were imported."""
+    targets = (torch.autograd.grad.__code__, torch.autograd.backward.__code__)
     count = 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal count
-        count += event == "call" and frame.f_code in watched
+        count += event == "call" and frame.f_code in targets
 
     before = sys.getprofile()
     sys.setprofile(watch)

@@ -1,0 +1,118 @@
+"""The training step: perturb → loss → backward → optimizer step → after_update → averages → record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from time import perf_counter
+
+import torch
+
+from atbench.data import Batch
+from atbench.errors import ConfigError, NumericalError
+from atbench.methods.base import Loss, Method, Round
+from atbench.models import bn_mode
+from atbench.training.distributed import World, data_parallel
+from atbench.training.param_groups import Group
+from atbench.training.running_means import RunningMeans
+from atbench.training.weight_averaging import Average
+from atbench.training.weight_perturbation import Gradients, WeightPerturbation
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+
+
+class TrainStep:
+    """One step of training a method's groups, as a callable on a round of `Method.inner_updates`.
+
+    Args:
+        means: the epoch's record, which every step adds to.
+        precision: (attack, update), each `fp32` or `bf16` (autocast; parameters stay fp32).
+        clip_norm: the largest L2 norm of the gradient of each group; None for no clipping.
+        averages: averages of the weights, which follow every update.
+
+    Raises ConfigError for AWP with a method that accumulates its update, and for bf16 with one of second order.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        groups: Sequence[Group],
+        world: World,
+        means: RunningMeans,
+        precision: tuple[str, str] = ("fp32", "fp32"),
+        clip_norm: float | None = None,
+        awp: WeightPerturbation | None = None,
+        averages: Sequence[Average] = (),
+    ) -> None:
+        self.method, self.groups, self.world, self.means = method, list(groups), world, means
+        attack, update = (PRECISIONS[name] for name in precision)
+        if awp is not None and method.accumulates:
+            name = type(method).__name__
+            raise ConfigError("plus", "awp", f"{name} accumulates its update over several passes", "leave out plus=awp")
+        if method.second_order and update is not None:
+            raise ConfigError("train.precision.update", "bf16", "this method differentiates a gradient", "use fp32")
+        self.attack_precision, self.update_precision = (
+            partial(torch.autocast, world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+            for dtype in (attack, update)
+        )
+        self.distributed = data_parallel(method) if world.size > 1 else None
+        self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
+        self.attack_seconds = 0.0
+        self.first_nan = torch.full((), -1, dtype=torch.long, device=world.device)
+
+    def __call__(self, round: Round) -> None:
+        """Run one round: its perturbation, its loss, and the update that it ends in."""
+        method, clock = self.method, self.method.clock
+        if round.perturb:
+            started = perf_counter()
+            with self.attack_precision():
+                round.batch = method.perturb(round.batch)
+            self.attack_seconds += perf_counter() - started
+        with self._perturbed_weights(round.batch) if self.awp else nullcontext():
+            with self.update_precision():
+                loss: Loss = (self.distributed or method.loss)(round.batch)
+            loss.total.backward()
+            if round.step:
+                for group in self.groups:
+                    if self.clip_norm is not None:
+                        group.clip(self.clip_norm)
+                    group.optimizer.step()
+                    group.optimizer.zero_grad()  # to None: an optimizer skips a parameter without gradient
+        # Before the averages: after_update may move parameters (a proximal step), and the result is averaged.
+        method.after_update(round.batch)
+        for average in self.averages if round.step else ():
+            average.after_update(method.model, clock)
+        nan_now = (self.first_nan < 0) & ~torch.isfinite(loss.total.detach())
+        self.first_nan = torch.where(nan_now, clock.epoch * clock.steps + clock.step, self.first_nan)
+        self.means.add({"loss": loss.total, **loss.terms}, round.weight)
+
+    def _perturbed_weights(self, batch: Batch) -> AbstractContextManager[None]:
+        """The block of an update under adversarial weight perturbation."""
+        assert self.awp is not None
+
+        def ascent_gradients() -> Gradients:
+            with bn_mode(self.method, "batch"):  # of all networks: what learns beside the model forwards too
+                with self.update_precision():
+                    loss: Loss = (self.distributed or self.method.loss)(batch)
+                loss.total.backward()
+            parameters = self.method.model.parameters()
+            gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+            # Gradients of the ascent must not add up with those of the update, in any group.
+            for group in self.groups:
+                group.optimizer.zero_grad()
+            return gradients
+
+        return self.awp.around(self.method.model, ascent_gradients, self.method.clock.fraction)
+
+    def check_finite(self) -> None:
+        """Raise NumericalError if any loss so far was NaN or infinite. Waits for the device."""
+        step = int(self.first_nan)
+        if step >= 0:
+            epoch, within = divmod(step, self.method.clock.steps)
+            raise NumericalError(
+                "loss",
+                "NaN or infinite",
+                f"in epoch {epoch + 1}, step {within + 1}",
+                "lower the rate; the last checkpoint is intact",
+            )

@@ -1,0 +1,78 @@
+"""Rules of stepping: beside torch's own Adam, the formulas written out, what follows the live examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from atbench.attacks import Objective, margin
+from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Rule
+from atbench.attacks.norms.lp_ball import ball
+from tests.support.worlds import attack, linear
+
+LENGTH = torch.tensor(0.1, dtype=torch.float64)
+
+
+def gradients(count: int, n: int = 4) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randn((n, 1, 3, 3), generator=rng, dtype=torch.float64) for _ in range(count)]
+
+
+def test_adam_is_torchs() -> None:
+    point = torch.nn.Parameter(torch.full((4, 1, 3, 3), 0.5, dtype=torch.float64))
+    optimizer = torch.optim.Adam([point], lr=0.1, betas=(0.9, 0.999), eps=1e-9, maximize=True)
+    rule, ours = Adam(point.detach()), point.detach().clone()
+    for grad in gradients(6):
+        point.grad = grad.clone()
+        optimizer.step()
+        ours = rule.step(ours, grad, LENGTH)
+        torch.testing.assert_close(ours, point.detach(), rtol=0, atol=1e-12)
+
+
+def test_averaged_is_the_mean_of_the_directions() -> None:
+    grads, x = gradients(3), torch.zeros((4, 1, 3, 3), dtype=torch.float64)
+    rule = Averaged(ball("linf"), x, 0.9)
+    last = [rule.step(x, grad, LENGTH) for grad in grads][-1]
+    a, b, c = (grad.sign() for grad in grads)
+    torch.testing.assert_close(last, 0.1 * 0.1 * (0.81 * a + 0.9 * b + c), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["momentum", "averaged", "adam"])
+def test_what_is_remembered_follows_the_examples(name: str) -> None:
+    """Two examples that are dropped on the way leave the others' paths as they were."""
+
+    def make(like: Tensor) -> Rule:
+        shape = ball("l2")
+        return {"momentum": Momentum(shape, like, 0.9), "averaged": Averaged(shape, like, 0.9), "adam": Adam(like)}[
+            name
+        ]
+
+    grads, x = gradients(5), torch.zeros((4, 1, 3, 3), dtype=torch.float64)
+    whole, cut, live = make(x), make(x), torch.tensor([True, False, True, False])
+    for number, grad in enumerate(grads):
+        expected = whole.step(x, grad, LENGTH)[live]
+        if number == 2:
+            cut.take(live)
+        found = cut.step(x, grad, LENGTH)[live] if number < 2 else cut.step(x[live], grad[live], LENGTH)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_adams_first_step_is_a_sign_step() -> None:
+    """m̂/√v̂ = g/|g| after one gradient: FGSM of the step's length, whatever the scale of the gradient."""
+    network, x = linear(classes=2), torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    y = torch.zeros(2, dtype=torch.long)
+    settings = {"steps": 1, "start": "zero", "step_size": 0.03}
+    adam, sign = (attack(**settings, rule=rule)(Objective(network, margin, y), x) for rule in ("adam", "steepest"))
+    torch.testing.assert_close(adam, sign, rtol=0, atol=1e-8)
+    assert (adam - x).abs().max() == pytest.approx(0.03, abs=1e-8)
+
+
+def test_an_l1_step_moves_as_many_pixels_as_its_sparsity_says() -> None:
+    network, x = linear(classes=2), torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    y = torch.zeros(2, dtype=torch.long)
+    for sparsity, moved in ((0.0, 1), (0.25, 16)):
+        search = attack(norm="l1", eps=0.4, steps=1, step_size=0.4, start="zero", sparsity=sparsity)
+        delta = search(Objective(network, margin, y), x) - x
+        assert ((delta != 0).flatten(1).sum(dim=1) == moved).all()
+        torch.testing.assert_close(delta.abs().flatten(1).sum(dim=1), torch.full((2,), 0.4, dtype=torch.float64))

@@ -1,0 +1,161 @@
+"""Numbers outside their range, and another attack than a method's own, are refused before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Annotated, get_origin
+
+import pytest
+
+from atbench.config import instantiate, ranges, registry, validate, values
+from atbench.config.instantiate import check_target, locate
+from atbench.errors import ConfigError
+from tests.support.configs import resolved
+
+METHODS = registry.options("method", [registry.conf_dir()])
+RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]
+#: Arguments of methods that any number is good for: ρ may be infinite, and stages are counted from either end.
+ANY_NUMBER = {"ccat": {"rho"}, "strong_adversary": {"layer"}}
+FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
+OUTSIDE = {
+    "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
+    "alp": {"weight": (-0.5, FROM_0)},
+    "cat_curriculum": {
+        "max_strength": (-1, "a whole number from 0"),
+        "patience": (10, SHARE),
+        "threshold": (90, SHARE),
+    },
+    "ccat": {"share": (1.5, SHARE)},
+    "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
+    "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
+    "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0)},
+    "early_stop": {"patience": (0, "a share above 0, at most 1")},
+    "fgsm_at": {"clean": (1.5, SHARE)},
+    "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},
+    "free_at": {"replays": (0, COUNT)},
+    "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
+    "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
+    "kd_swa": {"temperature": (0, ABOVE_0), "robust": (-0.6, FROM_0)},
+    "kurakin_mixed_batch": {
+        "share": (-0.1, SHARE),
+        "weight": (0, ABOVE_0),
+        "sigma": (0, ABOVE_0),
+        "delay": (10000, SHARE),
+    },
+    "l1_penalty_at": {"penalty": (-1, FROM_0)},
+    "lbgat": {"beta": (-6, FROM_0)},
+    "llr": {"linearity": (-4, FROM_0), "warmup": (500, SHARE)},
+    "lsq": {"weight": (-0.5, FROM_0)},
+    "mart": {"beta": (-5, FROM_0)},
+    "mma": {"d_max": (-0.1, FROM_0), "clean_weight": (2, SHARE), "bisections": (0, COUNT)},
+    "msd": {
+        "pixels": ([-1, 2], "a list of a number from 0"),
+        "rel_path_length": ({"l1": -1}, "a mapping of a number from 0"),
+    },
+    "multi_norm_avg": {"warmup": (2, SHARE), "steps": ({"l1": -1}, "a mapping of a whole number from 0")},
+    "multi_norm_max": {"warmup": (-0.1, SHARE)},
+    "pgd_at_te": {"weight": (-300, FROM_0), "momentum": (1, "a number from 0 to below 1"), "start": (89, SHARE)},
+    "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},
+    "rlfat_trades": {"beta": (-6, FROM_0), "blocks": (0, COUNT)},
+    "rst": {"beta": (-6, FROM_0)},
+    "score": {"beta": (-4, FROM_0), "total_clip": (-1, FROM_0)},
+    "strong_adversary": {"share": (-0.3, FROM_0)},
+    "tla": {"margin": (-0.03, FROM_0), "negatives": (0, COUNT)},
+    "trades": {"beta": (-6, FROM_0)},
+    "trades_te": {"beta": (-6, FROM_0), "full": (149, SHARE)},
+    "yopo": {"m": (0, COUNT), "n": (-3, COUNT)},
+}
+
+
+class TestRanges:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["plus=ema", "plus.ema.decay=2"], r"plus\.ema\.decay: 2 — Ema wants a number from 0 to below 1"),
+            (["plus=ema", "plus.ema.warmup=1"], r"plus\.ema\.warmup: 1 "),
+            (["plus=swa", "plus.swa.start=1"], r"plus\.swa\.start: 1 "),
+            (["plus=awp", "plus.awp.gamma=-1"], r"plus\.awp\.gamma: -1 — WeightPerturbation wants a number from 0"),
+            (["plus=awp", "plus.awp.warmup=7"], r"plus\.awp\.warmup: 7 "),
+            (["train.schedule.warmup=7"], r"train\.schedule\.warmup: 7 — OneCycle wants a share from 0 to 1"),
+            (["train.schedule.div=0"], r"train\.schedule\.div: 0 .*above 0"),
+            (["recipe=rice", "train.schedule.milestones=[1/2,100]"], r"train\.schedule\.milestones.*share from 0 to 1"),
+            (["recipe=rice", "train.schedule.gamma=-0.1"], r"train\.schedule\.gamma: -0\.1"),
+            (["train.optimizer.lr=-0.1"], r"train\.optimizer\.lr: -0\.1"),
+            (["train.optimizer.momentum=2"], r"train\.optimizer\.momentum: 2"),
+            (["method=adt_exp_am", "train.groups.generator.optimizer.lr=-1"], r"generator\.optimizer\.lr: -1"),
+            (["dataset.threat.l2.eps=-1"], r"dataset\.threat\.l2\.eps: -1"),
+            (["attack.steps=0"], r"attack\.steps: 0 "),
+            (["+attack.momentum=-1"], r"attack\.momentum: -1 "),
+            (["+attack.sparsity=3"], r"attack\.sparsity: 3 "),
+            (["eval=auto", "eval.attacks.apgd_ce.rho=2"], r"eval\.attacks\.apgd_ce\.rho: 2 "),
+            (["eval=auto", "eval.attacks.square.steps=-5"], r"eval\.attacks\.square\.steps: -5 "),
+            (["method=trades", "method.beta=-6"], r"^method\.beta: -6 — Trades wants a number from 0"),
+            (["model.width=0"], r"model\.width: 0 — CNN wants a whole number from 1"),
+            (["dataset=cifar10", "dataset.augment=[{_target_: atbench.data.augment.PadCropFlip, pad: -1, flip: true}]"],
+             r"dataset\.augment\.0\.pad: -1 "),
+        ],
+    )  # fmt: skip
+    def test_a_number_outside_its_range_is_refused_by_its_key(self, words: list[str], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            validate.validate_config(resolved(*words))
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
+    def test_every_number_of_a_method_has_a_range(self, method: str) -> None:
+        node = values.plain(resolved(f"method={method}").method)
+        parameters = inspect.signature(locate(node["_target_"], "method._target_")).parameters
+        plain = {name for name, each in parameters.items() if re.search(r"\b(float|int)\b", str(each.annotation))}
+        assert plain <= ANY_NUMBER.get(method, set())
+        ranged = {name for name, each in parameters.items() if re.search("|".join(RANGES), str(each.annotation))}
+        assert bool(ranged) == (method in OUTSIDE)
+        for name, (value, wanted) in OUTSIDE.get(method, {}).items():
+            said = rf"^method\.{name}: {re.escape(str(value))} — \w+ wants {wanted}"
+            with pytest.raises(ConfigError, match=said):
+                check_target({**node, name: value}, "method")
+
+    def test_a_range_within_a_mapping(self) -> None:
+        with pytest.raises(ConfigError, match=r"method\.rel_path_length.*a mapping of a number"):
+            validate.validate_config(resolved("method=msd", "method.rel_path_length.l1=wide"))
+
+    def test_a_groups_rate_of_nothing_is_doubtful(self) -> None:
+        words = ("method=adt_exp_am", "train.groups.generator.optimizer.lr=0")
+        assert validate.validate_config(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
+
+    def test_a_factor_that_shortens_no_step(self) -> None:
+        with pytest.raises(ConfigError, match=r"attack\.backtrack: 0\.5"):
+            instantiate.build(resolved("+attack.return_point=best", "+attack.backtrack=0.5").attack, "attack")
+
+
+class TestOwnAttack:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
+    def test_every_method_as_it_is_passes(self, method: str) -> None:
+        validate.validate_config(resolved(f"method={method}", "attack.eps=8/255"))
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["method=fgsm_at", "attack.steps=7"], r"attack\.steps: 7 — fgsm_at is the method that has 1 there"),
+            (["method=fgsm_at", "attack.step_size=0.01"], r"attack\.step_size: 0\.01 "),
+            (["method=fgsm_at", "attack.start=uniform"], r"attack\.start: uniform "),
+            (["method=shaham_ro", "attack.steps=2"], r"attack\.steps: 2 — shaham_ro"),
+            (["method=strong_adversary", "attack.steps=20"], r"attack\.steps: 20 — strong_adversary"),
+            (["method=kurakin_mixed_batch", "attack.start=uniform"], r"attack\.start: uniform — kurakin_mixed_batch"),
+            (["method=ccat", "attack.return_point=last", "attack.backtrack=0"], r"attack\.return_point: last — ccat"),
+            (["method=llr", "attack.rule=steepest"], r"attack\.rule: steepest — llr"),
+            (["experiment=paper/trades", "method=fgsm_at"], r"attack\.steps: 10 — fgsm_at"),
+        ],
+    )
+    def test_another_attack_than_the_methods_own_is_refused(self, words: list[str], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            validate.validate_config(resolved(*words))
+
+    @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart"])
+    def test_where_any_attack_is_meant_any_is_taken(self, method: str) -> None:
+        validate.validate_config(
+            resolved(f"method={method}", "attack.steps=1", "attack.start=zero", "attack.step_size=0.2")
+        )
+
+    def test_a_radius_of_nothing_is_no_other_attack(self) -> None:
+        validate.validate_config(resolved("method=fgsm_at", "attack.eps=0"))

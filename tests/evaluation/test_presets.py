@@ -1,0 +1,73 @@
+"""Every preset of evaluation can be made for every data set's threats, and is what its name says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from atbench.config import registry, validate
+from atbench.errors import ConfigError
+from atbench.evaluation import Plan
+from atbench.training import World
+from atbench.workflows import factory
+from atbench.workflows.eval_plan import make_plan
+from tests.support.configs import resolved
+
+PRESETS = registry.options("eval", [registry.conf_dir()])
+
+
+def planned(*words: str) -> tuple[DictConfig, Plan]:
+    cfg = resolved("method=pgd_at", *words)
+    validate.validate_config(cfg)
+    source = factory.make_source(cfg)
+    return cfg, make_plan(cfg, source, World(torch.device("cpu")), source.test())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
+    cfg, plan = planned(f"eval={preset}", f"eval.norm={norm}")
+    eps = cfg.dataset.threat[norm].eps if norm != cfg.attack.norm else cfg.attack.eps
+    assert (plan.threat.norm, plan.threat.eps) == (norm, eps)
+    assert all((attack.norm, attack.eps) == (norm, eps) for attack, _ in plan.attacks.values())
+    assert plan.steps or plan.attacks
+    assert norm not in plan.norms and all(its.norm == other for other, its in plan.norms.items())
+
+
+def test_auto_is_autoattack() -> None:
+    _, plan = planned("eval=auto")
+    assert list(plan.attacks) == ["apgd_ce", "apgd_t", "fab_t", "square"] and plan.sequential and not plan.steps
+    assert [attack.steps for attack, _ in plan.attacks.values()] == [100, 100, 100, 5000]
+    _, plan = planned("eval=auto_plus")
+    assert list(plan.attacks) == ["apgd_ce", "apgd_dlr", "fab", "square", "apgd_t", "fab_t"]
+    assert [settings.get("restarts") for _, settings in plan.attacks.values()][:3] == [5, 5, 5]
+
+
+def test_the_radius_that_is_typed_counts_for_all() -> None:
+    _, plan = planned("eval=masked", "eval.eps=1/10")
+    assert plan.threat.eps == 0.1 and all(attack.eps == 0.1 for attack, _ in plan.attacks.values())
+    assert plan.threat.step_size == pytest.approx(0.025), "the data set's ratio of step size to ε"
+
+
+def test_rejection_stands_on_held_out_images_and_attacks_in_the_threat() -> None:
+    cfg, plan = planned("eval=reject", "eval.norm=l2", "eval.reject_steps=7")
+    assert plan.reject is not None and plan.reject.share == 0.99
+    held = factory.make_data(cfg, factory.make_source(cfg), World(torch.device("cpu"))).validation
+    assert torch.equal(plan.reject.held.x, held.x) and torch.equal(plan.reject.held.y, held.y)
+    attack = plan.reject.attack
+    assert (attack.norm, attack.eps, attack.steps) == ("l2", plan.threat.eps, 7)
+    assert planned("eval=standard")[1].reject is None
+
+
+def test_a_rejection_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.attacks\.confident"):
+        planned("eval=reject", "+attack@eval.attacks.confident=confident")
+    with pytest.raises(ConfigError, match=r"eval\.reject: 1\.5"):
+        planned("eval=reject", "eval.reject=1.5")
+    cfg = resolved("method=pgd_at", "eval=reject")
+    source = replace(factory.make_source(cfg), validation=0)
+    with pytest.raises(ConfigError, match=r"eval\.reject: 0\.99"):
+        make_plan(cfg, source, World(torch.device("cpu")), source.test())

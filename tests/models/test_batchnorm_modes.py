@@ -1,0 +1,143 @@
+"""Modes of the normalisation in a search: what is normalised by what, what moves, and that all is put back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atbench.models import BN_MODES, Frozen, bn_mode, capture_batch_statistics, untouched
+
+F64 = torch.float64
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)
+        )
+        self.double()
+
+
+@pytest.fixture
+def net() -> Net:
+    """A network whose running statistics have seen something, in a mixed state of modes."""
+    torch.manual_seed(0)
+    net = Net()
+    for _ in range(3):
+        net(2 + torch.randn(16, 1, 6, 6, dtype=F64))
+    net[4].eval()  # fine-tuning keeps a layer in eval mode: it must come back so
+    return net
+
+
+def batch(seed: int = 1) -> Tensor:
+    return 1 + 3 * torch.randn((8, 1, 6, 6), generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def normalised(net: Net, x: Tensor, how: str) -> Tensor:
+    """The first layer and its normalisation, by hand. (Dropout is not in the way.)"""
+    h = net[0](x)
+    if how == "running":
+        mean, var = net[1].running_mean, net[1].running_var
+    else:
+        mean, var = h.mean((0, 2, 3)), h.var((0, 2, 3), unbiased=False)
+    shape = (1, -1, 1, 1)
+    h = (h - mean.view(shape)) / (var.view(shape) + net[1].eps).sqrt()
+    return h * net[1].weight.view(shape) + net[1].bias.view(shape)
+
+
+@pytest.mark.parametrize(("mode", "how"), [("eval", "running"), ("train", "batch"), ("batch", "batch")])
+def test_what_a_mode_normalises_by(net: Net, mode: str, how: str) -> None:
+    x = batch()
+    expected = normalised(net, x, how)
+    with bn_mode(net, mode):
+        torch.testing.assert_close(net[1](net[0](x)), expected, rtol=0, atol=1e-12)
+
+
+def test_fixed_normalises_by_the_captured_batch(net: Net) -> None:
+    x, other = batch(), batch(2)
+    with capture_batch_statistics(net):
+        net(x)
+    expected = normalised(net, x, "batch")
+    with bn_mode(net, "fixed"):
+        torch.testing.assert_close(net[1](net[0](x)), expected, rtol=0, atol=1e-12)
+        whole, row = net(other), net(other[:1])
+        torch.testing.assert_close(row, whole[:1], rtol=0, atol=1e-12)  # examples do not see each other
+
+
+@pytest.mark.parametrize("mode", BN_MODES)
+def test_only_train_moves_running_statistics(net: Net, mode: str) -> None:
+    if mode == "fixed":
+        with capture_batch_statistics(net.eval()):
+            net(batch())
+        net.train()
+        net[4].eval()
+    before = state(net)
+    with bn_mode(net, mode):
+        net(batch())
+        net(batch(2))
+    after = state(net)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    statistics = {f"{i}.{name}" for i in (1, 4) for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved == (statistics if mode == "train" else set())
+    if mode == "train":
+        assert after["1.num_batches_tracked"] == before["1.num_batches_tracked"] + 2
+
+
+@pytest.mark.parametrize("mode", BN_MODES)
+def test_everything_is_put_back_even_after_an_error(net: Net, mode: str) -> None:
+    with capture_batch_statistics(net):
+        net(batch())
+    layers = [net[1], net[4]]
+    before = [(m.training, m.track_running_stats, id(m.running_mean), id(m.running_var)) for m in layers]
+    modes = [m.training for m in net.modules()]
+    with pytest.raises(RuntimeError, match="inside"), bn_mode(net, mode):
+        raise RuntimeError("inside")
+    assert [(m.training, m.track_running_stats, id(m.running_mean), id(m.running_var)) for m in layers] == before
+    assert [m.training for m in net.modules()] == modes
+    assert state(net).keys() == Net().state_dict().keys()  # what was captured is not saved
+
+
+def test_train_mode_keeps_dropout_and_eval_does_not(net: Net) -> None:
+    x = batch()
+    with bn_mode(net, "eval"):
+        assert torch.equal(net(x), net(x))
+    with bn_mode(net, "batch"):
+        assert not torch.equal(net(x), net(x))
+
+
+def test_frozen_cannot_be_woken() -> None:
+    inner = Net()
+    outer = nn.ModuleDict({"teacher": Frozen(inner), "student": Net()})
+    outer.train()
+    assert outer["student"].training and not any(m.training for m in outer["teacher"].modules())
+    with bn_mode(outer, "train"):
+        before = state(inner)
+        x = batch().requires_grad_()
+        outer["teacher"](x).sum().backward()
+        assert all(torch.equal(before[name], value) for name, value in inner.state_dict().items())
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    assert all(p.grad is None and not p.requires_grad for p in inner.parameters())
+
+
+def test_untouched_freezes_and_restores_flags_and_random_state(net: Net) -> None:
+    net[0].weight.requires_grad_(False)
+    flags = [p.requires_grad for p in net.parameters()]
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="inside"), untouched(net):
+        assert not any(p.requires_grad for p in net.parameters())
+        net.train()(batch())  # dropout draws
+        raise RuntimeError("inside")
+    assert [p.requires_grad for p in net.parameters()] == flags and flags[0] is False
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_reach_the_input_of_an_untouched_network(net: Net) -> None:
+    x = batch().requires_grad_()
+    with untouched(net), bn_mode(net, "eval"):
+        net(x).sum().backward()
+    assert x.grad is not None and all(p.grad is None for p in net.parameters())

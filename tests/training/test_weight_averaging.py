@@ -1,0 +1,117 @@
+"""Averages of the weights: what they are, and that training never notices them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from atbench.methods import Clock
+from atbench.training.weight_averaging import Ema
+from tests.support.contract import ALONE, Log, trainer_of
+
+
+def moved(model: nn.Linear, value: float) -> nn.Linear:
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+@pytest.mark.parametrize("warmup", [0.2, 0.25, 0.0])
+def test_ema_by_hand(warmup: float) -> None:
+    """After batch n of 10 with W = 10 · warmup: a copy while n < W, then min(0.3, (1 + n − W) / (10 + n − W))."""
+    model, clock = nn.Linear(1, 1, bias=False), Clock(epochs=1, steps=10)
+    ema = Ema(decay=0.3, warmup=warmup)
+    expected = 0.0
+    for n in range(1, 7):
+        clock.step = n - 1
+        ema.after_update(moved(model, float(n)), clock)
+        since = n - 10 * warmup
+        rate = 0.0 if since < 0 or n == 1 else min(0.3, (1 + since) / (10 + since))
+        expected = rate * expected + (1 - rate) * n
+        assert float(ema.values["weight"]) == pytest.approx(expected)
+
+
+def test_decay_0_is_the_live_model_and_constant_weights_stay() -> None:
+    model, clock = nn.Linear(1, 1, bias=False), Clock(epochs=1, steps=10)
+    follow, still = Ema(decay=0.0, warmup=0.0), Ema(decay=0.99, warmup=0.0)
+    for step in range(5):
+        clock.step = step
+        follow.after_update(moved(model, float(step)), clock)
+        assert float(follow.values["weight"]) == step
+        still.after_update(moved(model, 3.0), clock)
+        assert float(still.values["weight"]) == 3.0
+
+
+def test_applied_gives_the_average_and_takes_it_back() -> None:
+    model, clock = nn.Linear(1, 1, bias=False), Clock(epochs=1, steps=10, step=5)
+    ema = Ema(decay=0.5, warmup=0.0)
+    ema.after_update(moved(model, 1.0), clock)
+    moved(model, 7.0)
+    with ema.applied(model):
+        assert model.weight.item() == 1.0
+    assert model.weight.item() == 7.0
+
+
+@pytest.mark.parametrize("plus", ["ema", "swa"])
+def test_training_does_not_notice_an_average(plus: str) -> None:
+    results = []
+    for overrides in ((), (f"plus={plus}",)):
+        trainer = trainer_of("trades", ALONE, Log(), "model.norm=batch", *overrides)
+        trainer.fit()
+        results.append({name: value.clone() for name, value in trainer.method.state_dict().items()})
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own() -> None:
+    log = Log()
+    overrides = ("model.norm=batch", "plus=swa", "plus.swa.start=0.0", "train.epochs=3")
+    trainer = trainer_of("pgd_at", ALONE, log, *overrides)
+    ends: list[dict[str, torch.Tensor]] = []
+    average = trainer.averages[0]
+    after_epoch = average.after_epoch
+
+    def recorded(*arguments: Any) -> None:
+        ends.append({name: value.detach().clone() for name, value in trainer.method.model.named_parameters()})
+        after_epoch(*arguments)
+
+    average.after_epoch = recorded  # type: ignore[method-assign]
+    trainer.fit()
+    for name in ends[0]:
+        torch.testing.assert_close(average.values[name], torch.stack([end[name] for end in ends]).mean(dim=0))
+    live = trainer.method.model.state_dict()
+    means = [name for name in average.values if name.endswith("running_mean")]
+    assert means and not any(torch.equal(average.values[name], live[name]) for name in means)
+
+
+@pytest.mark.parametrize("words", [("attack.bn=train",), ("attack.bn=eval",), ("method=free_at",)])
+def test_statistics_of_swa_are_those_of_the_clean_images(words: tuple[str, ...]) -> None:
+    """Every batch of the epoch once through the mean weights; no iterate of an attack counts, whatever its mode."""
+    name = "free_at" if words == ("method=free_at",) else "pgd_at"
+    trainer = trainer_of(name, ALONE, Log(), "model.norm=batch", "plus=swa", "plus.swa.start=0.0", *words)
+    trainer.fit()
+    clock, data = trainer.method.clock, trainer.data
+    with trainer.evaluated() as model:
+        model.eval()
+        first = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        inputs: list[torch.Tensor] = []
+        hook = first.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+        with torch.no_grad():
+            for step in range(clock.steps):
+                model(data.batch(clock.epochs - 1, step).x)
+        hook.remove()
+        assert first.num_batches_tracked == clock.steps == len(inputs)
+        mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+        variance = torch.stack([x.var(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+        torch.testing.assert_close(first.running_mean, mean)
+        torch.testing.assert_close(first.running_var, variance)
+
+
+@pytest.mark.parametrize("plus", ["ema", "swa"])
+def test_the_average_is_what_is_selected_and_saved(plus: str) -> None:
+    trainer = trainer_of("pgd_at", ALONE, Log(), f"plus={plus}", "train.epochs=3")
+    trainer.fit()
+    saved, live = trainer.state()["model"], trainer.method.model.state_dict()
+    name = next(name for name in live if name.endswith("weight"))
+    assert torch.equal(saved[name], trainer.averages[0].values[name]) and not torch.equal(saved[name], live[name])
