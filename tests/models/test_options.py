@@ -8,7 +8,7 @@ import pytest
 
 from atbench.config import registry
 from atbench.config.instantiate import locate
-from tests.models.nets import option
+from tests.support.nets import option
 
 NAMES = registry.options("model", [registry.conf_dir()])
 FROM_DATASET = {"shape", "classes", "mean", "std"}
