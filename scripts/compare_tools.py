@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.evaluation.attack_runner import legal
 from atbench.interval import accuracy_figures
-from atbench.workflows import evaluate, factory
+from atbench.workflows import eval_plan, factory
 from atbench.workflows.resume import resolve_target
 
 BATCH = 200
@@ -181,7 +181,7 @@ def main() -> None:
     _, _, saved = resolve_target(given.run, ["best"])
     cfg = OmegaConf.create({**saved, "data_dir": given.data_dir})
     source = factory.make_source(cfg)
-    network = evaluate.opened(given.run, source, torch.device("cpu"))
+    network = eval_plan.load_frozen_network(given.run, source, torch.device("cpu"))
     x, y = images(source.test(), network, given.n)
     lines = [f"{len(x)} of {given.n} test images are right without an attack; eps {given.eps:g}, one thread.", ""]
     lines += [

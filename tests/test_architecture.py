@@ -164,3 +164,15 @@ def test_no_option_has_a_key_twice(path: Path) -> None:
 
     for names in keys(yaml.compose(path.read_text(encoding="utf-8"))):
         assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_module_is_imported(path: Path) -> None:
+    """What tests share lies in tests/support, and it imports none of them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, path
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            assert name.partition(".")[0] != "tests" or name.startswith("tests.support."), f"{path} imports {name}"

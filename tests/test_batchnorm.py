@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.data import Batch
 from atbench.methods import Method
-from tests.contract import METHODS, Log, trainer_of
-from tests.test_contract import ACCUMULATE, ALONE
+from tests.support.contract import ACCUMULATE, ALONE, METHODS, Log, trainer_of
 
 #: (in train mode, running statistics follow) of every forward in a mode of the attack.
 MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}

@@ -17,12 +17,9 @@ import torch
 import torch.multiprocessing as mp
 
 from atbench.errors import ConfigError, Interrupted
-from atbench.training import World
-from tests.contract import METHODS, Log, configuration, outcome, trainer_of, work
+from tests.support.contract import ACCUMULATE, ALONE, METHODS, Log, configuration, outcome, trainer_of, work
 
 AWP = ("plus=awp",)
-ALONE = World(torch.device("cpu"))
-ACCUMULATE = {"yopo"}
 JOBS = [(name, plus) for name in METHODS for plus in ((), AWP) if not (plus and name in ACCUMULATE)]
 
 

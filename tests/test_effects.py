@@ -22,8 +22,8 @@ from atbench.runs.run_dir import write_text
 from atbench.runs.signals import flag_signals
 from atbench.training import Trainer
 from atbench.workflows.train import Run
-from tests.contract import compose_train
-from tests.test_contract import ALONE
+from tests.support.configs import resolved
+from tests.support.contract import ALONE
 
 SHORT = (
     "model.width=12",
@@ -59,7 +59,7 @@ def with_adv(effect: str) -> list[str]:
 def trained(name: str, *overrides: str) -> Trainer:
     """A method after a short training of everything that it trains."""
     words = [f"method={name}", *SHORT, *OWN.get(name, ()), *overrides]
-    cfg = values.resolve(compose_train(words))
+    cfg = resolved(*words)
     with TemporaryDirectory() as folder, flag_signals() as signal:
         run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
         write_text(run.folder / "status.json", "{}")
@@ -70,7 +70,7 @@ def trained(name: str, *overrides: str) -> Trainer:
 
 def accuracy(trainer: Trainer, norm: str, steps: int = 10) -> float:
     """Of what is evaluated (the average, if there is one) on the held-out part, under PGD at the data set's radius."""
-    radius = values.plain(values.resolve(compose_train([]))).get("dataset")["threat"][norm]
+    radius = values.plain(resolved()).get("dataset")["threat"][norm]
     with trainer.evaluated() as network:
         return trainer.validation.accuracy(network, norm=norm, **radius, steps=steps)
 

@@ -9,7 +9,7 @@ import torch
 
 from atbench.cli.main import main
 from atbench.errors import DataError, exit_code, expected
-from tests.conftest import Stub
+from tests.support.stub import Stub
 
 LOST = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:5")
 MACHINE = {

@@ -18,8 +18,8 @@ from atbench.methods import Method
 from atbench.training import World
 from atbench.training.cost import Count
 from atbench.workflows import factory
-from tests.contract import METHODS, begin_untrained, configuration
-from tests.ties import Watched
+from tests.support.contract import METHODS, begin_untrained, configuration, cost
+from tests.support.ties import Watched
 
 STEPS = 10
 SIZE = 32
@@ -39,17 +39,6 @@ def method_of(name: str) -> tuple[Method, Batch, int]:
     with Count() as count, torch.no_grad():
         method.model(torch.rand(SIZE, *source.shape))
     return method, data.batch(1, 0), count.total
-
-
-def cost(method: Method, batch: Batch) -> int:
-    """Operations of one batch, used as the trainer would."""
-    with Count() as count:
-        for turn in method.inner_updates(batch):
-            turn.batch = method.perturb(turn.batch) if turn.perturb else turn.batch
-            method.loss(turn.batch).total.backward()
-            method.zero_grad()
-            method.after_update(turn.batch)
-    return count.total
 
 
 @dataclass

@@ -30,8 +30,8 @@ from atbench.config.instantiate import build
 from atbench.data import Images, Source
 from atbench.training import Trainer, World
 from atbench.workflows import factory
-from tests.contract import Log, begin_untrained
-from tests.test_config import resolved
+from tests.support.configs import resolved
+from tests.support.contract import Log, begin_untrained
 
 FACTS = {path.stem: path for path in sorted((Path(__file__).parent / "paper").glob("*.yaml"))}
 SHAPES = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from atbench.config import values
 from atbench.evaluation import EvalModel, broken_at, robust_after
 from atbench.training import World
 from atbench.workflows import factory
-from tests.contract import Log, compose_train
+from tests.support.configs import resolved
+from tests.support.contract import Log
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
 
@@ -31,7 +31,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     """PreActResNet-18 on a single batch again and again: x_adv is legal, the loss under attack falls."""
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=preactresnet18", "method=pgd_at", "attack.steps=2"]
-    cfg = values.resolve(compose_train([*words, "train.batch_size=16", "train.epochs=1", "train.optimizer.lr=0.5"]))
+    cfg = resolved(*words, "train.batch_size=16", "train.epochs=1", "train.optimizer.lr=0.5")
     here = World(torch.device("cpu"))
     source = factory.make_source(cfg)
     assert len(source.train) == 50_000 and len(source.classes) == 10
@@ -52,7 +52,7 @@ def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
 
 def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path) -> None:
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=cnn", "method=standard"]
-    cfg = values.resolve(compose_train(words))
+    cfg = resolved(*words)
     source = factory.make_source(cfg)
     test = source.test()
     assert len(test) == 10_000 and torch.equal(torch.bincount(test.y), torch.full((10,), 1000))

@@ -17,12 +17,11 @@ from atbench.data import PadCropFlip
 from atbench.data.digits import digits
 from atbench.training import World
 from atbench.workflows import factory
-from tests.contract import Log
-from tests.test_config import resolved
+from tests.support.configs import PAPERS, resolved
+from tests.support.contract import Log
 
 CONF = registry.conf_dir()
 RECIPES = registry.options("recipe", [CONF])
-PAPERS = [name for name in registry.options("experiment", [CONF]) if name.startswith("paper/")]
 
 
 def optimizer(cfg: DictConfig) -> torch.optim.Optimizer:

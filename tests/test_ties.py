@@ -3,7 +3,7 @@
 From torch 2.15 on the gradient of `clamp` at its bounds is another than up to 2.12 (0 or ½ instead of 1), and so is
 that of a few functions which are made of it. Whatever trains or attacks uses
 `atbench.attacks.norms.lp_ball.clip`, or what has always been the same (relu), wherever a gradient passes. Methods are
-looked at in test_floor.py.
+looked at in test_forward_cost.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from atbench.attacks import LABEL_OBJECTIVES
 from atbench.models.activations import ACTIVATIONS
-from tests.attacks.targets import NAMES, SIDE, Aim, Linear, draws, kind, make
-from tests.ties import Watched
+from tests.support.targets import NAMES, SIDE, Aim, Linear, draws, kind, make
+from tests.support.ties import Watched
 
 
 @pytest.fixture

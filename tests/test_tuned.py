@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import registry
 from atbench.config.validate import validate_config
-from tests.test_config import composed, resolved
-from tests.test_recipes import PAPERS
+from tests.support.configs import PAPERS, composed, resolved
 
 CONF = registry.conf_dir()
 METHODS = registry.options("method", [CONF])

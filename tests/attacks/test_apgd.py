@@ -18,7 +18,7 @@ from atbench.attacks.gradient.apgd import APGD, TargetedAPGD
 from atbench.attacks.gradient.apgd_ascent import ascend
 from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, distance, draws, images
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 F64 = torch.float64
 #: About half of the images of `trained` hold at these radii.

@@ -7,7 +7,7 @@ import torch
 
 from atbench.attacks import ball
 from atbench.errors import ConfigError
-from tests.attacks.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
+from tests.support.targets import CASES, GRADIENT, NAMES, NEAREST, Aim, Linear, distance, draws, images, kind, make
 
 #: The median distance to another class, between two images' own, and an ε that covers every image of the box.
 MIDDLE = {norm: float(distance(Linear(), *images(Linear()), norm).quantile(0.5)) for norm in ("linf", "l2", "l1")}

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from atbench.attacks import Objective, State, cross_entropy
 from atbench.errors import ConfigError
-from tests.attacks.test_search import F64, draws, middle
-from tests.methods.worlds import attack, cnn
+from tests.support.worlds import F64, attack, cnn, draws, middle
 
 
 def test_backtracking_never_loses_ground() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attacks.targets import Aim, draws
-from tests.attacks.traces import N, Trace, uniform, world
 from torch import Tensor
 
 from atbench.attacks.gradient.constraint_relaxation import ConstraintRelaxation
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, draws
+from tests.support.traces import N, Trace, uniform, world
 
 
 def noise(row: int, *place: int | str) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.min_norm.cw import CarliniL2
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 
 def test_the_distance_on_a_linear_network() -> None:

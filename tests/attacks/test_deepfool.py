@@ -9,8 +9,8 @@ import torch
 from atbench.attacks import ball
 from atbench.attacks.min_norm.base import others
 from atbench.attacks.min_norm.deepfool import DeepFool
-from tests.attacks.targets import DUAL, Aim, Linear, distance, draws, images
-from tests.attacks.trained import distances, trained
+from tests.support.targets import DUAL, Aim, Linear, distance, draws, images
+from tests.support.trained import distances, trained
 
 THEIRS = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.attacks.targets import Aim, Linear, draws, images
 from torch import Tensor
 
 from atbench.attacks.gradient.di_fgsm import Diverse, shrinking, transform
 from atbench.attacks.gradient.pgd import Pgd
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, Linear, draws, images
 
 F64 = torch.float64
 

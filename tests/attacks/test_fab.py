@@ -9,8 +9,8 @@ from torch import Tensor
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.fab import FAB, FABT
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 NORMS = ("linf", "l2", "l1")
 NEVER = 1e-9  # so small a radius that nothing counts as broken within it: every target and restart is run

@@ -11,10 +11,10 @@ from atbench.attacks.gradient.odi import ODI
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.models import Ensemble
-from tests.attacks.targets import Aim, Linear, draws
-from tests.attacks.targets import images as grey
-from tests.attacks.traces import N, Trace, uniform, world
-from tests.methods.worlds import cnn
+from tests.support.targets import Aim, Linear, draws
+from tests.support.targets import images as grey
+from tests.support.traces import N, Trace, uniform, world
+from tests.support.worlds import cnn
 
 
 def split(network: nn.Module, x: Tensor) -> Images:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.fmn import FMN
-from tests.attacks.targets import Aim, Linear, distance, draws, images
-from tests.attacks.trained import balanced, distances, trained
+from tests.support.targets import Aim, Linear, distance, draws, images
+from tests.support.trained import balanced, distances, trained
 
 THEIRS = {
     "linf": foolbox.attacks.LInfFMNAttack,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.attacks.targets import Aim, Linear, distance, draws, images
 from torch import Tensor
 
 from atbench.attacks import AscentAttack, GradientAttack, ball
 from atbench.attacks.foolbox import Foolbox
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

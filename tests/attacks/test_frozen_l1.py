@@ -9,8 +9,8 @@ from torch import Tensor
 from atbench.attacks import Objective, ball, cross_entropy
 from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.errors import ConfigError
-from tests.methods.test_msd import RADII, SIZES, draws, images
-from tests.test_config import resolved
+from tests.support.configs import resolved
+from tests.support.union import RADII, SIZES, draws, images
 
 
 def sloped(weights: Tensor) -> Objective:

@@ -8,8 +8,8 @@ import torch
 from atbench.attacks import ball
 from atbench.attacks.gradient.gama import GAMA, Guided, probability_margin
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, draws, images
-from tests.attacks.traces import N, Trace, uniform, world, wrong
+from tests.support.targets import Aim, Linear, draws, images
+from tests.support.traces import N, Trace, uniform, world, wrong
 
 
 @pytest.mark.parametrize("reference", ["start", "clean"])

@@ -6,13 +6,13 @@ from math import cos, pi
 
 import pytest
 import torch
-from tests.attacks.targets import Aim, draws
-from tests.attacks.traces import N, Trace, gap, true, uniform, world, wrong
 from torch import Tensor, nn
 
 from atbench.attacks.gradient.margin_decomposition import MarginDecomposition
 from atbench.attacks.gradient.odi import ODI
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, draws
+from tests.support.traces import N, Trace, gap, true, uniform, world, wrong
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])

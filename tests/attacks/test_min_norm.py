@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attacks.targets import DUAL, Linear, distance, images
 
 from atbench.attacks import ball
 from atbench.attacks.min_norm.base import NearestAdversarial, dual_norm, nearest_boundary, others
+from tests.support.targets import DUAL, Linear, distance, images
 
 
 def test_only_misclassified_and_nearer_images_are_kept() -> None:

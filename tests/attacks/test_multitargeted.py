@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.attacks.targets import Aim, Linear, distance, draws, images
 from torch import Tensor
 
 from atbench.attacks.gradient.multitargeted import OBJECTIVES, Targeted
 from atbench.attacks.gradient.pgd import Pgd
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
 LABELS = torch.tensor([0, 2])

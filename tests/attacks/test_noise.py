@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atbench.attacks import ball
 from atbench.attacks.black_box.noise import Noise
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, distance, draws, images
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 
 class Watch(Aim):

@@ -7,8 +7,8 @@ import torch
 
 from atbench.attacks.gradient.odi import ODI
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, draws
-from tests.attacks.traces import N, Trace, gap, uniform, world
+from tests.support.targets import Aim, draws
+from tests.support.traces import N, Trace, gap, uniform, world
 
 
 @pytest.mark.parametrize("eps", [2e-5, 0.02])

@@ -7,12 +7,12 @@ from typing import Any
 import foolbox
 import pytest
 import torch
-from tests.attacks.targets import Aim, Linear, distance, draws, images, make
 from torch import Tensor, nn
 
 from atbench.attacks import AscentAttack, GradientAttack, cross_entropy, margin
 from atbench.attacks.gradient.pgd import Averaged, Pgd, RandomFgsm
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, Linear, distance, draws, images, make
 
 
 def conv() -> nn.Module:

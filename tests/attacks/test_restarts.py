@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attacks.targets import Linear, images
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.restarts import Attempt, climb, run_restarts
+from tests.support.targets import Linear, images
 
 
 def scripted(name: float, values: list[float], broken: list[bool], seen: list[list[int]]) -> object:

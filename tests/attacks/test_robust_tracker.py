@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tests.attacks.targets import Aim, Linear, images
 
 from atbench.attacks import GradientAttack, Objective, margin
 from atbench.attacks.robust_tracker import AttackStage, RobustTracker, always
+from tests.support.targets import Aim, Linear, images
 
 
 def test_the_first_misclassified_image_stays_and_the_best_of_the_rest() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.attacks.targets import Aim, Linear, distance, draws, images
 from torch import Tensor
 
 from atbench.attacks import margin
 from atbench.attacks.black_box.spsa_nes import NES, SPSA, GradientEstimation
 from atbench.errors import ConfigError
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 BOTH = [SPSA, NES]
 

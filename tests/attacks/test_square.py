@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks import margin
 from atbench.attacks.black_box.square import Square
 from atbench.data.digits import digits
-from tests.attacks.targets import Aim, Linear, distance, draws, images
+from tests.support.targets import Aim, Linear, distance, draws, images
 
 NORMS = ("linf", "l2", "l1")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.methods.worlds import attack, linear
 from torch import Tensor
 
 from atbench.attacks import Objective, margin
 from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Rule
 from atbench.attacks.norms.lp_ball import ball
+from tests.support.worlds import attack, linear
 
 LENGTH = torch.tensor(0.1, dtype=torch.float64)
 

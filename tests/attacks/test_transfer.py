@@ -9,8 +9,8 @@ from torch import nn
 from atbench.attacks import cross_entropy
 from atbench.attacks.gradient.transfer import Transfer
 from atbench.errors import ConfigError
-from tests.attacks.targets import Aim, Linear, draws, images
-from tests.attacks.traces import world
+from tests.support.targets import Aim, Linear, draws, images
+from tests.support.traces import world
 
 
 def other(classes: int = 5) -> nn.Module:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from atbench.cli.main import main
-from tests.conftest import Stub
+from tests.support.stub import Stub
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 
 from atbench.cli.main import main
 from atbench.errors import ConfigError, DataError, Interrupted
-from tests.conftest import Stub
+from tests.support.stub import Stub
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def program(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

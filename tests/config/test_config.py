@@ -8,29 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from atbench.config import instantiate, registry, schema, validate, values
+from atbench.config import instantiate, validate, values
 from atbench.errors import ConfigError
-
-
-def composed(*words: str, verb: str = "train") -> DictConfig:
-    """What Hydra hands to a run, without the detour over the command line, which composes twice."""
-    schema.register()
-    with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
-        return hydra.compose(verb, list(words))
-
-
-def resolved(*words: str) -> DictConfig:
-    return values.resolve(composed(*words))
-
-
-def node(target: str, **options: Any) -> dict[str, Any]:
-    return {"_target_": target, "about": {"name": "x"}, **options}
-
+from tests.support.configs import composed, node, resolved
 
 SGD = "torch.optim.SGD"
 SEARCH = "atbench.attacks.ascent.gradient_ascent.GradientAttack"

@@ -7,11 +7,11 @@ import re
 from typing import Annotated, get_origin
 
 import pytest
-from tests.test_config import resolved
 
 from atbench.config import instantiate, ranges, registry, validate, values
 from atbench.config.instantiate import check_target, locate
 from atbench.errors import ConfigError
+from tests.support.configs import resolved
 
 METHODS = registry.options("method", [registry.conf_dir()])
 RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]

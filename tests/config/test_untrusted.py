@@ -13,7 +13,6 @@ import pytest
 import torch
 import torchvision
 import yaml
-from tests.unpacked import put, saved
 
 from atbench.cli.main import main
 from atbench.config import allow_list, hydra_section, instantiate, registry, schema, untrusted
@@ -21,6 +20,7 @@ from atbench.config.instantiate import locate
 from atbench.data.digits import digits
 from atbench.errors import ConfigError
 from atbench.workflows import eval_plan
+from tests.support.unpacked import put, saved
 
 UNPACK = {"_target_": "torchvision.datasets.utils._decompress", "from_path": "x.gz", "to_path": "sprung"}
 LSUN = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_config import node, resolved
 
 from atbench.config import instantiate, validate
 from atbench.data import Images
@@ -18,6 +17,7 @@ from atbench.data.overlap import count_shared
 from atbench.errors import ConfigError
 from atbench.training import World
 from atbench.workflows import factory
+from tests.support.configs import node, resolved
 
 HERE = World(torch.device("cpu"))
 

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.contract import configuration
-from tests.data.test_folders import SIDE, trees
-from tests.test_config import resolved
 
 from atbench.data import Batch, CutMix, Images, PadCropFlip, Share, TrainData
 from atbench.data.concat import ConcatImages
@@ -24,8 +21,11 @@ from atbench.methods.rst import Rst
 from atbench.methods.trades import Trades
 from atbench.training import World
 from atbench.workflows import factory
-from tests.data.test_loader import epoch_of, equal
-from tests.methods import worlds
+from tests.support import worlds
+from tests.support.batches import epoch_of, equal
+from tests.support.class_folders import SIDE, trees
+from tests.support.configs import resolved
+from tests.support.contract import configuration
 
 SHAPE = (1, 8, 8)
 ORIGINALS, GENERATED = 48, 100

@@ -1,4 +1,4 @@
-"""Pools of further images: from an archive or a folder, never counted in an epoch, labels never read."""
+"""Pools of load_extra_data images: from an archive or a folder, never counted in an epoch, labels never read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.contract import configuration
-from tests.data.test_folders import SIDE, trees
-from tests.methods.worlds import data, source
 
 from atbench.data import TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
 from atbench.workflows import factory
+from tests.support.class_folders import SIDE, trees
+from tests.support.contract import configuration
+from tests.support.worlds import data, source
 
 SHAPE = (1, 8, 8)
 

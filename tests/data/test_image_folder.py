@@ -12,32 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.test_run import final, rows, same_weights
 
 from atbench.cli.main import main
 from atbench.data import Images, PadCropFlip, Share, TrainData, lazy_images
 from atbench.data.image_folder import folder, tiny_imagenet
 from atbench.data.lazy_images import GIB, DecoderPool, LazyImages, decode
 from atbench.errors import ConfigError, DataError
+from tests.support.class_folders import CLASSES, SIDE, draw, trees
+from tests.support.runs import final, rows, same_weights
 
-SIDE = 12
 ONE = 3 * SIDE * SIDE / GIB  # of a decoded picture
-CLASSES = ("ash", "birch", "cedar")
-
-
-def draw(path: Path, colour: int, number: int, size: tuple[int, int] = (SIDE, SIDE)) -> None:
-    """A picture of one dominant colour, different from all others."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(1000 * colour + number).integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
-    pixels[..., colour] += 140
-    Image.fromarray(pixels).save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
-
-
-def trees(root: Path, each: int = 20, suffix: str = ".jpg") -> Path:
-    for colour, name in enumerate(CLASSES):
-        for number in range(each):
-            draw(root / name / f"{number:03}{suffix}", colour, number)
-    return root
 
 
 def data(root: Path, memory: float, **options: Any) -> TrainData:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atbench.data import Batch, Images, PadCropFlip, Share, Source, TrainData
+from atbench.data import Images, PadCropFlip, Share, Source, TrainData
 from atbench.data.loader import PermutationSampler
 from atbench.errors import ConfigError
-from tests.methods.worlds import data, source
+from tests.support.batches import epoch_of, equal
+from tests.support.worlds import data, source
 
 
 def shut() -> Source:
@@ -20,14 +21,6 @@ def shut() -> Source:
         raise AssertionError("training opened the test split")
 
     return replace(source(), test=test)
-
-
-def epoch_of(given: TrainData, epoch: int) -> list[Batch]:
-    return [given.batch(epoch, step) for step in range(given.steps)]
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.index, b.index)
 
 
 def test_an_epoch_is_a_fresh_permutation() -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.contract import configuration
-from tests.methods.worlds import attack, cnn, data, linear, source, start
-from tests.test_config import resolved
 from torch import Tensor
 
 from atbench.config.registry import conf_dir, options
@@ -16,7 +13,10 @@ from atbench.methods import Method
 from atbench.seeding import Draws, generator
 from atbench.training import World
 from atbench.workflows import factory
-from tests.data.test_loader import equal
+from tests.support.batches import equal
+from tests.support.configs import resolved
+from tests.support.contract import configuration
+from tests.support.worlds import attack, cnn, data, linear, source, start
 
 MIXES = [CutMix, MixUp]
 

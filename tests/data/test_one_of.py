@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from atbench.data import Brightness, EdgePad, OneOf, PadCropFlip
 from atbench.errors import ConfigError
 from atbench.seeding import Draws
-from tests.data.test_augment import draws, images
+from tests.support.augmentation import draws, images
 
 
 class Given(Draws):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError
-from tests.data.test_published import opened, write_mnist
+from tests.support.published_files import opened, write_mnist
 
 
 @pytest.mark.parametrize("pad", [1, 2])

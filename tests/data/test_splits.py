@@ -11,7 +11,7 @@ from atbench.data import Images
 from atbench.data.dataset import check_dataset, stratified, stratified_subset
 from atbench.data.digits import digits
 from atbench.errors import DataError
-from tests.methods.worlds import source
+from tests.support.worlds import source
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 

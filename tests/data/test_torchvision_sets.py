@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import pickle
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,46 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.test_config import resolved
 from torchvision import datasets
 
 from atbench.cli.main import main
-from atbench.config.instantiate import build
 from atbench.data import download
 from atbench.data.npz import Array
 from atbench.data.torchvision_sets import DATASET_FILES, published, read_idx
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
 from atbench.workflows import factory
+from tests.support.configs import resolved
+from tests.support.published_files import RNG, made, opened, write_idx, write_mnist
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 REAL = REPOSITORY.parent / "shared" / "data" / "unpack.py"
 NAMES = sorted(DATASET_FILES)
-RNG = np.random.default_rng(0)
-
-
-def made(side: int = 28, channels: int = 1, n: int = 40) -> tuple[Array, Array]:
-    return RNG.integers(0, 256, (n, side, side, channels), dtype=np.uint8), np.arange(n) % 10
-
-
-def write_idx(path: Path, array: Array, packed: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-    path.with_name(path.name + ".gz" * packed).write_bytes(gzip.compress(content) if packed else content)
-
-
-def write_mnist(folder: Path, packed: bool = False, n: int = 40) -> dict[str, tuple[Array, Array]]:
-    splits = {"train": made(n=n), "t10k": made(n=20)}
-    for part, (image, label) in splits.items():
-        write_idx(folder / f"{part}-images-idx3-ubyte", image[..., 0], packed)
-        write_idx(folder / f"{part}-labels-idx1-ubyte", label, packed)
-    return splits
-
-
-def opened(name: str, data_dir: Path, **options: Any) -> Any:
-    """The source as `dataset=name` would build it."""
-    node = resolved(f"dataset={name}", "dataset.source.validation=2").dataset.source  # the sets here are small
-    return build(node, "dataset.source", data_dir=data_dir, **options)
 
 
 @pytest.fixture(autouse=True)

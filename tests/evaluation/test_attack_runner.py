@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.test_sweep import Flat, images
 from torch import Tensor
 
 from atbench.attacks import AscentAttack, Attack, GradientAttack, Target, ball
@@ -20,6 +19,7 @@ from atbench.evaluation.attack_runner import AttackRunner, legal, round_to_8bit
 from atbench.evaluation.pgd_sweep import broken_at
 from atbench.evaluation.verify import verify_record
 from atbench.seeding import ExampleDraws
+from tests.support.flat import Flat, images
 
 THREAT = PGDConfig("linf", 0.02, 0.004, 8)
 

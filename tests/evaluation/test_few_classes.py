@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.methods.worlds import linear, source
-from tests.test_config import resolved
 
 from atbench.cli.main import main
 from atbench.data import Source
@@ -21,6 +19,8 @@ from atbench.training import World
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.train import Run
+from tests.support.configs import resolved
+from tests.support.worlds import linear, source
 
 QUICK = ("logger=none", "model.width=4", "attack.steps=1", "train.epochs=1", "train.batch_size=8", "threads=1")
 

@@ -6,37 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after
 from atbench.evaluation.record import build_record, outcome_arrays
 from atbench.interval import wilson
-
-SIDE = 5
-
-
-class Flat(nn.Module):
-    """A linear network on pixels, with a BatchNorm and a dropout that evaluation must find in eval mode."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.linear = nn.Linear(SIDE * SIDE, 3).double()
-        self.norm, self.dropout = nn.BatchNorm1d(SIDE * SIDE, affine=False).double(), nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.norm(x.flatten(1))))
-
-
-def images(network: nn.Module, n: int = 90) -> Images:
-    """Grey images that stay away from the edges of the box, labelled mostly as the network says."""
-    x = torch.randint(90, 165, (n, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    with torch.no_grad():
-        y = network.eval()(x.double() / 255).argmax(dim=1)
-    y[::9] = (y[::9] + 1) % 3
-    return Images(x, y)
+from tests.support.flat import Flat, images
 
 
 def margins(network: Flat, given: Images, eps: float, p: float) -> Tensor:

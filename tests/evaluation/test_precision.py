@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.attacks.targets import draws, make
 from torch import Tensor, nn
 
 from atbench.attacks.gradient.transfer import Transfer
@@ -16,6 +15,7 @@ from atbench.data import Images
 from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
 from atbench.evaluation.audit.audit import run_audit
 from atbench.models.torchvision_models import Wrapped
+from tests.support.targets import draws, make
 
 CLASSES, SIDE, EPS = 4, 6, 0.06
 THREAT = PGDConfig("linf", EPS, EPS / 4, 10)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from omegaconf import DictConfig
-from tests.test_config import resolved
 
 from atbench.config import registry, validate
 from atbench.errors import ConfigError
@@ -15,6 +14,7 @@ from atbench.evaluation import Plan
 from atbench.training import World
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
+from tests.support.configs import resolved
 
 PRESETS = registry.options("eval", [registry.conf_dir()])
 

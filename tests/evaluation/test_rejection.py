@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.attacks.targets import Aim
-from tests.attacks.trained import trained
-from tests.evaluation.test_sweep import Flat, images
 from torch import Tensor
 
 from atbench.attacks import Attack, Objective, cross_entropy
 from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
 from atbench.attacks.gradient.max_confidence import MaxConfidence, _Best
-from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record, record_files
+from atbench.evaluation import record, record_files
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.attack_runner import legal
 from atbench.evaluation.rejection import (
     SLACK,
-    RejectionPlan,
     adversarial_confidence,
     confidence_threshold,
     roc_auc,
@@ -37,8 +32,10 @@ from atbench.evaluation.verify import verify_record
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import read_evaluation
 from atbench.seeding import ExampleDraws
+from tests.support.flat import rejected
+from tests.support.targets import Aim
+from tests.support.trained import trained
 
-EPS = 0.02
 RNG = np.random.default_rng(0)
 
 
@@ -174,19 +171,6 @@ def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
 
 
 # The evaluation.
-
-
-def rejected(
-    share: float = 0.9, limit: int | None = None, batch: int = 32, **changes: Any
-) -> tuple[EvalModel, EvalResults]:
-    network = Flat()
-    eval_model, given = EvalModel(network, batch), images(network)
-    held = Images(given.x.flip(0), given.y.flip(0))
-    threat = PGDConfig("linf", EPS, 0.004, 8)
-    asked = RejectionPlan(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
-    return eval_model, evaluate_model(
-        eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes)
-    )
 
 
 def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:

@@ -15,7 +15,7 @@ from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate_model, recor
 from atbench.evaluation.audit import audit, outputs
 from atbench.training import World
 from atbench.training.validation import Validation
-from tests.methods import worlds
+from tests.support import worlds
 
 CLASSES, EACH = 10, 12
 THREAT = PGDConfig("linf", 0.1, 0.05, 3)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.attacks.targets import make
 from torch import Tensor, nn
 
 from atbench.attacks.gradient.max_confidence import MaxConfidence
@@ -19,6 +18,7 @@ from atbench.data import Images
 from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
 from atbench.evaluation.rejection import RejectionPlan
 from atbench.evaluation.verify import FREE, FieldCheck, Recomputed, compare_records, recompute_record, verify_record
+from tests.support.targets import make
 
 CLASSES, SIDE, EPS = 3, 8, 0.03
 NAMES = ("a", "b", "c")

@@ -12,7 +12,7 @@ from torch import nn
 from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.audit.audit import audit_verdict, run_audit
 from atbench.evaluation.audit.verdicts import Check
-from tests.evaluation import zoo
+from tests.support import zoo
 
 N = 100
 LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)

@@ -14,7 +14,7 @@ from torch import Tensor
 from atbench.data import Batch, Share, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.adt_exp_am import AdtExpAm, Generator, sample
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 EPS = 0.1
 

@@ -16,8 +16,8 @@ from atbench.errors import ConfigError
 from atbench.methods.alp import TARGETS, Alp
 from atbench.methods.base import Loss, Method
 from atbench.methods.pgd_at import PgdAt
-from tests.methods import reference, worlds
-from tests.test_floor import Count
+from atbench.training.cost import Count
+from tests.support import reference, worlds
 
 
 def make(network: nn.Module | None = None, *, weight: float = 0.5, target: str = "label", **changes: Any) -> Alp:

@@ -7,7 +7,7 @@ import torch
 
 from atbench.data import Batch
 from atbench.methods.standard import Standard
-from tests.methods import worlds
+from tests.support import worlds
 
 
 def batch_of(rows: int) -> Batch:

@@ -14,7 +14,7 @@ from atbench.errors import ConfigError
 from atbench.methods import Keep, Report, Restore
 from atbench.methods.cat_curriculum import CatCurriculum
 from atbench.methods.standard import Standard
-from tests.methods import worlds
+from tests.support import worlds
 
 
 def make(given: TrainData, strength: int = 3, **options: Any) -> CatCurriculum:

@@ -15,7 +15,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.ccat import Ccat
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 EPS = 0.1
 OWN = {"rule": "averaged", "momentum": 0.9, "backtrack": 1.5, "return_point": "best", "steps": 6, "step_size": EPS / 3}

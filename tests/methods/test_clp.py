@@ -11,7 +11,7 @@ from atbench.data import Batch, Share, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.clp import PENALTIES, Clp
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 
 def make(penalty: str = "pairs", weight: float = 0.5, noise: float = 0.5) -> tuple[Clp, Batch]:

@@ -14,7 +14,7 @@ from atbench.attacks import cross_entropy
 from atbench.data import Batch, Share, TrainData
 from atbench.methods.dkl import Dkl, logit_deviation
 from atbench.methods.trades import Trades, symmetric_gradient_kl
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 K = 3
 

@@ -15,8 +15,8 @@ from atbench.methods.dverge import Dverge, before
 from atbench.models import Ensemble, Network
 from atbench.models.activations import activation_modules
 from atbench.models.residual import ResNet
-from tests.methods import reference, worlds
-from tests.models.nets import build, images, small
+from tests.support import reference, worlds
+from tests.support.nets import build, images, small
 
 EPS, STEP = 0.2, 0.03
 

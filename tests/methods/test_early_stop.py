@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from atbench.config.instantiate import build
 from atbench.data import TrainData
 from atbench.errors import Interrupted
 from atbench.methods import Report, Stop
 from atbench.methods.early_stop import EarlyStop
 from atbench.methods.pgd_at import PgdAt
 from atbench.training import World
-from tests.contract import Log, compose_train, config, trainer_of
-from tests.methods import worlds
+from tests.support import worlds
+from tests.support.configs import resolved
+from tests.support.contract import Log, trainer_of
 
 ALONE = World(torch.device("cpu"))
 
@@ -126,10 +128,10 @@ def test_the_trainer_stops_and_keeps_the_best_epoch(interrupted: bool) -> None:
 
 
 def test_best_and_last_are_both_evaluated_and_the_papers_rate_drops_at_a_half() -> None:
-    cfg = config.resolve(compose_train(["experiment=paper/early_stop"]))
+    cfg = resolved("experiment=paper/early_stop")
     assert list(cfg.eval.checkpoints) == ["best", "last"]
     assert cfg.attack.bn == "train" and cfg.method.clean_pass
-    schedule = config.build(cfg.train.schedule, "train.schedule")
+    schedule = build(cfg.train.schedule, "train.schedule")
     assert schedule(99 / 200) == 1 and schedule(0.5) == pytest.approx(0.1) and schedule(0.75) == pytest.approx(0.01)
 
 

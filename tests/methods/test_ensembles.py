@@ -15,7 +15,7 @@ from atbench.methods.fgsm_mep import FgsmMep
 from atbench.methods.lbgat import Lbgat
 from atbench.methods.rlfat import Rlfat
 from atbench.models import Ensemble
-from tests.methods import worlds
+from tests.support import worlds
 
 MAKE: dict[str, Callable[[nn.Module], Method]] = {
     "lsq": lambda model: Clp(model, worlds.attack(), penalty="norms"),

@@ -14,7 +14,7 @@ from atbench.methods import Method
 from atbench.methods.fgsm_at import FgsmAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 ONE_STEP: dict[str, Any] = {"steps": 1, "step_size": 0.1, "start": "zero"}
 

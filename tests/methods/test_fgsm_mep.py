@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atbench.data import Batch, PadCropFlip, TrainData
 from atbench.methods.fgsm_mep import FgsmMep
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 EPS = 0.1
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from atbench.data import TrainData
 from atbench.methods.free_at import FreeAt
 from atbench.methods.standard import Standard
-from tests.methods import worlds
+from tests.support import worlds
 
 
 def make(

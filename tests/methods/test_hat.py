@@ -12,7 +12,7 @@ from atbench.data import Batch, TrainData
 from atbench.methods.hat import Hat
 from atbench.methods.trades import Trades
 from atbench.models import bn_mode
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 
 def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> tuple[Hat, Batch]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.methods.iaat import Iaat
-from tests.methods import worlds
+from tests.support import worlds
 
 GAMMA, MIN_STEP = 0.02, 0.025
 

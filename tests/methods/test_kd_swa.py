@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.config.values import resolve
 from atbench.data import Batch, TrainData
 from atbench.methods.kd_swa import KdSwa, distillation
 from atbench.methods.pgd_at import PgdAt
-from tests.contract import compose_train
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 
 def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> tuple[KdSwa, Batch]:
@@ -113,14 +112,14 @@ def test_the_attack_runs_in_train_mode() -> None:
         (grad,) = torch.autograd.grad(loss, x_adv)
         x_adv = (x_adv.detach() + 0.04 * grad.sign()).clamp(batch.x - 0.1, batch.x + 0.1).clamp(0, 1)
     torch.testing.assert_close(method.perturb(batch).x_adv, x_adv, rtol=0, atol=1e-12)
-    assert resolve(compose_train(["method=kd_swa"])).attack.bn == "train"
+    assert resolved("method=kd_swa").attack.bn == "train"
 
 
 @pytest.mark.parametrize(
     ("words", "averages"), [((), ["swa"]), (("~plus.swa",), []), (("~plus.swa", "plus=ema"), ["ema"])]
 )
 def test_the_average_comes_with_the_method_and_can_be_left_out(words: tuple[str, ...], averages: list[str]) -> None:
-    plus = resolve(compose_train(["method=kd_swa", *words])).plus
+    plus = resolved("method=kd_swa", *words).plus
     assert list(plus) == averages
     assert "swa" not in averages or plus.swa.start == 55 / 200
 

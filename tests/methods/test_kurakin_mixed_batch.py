@@ -13,7 +13,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.kurakin_mixed_batch import KurakinMixedBatch
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 ONE_STEP: dict[str, Any] = {"steps": 1, "step_size": 0.1, "start": "zero"}
 

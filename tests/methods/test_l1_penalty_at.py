@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.test_config import resolved
 from torch import Tensor, nn
 
 from atbench.attacks import Objective
@@ -14,7 +13,8 @@ from atbench.data import Batch, TrainData
 from atbench.methods.l1_penalty_at import L1PenaltyAt
 from atbench.methods.pgd_at import PgdAt
 from atbench.models import Network
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 
 def make(given: TrainData, penalty: float = 0.01, proximal: bool = False, norm: str = "none") -> L1PenaltyAt:

@@ -12,8 +12,8 @@ from atbench.data import Batch, TrainData
 from atbench.methods.lbgat import Lbgat
 from atbench.training import World
 from atbench.workflows import factory
-from tests.contract import configuration
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
+from tests.support.contract import configuration
 
 
 def maker(norm: str = "none") -> Any:

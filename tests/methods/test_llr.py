@@ -16,8 +16,8 @@ from atbench.methods.llr import Distance, Llr
 from atbench.methods.standard import Standard
 from atbench.models import Network, bn_mode, capture_batch_statistics
 from atbench.training import World
-from tests.contract import Log, trainer_of
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
+from tests.support.contract import Log, trainer_of
 
 SETTINGS: dict[str, Any] = {"rule": "adam", "bn": "fixed", "step_size": 0.1}
 

@@ -10,7 +10,7 @@ import torch
 
 from atbench.data import Batch
 from atbench.methods.mart import Mart, best_wrong
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 
 def make(beta: float = 5.0, classes: int = 3, batch_size: int = 12, **changes: Any) -> tuple[Mart, Batch]:

@@ -16,7 +16,7 @@ from atbench.errors import ConfigError
 from atbench.methods.mma import Mma
 from atbench.methods.standard import Standard
 from atbench.models import bn_mode
-from tests.methods import worlds
+from tests.support import worlds
 
 D_MAX, MIN_EPS = 0.15, 0.03
 

@@ -14,24 +14,13 @@ from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.msd import Msd
-from atbench.seeding import Draws, generator
-from tests.methods import reference, worlds
-from tests.test_config import resolved
-from tests.test_floor import Count, cost
+from atbench.training.cost import Count
+from tests.support import reference, worlds
+from tests.support.configs import resolved
+from tests.support.contract import cost
+from tests.support.union import RADII, SIZES, draws, images
 
-RADII = {"l1": 1.5, "l2": 0.4, "linf": 0.08}
-SIZES = {"l1": 0.4, "l2": 0.12, "linf": 0.02}
 REACH = {"l1": 1.2, "l2": 0.9, "linf": 1.0}
-
-
-def draws(rank: int = 0, world: int = 1) -> Draws:
-    return Draws(generator("cpu", 0, "test"), rank, world)
-
-
-def images(inset: float = 0.0) -> tuple[nn.Module, Tensor, Tensor]:
-    given = worlds.data(worlds.source(inset=inset))
-    batch = given.batch(0, 0)
-    return worlds.cnn(), batch.x, batch.y
 
 
 def make(given: TrainData | None = None, radii: dict[str, float] = RADII, **changes: Any) -> Msd:

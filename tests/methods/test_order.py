@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from tests.contract import Log, trainer_of
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 CLEAN, ADVERSARIAL, OTHER = "clean", "adversarial", "other"
 

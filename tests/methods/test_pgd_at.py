@@ -7,7 +7,7 @@ import torch
 
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.standard import Standard
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 
 def test_loss_is_cross_entropy_on_the_adversarial_images() -> None:

@@ -15,7 +15,7 @@ from atbench.methods.pgd_at import PgdAt
 from atbench.methods.rlfat import Rlfat, RlfatTrades, block_shuffle
 from atbench.methods.trades import Trades
 from atbench.seeding import generator
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 BOTH = [Rlfat, RlfatTrades]
 START = {Rlfat: "uniform", RlfatTrades: "gaussian"}

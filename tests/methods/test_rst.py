@@ -10,7 +10,7 @@ from atbench.data import TrainData
 from atbench.errors import ConfigError
 from atbench.methods.rst import Rst
 from atbench.methods.trades import Trades
-from tests.methods import worlds
+from tests.support import worlds
 
 HALF = {"labelled": 0.5, "extra": 0.5}
 

@@ -15,7 +15,7 @@ from atbench.attacks import Objective
 from atbench.data import Batch, CutMix, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.score import Score, squared_distance
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 Change = dict[str, Any]
 

@@ -13,15 +13,15 @@ from atbench.config.instantiate import build
 from atbench.data import Batch
 from atbench.methods.fgsm_at import FgsmAt
 from atbench.methods.pgd_at import PgdAt
-from tests.contract import compose_train, config
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 
 
 def attack(*words: str) -> GradientAttack:
     """The attack of the method's YAML."""
-    cfg = config.resolve(compose_train(["method=shaham_ro", *words]))
+    cfg = resolved("method=shaham_ro", *words)
     assert cfg.method._target_ == "atbench.methods.pgd_at.PgdAt"
     built: GradientAttack = build(cfg.attack, "attack")
     return built
@@ -80,7 +80,7 @@ def test_the_paper_s_radii_are_of_padded_digits() -> None:
     deviation = (share * (0.3081**2 + 0.1307**2) - mean**2) ** 0.5
     for norm, radius in (("linf", 0.2), ("l2", 2.0), ("l1", 2.0)):
         words = [] if norm == "linf" else [f"attack.norm={norm}", "attack.eps=0.5504"]
-        cfg = config.resolve(compose_train(["experiment=paper/shaham_ro", *words]))
+        cfg = resolved("experiment=paper/shaham_ro", *words)
         assert cfg.attack.eps == cfg.attack.step_size == pytest.approx(radius * deviation, rel=1e-3)
         assert cfg.dataset.source.std == pytest.approx([deviation], rel=1e-3)
         assert cfg.dataset.source.mean == pytest.approx([mean], rel=1e-3) and cfg.dataset.source.pad == 2

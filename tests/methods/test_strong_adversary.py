@@ -15,8 +15,9 @@ from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.strong_adversary import StrongAdversary, nearest_boundary
 from atbench.models import Ensemble
-from tests.methods import reference, worlds
-from tests.test_floor import Count, cost
+from atbench.training.cost import Count
+from tests.support import reference, worlds
+from tests.support.contract import cost
 
 DIRECTIONS = ("loss", "alpha", "representation")
 

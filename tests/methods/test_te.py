@@ -15,8 +15,8 @@ from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.te import PgdAtTe, TradesTe
 from atbench.methods.trades import Trades
-from tests.methods import reference, worlds
-from tests.test_config import resolved
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 Te = PgdAtTe | TradesTe
 BOTH = pytest.mark.parametrize("kind", [PgdAtTe, TradesTe])

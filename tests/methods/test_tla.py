@@ -14,7 +14,7 @@ from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.tla import Tla, hinge
 from atbench.models import Ensemble, Network
-from tests.methods import reference, worlds
+from tests.support import reference, worlds
 
 
 def make(given: TrainData, network: nn.Module | None = None, eps: float = 0.1, **options: Any) -> Tla:

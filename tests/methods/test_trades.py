@@ -13,8 +13,8 @@ from atbench.config.instantiate import build
 from atbench.data import Batch, TrainData
 from atbench.methods.standard import Standard
 from atbench.methods.trades import Trades, symmetric_gradient_kl
-from tests.methods import reference, worlds
-from tests.test_config import resolved
+from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 
 def make(beta: float = 6.0, **changes: Any) -> tuple[Trades, TrainData, Batch]:

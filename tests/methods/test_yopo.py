@@ -18,7 +18,7 @@ from atbench.models import Ensemble
 from atbench.training import World
 from atbench.training.running_means import RunningMeans
 from atbench.training.train_step import TrainStep
-from tests.methods import worlds
+from tests.support import worlds
 
 
 def make(

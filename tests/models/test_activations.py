@@ -9,7 +9,7 @@ import torch
 
 from atbench.errors import ConfigError
 from atbench.models.activations import ACTIVATIONS, SmoothReLU, activation_factory
-from tests.models.nets import SMALL, operations, small
+from tests.support.nets import SMALL, operations, small
 
 F64 = torch.float64
 X = torch.linspace(-5, 5, 1001, dtype=F64)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from atbench.errors import ConfigError
 from atbench.models import Hypersphere
 from atbench.models.heads import make_head
-from tests.models.nets import SMALL, images, small
+from tests.support.nets import SMALL, images, small
 
 F64 = torch.float64
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.methods.worlds import attack, data, source, steps
-from tests.models.nets import SMALL, build, images, small
 from torch import nn
 
 from atbench.errors import ConfigError
@@ -14,6 +12,8 @@ from atbench.methods.dverge import Dverge
 from atbench.methods.yopo import Yopo
 from atbench.models import Ensemble, Network
 from atbench.models.preact import PoolShortcut
+from tests.support.nets import SMALL, build, images, small
+from tests.support.worlds import attack, data, source, steps
 
 NAMES = sorted(SMALL)
 F64 = torch.float64

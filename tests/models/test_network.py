@@ -10,7 +10,7 @@ from atbench.errors import ConfigError
 from atbench.models import CNN, Ensemble, Network
 from atbench.models.network import per_image_standardize
 from atbench.models.preact import WRN
-from tests.methods.worlds import cnn, linear
+from tests.support.worlds import cnn, linear
 
 F64 = torch.float64
 

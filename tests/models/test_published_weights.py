@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.nets import Make
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -19,7 +18,8 @@ from atbench.models.plain import FastMnist, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.published_weights import load_published
 from atbench.models.residual import ResNet
-from tests.models import foreign
+from tests.support import foreign
+from tests.support.nets import Make
 
 F64 = torch.float64
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)

@@ -16,7 +16,7 @@ from atbench.config import allow_list, registry
 from atbench.config.instantiate import build
 from atbench.models import Network
 from atbench.models.network import Shape, has_large_stem
-from tests.models.nets import count, on_meta, option
+from tests.support.nets import count, on_meta, option
 
 CIFAR, IMAGENET, MNIST = (3, 32, 32), (3, 224, 224), (1, 28, 28)
 IAAT = {"shortcut": "pool3x3", "norm_affine": False, "head": "convolution"}

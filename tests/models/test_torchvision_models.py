@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.models.nets import build, library, on_meta, operations
 from torch import nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
@@ -15,6 +14,7 @@ from torchvision.models.resnet import BasicBlock
 from atbench.errors import ConfigError
 from atbench.models.published_weights import load_published
 from atbench.models.torchvision_models import TorchVision, Wrapped, remove_head, replace_activations, split_stages
+from tests.support.nets import build, library, on_meta, operations
 
 # One of each way to be taken apart, at a size that keeps it quick; the last three are one stage and a head.
 SIDES = {"resnet18": 32, "inception_v3": 75, "shufflenet_v2_x0_5": 32, "googlenet": 32, "squeezenet1_1": 32}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import yaml
 
 from atbench.reporting import example_grid, plots
 from atbench.reporting.figure_format import Drawing
-from tests.reporting.outcomes import STEPS, Made, write
-
-MakeRun = Callable[..., Path]
+from tests.support.outcomes import STEPS, Made, MakeRun, write
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.reporting.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 from atbench.reporting import report
 from atbench.reporting.audit_report import audit_blocks, untrusted_notices
@@ -18,6 +17,7 @@ from atbench.reporting.evaluation_report import accuracy_blocks, merge_equal_eva
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.run_folder import read_run
 from atbench.reporting.run_report import build_run_report
+from tests.support.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 EVERYTHING = Made(attacks=STANDARD, sequential=True, norms=("l2", "l1"))
@@ -105,7 +105,7 @@ def test_the_union_is_of_examples_not_of_figures(evaluation: EvaluationRecord) -
     assert arrays is not None
     left = arrays["robust"] & (arrays["broken_at_l2"] == -1) & (arrays["broken_at_l1"] == -1)
     rows = table("threat", evaluation)
-    assert [row["threat"] for row in rows] == ["L∞, ε = 0.2 (51/255)", "L2, ε = 1", "L1, ε = 1", "all of these at once"]
+    assert [row["threat"] for row in rows] == ["L∞, ε = 0.2 (51/255)", "L2, ε = 1", "L1, ε = 1", "all of these"]
     assert rows[-1]["accuracy"].startswith(f"{100 * left.mean():.1f} % [")
     assert left.mean() < min(arrays["robust"].mean(), *(found.value for _, _, found in evaluation.norms.values()))
 
@@ -197,6 +197,6 @@ def test_an_evaluation_that_has_not_ended_is_mentioned(make_run) -> None:
     (run / "evaluation" / "parts").mkdir()
     report.write_report(run)
     text = (run / "report.md").read_text()
-    assert "An evaluation has not ended (evaluation/last.partial.json)" in text
+    assert "An evaluation is unfinished (evaluation/last.partial.json)" in text
     for file in ("evaluation/best.examples.npz", "evaluation/parts/"):
         assert f"**{file}**" in text

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.reporting.outcomes import STANDARD, Made, N, write
 
 from atbench.evaluation import eval_names
 from atbench.reporting.headline import compute_headline, select_evaluation
 from atbench.reporting.leaderboard import leaderboard_entry
 from atbench.reporting.results import EvaluationRecord, read_evaluation
+from tests.support.outcomes import STANDARD, Made, N, write
 
 
 def made(folder: Path, record: dict[str, Any] | None = None, **options: Any) -> EvaluationRecord:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.reporting.outcomes import STANDARD
 
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import MetricsLog, truncate_log, wandb_logger
+from tests.support.outcomes import STANDARD
 
 WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
 

@@ -17,7 +17,7 @@ from atbench.reporting.evaluation_report import accuracy_blocks
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.wandb_logger import _values
-from tests.evaluation.test_rejection import rejected
+from tests.support.flat import rejected
 
 
 def made(folder: Path, **changes: Any) -> EvaluationRecord:
@@ -47,7 +47,7 @@ def test_every_share_has_its_row(evaluation: EvaluationRecord) -> None:
         assert row[2] == (words(found["without"][key]) if "error" in key else "—")
     assert rows[-1][4] == f"{found['auc']:.3f}" and len(rows) == 7
     (said,) = [block.text for block in rejection_blocks([evaluation]) if isinstance(block, Paragraph)]
-    assert f"below {found['threshold']:.4f} are rejected" in said and "90.0 % asked for" in said
+    assert f"below {found['threshold']:.4f} are rejected" in said and "target 90.0 %" in said
     assert words(found["held_out"]) in said
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.reporting.outcomes import STANDARD, Made, write
 
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import EvaluationRecord, attack_basis, bound_text, is_autoattack, read_evaluation
+from tests.support.outcomes import STANDARD, Made, write
 
 EVERYTHING = Made(
     attacks={**STANDARD, "cw": {"steps": 30, "breaks": 1}},
@@ -135,7 +135,7 @@ def test_masks_that_do_not_fit_are_called_out(tmp_path: Path) -> None:
         ({"broken_square": None}, "does not fit the record"),
         ({"surface": np.zeros((1, 60), np.int16)}, "does not fit the record"),
         ({"clean": everyone[:7]}, "the record has 60 examples"),
-        ({"tried_cw": everyone}, "cw: best.npz has examples as broken that it did not run on"),
+        ({"tried_cw": everyone}, "cw: best.npz marks examples as broken that were not tried"),
     ):
         replace(tmp_path / "best.npz", **changes)
         assert any(words in line for line in record_disagreements(read_evaluation(tmp_path / "best.json"))), words

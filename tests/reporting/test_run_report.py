@@ -13,7 +13,7 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import markdown, report
 from atbench.reporting.document import Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
-from tests.reporting.conftest import MakeRun
+from tests.support.outcomes import MakeRun
 
 
 class Page(HTMLParser):
@@ -105,7 +105,7 @@ def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> N
     record["steps"][-1]["accuracy"] += 0.05
     path.write_text(json.dumps(record))
     report.write_report(run)
-    assert "**Warning:** PGD-50: the record says 0.65" in (run / "report.md").read_text()
+    assert "**Warning:** PGD-50: the record has 0.65" in (run / "report.md").read_text()
 
 
 def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
@@ -114,7 +114,7 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     (run / "environment.json").unlink()
     (run / "evaluation" / "last.npz").unlink()
     report.write_report(run)
-    assert "cannot be checked example by example" in (run / "report.md").read_text()
+    assert "cannot be checked against per-example outcomes" in (run / "report.md").read_text()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from tests.test_config import composed
-from tests.unpacked import put
 
 from atbench.cli.main import main
 from atbench.config import values
@@ -18,6 +16,8 @@ from atbench.errors import ConfigError, DataError
 from atbench.reporting import run_folder
 from atbench.runs.run_dir import new_run_dir, refuse_links, write_text
 from atbench.workflows.resume import resumed_config
+from tests.support.configs import composed
+from tests.support.unpacked import put
 
 
 @pytest.mark.parametrize(

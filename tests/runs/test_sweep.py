@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from tests.test_run import QUICK, read
 
 from atbench.cli.main import main
 from atbench.runs import sweep
 from atbench.workflows.train import Run
-from tests.conftest import Stub
+from tests.support.runs import QUICK, read
+from tests.support.stub import Stub
 
 
 def started(folder: Path) -> list[Path]:
@@ -89,9 +89,9 @@ def test_a_sweep_goes_on(again: str, here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Run, "fit", fitted)
     monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
     monkeypatch.setattr(
-        "atbench.workflows.train.report", type("report", (), {"write": staticmethod(lambda folder: None)})
+        "atbench.workflows.train.report", type("report", (), {"write_report": staticmethod(lambda folder: None)})
     )
-    monkeypatch.setattr("atbench.workflows.train.summary", lambda *_: None)
+    monkeypatch.setattr("atbench.workflows.train.print_summary", lambda *_: None)
     assert main(words) == 143
     assert trained == [(0, False), (1, False)]
     assert main(["train", "-m", "resume=mine"] if again == "resume" else words) == 0

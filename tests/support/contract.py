@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from atbench.config import schema, values
+from atbench.config import values
 from atbench.config.registry import conf_dir
-from atbench.data import Source
+from atbench.data import Batch, Source
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
+from atbench.training.cost import Count
 from atbench.workflows import factory
+from tests.support.configs import resolved
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 OVERRIDES = (
@@ -33,6 +34,10 @@ OVERRIDES = (
     "train.selection.n=16",
     "train.selection.steps=2",
 )
+#: One process.
+ALONE = World(torch.device("cpu"))
+#: Methods whose rounds add up gradients: no weight perturbation on top.
+ACCUMULATE = {"yopo"}
 #: What a method needs to be comparable, or to get into its mechanism within eight steps.
 OWN = {"adt_exp_am": ("method.generator_width=4", "method.generator_norm=none")}
 
@@ -55,14 +60,7 @@ class Log:
 
 def configuration(name: str, *overrides: str) -> DictConfig:
     """The configuration of a short run of a method."""
-    return values.resolve(compose_train([f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides]))
-
-
-def compose_train(overrides: list[str]) -> DictConfig:
-    """The configuration of `atbench train` with these words, unresolved."""
-    schema.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=overrides)
+    return resolved(f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides)
 
 
 class Interruption:
@@ -142,3 +140,14 @@ def work(rank: int, size: int, store: str, folder: str, jobs: list[tuple[str, tu
     with world("cpu") as here:
         for name, overrides in jobs:
             torch.save(outcome(name, here, *overrides), Path(folder) / f"{name}-{len(overrides)}-{rank}.pt")
+
+
+def cost(method: Method, batch: Batch) -> int:
+    """Operations of one batch, used as the trainer would."""
+    with Count() as count:
+        for turn in method.inner_updates(batch):
+            turn.batch = method.perturb(turn.batch) if turn.perturb else turn.batch
+            method.loss(turn.batch).total.backward()
+            method.zero_grad()
+            method.after_update(turn.batch)
+    return count.total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from atbench.evaluation import AttackResult, EvalResults, PGDConfig, Plan, recor
 from atbench.evaluation.attack_result import UNBROKEN
 from atbench.evaluation.attack_runner import SweepResult
 
+#: `make_run(name, seed=0, robust=0.6, ...)`: a run folder.
+MakeRun = Callable[..., Path]
 N, CLASSES = 60, 10
 STEPS = (1, 5, 20, 50)
 LABEL = np.arange(N) % CLASSES

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tests.attacks.targets import draws
-from tests.methods.worlds import cnn
 from torch import Tensor, nn
+
+from tests.support.targets import draws
+from tests.support.worlds import cnn
 
 Value = Callable[[Tensor], Tensor]
 N = 8

@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from tests.attacks.targets import SIDE, Linear
 from torch import Tensor, nn
 
 from atbench.data.digits import digits
+from tests.support.targets import SIDE, Linear
 
 
 def balanced(classes: int) -> Linear:

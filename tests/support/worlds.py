@@ -1,6 +1,6 @@
 """Tiny worlds to take a method apart in: made-up data, float64 networks, a bare trainer, checks of the contract.
 
-`from tests.methods.worlds import attack, cnn, data, linear, source, steps`. No network has BatchNorm unless asked to.
+`from tests.support.worlds import attack, cnn, data, linear, source, steps`. No network has BatchNorm unless asked to.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch, Images, Share, Source, TrainData
 from atbench.methods import Clock, Method
 from atbench.models import CNN, Network
+from atbench.seeding import Draws, generator
 
 Shape = tuple[int, int, int]
 SHAPE: Shape = (1, 8, 8)
+F64 = torch.float64
 
 
 def source(
@@ -63,6 +65,16 @@ def cnn(classes: int = 3, shape: Shape = SHAPE, seed: int = 0, **options: Any) -
         torch.manual_seed(seed)
         settings = {"width": 4, "norm": "none", **options}
         return CNN(shape, classes, (0.5,) * shape[0], (0.5,) * shape[0], **settings).double()
+
+
+def middle(n: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images away from the edge of the box, so that it never cuts the ball."""
+    rng = torch.Generator().manual_seed(seed)
+    return 0.4 + 0.2 * torch.rand((n, 1, 8, 8), generator=rng, dtype=F64), torch.arange(n) % 3
+
+
+def draws() -> Draws:
+    return Draws(generator("cpu", 0, "search"))
 
 
 def attack(**changes: Any) -> GradientAttack:

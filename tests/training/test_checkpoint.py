@@ -13,8 +13,7 @@ import torch
 from atbench.errors import DataError, EnvironmentFault
 from atbench.runs.run_dir import write_bytes
 from atbench.training import checkpoint
-from tests.contract import METHODS, Log, trainer_of
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, METHODS, Log, trainer_of
 
 CONTENT: dict[str, Any] = {"weights": torch.arange(1000.0), "epoch": 3, "nested": {"list": [1, 2.5, None, "text"]}}
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from atbench.data import Batch
 from atbench.training import Trainer
-from tests.contract import Log, configuration, trainer_of
-from tests.methods import reference
-from tests.test_contract import ALONE
+from tests.support import reference
+from tests.support.contract import ALONE, Log, configuration, trainer_of
 
 
 def first(trainer: Trainer) -> Batch:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.contract import Log, trainer_of
 
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.standard import Standard
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 @pytest.mark.parametrize("where", ["attack", "update"])

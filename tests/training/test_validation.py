@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract import Log, trainer_of
-from tests.test_config import resolved
 
 from atbench.errors import ConfigError
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.training import World
 from atbench.training.validation import Validation
 from atbench.workflows.factory import selection_attacks
-from tests.methods import worlds
+from tests.support import worlds
+from tests.support.configs import resolved
+from tests.support.contract import Log, trainer_of
 
 ALONE = World(torch.device("cpu"))
 THREATS = (PGDConfig("linf", 0.02, 0.01, 4), PGDConfig("l2", 0.3, 0.1, 4), PGDConfig("l1", 1.0, 1 / 3, 4))

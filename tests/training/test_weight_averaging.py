@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract import Log, trainer_of
 from torch import nn
 
 from atbench.methods import Clock
 from atbench.training.weight_averaging import Ema
-from tests.test_contract import ALONE
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 def moved(model: nn.Linear, value: float) -> nn.Linear:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from tests.contract import Log, trainer_of
-from tests.test_config import resolved
 from torch import Tensor, nn
 
 from atbench.config.instantiate import build
 from atbench.methods import Clock
 from atbench.models import bn_mode
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
-from tests.test_contract import ALONE
+from tests.support.configs import resolved
+from tests.support.contract import ALONE, Log, trainer_of
 
 PLAIN = ("train.optimizer.momentum=0", "train.optimizer.weight_decay=0")
 

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.resuming.begun_runs import WORDS, enter, only
 
 from atbench.cli.main import main
 from atbench.training import Trainer
 from atbench.workflows.train import Run
+from tests.support.runs import WORDS, enter, only
 
 
 @pytest.fixture(scope="module")
@@ -40,5 +40,5 @@ def unspent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(Trainer, "fit", lambda self: calls.append("fit"))
     monkeypatch.setattr(Run, "evaluate", lambda self, names: calls.append("evaluate") or [])
-    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: calls.append("finish"))
+    monkeypatch.setattr(Run, "write_report", lambda self, trainer, records: calls.append("finish"))
     return calls

@@ -11,13 +11,12 @@ from typing import Any
 import filelock
 import pytest
 import yaml
-from tests.resuming.begun_runs import contents, enter
-from tests.test_run import read
 
 from atbench.cli.main import main
 from atbench.reporting import report
 from atbench.training import Trainer, checkpoint
 from atbench.workflows.train import Run
+from tests.support.runs import contents, enter, read
 
 
 def cut(path: Path) -> None:
@@ -151,11 +150,11 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
 
     frozen: list[bytes] = []
     write = report.write_report
-    monkeypatch.setattr(report, "write", killed)
+    monkeypatch.setattr(report, "write_report", killed)
     with pytest.raises(Killed):
         main(["train", f"resume={begun}", "train.time_limit=10"])
     (begun / "status.json").write_bytes(frozen[0])  # as kill -9 leaves it
-    monkeypatch.setattr(report, "write", write)
+    monkeypatch.setattr(report, "write_report", write)
     assert main(["train", f"resume={begun}", "train.time_limit=10"]) == 0
     assert (begun / "report.html").is_file()
     before = contents(begun)

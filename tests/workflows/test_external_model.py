@@ -118,7 +118,7 @@ def theirs(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reports, whose pictures take the most time."""
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
 
 
 def test_a_folder_that_explains_itself(theirs: Path) -> None:
@@ -152,7 +152,7 @@ def test_it_is_verified_where_the_file_is_and_where_it_went(theirs: Path, capsys
     capsys.readouterr()
     assert main(["eval", f"verify={folder}", AGAIN]) == main(["eval", str(folder), AGAIN]) == 3
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "x.pt — is not there any more; say where it is: checkpoint=FILE" in said[0]
+    assert len(said) == 2 and "x.pt — does not exist any more; give its new path: checkpoint=FILE" in said[0]
     assert main(["eval", f"verify={folder}", "checkpoint=elsewhere.pt", AGAIN]) == 0
     torch.save(mlp()[1].state_dict(), "x.pt")
     assert main(["eval", str(folder), AGAIN]) == 3, "half of a network"
@@ -258,10 +258,10 @@ NET = ("model._target_=foreign_mine.Net", "checkpoint=net.pt", "dataset=digits")
     ("words", "code", "said"),
     [
         ((), 2, "eval: nothing — there is nothing to attack"),
-        (("checkpoint=x.pt", "dataset=digits"), 2, "model: nothing — weights alone do not say what network"),
+        (("checkpoint=x.pt", "dataset=digits"), 2, "model: nothing — weights do not determine the network"),
         (("model._target_=foreign_mine.make_model", "checkpoint=x.pt"), 2, "dataset: nothing"),
         (("model.width=3", "checkpoint=x.pt", "dataset=digits"), 2, "model.width: given — no network is named"),
-        (("model=cnn", "dataset=digits"), 2, "checkpoint: nothing — a network of ours starts at random weights"),
+        (("model=cnn", "dataset=digits"), 2, "checkpoint: nothing — networks of atbench start at random"),
         ((*MINE, "checkpoint=absent.pt"), 3, "checkpoint: absent.pt — there is no such file"),
         ((*MINE, "checkpoint=foreign_mine.py"), 3, "cannot be opened as tensors alone"),
         ((*MINE, "checkpoint=x.pt", "model.widht=3"), 2, "did you mean 'width'?"),

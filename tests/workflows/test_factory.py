@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tests.contract import configuration
 
 from atbench.data.digits import digits
 from atbench.workflows.factory import make_model, network_maker
+from tests.support.contract import configuration
 
 
 def test_a_further_network_is_the_runs_with_changes() -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.resuming.begun_runs import WORDS, contents, enter, only
-from tests.test_run import QUICK, read
 
 from atbench.cli.main import main
 from atbench.config import validate
@@ -18,6 +16,7 @@ from atbench.errors import ConfigError, DataError
 from atbench.training import checkpoint
 from atbench.workflows import factory
 from atbench.workflows.environment import checksum, environment_changes
+from tests.support.runs import QUICK, WORDS, contents, enter, only, read
 
 
 def test_the_words_of_the_run_may_be_said_again(begun: Path, unspent: list[str]) -> None:
@@ -95,7 +94,7 @@ def test_what_costs_the_last_bits_is_said_and_kept(
     path.write_text(json.dumps(then))
     assert main(["train", f"resume={begun}"]) == 0 and unspent
     said = " ".join(capsys.readouterr().err.split())
-    assert "not exact" in said and "threads 1 (was 9)" in said and "'torch': '2.0'" in said
+    assert "not bit-exact" in said and "threads 1 (was 9)" in said and "'torch': '2.0'" in said
     (entry,) = read(path)["resumed"]
     assert entry["threads"] == 1 and entry["packages"]["torch"] != "2.0" and "device" not in entry
     path.unlink()
@@ -122,7 +121,7 @@ def test_starting_weights_count_until_there_is_a_checkpoint(
     begun: Path, unspent: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[Path] = []
-    monkeypatch.setattr(factory, "start_from", lambda model, path: started.append(path))
+    monkeypatch.setattr(factory, "load_initial_weights", lambda model, path: started.append(path))
     assert main(["train", f"resume={begun}"]) == 0 and not started
     shutil.rmtree(begun / "checkpoints")  # killed before the first one
     assert main(["train", f"resume={begun}"]) == 0 and started == [Path("start.pt")]

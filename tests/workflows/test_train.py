@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +19,7 @@ from atbench.training import checkpoint
 from atbench.training.validation import Validation
 from atbench.workflows import factory
 from atbench.workflows.train import Run
-
-QUICK = (
-    "logger=none",
-    "model.width=4",
-    "attack.steps=2",
-    "train.epochs=2",
-    "train.selection.n=50",
-    "train.selection.steps=2",
-    "eval=smoke",
-    "eval.limit=50",
-    "eval.eps_steps=3",
-    "eval.steps=[1,3]",
-    "threads=1",
-)
+from tests.support.runs import QUICK, final, only, read, rows, same_weights
 
 
 @pytest.fixture
@@ -49,38 +35,13 @@ def train(*words: str) -> int:
     return main(["train", *QUICK, *words])
 
 
-def only_run(folder: Path) -> Path:
-    (found,) = [path for path in (folder / "runs").iterdir() if path.name != "sweeps"]
-    return found
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def final(path: Path) -> dict[str, Any]:
-    return checkpoint.read(path / "checkpoints" / "last.pt")
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measured."""
-    timed = ("seconds", "examples_per_second", "attack_share")
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in timed} for row in found]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    first, second = final(a)["method"], final(b)["method"]
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
 def test_a_run_explains_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=trades", "attack.eps=51/255") == 0
     said = capsys.readouterr()
     for words in ("1,147 train", "parameters", "51/255", "CE(f(x), y) + β · KL", "PGD-2 on the held-out split"):
         assert words in said.err
     assert "upper bound" in said.out and "atbench eval" in said.out
-    path = only_run(folder)
+    path = only(folder)
     assert read(path / "status.json")["state"] == "done"
     assert not (path / "lock").exists()
     assert yaml.safe_load((path / "config.yaml").read_text())["attack"]["eps"] == pytest.approx(0.2)
@@ -94,8 +55,8 @@ def test_a_run_explains_itself(folder: Path, capsys: pytest.CaptureFixture[str])
 def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
     assert train("method=pgd_at") == 0
     for name in ("best", "last"):
-        record = read(only_run(folder) / "evaluation" / f"{name}.json")
-        outcomes = np.load(only_run(folder) / "evaluation" / f"{name}.npz")
+        record = read(only(folder) / "evaluation" / f"{name}.json")
+        outcomes = np.load(only(folder) / "evaluation" / f"{name}.npz")
         broken, clean = outcomes["broken_at"], outcomes["clean"]
         assert record["n"] == len(clean) == 50
         assert record["clean"]["accuracy"] == clean.mean()
@@ -133,7 +94,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
 
     real, fitted = factory.make_source, Run.fit
     monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
-    monkeypatch.setattr(Run, "finish", lambda self, trainer, records: None)
+    monkeypatch.setattr(Run, "write_report", lambda self, trainer, records: None)
     assert train("method=rst", "plus=swa", "name=open") == 0
     monkeypatch.setattr(factory, "make_source", sealed)
     monkeypatch.setattr(Run, "fit", fit)
@@ -150,7 +111,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
 
 def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) -> None:
     assert train("method=trades", "name=whole") == 0
-    whole = only_run(folder)
+    whole = only(folder)
     assert train("method=trades", "name=broken", "train.time_limit=1e-4") == 75
     broken = next(path for path in (folder / "runs").iterdir() if "broken" in path.name)
     assert read(broken / "status.json")["state"] == "interrupted"
@@ -164,7 +125,7 @@ def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) ->
 
 def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "train.time_limit=1e-5") == 75
-    path = only_run(folder)
+    path = only(folder)
     before = (path / "checkpoints" / "last.pt").read_bytes()
     assert main(["train", f"resume={path}", "train.epochs=7"]) == 2
     assert "train.epochs: 7 — the run has 2" in capsys.readouterr().err
@@ -176,7 +137,7 @@ def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.Capt
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "name=whole") == 0
-    whole = only_run(folder)
+    whole = only(folder)
     assert train("method=standard", "name=hurt", "train.time_limit=1e-3", "train.checkpoint.steps=1") == 75
     hurt = next(path for path in (folder / "runs").iterdir() if "hurt" in path.name)
     last = hurt / "checkpoints" / "last.pt"
@@ -192,7 +153,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: 
 
 def test_a_loss_that_is_no_number_stops_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=pgd_at", "train.optimizer.lr=1e30") == 4
-    path = only_run(folder)
+    path = only(folder)
     assert read(path / "status.json")["state"] == "diverged"
     assert "NaN or infinite" in capsys.readouterr().err
     assert not (path / "evaluation").exists()
@@ -228,7 +189,7 @@ def test_a_sweep_and_its_comparison(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard") == 0
-    path = only_run(folder)
+    path = only(folder)
     before = read(path / "evaluation" / "best.json")
     again = ("eval=smoke", "eval.limit=50", "eval.steps=[1,3]", "eval.eps_steps=3", "threads=1")
     assert main(["eval", str(path), *again]) == 0
@@ -244,7 +205,7 @@ def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureF
 
 def test_a_run_starts_from_the_weights_of_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "name=first", "train.optimizer.lr=0.02") == 0
-    first = only_run(folder)
+    first = only(folder)
     weights = first / "checkpoints" / "last.pt"
     assert train("method=standard", "name=second", f"weights={weights}", "train.epochs=1", "train.optimizer.lr=0") == 0
     second = next(path for path in (folder / "runs").iterdir() if "second" in path.name)
@@ -268,9 +229,9 @@ def test_a_teacher_is_the_selected_epoch_where_the_method_asks_for_it(
 
     monkeypatch.setattr(Validation, "figures", falling)
     assert train("method=kd_swa") == 0
-    learnt = final(only_run(folder))["method"]
+    learnt = final(only(folder))["method"]
     for name, chosen, other in (("robust", "best", "last"), ("standard", "last", "best")):
-        (stage,) = (only_run(folder) / "stages").glob(f"{name}-*")
+        (stage,) = (only(folder) / "stages").glob(f"{name}-*")
         teacher = learnt[f"teachers.{name}.network.head.weight"]
         kept = {which: checkpoint.read(stage / "checkpoints" / f"{which}.pt")["model"] for which in (chosen, other)}
         assert torch.equal(teacher, kept[chosen]["head.weight"])

@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "verified_net.py").write_text(CODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setattr(report, "write", lambda folder: None)
+        patch.setattr(report, "write_report", lambda folder: None)
         patch.delenv("ATBENCH_TRUSTED", raising=False)
         assert main(["eval", *WORDS]) == 0
     (folder,) = (path / "runs").iterdir()
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(made, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setattr(report, "write", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
     monkeypatch.delenv("ATBENCH_TRUSTED", raising=False)
     yield tmp_path / "copy" / "runs" / "made"
     sys.modules.pop("verified_net", None)
@@ -157,13 +157,13 @@ def test_a_long_attack_says_how_far_it_is(
 ) -> None:
     from atbench.reporting import console
 
-    monkeypatch.setattr(console.Pulse, "SECONDS", 0.0)
+    monkeypatch.setattr(console.Heartbeat, "SECONDS", 0.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     said = capsys.readouterr().err
     assert "net  noise: 0 of " in said and "forward passes so far" in said
-    monkeypatch.setattr(console.Pulse, "SECONDS", 3600.0)
+    monkeypatch.setattr(console.Heartbeat, "SECONDS", 3600.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
-    assert "forward so far" not in capsys.readouterr().err
+    assert "forward passes so far" not in capsys.readouterr().err
 
 
 def test_a_configuration_beside_a_record_chooses_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
