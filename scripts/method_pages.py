@@ -17,7 +17,7 @@ from atbench.config.ranges import Range
 from atbench.config.registry import conf_dir
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-WIDTH = 104  # a docstring's line that is shorter, though the next word would fit, ends there on purpose
+WIDTH = 92  # a docstring's line that is shorter, though the next word would fit, ends there on purpose
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null"}
 EFFECTS = {
     "robust": "robust accuracy above chance and above clean training under PGD",

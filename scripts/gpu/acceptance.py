@@ -142,9 +142,9 @@ def run(args: argparse.Namespace, end: float) -> int:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    session.record["calls"].append({"minutes": args.minutes, "seconds": round(time.monotonic() - began, 1)})
-    session.save()
-    write_text(session.folder / "acceptance.md", markdown(session.record))
+        session.record["calls"].append({"minutes": args.minutes, "seconds": round(time.monotonic() - began, 1)})
+        session.save()
+        write_text(session.folder / "acceptance.md", markdown(session.record))
     wrong = faults(session.record)
     print(*wrong, session.folder / "acceptance.md", sep="\n")
     return 1 if wrong else 0 if done else 75

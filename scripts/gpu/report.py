@@ -16,7 +16,7 @@ TITLES = {
 NOTES = {
     "parity": "Of the loss and the weights relative, of the inner image absolute; pixels: the share that differs.",
     "bench": "Images of loaded batches: free_at uses each of them eight times. Share: time in the search, of all.",
-    "training": "Robust accuracy is an upper bound: the worst case per example of the attacks of eval=standard.",
+    "training": "robust: an upper bound, the worst case per example of eval=standard; low, high: its 95 % interval.",
 }
 
 

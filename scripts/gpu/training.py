@@ -78,12 +78,10 @@ def found(folder: Path) -> dict[str, Any]:
     status, record = read_json(folder / "status.json"), read_json(folder / "evaluation" / "best.json")
     cell = {key: status.get(key) for key in ("epoch", "epochs", "train_seconds")}
     if record:
-        cell |= {
-            "clean": record["clean"]["accuracy"],
-            "robust": record["robust"]["accuracy"],
-            "n": record["robust"]["n"],
-            "audit": ", ".join(record["audit"]["flags"]) or "no flag" if record.get("audit") else None,
-        }
+        figures = {"robust": "accuracy", "low": "low", "high": "high"}
+        cell |= {"clean": record["clean"]["accuracy"], "n": record["n"]}
+        cell |= {name: record["robust"][key] for name, key in figures.items()}
+        cell["audit"] = record["audit"]["sentence"]
     return cell
 
 
