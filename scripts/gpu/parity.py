@@ -81,8 +81,8 @@ def first_step(name: str, device: torch.device, dtype: torch.dtype, start: dict[
         def noted(batch: Batch) -> Loss:
             loss = outer(batch)
             step.losses.append(loss.total.detach().cpu())
-            if batch.adv is not None:
-                step.images.append(batch.adv.detach().cpu())
+            if batch.x_adv is not None:
+                step.images.append(batch.x_adv.detach().cpu())
             return loss
 
         trainer.method.loss = noted
