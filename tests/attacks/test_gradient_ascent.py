@@ -11,20 +11,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy, margin
 from atbench.errors import ConfigError
 from atbench.models import Network
-from atbench.seeding import Draws, generator
-from tests.support.worlds import attack, cnn, linear
-
-F64 = torch.float64
-
-
-def middle(n: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images away from the edge of the box, so that it never cuts the ball."""
-    rng = torch.Generator().manual_seed(seed)
-    return 0.4 + 0.2 * torch.rand((n, 1, 8, 8), generator=rng, dtype=F64), torch.arange(n) % 3
-
-
-def draws() -> Draws:
-    return Draws(generator("cpu", 0, "search"))
+from tests.support.worlds import F64, attack, cnn, draws, linear, middle
 
 
 def two_class(seed: int = 0) -> tuple[Network, Tensor]:

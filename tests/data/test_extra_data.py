@@ -1,4 +1,4 @@
-"""Pools of further images: from an archive or a folder, never counted in an epoch, labels never read."""
+"""Pools of load_extra_data images: from an archive or a folder, never counted in an epoch, labels never read."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ from atbench.evaluation.verify import verify_record
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import read_evaluation
 from atbench.seeding import ExampleDraws
-from tests.support import trained
 from tests.support.flat import rejected
 from tests.support.targets import Aim
+from tests.support.trained import trained
 
 RNG = np.random.default_rng(0)
 

@@ -14,9 +14,10 @@ from atbench.errors import ConfigError
 from atbench.methods import Method
 from atbench.methods.multi_norm import FreeL2, MultiNorm
 from atbench.methods.pgd_at import PgdAt
+from atbench.training.cost import Count
 from tests.support import reference, worlds
 from tests.support.configs import resolved
-from tests.support.contract import Count, cost
+from tests.support.contract import cost
 
 RADII = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
 REACH = {"linf": 1.2, "l2": 2.0, "l1": 1.5}

@@ -29,7 +29,7 @@ WALK = [
     "methods.base.Method.run_attack",
     "methods.base.Method.rng",
     "seeding.generator",
-    "seeding.derive",
+    "seeding.derive_seed",
     "seeding.Draws.normal",
     "data.batch.Batch.with_adv",
     "methods.trades.Trades.loss",
