@@ -38,6 +38,7 @@ def rate(cfg: DictConfig, epoch: int) -> float:
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "mnist"])
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.every_pair("recipe", "dataset")
 def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
     cfg = resolved(f"recipe={recipe}", f"dataset={dataset}")
     validate_config(cfg)

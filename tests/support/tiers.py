@@ -3,7 +3,7 @@
 Two markers name parameters of a test:
 
     @pytest.mark.every_method("name")        `name` is a method, or the experiment of one
-    @pytest.mark.every_pair("name", "norm")  `name` is an attack
+    @pytest.mark.every_pair("name", "norm")  `name` is an attack, or what else has pairs
 
 The quick tier (`make test`) runs such a test for the methods whose files differ from the last commit on `main`, for
 `SAMPLE` more that rotate with the day, and for each attack in one norm, the day's. What it leaves out carries the mark
