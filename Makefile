@@ -53,7 +53,7 @@ lint: $(READY_DEV) ## check style, format and types
 	$(PYTHON) -m mypy
 
 docs: $(READY_DOCS) ## write the documentation as a site to site/
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
 
 gpu: $(READY_DEV) ## acceptance on a CUDA machine in MINUTES=25; again to go on (docs/gpu.md)
 	$(PYTHON) scripts/gpu_acceptance.py --minutes $(MINUTES) $(ARGS)

@@ -40,10 +40,18 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Links of the checkout as links of the site, and methods' names in the two tables as links to their pages."""
-    for source, target in PAGES.items():
-        markdown = re.sub(rf"\]\((?:\.\./)?{source}", f"]({target}", markdown)
-    markdown = markdown.replace("](docs/", "](")
+    markdown = re.sub(r"\[([^\]]+)\]\((\.\./)?([\w./-]+)(#[\w-]+)?\)", _link, markdown)
     if page.file.src_uri in ("methods.md", "fidelity.md"):
         for name in method_pages.names():
             markdown = markdown.replace(f"\n| `{name}` |", f"\n| [`{name}`](methods/{name}.md) |")
     return markdown
+
+
+def _link(link: re.Match[str]) -> str:
+    """A link between files of the checkout as one of the site; to a file that is no page, its text alone."""
+    text, up, target, anchor = link.groups("")
+    if target in PAGES:
+        return f"[{text}]({PAGES[target]}{anchor})"
+    if target.startswith("docs/"):
+        return f"[{text}]({target.removeprefix('docs/')}{anchor})"
+    return text if (ROOT / target).exists() else f"[{text}]({up}{target}{anchor})"

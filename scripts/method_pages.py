@@ -5,20 +5,18 @@ from __future__ import annotations
 import html
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
-from atbench.config.ranges import Range
+from atbench.config.annotations import describe
 from atbench.config.registry import conf_dir
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDTH = 92  # a docstring's line that is shorter, though the next word would fit, ends there on purpose
-TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "null"}
 EFFECTS = {
     "robust": "robust accuracy above chance and above clean training under PGD",
     "faint": "robust accuracy above chance and above clean training under PGD, but barely",
@@ -152,7 +150,6 @@ def _facts(name: str, about: dict[str, Any], target: str, prose: list[str]) -> s
 
 def _options(cls: type, node: dict[str, Any], meanings: dict[str, str]) -> str:
     """Every argument of the constructor: its key, default, range and meaning."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
     rows = []
     for name, parameter in list(inspect.signature(cls).parameters.items()):
         if name in ("model", "attack", "network"):  # handed over by the program, not set
@@ -164,7 +161,7 @@ def _options(cls: type, node: dict[str, Any], meanings: dict[str, str]) -> str:
             *(docstring(other)[1].get(name, "") for other in [*cls.__mro__, *_mentioned(cls)]),
         ]
         meaning = next((each for each in said if each and not each.startswith("as in ")), said[0])
-        rows.append([f"`method.{name}`", f"`{_value(default)}`", _range(hints[name]), _escape(meaning)])
+        rows.append([f"`method.{name}`", f"`{_value(default)}`", _escape(describe(parameter, cls)), _escape(meaning)])
     return _table(["key", "default", "range", "meaning"], rows) if rows else "None of its own."
 
 
@@ -177,20 +174,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-
-
-def _range(hint: Any) -> str:
-    """The words of a range, else the type."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return next((part.words for part in arguments[1:] if isinstance(part, Range)), None) or _range(arguments[0])
-    if origin is Literal:
-        return ", ".join(f"`{part}`" for part in arguments)
-    if origin in (Union, UnionType):
-        return " or ".join(_range(part) for part in arguments)
-    if inspect.isclass(origin or hint) and issubclass(origin or hint, Mapping):
-        return "a mapping"
-    return TYPES.get(hint, "a list" if origin else str(getattr(hint, "__name__", hint)))
 
 
 def _settings(tree: dict[str, Any]) -> list[str]:

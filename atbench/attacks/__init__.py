@@ -1,6 +1,7 @@
 """The inner maximisation: balls, objectives, and the search that joins them."""
 
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import State
 from atbench.attacks.base import AscentAttack, Attack, Target, wrong
 from atbench.attacks.losses import (
     LABEL_OBJECTIVES,

@@ -13,7 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import misclassified
 from atbench.attacks.losses import Objective, cross_entropy
 from atbench.attacks.norms.lp_ball import ball
 from atbench.config.ranges import AnyCount, NotNegative
@@ -89,11 +90,7 @@ class AscentAttack(Attack):
             self.attack.return_point = "first"
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        def wrong(state: State) -> Tensor:
-            found: Tensor = state.outputs.argmax(dim=1) != y[state.rows]
-            return found
-
-        return self.attack(Objective(target.logits, cross_entropy, y), x, stop=wrong, rng=rng)
+        return self.attack(Objective(target.logits, cross_entropy, y), x, stop=misclassified(y), rng=rng)
 
 
 def wrong(target: Target, x: Tensor, y: Tensor) -> Tensor:

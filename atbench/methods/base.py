@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
-from atbench.attacks.ascent.gradient_ascent import Stop as StopRule
+from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
 from atbench.models import bn_mode, untouched

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atbench.config.registry import conf_dir, entries
+from atbench.data import Batch
+from atbench.methods import Loss
 from scripts.gpu.session import Session
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, multiplication, same_draws
 
@@ -74,12 +76,16 @@ def first_step(name: str, device: torch.device, dtype: torch.dtype, start: dict[
             trainer.method.load_state_dict(start)
         step = Step(on_cpu(trainer.method.state_dict()))
 
-        def note(_: nn.Module, arguments: tuple[Any, ...], loss: Any) -> None:
-            step.losses.append(loss.total.detach().cpu())
-            if arguments[0].adv is not None:
-                step.images.append(arguments[0].adv.detach().cpu())
+        outer = trainer.method.loss
 
-        trainer.method.register_forward_hook(note)
+        def noted(batch: Batch) -> Loss:
+            loss = outer(batch)
+            step.losses.append(loss.total.detach().cpu())
+            if batch.x_adv is not None:
+                step.images.append(batch.x_adv.detach().cpu())
+            return loss
+
+        trainer.method.loss = noted
         fit(trainer)
         step.after = on_cpu(trainer.method.state_dict())
         return step

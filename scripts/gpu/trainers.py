@@ -83,14 +83,19 @@ def noise(cfg: DictConfig, count: int) -> Source:
 @contextmanager
 def same_draws() -> Iterator[None]:
     """A block in which random numbers of training are drawn on the CPU, whatever the device: equal for all devices."""
+    init, uniform, normal = Draws.__init__, Draws.uniform, Draws.normal
 
-    def begin(self: Draws, source: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        self.source, self.rank, self.world = torch.Generator().manual_seed(source.initial_seed()), rank, world
+    def begin(self: Draws, source: torch.Generator, *args: int, **kwargs: int) -> None:
+        init(self, torch.Generator().manual_seed(source.initial_seed()), *args, **kwargs)
 
-    def rows(self: Draws, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        return draw(torch.empty(like.shape, dtype=like.dtype)).to(like.device)
+    def handed_over(draw: Callable[[Draws, Tensor], Tensor]) -> Callable[[Draws, Tensor], Tensor]:
+        return lambda self, like: draw(self, torch.empty(like.shape, dtype=like.dtype)).to(like.device)
 
-    with patch.object(Draws, "__init__", begin), patch.object(Draws, "_rows", rows):
+    with (
+        patch.object(Draws, "__init__", begin),
+        patch.object(Draws, "uniform", handed_over(uniform)),
+        patch.object(Draws, "normal", handed_over(normal)),
+    ):
         yield
 
 

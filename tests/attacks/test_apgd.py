@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from atbench.attacks import Objective, ball, cross_entropy
-from atbench.attacks.gradient import apgd_ascent
+from atbench.attacks.ascent import loop
+from atbench.attacks.ascent.loop import Ascent, misclassified
 from atbench.attacks.gradient.apgd import APGD, TargetedAPGD
-from atbench.attacks.gradient.apgd_ascent import ascend
-from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse
+from atbench.attacks.gradient.apgd_schedule import APGDSteps, SparseAPGDSteps
 from atbench.errors import ConfigError
 from tests.support.targets import Aim, Linear, distance, draws, images
 
@@ -79,10 +79,10 @@ class OfficialL1Draws(OfficialDraws):
 @pytest.fixture
 def double(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The authors' code casts to float32; in double precision, differences of rounding do not grow into others. And it
-    counts rounding as pixels moved (see `Sparse.MOVED`).
+    counts rounding as pixels moved (see `SparseAPGDSteps.MOVED`).
     """
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(official, "L0_norm", lambda delta: (delta.abs() > Sparse.MOVED).flatten(1).sum(dim=1))
+    monkeypatch.setattr(official, "L0_norm", lambda delta: (delta.abs() > SparseAPGDSteps.MOVED).flatten(1).sum(dim=1))
     torch.set_default_dtype(F64)
     with torch.random.fork_rng():
         yield
@@ -126,7 +126,7 @@ def test_every_point_is_that_of_the_authors_code(
     x, y, reference, own = x[:30], y[:30], Recorder(network), Recorder(network)
     theirs(reference, kind, norm, seed=3).perturb(x, y)
     torch.manual_seed(3)
-    monkeypatch.setattr(apgd_ascent, "REPACK", 2.0)  # all examples to the end, as there
+    monkeypatch.setattr(loop, "REPACK", 2.0)  # all examples to the end, as there
     ours(kind, norm)(Aim(own), x, y, OfficialL1Draws() if norm == "l1" else OfficialDraws())
     points, expected = torch.stack(own.points), torch.stack(reference.points[1:])  # it looks at x first
     assert points.shape == expected.shape and len(points) == (103 if norm == "l1" else 101)
@@ -176,9 +176,9 @@ def test_who_is_broken_by_the_start_costs_one_pass() -> None:
     network = Linear()
     x, y = images(network)
     aim = Aim(network)
-    assert torch.equal(
-        ascend(Objective(network, cross_entropy, y), 1 - y, x, x, Momentum(ball("l2"), 1, 9, 1)).x_adv, x
-    )
+    objective, steps = Objective(aim.logits, cross_entropy, y), APGDSteps(ball("l2"), 1, 9, 1)
+    ascent = Ascent(objective, x, ball("l2"), 1, steps, 9, misclassified(1 - y.clamp(max=1)), "first_or_best")
+    assert torch.equal(ascent.run(x).x_adv, x) and aim.passes == len(x)
     APGD("l2", 1.0, 9)(aim, x, 1 - y.clamp(max=1), draws(len(x)))
     assert aim.passes < 10 * len(x)
 
@@ -188,7 +188,7 @@ def test_the_answer_is_the_first_misclassified_point_or_the_best(
     norm: str, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, x, y = trained
-    monkeypatch.setattr(apgd_ascent, "REPACK", 2.0)
+    monkeypatch.setattr(loop, "REPACK", 2.0)
     recorder = Recorder(network)
     x_adv = APGD(norm, EPS[norm], 20, restarts=1)(Aim(recorder), x, y, draws(len(x)))
     points = torch.stack(recorder.points)
@@ -205,7 +205,7 @@ def test_dropping_broken_examples_changes_nothing(norm: str, trained: Any, monke
     network, x, y = trained
     x, y, answers, passes = x[:30], y[:30], [], []
     for share in (0.0, 0.25, 2.0):
-        monkeypatch.setattr(apgd_ascent, "REPACK", share)
+        monkeypatch.setattr(loop, "REPACK", share)
         aim = Aim(network)
         answers.append(APGD(norm, EPS[norm], 20, restarts=1)(aim, x, y, draws(len(x))))
         passes.append(aim.passes)
@@ -232,7 +232,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_order() -> None:
     x, y = images(network)
     order = network(x).argsort(dim=1, descending=True)
     for targets, expected in ((2, 2), (9, 4)):
-        tries = list(TargetedAPGD("l2", 1.0, targets=targets).tries(Aim(network), x, y))
+        tries = list(TargetedAPGD("l2", 1.0, targets=targets).restart_args(Aim(network), x, y))
         aims = torch.stack([given[0] for _, given in tries], dim=1)
         assert torch.equal(aims, order[:, 1 : expected + 1])
         assert len({place for place, _ in tries}) == expected, "each has random numbers of its own"

@@ -1,4 +1,4 @@
-"""The paces of APGD against traces by hand; against the authors' code, see test_apgd.py."""
+"""The steps of APGD against traces by hand; against the authors' code, see test_apgd.py."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, ball
-from atbench.attacks.gradient.apgd_ascent import StepSizeSchedule, ascend
-from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse, checkpoints
+from atbench.attacks.ascent.loop import Ascent, Stepper
+from atbench.attacks.gradient.apgd_schedule import APGDSteps, SparseAPGDSteps, checkpoints
 
 F64 = torch.float64
 
 
-def seen(value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, pace: StepSizeSchedule) -> Tensor:
-    """(steps + 1, pixels): the points that one ascent of one image looks at."""
+def seen(
+    value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, stepper: Stepper, norm: str, eps: float, steps: int
+) -> Tensor:
+    """(steps + 1, pixels): the points that one ascent of one image evaluates."""
     points: list[Tensor] = []
 
     def network(z: Tensor) -> Tensor:
         points.append(z.detach().flatten())
         return torch.stack([value(z), torch.zeros(1, dtype=F64)], dim=1)
 
-    ascend(Objective(network, lambda z: z[:, 0]), torch.zeros(1).long(), x, start, pace, stop=False)
+    objective = Objective(network, lambda z: z[:, 0])
+    Ascent(objective, x, ball(norm), eps, stepper, steps, return_point="first_or_best").run(start)
     return torch.stack(points)
 
 
@@ -35,10 +38,9 @@ def test_a_parabola_is_climbed_as_by_hand() -> None:
     5: 0.53125, which is a rise over step 4. 6: 0.6015625.
     """
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
-    pace = Momentum(ball("linf"), 0.25, 6, 0.75)
-    assert pace.checkpoints == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}
-    pace = Momentum(ball("linf"), 0.25, 10, 0.75)
-    points = seen(lambda z: -((z - 0.6) ** 2).flatten(), x, x, pace)
+    assert checkpoints(6) == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}
+    steps = APGDSteps(ball("linf"), 0.25, 10, 0.75)
+    points = seen(lambda z: -((z - 0.6) ** 2).flatten(), x, x, steps, "linf", 0.25, 10)
     by_hand = torch.tensor([0.5, 0.75, 0.4375, 0.625, 0.46875, 0.53125, 0.6015625], dtype=F64)
     torch.testing.assert_close(points[:7, 0], by_hand, rtol=0, atol=1e-15)
 
@@ -53,7 +55,7 @@ def test_sparse_steps_are_as_by_hand() -> None:
     x = torch.full((1, 1, 2, 2), 0.5, dtype=F64)
     weight = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=F64)
     start = x + torch.tensor([0.0, 0.1, 0.1, 0.1], dtype=F64).view_as(x)
-    points = seen(lambda z: z.flatten(1) @ weight, x, start, Sparse(ball("l1"), 0.4, 4))
+    points = seen(lambda z: z.flatten(1) @ weight, x, start, SparseAPGDSteps(0.4, 4), "l1", 0.4, 4)
     by_hand = [[0, 0.1, 0.1, 0.1], [0.125, 0.225, 0.025, 0.025], [2 / 15, 7 / 30, 1 / 30, 0], [0.15, 0.25, 0, 0]]
     torch.testing.assert_close(points[:4] - 0.5, torch.tensor(by_hand, dtype=F64), rtol=0, atol=1e-14)
 
@@ -73,6 +75,7 @@ def test_the_first_step_rises_if_its_value_is_positive(above: float, fourth: flo
     checkpoint has halved it too, goes from 0.5 to u = 0.625 instead of 0.75.
     """
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
-    points = seen(lambda z: above - ((z - 0.51) ** 2).flatten(), x, x - 0.25, Momentum(ball("linf"), 0.25, 10, 0.75))
+    steps = APGDSteps(ball("linf"), 0.25, 10, 0.75)
+    points = seen(lambda z: above - ((z - 0.51) ** 2).flatten(), x, x - 0.25, steps, "linf", 0.25, 10)
     by_hand = torch.tensor([0.25, 0.75, 0.5, 0.625, fourth], dtype=F64)
     torch.testing.assert_close(points[:5, 0], by_hand, rtol=0, atol=1e-15)

@@ -44,10 +44,10 @@ def test_agrees_with_the_formula(reference: str) -> None:
 
 def test_the_published_schedule() -> None:
     y = torch.tensor([0, 1])
-    legs = GAMA("linf", 8 / 255)._legs(Aim(Linear()), y, None)
-    assert [leg.steps for leg in legs] == [60, 25, 15]
-    assert [leg.step_size * 255 for leg in legs] == pytest.approx([16, 1.6, 0.16])
-    guided = legs[0].objective(torch.arange(2))
+    stages = GAMA("linf", 8 / 255)._stages(Aim(Linear()), y, None)
+    assert [stage.steps for stage in stages] == [60, 25, 15]
+    assert [stage.step_size * 255 for stage in stages] == pytest.approx([16, 1.6, 0.16])
+    guided = stages[0].objective(torch.arange(2))
     assert isinstance(guided, Guided) and (guided.weight, guided.over) == (50, 25)
 
 

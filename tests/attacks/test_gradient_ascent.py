@@ -196,7 +196,7 @@ def test_dropping_finished_rows_changes_nothing(
     settings: dict[str, Any], keep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Re-packed at every hit, never, or by the default: the same points to the bit, in the same order."""
-    from atbench.attacks.ascent import gradient_ascent as module
+    from atbench.attacks.ascent import loop as module
 
     network, (x, y) = linear(scale=0.2), middle(24)
     results, calls = [], []

@@ -44,8 +44,8 @@ def test_step_sizes_of_the_published_settings() -> None:
     y = torch.zeros(1, dtype=torch.long)
     cosine, constant = (
         [
-            leg.step_size * 255
-            for leg in MarginDecomposition("linf", 8 / 255, schedule=s).legs(Aim(nn.Identity()), y, max)
+            stage.step_size * 255
+            for stage in MarginDecomposition("linf", 8 / 255, schedule=s).stages(Aim(nn.Identity()), y, max)
         ]
         for s in ("cosine", "constant")
     )

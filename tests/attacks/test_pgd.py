@@ -106,7 +106,7 @@ def test_restarts_run_on_survivors_and_break_the_union(keep: str) -> None:
     for restart in range(3):
         sizes.append(int((~union).sum()))
         attack = pgd(**options)
-        found = attack._attempt(Aim(network), x, y, draws(len(x)).at("restart", restart), torch.arange(len(x)))
+        found = attack._restart(Aim(network), x, y, draws(len(x)).at("restart", restart), torch.arange(len(x)))
         union |= found.broken
     assert torch.equal(broken, union) and 0 < union.sum() < len(x) and sizes[0] > sizes[-1]
     assert aim.gradients <= 3 * sum(sizes) and aim.passes <= 4 * sum(sizes)
@@ -141,7 +141,7 @@ def test_what_did_not_break_is_the_highest_of_the_restarts(objective: str, value
     joint = pgd(**options, restarts=4)(Aim(network), x, y, draws(len(x)))
     single = torch.stack(
         [
-            value(network(attack._attempt(Aim(network), x, y, rng, torch.arange(len(x))).x_adv), y)
+            value(network(attack._restart(Aim(network), x, y, rng, torch.arange(len(x))).x_adv), y)
             for attack, rng in ((pgd(**options), draws(len(x)).at("restart", r)) for r in range(4))
         ]
     )

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
-from atbench.attacks.restarts import Attempt, climb, run_restarts
+from atbench.attacks.ascent.loop import Candidates
+from atbench.attacks.restarts import ascend, run_restarts
 from tests.support.targets import Linear, images
 
 
 def scripted(name: float, values: list[float], broken: list[bool], seen: list[list[int]]) -> object:
     """A try that notes whom it is handed, and answers from a table with images that bear its name."""
 
-    def attempt(alive: Tensor) -> Attempt:
-        seen.append(alive.tolist())
-        return Attempt(
-            torch.full((len(alive), 1, 1, 1), name), torch.tensor(values)[alive], torch.tensor(broken)[alive]
+    def attempt(rows: Tensor) -> Candidates:
+        seen.append(rows.tolist())
+        return Candidates(
+            torch.full((len(rows), 1, 1, 1), name), torch.tensor(values)[rows], torch.tensor(broken)[rows]
         )
 
     return attempt
@@ -48,9 +49,9 @@ def test_an_ascent_says_truly_what_it_reached(keep: str) -> None:
     network = Linear()
     x, y = images(network)
     search = GradientAttack("linf", 0.008, steps=6, step_size=0.003, start="zero", return_point=keep)
-    got = climb(search, Objective(network, cross_entropy, y), y, x, x)
+    got = ascend(search, Objective(network, cross_entropy, y), y, x, x)
     logits = network(got.x_adv)
-    assert torch.equal(got.broken, logits.argmax(dim=1) != y)
-    assert got.broken.any() and not got.broken.all()
-    right = ~got.broken
+    assert torch.equal(got.done, logits.argmax(dim=1) != y)
+    assert got.done.any() and not got.done.all()
+    right = ~got.done
     torch.testing.assert_close(got.value[right], cross_entropy(logits, y)[right], rtol=0, atol=1e-12)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.attacks import Attack, Objective, cross_entropy
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks import Attack, GradientAttack, Objective, State, cross_entropy
 from atbench.attacks.gradient.max_confidence import MaxConfidence, _Best
 from atbench.errors import ConfigError
 from atbench.evaluation import record, record_files

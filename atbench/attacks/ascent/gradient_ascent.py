@@ -1,53 +1,19 @@
-"""The one gradient-search loop: every iterative attack of training and of evaluation is a setting of it.
-
-    x⁰     = start(x)
-    x^{t+1} = Π_{B(x, ε) ∩ [0,1]} ( x^t + step_size · d( ∇_{x'} objective(x^t) ) )
-
-Its parts: start, rule (`rules.py`), step size, accept (backtracking), projection (the ball's) and what is kept.
-"""
+"""Projected gradient ascent with a start and a step size from the configuration: the attack that methods train with."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.step_rules import RULES, make_rule
+from atbench.attacks.ascent.loop import Ascent, State, Stepper, Stop, where
+from atbench.attacks.ascent.step_rules import RULES, Rule, make_rule
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import SLIDE, Radius, Random, ball, per_example
 from atbench.config.ranges import AnyCount, NotNegative, Share
 from atbench.errors import ConfigError
 
-Start = Literal["zero", "uniform", "gaussian", "corner"]
-Keep = Literal["last", "best", "first"]
 STARTS: tuple[str, ...] = ("zero", "uniform", "gaussian", "corner")
-KEEPS: tuple[str, ...] = ("last", "best", "first")
-
-
-@dataclass
-class State:
-    """One point of the search. `rows` are the examples of the batch that are still searched; all other fields follow
-    it.
-    """
-
-    step: int
-    rows: Tensor
-    x_adv: Tensor
-    value: Tensor
-    outputs: Any
-    grad: Tensor | None
-
-    def take(self, keep: Tensor) -> State:
-        """The state of the examples `keep` (a mask over its rows) alone."""
-        grad = None if self.grad is None else self.grad[keep]
-        outputs = self.outputs[keep] if isinstance(self.outputs, Tensor) else self.outputs
-        return State(self.step, self.rows[keep], self.x_adv[keep], self.value[keep], outputs, grad)
-
-
-Stop = Callable[[State], Tensor]
+RETURN_POINTS: tuple[str, ...] = ("last", "best", "first")
 
 
 class GradientAttack:
@@ -63,7 +29,7 @@ class GradientAttack:
         bn: mode of the normalisation layers while searching; applied by `Method.run_attack` and by the evaluation.
         return_point: what is returned: the `last` iterate (the papers' PGD, and no forward beyond the k of the
             gradients), the `best` by objective, or the `first` that the stop rule named.
-        rule: how a gradient becomes a step: `steepest`, `averaged` or `adam` (`rules.py`).
+        rule: how a gradient becomes a step: `steepest`, `averaged` or `adam` (`step_rules.py`).
         momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
         backtrack: a factor > 1 makes a step count only where the objective did not fall; elsewhere that example's step
             size is divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
@@ -93,7 +59,7 @@ class GradientAttack:
         clip_start: bool | None = None,
         box_first: bool = False,
     ) -> None:
-        choices = (("start", start, STARTS), ("return_point", return_point, KEEPS), ("rule", rule, RULES))
+        choices = (("start", start, STARTS), ("return_point", return_point, RETURN_POINTS), ("rule", rule, RULES))
         for key, value, known in choices:
             if value not in known:
                 fix = f"use one of {', '.join(known)}"
@@ -127,13 +93,26 @@ class GradientAttack:
         `stop(state)` names the examples that are done: they keep their current point, and are dropped from the
         computation. It sees every point, the starting one included, and the final one unless `return_point="last"`.
         """
+        start = self.begin(x, self.eps if eps is None else eps, rng) if start is None else start.detach()
+        return self.ascent(objective, x, eps, step_size, steps, stop).run(start).x_adv
+
+    def ascent(
+        self,
+        objective: Objective,
+        x: Tensor,
+        eps: Radius | None = None,
+        step_size: Radius | None = None,
+        steps: int | None = None,
+        stop: Stop | None = None,
+    ) -> Ascent:
+        """One run of the loop with these settings."""
+        x, steps = x.detach(), self.steps if steps is None else steps
+        sizes = per_example(self.step_size if step_size is None else step_size, x)
+        if self.backtrack:
+            sizes = sizes.expand(len(x), *[1] * (x.ndim - 1)).clone()
+        stepper = FixedSteps(make_rule(self.rule, self.ball, x, self.momentum), sizes, self.backtrack)
         eps = self.eps if eps is None else eps
-        steps = self.steps if steps is None else steps
-        begin = self.begin(x, eps, rng) if start is None else start.detach()
-        if steps == 0 and self.return_point == "last":
-            return self.ball.project(x.detach(), begin, eps)
-        lengths = per_example(self.step_size if step_size is None else step_size, x)
-        return _Search(self, objective, x, eps, lengths, steps, stop).run(begin)
+        return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point)
 
     def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
         """The starting point; needs `rng` unless it is `zero`."""
@@ -150,130 +129,27 @@ class GradientAttack:
         return begin.clamp_(0, 1) if self.clip_start else begin
 
 
-#: Finished examples are dropped once this share of the live ones is done: re-packing at every hit costs more than it
-#: saves.
-REPACK = 0.25
+class FixedSteps(Stepper):
+    """Steps of a rule whose sizes stay, or, with a factor to `backtrack` by, shrink where the objective fell."""
 
+    def __init__(self, rule: Rule, sizes: Tensor, backtrack: float) -> None:
+        self.rule, self.sizes, self.backtrack = rule, sizes, backtrack
 
-class _Search:
-    """One run of the loop over one batch. All that is kept per example is cut to the examples that are still searched;
-    `result` and `best` alone hold the whole batch.
-    """
-
-    def __init__(
-        self,
-        attack: GradientAttack,
-        objective: Objective,
-        x: Tensor,
-        eps: Radius,
-        lengths: Tensor,
-        steps: AnyCount,
-        stop: Stop | None,
-    ) -> None:
-        self.attack, self.objective, self.x, self.steps, self.stop = attack, objective, x.detach(), steps, stop
-        self.eps = per_example(eps, x)
-        self.lengths = lengths.expand(len(x), *[1] * (x.ndim - 1)).clone() if attack.backtrack else lengths
-        self.project = attack.ball.projector(self.x, self.eps)
-        self.rule = make_rule(attack.rule, attack.ball, self.x, attack.momentum)
-        self.whole = True  # no example has been dropped
-        self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.hits = 0  # how many are done: known here, so that asking needs no word from the device
-        self.result = self.x.clone()
-        self.best: Tensor | None = None
-
-    def run(self, begin: Tensor) -> Tensor:
-        if len(self.x) == 0:
-            return self.result
-        final = self.attack.return_point != "last"
-        rows = torch.arange(len(self.x), device=self.x.device)
-        state = self._look(State(0, rows, begin, begin, None, None), gradient=self.steps > 0)
-        for step in range(1, self.steps + 1):
-            state = self._settle(state)
-            if len(state.rows) == 0:
-                return self.result
-            moved = self._move(state, step)
-            if step == self.steps and not final:
-                # The last point of the papers' PGD is not looked at: a stopped example stays where it stopped.
-                return self._finish(moved)
-            new = self._look(moved, gradient=step < self.steps)
-            state = self._accept(state, new) if self.attack.backtrack else new
-        return self._finish(self._settle(state))
-
-    def _look(self, point: State, gradient: bool) -> State:
-        """Evaluate the objective at a point, with its gradient to the input and to nothing else."""
-        rows = None if self.whole else point.rows
-        with torch.enable_grad() if gradient else torch.no_grad():
-            x_adv = point.x_adv.detach().requires_grad_(gradient)
-            value, outputs = self.objective(x_adv, rows, point.step)
-            grad = torch.autograd.grad(value.sum(), x_adv)[0] if gradient else None
-        outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
-        return State(point.step, point.rows, x_adv.detach(), value.detach(), outputs, grad)
-
-    def _move(self, state: State, step: int) -> State:
+    def step(self, state: State, ascent: Ascent) -> Tensor:
         assert state.grad is not None
-        ahead = self.rule.step(state.x_adv, state.grad, self.lengths)
-        return replace(state, step=step, x_adv=self.project(ahead))
+        return self.rule.step(state.x_adv, state.grad, self.sizes)
 
-    def _accept(self, old: State, new: State) -> State:
-        """Keep the old point where the objective fell, and shorten the step there."""
+    def accept(self, old: State, new: State) -> State:
+        if not self.backtrack:
+            return new
         fell = new.value < old.value
         wide = fell.view(-1, *[1] * (new.x_adv.ndim - 1))
-        self.lengths = torch.where(wide, self.lengths / self.attack.backtrack, self.lengths)
-        grad = None if new.grad is None or old.grad is None else torch.where(wide, old.grad, new.grad)
-        outputs = new.outputs
-        if isinstance(outputs, Tensor):
-            outputs = torch.where(fell.view(-1, *[1] * (outputs.ndim - 1)), old.outputs, outputs)
-        x_adv = torch.where(wide, old.x_adv, new.x_adv)
-        return State(new.step, new.rows, x_adv, torch.where(fell, old.value, new.value), outputs, grad)
+        self.sizes = torch.where(wide, self.sizes / self.backtrack, self.sizes)
+        return where(~fell, new, old)
 
-    def _legal(self, state: State) -> Tensor:
-        """A start may lie outside ball or box (TRADES does not clip its noise), what is returned may not."""
-        return self.project(state.x_adv) if state.step == 0 or self.attack.backtrack else state.x_adv
-
-    def _settle(self, state: State) -> State:
-        """Write down what this point contributes to the result and who is done; drop those once they are many."""
-        if self.attack.return_point == "best":
-            self._record(state)
-        if self.stop is None:
-            return state
-        new = self.stop(state) & ~self.done
-        hits = int(new.sum())
-        if hits == 0:
-            return state
-        if self.attack.return_point != "best":
-            self.result[state.rows[new]] = self._legal(state)[new]
-        self.done = self.done | new
-        self.hits += hits
-        live = len(self.done) - self.hits
-        return state if live > 0 and live > (1 - REPACK) * len(self.done) else self._repack(state)
-
-    def _record(self, state: State) -> None:
-        """The best point so far of every example that is not done."""
-        if self.best is None:
-            self.best = torch.full((len(self.result),), -torch.inf, dtype=state.value.dtype, device=self.x.device)
-            better = ~self.done  # the first point counts even where its value is -inf
-        else:
-            better = ~self.done & (state.value > self.best[state.rows])
-        rows = state.rows[better]
-        self.best[rows] = state.value[better]
-        self.result[rows] = self._legal(state)[better]
-
-    def _repack(self, state: State) -> State:
-        """Drop finished examples from the computation."""
-        live = ~self.done
-        self.x = self.x[live]
-        self.eps, self.lengths = (part[live] if part.ndim else part for part in (self.eps, self.lengths))
-        self.project = self.attack.ball.projector(self.x, self.eps)
+    def take(self, live: Tensor) -> None:
         self.rule.take(live)
-        self.done, self.hits, self.whole = self.done[live], 0, False
-        return state.take(live)
+        self.sizes = self.sizes[live] if self.sizes.ndim else self.sizes
 
-    def _finish(self, state: State) -> Tensor:
-        """The result, with the examples that are not done where they are."""
-        if self.attack.return_point == "best":
-            return self.result
-        x_adv = self._legal(state)
-        if self.whole and not self.hits:
-            return x_adv
-        self.result[state.rows[~self.done]] = x_adv[~self.done]
-        return self.result
+    def unprojected(self, state: State) -> bool:
+        return state.step == 0 or self.backtrack > 0

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from atbench.attacks.ascent.loop import evaluate
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import L1, SLIDE, Radius, ball, per_example
 from atbench.errors import ConfigError
@@ -102,17 +103,18 @@ class MultiSteepest:
         best = _nearest(point, [project(point) for project in projects.values()])
         if self.steps == 0:
             return best
-        value, grad = _look(objective, point, 0, gradient=True)
+        value, _, grad = evaluate(objective, point, None, 0, gradient=True)
         most, alone = value, len(self.balls) == 1
         for step, sparsity in enumerate(self._sparsities(x, rng), start=1):
             balls = {norm: self.l1(sparsity) if norm == "l1" else its for norm, its in self.balls.items()}
+            assert grad is not None
             ahead = [projects[norm](its.ascend(point, grad, lengths[norm])) for norm, its in balls.items()]
             more = step < self.steps
             point, value, grad = _worst(objective, ahead, step, gradient=more and alone)
             better = value > most
             best, most = _where(better, point, best), torch.where(better, value, most)
             if more and not alone:
-                _, grad = _look(objective, point, step, gradient=True)
+                _, _, grad = evaluate(objective, point, None, step, gradient=True)
         return best
 
     def begin(self, x: Tensor, rng: Draws | None) -> Tensor:
@@ -139,20 +141,13 @@ class MultiSteepest:
         return [min(int(rng.scalar(least, greatest + 1)), greatest) / size for _ in range(self.steps)]
 
 
-def _look(objective: Objective, point: Tensor, step: int, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Values (B,) of the objective at a point, and the gradient to the point (the point itself if none is asked)."""
-    with torch.enable_grad() if gradient else torch.no_grad():
-        leaf = point.detach().requires_grad_(gradient)
-        value, _ = objective(leaf, None, step)
-        grad = torch.autograd.grad(value.sum(), leaf)[0] if gradient else point
-    return value.detach(), grad
-
-
-def _worst(objective: Objective, points: Sequence[Tensor], step: int, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _worst(
+    objective: Objective, points: Sequence[Tensor], step: int, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Per example the point of highest objective, the later one of equals; its value; the last point's gradient."""
     worst, most = points[0], points[0].new_zeros(0)
     for number, point in enumerate(points):
-        value, grad = _look(objective, point, step, gradient)
+        value, _, grad = evaluate(objective, point, None, step, gradient)
         if number == 0:
             most = value
             continue

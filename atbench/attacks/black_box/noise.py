@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import Candidates
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
-from atbench.attacks.restarts import Attempt, run_restarts
+from atbench.attacks.restarts import run_restarts
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -46,23 +47,23 @@ class Noise(Attack):
         return run_restarts(
             x,
             [
-                partial(self._attempt, target, x, y, _Several(rng.at("block", first), min(at_once, self.steps - first)))
+                partial(self._restart, target, x, y, _Several(rng.at("block", first), min(at_once, self.steps - first)))
                 for first in range(0, self.steps, at_once)
             ],
         )
 
-    def _attempt(self, target: Target, x: Tensor, y: Tensor, rng: _Several, alive: Tensor) -> Attempt:
-        count, several = rng.count, rng.take(alive)
-        x_adv = self.draw(x[alive].repeat_interleave(count, dim=0), self.eps, several)
+    def _restart(self, target: Target, x: Tensor, y: Tensor, rng: _Several, rows: Tensor) -> Candidates:
+        count, several = rng.count, rng.take(rows)
+        x_adv = self.draw(x[rows].repeat_interleave(count, dim=0), self.eps, several)
         # No forward is larger than the batch that was handed in.
         logits = torch.cat([target.logits(part) for part in x_adv.split(len(x))])
-        labels = y[alive].repeat_interleave(count)
+        labels = y[rows].repeat_interleave(count)
         wrong = (logits.argmax(dim=1) != labels).view(-1, count)
         value = margin(logits, labels).view(-1, count)
         pick = torch.where(wrong, torch.inf, value).argmax(dim=1, keepdim=True)
-        rows = torch.arange(len(alive), device=x.device)
+        rows = torch.arange(len(rows), device=x.device)
         chosen = x_adv.view(-1, count, *x.shape[1:])[rows, pick.squeeze(1)]
-        return Attempt(chosen, value.gather(1, pick).squeeze(1), wrong.any(dim=1))
+        return Candidates(chosen, value.gather(1, pick).squeeze(1), wrong.any(dim=1))
 
 
 class _Several(ExampleDraws):

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import ceil
 
 import torch
 from torch import Tensor
 
+from atbench.attacks.ascent.loop import Ascent, Candidates, Stepper, misclassified
 from atbench.attacks.base import Attack, Target
-from atbench.attacks.gradient.apgd_ascent import Outcome, StepSizeSchedule, ascend
-from atbench.attacks.gradient.apgd_schedule import Momentum, Sparse
+from atbench.attacks.gradient.apgd_schedule import APGDSteps, SparseAPGDSteps
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, label_objective
 from atbench.attacks.norms.lp_ball import flat_norm
+from atbench.attacks.restarts import run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative, Share
 from atbench.seeding import ExampleDraws
 
-Try = tuple[tuple[int | str, ...], tuple[Tensor, ...]]
+Key = tuple[int | str, ...]
 
 
 class APGD(Attack):
-    """Projected gradient ascent without a step size to tune: the formulas are in `pace.py`.
+    """Projected gradient ascent without a step size to tune: the formulas are in `apgd_schedule.py`.
 
     L∞ starts at x + ε·t/‖t‖_∞ with t uniform, L2 at x + ε·t/‖t‖₂ with t normal, L1 at the projection of x + t on the
     widest ball of its schedule: 30 % of the steps in the ball of 3ε, 30 % in 2ε and the rest in ε, each from the best
@@ -58,44 +60,39 @@ class APGD(Attack):
         self.restarts = restarts or (5 if norm == "l1" and objective == "ce" else 1)
         self.rho, self.eot_samples = rho, eot_samples
 
-    @torch.no_grad()
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        result, value = x.clone(), x.new_full((len(x),), -torch.inf)
-        left = torch.arange(len(x), device=x.device)
-        for place, given in self.tries(target, x, y):
-            objective = Objective(target.logits, self.value, y[left], *(tensor[left] for tensor in given))
-            outcome = self.restart(objective, y[left], x[left], rng.take(left).at(*place))
-            better = outcome.broken | (outcome.value > value[left])
-            result[left[better]], value[left[better]] = outcome.x_adv[better], outcome.value[better]
-            left = left[~outcome.broken]
-            if len(left) == 0:
-                break
-        return result
+        def restart(key: Key, args: tuple[Tensor, ...], rows: Tensor) -> Candidates:
+            objective = Objective(target.logits, self.value, y[rows], *(tensor[rows] for tensor in args))
+            return self.restart(objective, y[rows], x[rows], rng.take(rows).at(*key))
 
-    def tries(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Try]:
-        """For each run: the place of its random numbers, and what its objective is given besides the labels."""
+        return run_restarts(x, (partial(restart, key, args) for key, args in self.restart_args(target, x, y)))
+
+    def restart_args(self, target: Target, x: Tensor, y: Tensor) -> Iterator[tuple[Key, tuple[Tensor, ...]]]:
+        """For each restart: the key of its random numbers, and the objective's arguments besides the labels."""
         for restart in range(self.restarts):
             yield ("restart", restart), ()
 
-    def restart(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Outcome:
+    def restart(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Candidates:
         """One run from one random start."""
         if self.norm != "l1":
             t = rng.uniform(x) if self.norm == "linf" else rng.normal(x)
             start = (x + self.eps * t / flat_norm(t, self.ball.p).clamp_min(1e-12)).clamp_(0, 1)
-            return ascend(objective, y, x, start, self.pace(self.eps, self.steps), self.eot_samples)
+            return self._ascent(objective, x, self.eps, self.steps, y).run(start)
         start = x + rng.normal(x)
         early = [(times * self.eps, ceil(share * self.steps)) for times, share in self.EARLY]
         last = self.steps - sum(steps for _, steps in early)
         for eps, steps in early if last > 0 else []:
             start = self.ball.project(x, start, eps)
-            start = ascend(objective, y, x, start, self.pace(eps, steps), self.eot_samples, stop=False).x_adv
+            start = self._ascent(objective, x, eps, steps).run(start).x_adv
         start = self.ball.project(x, start, self.eps)
-        return ascend(objective, y, x, start, self.pace(self.eps, last if last > 0 else self.steps), self.eot_samples)
+        return self._ascent(objective, x, self.eps, last if last > 0 else self.steps, y).run(start)
 
-    def pace(self, eps: float, steps: int) -> StepSizeSchedule:
-        if self.norm == "l1":
-            return Sparse(self.ball, eps, steps)
-        return Momentum(self.ball, eps, steps, self.rho)
+    def _ascent(self, objective: Objective, x: Tensor, eps: float, steps: int, y: Tensor | None = None) -> Ascent:
+        """A run that stops where an example is misclassified, or without labels `y` only looks for the best point."""
+        l1 = self.norm == "l1"
+        stepper: Stepper = SparseAPGDSteps(eps, steps) if l1 else APGDSteps(self.ball, eps, steps, self.rho)
+        stop = None if y is None else misclassified(y)
+        return Ascent(objective, x, self.ball, eps, stepper, steps, stop, "first_or_best", self.eot_samples)
 
 
 class TargetedAPGD(APGD):
@@ -125,8 +122,10 @@ class TargetedAPGD(APGD):
         self.value, self.targets = dlr_towards, targets or (5 if norm == "l1" else 9)
         self.least_classes = fewest_classes(self.value)
 
-    def tries(self, target: Target, x: Tensor, y: Tensor) -> Iterator[Try]:
-        logits = target.logits(x).scatter(1, y[:, None], -torch.inf)
+    def restart_args(self, target: Target, x: Tensor, y: Tensor) -> Iterator[tuple[Key, tuple[Tensor, ...]]]:
+        with torch.no_grad():
+            logits = target.logits(x)
+        logits = logits.scatter(1, y[:, None], -torch.inf)
         classes = logits.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
         for rank, aim in enumerate(classes.unbind(dim=1)):
             for restart in range(self.restarts):

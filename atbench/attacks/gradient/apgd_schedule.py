@@ -1,4 +1,4 @@
-"""How APGD steps: one pace for L∞ and L2, another for L1.
+"""APGD's step rules and step sizes: one pair for L∞ and L2, another for L1.
 
 Both agree with the authors' code (fra31/auto-attack, autoattack/autopgd_base.py) up to rounding, because published
 AutoAttack figures were made with it. Where it differs from the papers it is followed, and the place says so.
@@ -6,25 +6,38 @@ AutoAttack figures were made with it. Where it differs from the papers it is fol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from atbench.attacks.gradient.apgd_ascent import APGDState, Rows, StepSizeSchedule
-from atbench.attacks.norms.lp_ball import Ball, Linf
+from atbench.attacks.ascent.loop import Ascent, State, Stepper, where
+from atbench.attacks.norms.lp_ball import Ball
 
 
 @dataclass
-class _Progress(Rows):
+class _Rows:
+    """Tensors with one entry an example; step sizes η are (b, 1, 1, 1)."""
+
+    size: Tensor
+
+    def take(self, live: Tensor) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name)[live] for field in fields(self)})
+
+
+@dataclass
+class _Progress(_Rows):
+    """`older` is x^{t−1}; the others are what the conditions of a checkpoint need."""
+
+    older: Tensor
     previous: Tensor
     rises: Tensor
     halved: Tensor
     at_check: Tensor
 
 
-class Momentum(StepSizeSchedule):
+class APGDSteps(Stepper):
     """L∞ and L2 (Croce & Hein 2020, arXiv 2003.01690, alg. 1):
 
         u       = Π( x^t + η · d(∇ f(x^t)) )
@@ -38,72 +51,68 @@ class Momentum(StepSizeSchedule):
     Checkpoints come after 22 % of the steps, then at intervals that shrink by 3 % down to 6 % (sec. 3.2).
     """
 
-    FIRST = 2.0  # sec. 3.2
+    FIRST = 2.0  # η⁰ / ε, sec. 3.2
     INERTIA = 0.25  # 1 − α, sec. 3.1
-    memory: _Progress
+    memory: _Progress | None = None
 
     def __init__(self, ball: Ball, eps: float, steps: int, rho: float) -> None:
-        super().__init__(ball, eps, steps)
-        self.rho, self.checkpoints = rho, checkpoints(steps)
+        self.ball, self.eps, self.rho, self.checkpoints = ball, eps, rho, checkpoints(steps)
 
-    def begin(self, climb: APGDState) -> None:
-        zero = torch.zeros_like(climb.value)
-        # The authors' code compares the value after the first step with 0; the paper, with the start's.
-        self.memory = _Progress(zero, zero, torch.ones_like(climb.broken), climb.best_value)
-        self._confine(climb.x)
+    def step(self, state: State, ascent: Ascent) -> Tensor:
+        assert ascent.best is not None
+        first, c = self.memory is None, self.INERTIA
+        state, memory = self._review(state, ascent.best)
+        assert state.grad is not None
+        x_adv, ahead = state.x_adv, self.ball.ascend(state.x_adv, state.grad, memory.size)
+        if not first:
+            # x + (1 − c)(u − x) + c(x − x_older) = (1 − c)u + 2c·x − c·x_older
+            u = ascent.project(ahead)
+            ahead = u.mul_(1 - c).add_(x_adv, alpha=2 * c).sub_(memory.older, alpha=c)
+        self.memory = replace(memory, older=x_adv)
+        return ahead
 
-    def take(self, climb: APGDState, keep: Tensor) -> APGDState:
-        climb = super().take(climb, keep)
-        self._confine(climb.x)
-        return climb
+    def take(self, live: Tensor) -> None:
+        self.memory = self.memory and self.memory.take(live)
 
-    def _confine(self, x: Tensor) -> None:
-        """Settle the projection for these images: for L∞ its bounds are worth computing once."""
-        self.project: Callable[[Tensor], Tensor] = lambda z: self.ball.project(x, z, self.eps)
-        if isinstance(self.ball, Linf):
-            low, high = (x - self.eps).clamp_(min=0), (x + self.eps).clamp_(max=1)
-            self.project = lambda z: torch.clamp(z, low, high)
-
-    def ahead(self, climb: APGDState, step: int) -> Tensor:
-        ahead = self.project(climb.x_adv + climb.size * self.ball.steepest(climb.grad))
-        if step == 1:
-            return ahead
-        # x + (1 − c)(u − x) + c(x − x_older) = (1 − c)u + 2c·x − c·x_older
-        c = self.INERTIA
-        return self.project(ahead.mul_(1 - c).add_(climb.x_adv, alpha=2 * c).sub_(climb.older, alpha=c))
-
-    def review(self, climb: APGDState, step: int) -> None:
-        memory = self.memory
-        memory.rises = memory.rises + (climb.value > memory.previous)
-        memory.previous = climb.value
-        if step not in self.checkpoints:
-            return
-        stuck = memory.rises <= self.rho * self.checkpoints[step]
-        idle = ~memory.halved & (memory.at_check >= climb.best_value)
+    def _review(self, state: State, best: State) -> tuple[State, _Progress]:
+        """Count rises; at a checkpoint, halve step sizes and send those examples back to their best points."""
+        value, memory, zero = state.value, self.memory, torch.zeros_like(state.value)
+        if memory is None:
+            # The authors' code compares the value after the first step with 0; the paper, with the start's.
+            size, halved = _sizes(state.x_adv, self.FIRST * self.eps), torch.ones_like(zero, dtype=torch.bool)
+            return state, _Progress(size, state.x_adv, zero, zero, halved, best.value)
+        rises = memory.rises + (value > memory.previous)
+        if state.step not in self.checkpoints:
+            return state, replace(memory, previous=value, rises=rises)
+        stuck = rises <= self.rho * self.checkpoints[state.step]
+        idle = ~memory.halved & (memory.at_check >= best.value)
         halve = stuck | idle
-        self.memory = _Progress(climb.value, torch.zeros_like(memory.rises), halve, climb.best_value)
-        climb.size = torch.where(halve.view(climb.size.shape), climb.size / 2, climb.size)
-        climb.back_to_best(halve)
+        size = torch.where(halve.view(memory.size.shape), memory.size / 2, memory.size)
+        return where(~halve, state, best), _Progress(size, memory.older, value, zero, halve, best.value)
+
+
+def _sizes(x: Tensor, size: float) -> Tensor:
+    return torch.full_like(x[:, :1, :1, :1], size)
 
 
 def checkpoints(steps: int) -> dict[int, int]:
     """Each checkpoint's step number, and how many steps lie between it and the one before."""
     interval, shrink, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    found, step = {}, interval
+    intervals, step = {}, interval
     while step <= steps:
-        found[step] = interval
+        intervals[step] = interval
         interval = max(interval - shrink, least)
         step += interval
-    return found
+    return intervals
 
 
 @dataclass
-class _Sparsity(Rows):
+class _Sparsity(_Rows):
     share: Tensor
     moved: Tensor
 
 
-class Sparse(StepSizeSchedule):
+class SparseAPGDSteps(Stepper):
     """L1 (Croce & Hein 2021, "Mind the box", arXiv 2103.01208, alg. 1): a step moves the share s of the pixels with the
     largest |gradient|, each by η / (number moved), and has no momentum.
 
@@ -111,7 +120,7 @@ class Sparse(StepSizeSchedule):
     η = ε and the search goes on from x_best; elsewhere η ← max(η / 1.5, ε / 10). At the start m is the start's own.
     """
 
-    FIRST = 1.0
+    FIRST = 1.0  # η⁰ / ε
     SHRINK = 1.5
     LEAST = 0.1  # η / ε
     FEWER = 0.95
@@ -119,31 +128,36 @@ class Sparse(StepSizeSchedule):
     # What is nearer to x than this is rounding. The authors' code counts it as a pixel moved, so that in L1 it steps on
     # more pixels than its formula says.
     MOVED = 1e-6
-    memory: _Sparsity
+    memory: _Sparsity | None = None
 
-    def begin(self, climb: APGDState) -> None:
-        self.interval = max(int(self.INTERVAL * self.steps), 1)
-        self.memory = self._sparsity(climb)
+    def __init__(self, eps: float, steps: int) -> None:
+        self.eps, self.interval = eps, max(int(self.INTERVAL * steps), 1)
 
-    def _sparsity(self, climb: APGDState) -> _Sparsity:
-        moved = ((climb.best - climb.x).abs() > self.MOVED).flatten(1).sum(dim=1).to(climb.x.dtype)
-        return _Sparsity(moved / climb.x[0].numel() / self.SHRINK, moved)
-
-    def ahead(self, climb: APGDState, step: int) -> Tensor:
-        memory = self.memory
-        magnitude = climb.grad.abs().flatten(1)
+    def step(self, state: State, ascent: Ascent) -> Tensor:
+        assert ascent.best is not None
+        state, self.memory = self._review(state, ascent.best, ascent.x)
+        assert state.grad is not None
+        size, magnitude = self.memory.size, state.grad.abs().flatten(1)
         d = magnitude.shape[1]
-        first = ((1 - memory.share) * d).clamp_(0, d - 1).long()
+        first = ((1 - self.memory.share) * d).clamp_(0, d - 1).long()
         least = magnitude.sort(dim=1).values.gather(1, first[:, None])
-        direction = climb.grad.sign() * (magnitude >= least).view_as(climb.grad)
-        count = direction.abs().flatten(1).sum(dim=1).clamp_min_(1).view(climb.size.shape)
-        return self.ball.project(climb.x, climb.x_adv + climb.size / count * direction, self.eps)
+        direction = state.grad.sign() * (magnitude >= least).view_as(state.grad)
+        count = direction.abs().flatten(1).sum(dim=1).clamp_min_(1).view(size.shape)
+        return state.x_adv + size / count * direction
 
-    def review(self, climb: APGDState, step: int) -> None:
-        if step % self.interval:
-            return
-        before, self.memory = self.memory, self._sparsity(climb)
-        fewer = self.memory.moved / before.moved < self.FEWER
-        shorter = (climb.size / self.SHRINK).clamp_min_(self.LEAST * self.eps)
-        climb.size = torch.where(fewer.view(climb.size.shape), self.eps, shorter)
-        climb.back_to_best(fewer)
+    def take(self, live: Tensor) -> None:
+        self.memory = self.memory and self.memory.take(live)
+
+    def _review(self, state: State, best: State, x: Tensor) -> tuple[State, _Sparsity]:
+        """Choose sparsity and step sizes anew; send examples whose perturbation became sparser to their best points."""
+        memory = self.memory
+        if memory is not None and state.step % self.interval:
+            return state, memory
+        moved = ((best.x_adv - x).abs() > self.MOVED).flatten(1).sum(dim=1).to(x.dtype)
+        share = moved / x[0].numel() / self.SHRINK
+        if memory is None:
+            return state, _Sparsity(_sizes(x, self.FIRST * self.eps), share, moved)
+        fewer = moved / memory.moved < self.FEWER
+        shorter = (memory.size / self.SHRINK).clamp_min_(self.LEAST * self.eps)
+        size = torch.where(fewer.view(shorter.shape), self.eps, shorter)
+        return where(~fewer, state, best), _Sparsity(size, share, moved)

@@ -8,10 +8,11 @@ from math import ceil, log
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, cross_entropy, margin, towards
-from atbench.attacks.robust_tracker import AttackStage, RobustTracker
+from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -69,7 +70,7 @@ class ConstraintRelaxation(Attack):
         search = GradientAttack(self.norm, self.eps, self.steps, self.eps, start="uniform")
         rows = tracker.rows()
         start = search.begin(x, self.eps, rng.at("first"))
-        rows, logits = tracker.walk(search, self._first(target, y), rows, start)
+        rows, logits = tracker.run_stages(search, self._first(target, y), rows, start)
         if len(rows) == 0:
             return tracker.x_adv
         count = self.count(logits.shape[1])
@@ -108,7 +109,7 @@ class _Pull:
         self.relaxed = self.strict = attack.steps // 3
         self.rest = attack.steps - self.relaxed - self.strict
         self.near = torch.zeros_like(tracker.broken)
-        self.behind = tracker.gap.new_zeros(len(t))  # z_y − z_t where last looked at
+        self.behind = tracker.value.new_zeros(len(t))  # z_y − z_t where last looked at
 
     def run(self, rows: Tensor) -> None:
         x_adv = self.search.begin(self.x[rows], self.eps, self.rng.at("start").take(rows))
@@ -127,7 +128,7 @@ class _Pull:
             rows, x_adv = self._leg(rows, (inner + noise).clamp_(0, 1), self.rest, scale, self.eps, outside=0)
             if len(rows) == 0:
                 return
-        self.tracker.judge(rows, x_adv)
+        self.tracker.evaluate(rows, x_adv)
 
     def _leg(
         self, rows: Tensor, x_adv: Tensor, steps: int, scale: float, radius: float, outside: int
@@ -149,7 +150,7 @@ class _Pull:
             steps=steps,
             stop=stop,
         )
-        return self.tracker.thin(rows, x_adv)
+        return self.tracker.drop_broken(rows, x_adv)
 
     def _look(self, rows: Tensor, state: State, outside: bool) -> Tensor:
         """Judge a point of the ball by its margin to t, and one outside by its projection's margin to any class."""
@@ -161,4 +162,4 @@ class _Pull:
                 logits = self.tracker.target.logits(x_adv)
             gap = -margin(logits, self.tracker.y[rows])
         self.near[rows] = self.near[rows] | (gap < NEAR)
-        return self.tracker.see(rows, x_adv, logits)
+        return self.tracker.update(rows, x_adv, logits)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective
-from atbench.attacks.robust_tracker import AttackStage, RobustTracker, always
+from atbench.attacks.restarts import AttackStage, RobustTracker, always
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.data import Images
 from atbench.errors import ConfigError
@@ -105,14 +105,12 @@ class FeatureAttack(Attack):
         tracker, tap = RobustTracker(target, x, y), FeatureHook(target)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         chosen = self.choose(y, rng)
-        for number in range(self.targets):
-            rows = tracker.rows()
-            if len(rows) == 0:
-                break
+        for number, rows in tracker.restarts(self.targets):
             features = self._features(tap, chosen[rows.cpu(), number], x)
             start = search.begin(x[rows], self.eps, rng.at("target", number).take(rows))
             objective = FeatureDistance(tap, features)
-            tracker.walk(search, [AttackStage(always(objective), self.steps, self.step_size)], rows, start)
+            stage = AttackStage(always(objective), self.steps, self.step_size)
+            tracker.run_stages(search, [stage], rows, start)
         return tracker.x_adv
 
     def choose(self, y: Tensor, rng: ExampleDraws) -> Tensor:

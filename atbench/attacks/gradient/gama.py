@@ -10,7 +10,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
-from atbench.attacks.robust_tracker import AttackStage, RobustTracker
+from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -85,21 +85,18 @@ class GAMA(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
-        start = "corner" if self.norm == "linf" else "uniform"
-        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start=start)
+        law = "corner" if self.norm == "linf" else "uniform"
+        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start=law)
         clean = None
         if self.reference == "clean":
             with torch.no_grad():
                 clean = target.logits(x).softmax(dim=1)
-        for restart in range(self.restarts):
-            rows = tracker.rows()
-            if len(rows) == 0:
-                break
-            begin = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
-            tracker.walk(search, self._legs(target, y, clean), rows, begin)
+        for restart, rows in tracker.restarts(self.restarts):
+            start = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
+            tracker.run_stages(search, self._stages(target, y, clean), rows, start)
         return tracker.x_adv
 
-    def _legs(self, target: Target, y: Tensor, clean: Tensor | None) -> list[AttackStage]:
+    def _stages(self, target: Target, y: Tensor, clean: Tensor | None) -> list[AttackStage]:
         over = max(1, round(DECAY * self.steps))
 
         def guided(rows: Tensor) -> Objective:

@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
-from atbench.attacks.robust_tracker import AttackStage, RobustTracker
+from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -76,23 +76,21 @@ class MarginDecomposition(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
-        for restart in range(self.restarts):
-            rows = tracker.rows()
-            if len(rows) == 0:
-                break
-            begin = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
-            tracker.walk(search, self.legs(target, y, best_wrong if restart % 2 else less_true), rows, begin)
+        for restart, rows in tracker.restarts(self.restarts):
+            start = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
+            term = best_wrong if restart % 2 else less_true
+            tracker.run_stages(search, self.stages(target, y, term), rows, start)
         return tracker.x_adv
 
-    def legs(self, target: Target, y: Tensor, term: Value) -> list[AttackStage]:
-        """Every step as a leg of its own: the sizes differ."""
+    def stages(self, target: Target, y: Tensor, term: Value) -> list[AttackStage]:
+        """Every step as a stage of its own: the sizes differ."""
 
-        def leg(value: Value, size: float) -> AttackStage:
+        def stage(value: Value, size: float) -> AttackStage:
             return AttackStage(lambda rows: Objective(target.logits, value, y[rows]), 1, size)
 
         half = self.steps // 2
-        first = [leg(true_logit if j < self.retreat else term, self._size(j, half, True)) for j in range(half)]
-        return first + [leg(margin, self._size(j, self.steps - half, False)) for j in range(self.steps - half)]
+        first = [stage(true_logit if j < self.retreat else term, self._size(j, half, True)) for j in range(half)]
+        return first + [stage(margin, self._size(j, self.steps - half, False)) for j in range(self.steps - half)]
 
     def _size(self, j: int, n: int, first: bool) -> float:
         if self.schedule == "cosine":

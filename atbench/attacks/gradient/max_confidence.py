@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, confidence
 from atbench.config.ranges import AnyCount, Count, NotNegative

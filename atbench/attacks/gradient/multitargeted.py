@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import Candidates
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.gradient.pgd import check
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, likelihood, towards
-from atbench.attacks.restarts import Attempt, climb, run_restarts
+from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -78,7 +79,7 @@ class Targeted(Attack):
         return run_restarts(
             x,
             [
-                partial(self._attempt, target, x, y, order[:, place], rng.at("restart", restart, "target", place))
+                partial(self._restart, target, x, y, order[:, place], rng.at("restart", restart, "target", place))
                 for restart in range(self.restarts)
                 for place in range(order.shape[1])
             ],
@@ -90,9 +91,9 @@ class Targeted(Attack):
         rank = rank.scatter(1, y[:, None], -torch.inf)
         return rank.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
 
-    def _attempt(
-        self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, alive: Tensor
-    ) -> Attempt:
-        x, y, rng = x[alive], y[alive], rng.take(alive)
-        objective = Objective(target.logits, self.value, y, towards[alive])
-        return climb(self.ascent, objective, y, x, self.ascent.begin(x, self.eps, rng))
+    def _restart(
+        self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, rows: Tensor
+    ) -> Candidates:
+        x, y, rng = x[rows], y[rows], rng.take(rows)
+        objective = Objective(target.logits, self.value, y, towards[rows])
+        return ascend(self.ascent, objective, y, x, self.ascent.begin(x, self.eps, rng))

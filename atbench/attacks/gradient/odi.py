@@ -7,7 +7,7 @@ from torch import Tensor
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.robust_tracker import AttackStage, RobustTracker, always
+from atbench.attacks.restarts import AttackStage, RobustTracker, always
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.seeding import ExampleDraws
 
@@ -64,16 +64,13 @@ class ODI(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
         search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
-        for restart in range(self.restarts):
-            rows = tracker.rows()
-            if len(rows) == 0:
-                break
+        for restart, rows in tracker.restarts(self.restarts):
             draws = rng.at("restart", restart).take(rows)
             start = search.begin(x[rows], self.eps, draws)
             direction = always(OutputDirection(target, draws))
-            legs = (
+            stages = (
                 AttackStage(direction, self.diverse_steps, self.diverse_step),
                 AttackStage(lambda left: Objective(target.logits, self.value, y[left]), self.steps, self.step_size),
             )
-            tracker.walk(search, legs, rows, start)
+            tracker.run_stages(search, stages, rows, start)
         return tracker.x_adv

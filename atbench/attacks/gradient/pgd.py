@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import Candidates
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.restarts import Attempt, climb, run_restarts
+from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -74,12 +75,12 @@ class Pgd(Attack):
             # Nothing comes after the final point, so that looking at it is left to the evaluation.
             return self.ascent(self.objective(target, y, rng), x, start=self.begin(x, rng))
         return run_restarts(
-            x, [partial(self._attempt, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
+            x, [partial(self._restart, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
         )
 
-    def _attempt(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws, alive: Tensor) -> Attempt:
-        x, y, rng = x[alive], y[alive], rng.take(alive)
-        return climb(self.ascent, self.objective(target, y, rng), y, x, self.begin(x, rng))
+    def _restart(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws, rows: Tensor) -> Candidates:
+        x, y, rng = x[rows], y[rows], rng.take(rows)
+        return ascend(self.ascent, self.objective(target, y, rng), y, x, self.begin(x, rng))
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
         """Where a restart begins."""

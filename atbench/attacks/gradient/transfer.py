@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks.ascent.gradient_ascent import GradientAttack, State
+from atbench.attacks.ascent.gradient_ascent import GradientAttack
+from atbench.attacks.ascent.loop import State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
-from atbench.attacks.robust_tracker import RobustTracker
+from atbench.attacks.restarts import RobustTracker
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
 from atbench.models import Cast, bn_mode, untouched
@@ -65,7 +66,7 @@ class Transfer(Attack):
         def misled(state: State) -> Tensor:
             with torch.no_grad():
                 logits = target.logits(state.x_adv)
-            return tracker.see(state.rows, state.x_adv, logits)
+            return tracker.update(state.rows, state.x_adv, logits)
 
         with untouched(surrogate), bn_mode(surrogate, "eval"):
             asked = Cast(surrogate)

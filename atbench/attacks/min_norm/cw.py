@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.gradient_ascent import REPACK
+from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
 from atbench.attacks.min_norm.base import NearestAdversarial

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.gradient_ascent import REPACK
+from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.min_norm.base import TINY, NearestAdversarial, dual_norm, nearest_boundary, others, wide
 from atbench.config.ranges import AnyCount, Count, NotNegative
