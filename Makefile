@@ -7,21 +7,24 @@
 PY ?= python3
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 25
 
 ifeq ($(strip $(VENV)),)
   PYTHON := $(PY)
   READY :=
   READY_DEV :=
+  READY_DOCS :=
 else
   PYTHON := $(VENV)/bin/python
   READY := $(VENV)/.installed
   READY_DEV := $(VENV)/.installed-dev
+  READY_DOCS := $(VENV)/.installed-docs
 endif
 
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help train mnist methods test test-slow test-faults lint clean
+.PHONY: help train mnist methods test test-slow test-faults lint docs gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,11 +38,11 @@ mnist: $(READY) ## train PGD-AT on real MNIST and attack it (the figures of the 
 methods: $(READY) ## train every method on digits and write the table of docs/methods.md (goes on where it was stopped)
 	$(PYTHON) scripts/methods_table.py $(ARGS)
 
-test: $(READY_DEV) ## run the tests that every change must pass
+test: $(READY_DEV) ## run the quick tests: of methods, the changed ones and a sample of the day's (ARGS=--all-methods: all)
 	$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools
-	$(PYTHON) -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+test-slow: $(READY_DEV) ## run the tests that train for real or compare with other tools; every method, every attack in every norm
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "slow or every_method or every_pair" $(ARGS)
 
 test-faults: $(READY_DEV) ## run the tests that kill runs, fill disks and damage files
 	$(PYTHON) -m pytest -m faults $(ARGS)
@@ -49,8 +52,14 @@ lint: $(READY_DEV) ## check style, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
+docs: $(READY_DOCS) ## write the documentation as a site to site/
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict $(ARGS)
+
+gpu: $(READY_DEV) ## acceptance on a CUDA machine in MINUTES=25; again to go on (docs/gpu.md)
+	$(PYTHON) scripts/gpu_acceptance.py --minutes $(MINUTES) $(ARGS)
+
 clean: ## remove the environment, build products and caches; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
 	find atbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/uv:
@@ -68,4 +77,8 @@ $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) --group dev
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --group docs
 	@touch $@

@@ -1,4 +1,4 @@
-"""Refusals: one line that names key, value, reason and fix, and the exit code that a script can rely on."""
+"""Exceptions with one-line messages (key, value, reason, fix), and their exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """The last part of a refusal: the near miss if there is one, else what there is to choose from."""
+    """The fix in a message: the closest known name, else all known names."""
     names = sorted(set(known))
     near = nearest(word, names)
     if near is not None:
@@ -83,7 +83,7 @@ class Interrupted(AtbenchError):
 
 
 def exit_code(error: BaseException) -> int:
-    """What a program that ends with `error` returns."""
+    """The exit code of a program that ends with `error`."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     known = expected(error)
@@ -91,28 +91,30 @@ def exit_code(error: BaseException) -> int:
 
 
 def expected(error: BaseException) -> AtbenchError | None:
-    """The refusal that an exception is or, where it is the machine that failed, amounts to: memory, a disk, another
-    process of the run. None for a fault of the program.
+    """The AtbenchError that an exception is, or stands for where the machine failed: memory, a disk, another process of
+    the run. None for a bug.
     """
     if isinstance(error, AtbenchError):
         return error
-    said, kind = (str(error).strip().splitlines() or [""])[0], type(error).__name__
+    message, kind = (str(error).strip().splitlines() or [""])[0], type(error).__name__
     from_torch = isinstance(error, RuntimeError)
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (from_torch and _any(_MEMORY, error)):
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (from_torch and _mentions(error, _MEMORY)):
         fix = "make train.batch_size, eval.batch_size or the network smaller"
-        return EnvironmentFault("memory", "exhausted", said or kind, fix)
+        return EnvironmentFault("memory", "exhausted", message or kind, fix)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return EnvironmentFault("memory", "exhausted", said, "leave other programs less of it")
+        return EnvironmentFault("memory", "exhausted", message, "leave other programs less of it")
     if isinstance(error, OSError) and error.errno in _DISK:
         return EnvironmentFault(
             "disk", error.filename or "a file", str(error.strerror), "make room, or make it writable"
         )
     together = os.environ.get("WORLD_SIZE", "1") != "1"
-    if together and from_torch and (kind.startswith("Dist") or _any(_PEER, error)):
+    if together and from_torch and (kind.startswith("Dist") or _mentions(error, _PEER)):
         rank = f"rank {os.environ.get('RANK', '?')}"
-        return EnvironmentFault("processes", rank, f"has lost another one ({said})", "the run goes on with resume=RUN")
+        return EnvironmentFault(
+            "processes", rank, f"has lost another one ({message})", "the run goes on with resume=RUN"
+        )
     return None
 
 
-def _any(signs: tuple[str, ...], error: BaseException) -> bool:
-    return any(sign in str(error) for sign in signs)
+def _mentions(error: BaseException, texts: tuple[str, ...]) -> bool:
+    return any(text in str(error) for text in texts)

@@ -1,35 +1,36 @@
-"""Randomness as a function of where it is used.
+"""Random generators seeded by a hash of the run's seed and of where they are used.
 
-No long-lived generator exists in atbench. Every draw comes from a generator seeded by a hash of (seed, place, time), so
-that a resumed run draws what the undisturbed one would have drawn, and a search in the attack never shifts the data
-order. Draws per example are rows of a joint draw over the whole batch (or data set): each process of a distributed run,
-and each way to cut an evaluation into batches, sees the same numbers for the same example.
+No long-lived generator exists in atbench. Every draw comes from a generator seeded by (seed, stream, time), so that a
+resumed run draws what the undisturbed one would have drawn, and a change in the attack never shifts the data order.
+Draws per example are rows of a joint draw over the whole batch (or data set): each process of a distributed run, and
+each way to cut an evaluation into batches, sees the same numbers for the same example.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def derive(seed: int, *place: int | str) -> int:
-    """A 63-bit seed that depends on `seed` and on every part of `place`, through BLAKE2b."""
-    text = "/".join(str(part) for part in (seed, *place))
+def derive_seed(seed: int, *stream: int | str) -> int:
+    """A 63-bit seed that depends on `seed` and on every part of `stream`, through BLAKE2b."""
+    text = "/".join(str(part) for part in (seed, *stream))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(device: torch.device | str, seed: int, *place: int | str) -> torch.Generator:
-    """A fresh generator on `device` for one place."""
-    return torch.Generator(device).manual_seed(derive(seed, *place))
+def generator(device: torch.device | str, seed: int, *stream: int | str) -> torch.Generator:
+    """A new generator on `device` for one stream."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *stream))
 
 
 def seed_global(seed: int, device: torch.device) -> None:
     """Seed the global generators of the CPU and of `device`, which a network's own draws come from.
 
-    `torch.manual_seed` keeps a note of every call for devices that are not there: a leak, once an image.
+    `torch.manual_seed` queues every call for devices that are not initialised: a memory leak, once an image.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -37,6 +38,7 @@ def seed_global(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
+@dataclass
 class Draws:
     """Per-example random numbers for one batch of a training run.
 
@@ -44,21 +46,19 @@ class Draws:
     together draw what one process would. Successive calls continue one generator: ask in a fixed order.
     """
 
-    def __init__(self, source: torch.Generator, rank: int = 0, world: int = 1) -> None:
-        self.source, self.rank, self.world = source, rank, world
-
-    def _rows(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        rows = len(like)
-        joint = torch.empty((rows * self.world, *like.shape[1:]), dtype=like.dtype, device=like.device)
-        return draw(joint)[self.rank * rows : (self.rank + 1) * rows]
+    source: torch.Generator
+    rank: int = 0
+    world: int = 1
 
     def uniform(self, like: Tensor) -> Tensor:
         """U(-1, 1), shaped like `like`."""
-        return self._rows(like, lambda joint: joint.uniform_(-1, 1, generator=self.source))
+        joint = like.new_empty(len(like) * self.world, *like.shape[1:]).uniform_(-1, 1, generator=self.source)
+        return joint[self.rank * len(like) : (self.rank + 1) * len(like)]
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1), shaped like `like`."""
-        return self._rows(like, lambda joint: joint.normal_(generator=self.source))
+        joint = like.new_empty(len(like) * self.world, *like.shape[1:]).normal_(generator=self.source)
+        return joint[self.rank * len(like) : (self.rank + 1) * len(like)]
 
     def scalar(self, low: float, high: float) -> float:
         """One number from U(low, high), the same on every process."""
@@ -74,24 +74,24 @@ class ExampleDraws:
 
     CHUNK = 64
 
-    def __init__(self, seed: int, *place: int | str, index: Tensor) -> None:
-        self.seed, self.place, self.index, self.calls = seed, place, index, 0
+    def __init__(self, seed: int, *stream: int | str, index: Tensor) -> None:
+        self.seed, self.stream, self.index, self.calls = seed, stream, index, 0
 
-    def at(self, *place: int | str) -> ExampleDraws:
-        """The same examples' numbers at a place within this one (a restart, a target): a stream of its own."""
-        return ExampleDraws(self.seed, *self.place, *place, index=self.index)
+    def at(self, *stream: int | str) -> ExampleDraws:
+        """The same examples' numbers in a substream (of a restart, of a target)."""
+        return ExampleDraws(self.seed, *self.stream, *stream, index=self.index)
 
     def take(self, rows: Tensor) -> ExampleDraws:
         """The numbers that the examples `rows` (a mask or positions) would get next, and only they."""
-        taken = ExampleDraws(self.seed, *self.place, index=self.index[rows.cpu()])
-        taken.calls = self.calls
-        return taken
+        draws = ExampleDraws(self.seed, *self.stream, index=self.index[rows.cpu()])
+        draws.calls = self.calls
+        return draws
 
     def _rows(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         out = torch.empty_like(like)
         chunks = torch.div(self.index, self.CHUNK, rounding_mode="floor")
         for chunk in chunks.unique().tolist():
-            source = generator(like.device, self.seed, *self.place, self.calls, chunk)
+            source = generator(like.device, self.seed, *self.stream, self.calls, chunk)
             block = draw(torch.empty((self.CHUNK, *like.shape[1:]), dtype=like.dtype, device=like.device), source)
             rows = (chunks == chunk).nonzero().squeeze(1)
             out[rows] = block[(self.index[rows] % self.CHUNK).to(like.device)]

@@ -24,8 +24,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from atbench.data import Images
-from atbench.evaluation import accuracy_figures
 from atbench.evaluation.attack_runner import legal
+from atbench.interval import accuracy_figures
 from atbench.workflows import eval_plan, factory
 from atbench.workflows.resume import resolve_target
 

@@ -34,7 +34,7 @@ from atbench.config import schema, values
 from atbench.config.registry import conf_dir, entries
 from atbench.data.digits import digits
 from atbench.runs.run_dir import write_json
-from atbench.runs.signals import watched
+from atbench.runs.signals import flag_signals
 from atbench.training import World, threads
 from atbench.training.cost import Count
 from atbench.workflows import factory
@@ -87,7 +87,7 @@ def cost(name: str) -> float:
     single = OmegaConf.create({**values.plain(cfg), "model": {**cfg.model, "members": 1}})
     with Count() as forward, torch.no_grad():
         factory.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))
-    with TemporaryDirectory() as folder, watched() as signal, threads(1), redirect_stderr(StringIO()):
+    with TemporaryDirectory() as folder, flag_signals() as signal, threads(1), redirect_stderr(StringIO()):
         run = Run(cfg, source, here, signal, Path(folder), label=name)
         write_json(run.folder / "status.json", {})
         trainer = run.build_trainer(fresh=True)

@@ -13,6 +13,7 @@ import torch
 
 from tests.support.stub import Stub
 
+pytest_plugins = ["tests.support.tiers", "pytester"]
 os.environ["WANDB_MODE"] = "disabled"
 torch.set_num_threads(1)  # the workers of xdist share the cores
 

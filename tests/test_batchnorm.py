@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.data import Batch
 from atbench.methods import Method
-from tests.support.contract import ACCUMULATE, ALONE, METHODS, Log, trainer_of
+from tests.support.contract import ACCUMULATE, ALONE, Log, trainer_of
+from tests.support.tiers import METHODS
 
 #: (in train mode, running statistics follow) of every forward in a mode of the attack.
 MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
@@ -70,6 +71,7 @@ def searched(method: Method, batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.every_method("name")
 def test_the_search_keeps_to_its_mode(name: str, mode: str) -> None:
     method, layers, batch = make(name, f"attack.bn={mode}")
     before, modes = statistics(layers), [module.training for module in method.modules()]
@@ -82,6 +84,7 @@ def test_the_search_keeps_to_its_mode(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.every_method("name")
 def test_the_update_moves_them_by_its_own_batches(name: str) -> None:
     """r ← 0.9 r + 0.1 · (mean or unbiased variance) once for each forward of the loss in train mode, and not else."""
     method, layers, batch = make(name)
@@ -102,6 +105,7 @@ def test_the_update_moves_them_by_its_own_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ACCUMULATE])
+@pytest.mark.every_method("name")
 def test_a_weight_perturbation_is_not_seen(name: str) -> None:
     """The ascent's forwards count no batch: as many are tracked with AWP as without it."""
     counts = []

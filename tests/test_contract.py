@@ -7,17 +7,15 @@ undisturbed one; adversarial weight perturbation on top commits once a round and
 from __future__ import annotations
 
 import io
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from atbench.errors import ConfigError, Interrupted
-from tests.support.contract import ACCUMULATE, ALONE, METHODS, Log, configuration, outcome, trainer_of, work
+from tests.support.contract import ACCUMULATE, ALONE, Log, TwoProcesses, configuration, outcome, trainer_of
+from tests.support.tiers import METHODS
 
 AWP = ("plus=awp",)
 JOBS = [(name, plus) for name in METHODS for plus in ((), AWP) if not (plus and name in ACCUMULATE)]
@@ -31,15 +29,12 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of two real processes, all methods in one go."""
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    mp.spawn(work, args=(2, port, str(folder), JOBS), nprocs=2)
-    return folder
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    """Two real processes for all methods, one after the other."""
+    processes = TwoProcesses(tmp_path_factory.mktemp("two"))
+    yield processes
+    processes.close()
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -48,9 +43,11 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("name", "plus"), JOBS, ids=[f"{name}{'+awp' if plus else ''}" for name, plus in JOBS])
-def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: Path) -> None:
+@pytest.mark.every_method("name")
+def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: TwoProcesses) -> None:
+    two.begin(name, plus)
     alone = outcome(name, ALONE, *plus)
-    first, second = (torch.load(two / f"{name}-{len(plus)}-{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = two.outcomes(name, plus)
     assert difference(first["state"], second["state"]) == 0.0, "the ranks differ"
     assert difference(alone["state"], first["state"]) <= 1e-12
     assert alone["loss"] == pytest.approx(first["loss"], abs=1e-10)
@@ -62,6 +59,7 @@ def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: Path) ->
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("after", [1, 5], ids=["first-epoch", "second-epoch"])
+@pytest.mark.every_method("name")
 def test_resume_is_bit_equal(name: str, after: int) -> None:
     whole = Log()
     undisturbed = trainer_of(name, ALONE, whole)

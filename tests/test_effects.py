@@ -19,11 +19,13 @@ from atbench.config.registry import conf_dir, entries
 from atbench.data.digits import digits
 from atbench.models import Ensemble
 from atbench.runs.run_dir import write_text
-from atbench.runs.signals import watched
+from atbench.runs.signals import flag_signals
 from atbench.training import Trainer
 from atbench.workflows.train import Run
 from tests.support.configs import resolved
 from tests.support.contract import ALONE
+
+pytestmark = pytest.mark.slow
 
 SHORT = (
     "model.width=12",
@@ -60,7 +62,7 @@ def trained(name: str, *overrides: str) -> Trainer:
     """A method after a short training of everything that it trains."""
     words = [f"method={name}", *SHORT, *OWN.get(name, ()), *overrides]
     cfg = resolved(*words)
-    with TemporaryDirectory() as folder, watched() as signal:
+    with TemporaryDirectory() as folder, flag_signals() as signal:
         run = Run(cfg, digits(), ALONE, signal, Path(folder), label=name)
         write_text(run.folder / "status.json", "{}")
         trainer = run.build_trainer(fresh=True)

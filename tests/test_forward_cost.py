@@ -18,7 +18,8 @@ from atbench.methods import Method
 from atbench.training import World
 from atbench.training.cost import Count
 from atbench.workflows import factory
-from tests.support.contract import METHODS, begin_untrained, configuration, cost
+from tests.support.contract import begin_untrained, configuration, cost
+from tests.support.tiers import METHODS
 from tests.support.ties import Watched
 
 STEPS = 10
@@ -59,6 +60,7 @@ def used(request: pytest.FixtureRequest) -> Used:
     return Used(request.param, method.forward_cost(STEPS), total / forward, watched.found)
 
 
+@pytest.mark.every_method("used")
 def test_cost_is_at_the_floor(used: Used) -> None:
     assert used.floor == KNOWN.get(used.name, used.floor), "the declared floor is not the known one"
     if used.floor is None:
@@ -67,5 +69,6 @@ def test_cost_is_at_the_floor(used: Used) -> None:
     assert 0.9 * used.floor <= used.passes <= 1.02 * used.floor
 
 
+@pytest.mark.every_method("used")
 def test_no_gradient_depends_on_the_version_of_torch(used: Used) -> None:
     assert not used.ties

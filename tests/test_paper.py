@@ -88,9 +88,10 @@ def made(cfg: DictConfig, source: Source, log: Log, begin: bool = False) -> Trai
     return factory.make_trainer(cfg, method, data, HERE, log, lambda: 0)
 
 
+@pytest.mark.every_method("paper")
 def test_the_settings_are_the_authors(paper: Paper) -> None:
     cfg = paper.configuration()
-    validate.check(cfg)
+    validate.validate_config(cfg)
     for key, wanted in paper.facts["equal"].items():
         found = OmegaConf.select(cfg, key, throw_on_missing=True)
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
@@ -107,12 +108,14 @@ STEPS = {name: facts["steps"] for name, path in FACTS.items() if (facts := Omega
 
 
 @pytest.mark.parametrize(("name", "steps"), [*STEPS.items(), ("kurakin_mixed_batch", 150_000)])
+@pytest.mark.every_method("name")
 def test_it_takes_the_authors_steps_to_the_nearest_epoch(name: str, steps: int) -> None:
     cfg = resolved(f"experiment=paper/{name}", "logger=none")
     an_epoch = steps_an_epoch(cfg)
     assert abs(cfg.train.epochs * an_epoch - steps) <= an_epoch / 2
 
 
+@pytest.mark.every_method("paper")
 def test_the_rates_are_the_authors(paper: Paper) -> None:
     cfg = paper.configuration()
     for group, rates in {"model": paper.facts["rates"], **paper.facts.get("rates_of", {})}.items():
@@ -125,12 +128,14 @@ def test_the_rates_are_the_authors(paper: Paper) -> None:
             assert now == pytest.approx(rate, rel=1e-6, abs=1e-12), (group, at)
 
 
+@pytest.mark.every_method("paper")
 def test_the_network_has_the_authors_parameters(paper: Paper) -> None:
     cfg = paper.configuration()
     network = factory.make_model(cfg, pictures(cfg))
     assert sum(parameter.numel() for parameter in network.parameters()) == paper.facts["parameters"]
 
 
+@pytest.mark.every_method("paper")
 def test_it_takes_two_steps(paper: Paper) -> None:
     """Two optimizer steps on 64 images: weights move, and the first loss lies where its formula puts it."""
     cfg, log = paper.small(), Log()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from atbench.config import registry
 from atbench.config.instantiate import build
-from atbench.config.validate import check
+from atbench.config.validate import validate_config
 from atbench.data import PadCropFlip
 from atbench.data.digits import digits
 from atbench.training import World
@@ -38,9 +38,10 @@ def rate(cfg: DictConfig, epoch: int) -> float:
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "mnist"])
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.every_pair("recipe", "dataset")
 def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
     cfg = resolved(f"recipe={recipe}", f"dataset={dataset}")
-    check(cfg)
+    validate_config(cfg)
     assert all(rate(cfg, epoch) >= 0 for epoch in range(cfg.train.epochs))
     assert max(rate(cfg, epoch) for epoch in range(cfg.train.epochs)) == pytest.approx(cfg.train.optimizer.lr, rel=0.1)
 
@@ -83,6 +84,7 @@ NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
     dataset = resolved(f"experiment={name}").dataset
     crops = [part for part in dataset.augment or [] if part["_target_"].endswith("PadCropFlip") and part.pad]
@@ -112,6 +114,7 @@ def test_the_default_of_resnet18_is_averaged_and_smoothed() -> None:
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_every_paper_composes(name: str) -> None:
     file = CONF / "experiment" / f"{name}.yaml"
     chosen = {
@@ -120,7 +123,7 @@ def test_every_paper_composes(name: str) -> None:
         for key, value in entry.items()
     }
     cfg = resolved(f"experiment={name}")
-    check(cfg)
+    validate_config(cfg)
     assert cfg.model.about.name == chosen["model"] and cfg.recipe.about.name == chosen["recipe"]
     assert name in (f"paper/{cfg.method.about.name}", f"paper/{cfg.recipe.about.name}")
     assert name == cfg.experiment.about.name
@@ -157,7 +160,7 @@ def test_a_recipe_trains_with_generated_images(tmp_path: Path) -> None:
         f"data_dir={tmp_path}",
     ]
     cfg = resolved("dataset=digits", *words, *pool, "attack.steps=1")
-    check(cfg)
+    validate_config(cfg)
     here, log = World(torch.device("cpu")), Log()
     data = factory.make_data(cfg, whole, here)
     assert data.steps == (len(whole.train) - whole.validation) // 64 and data.generated == 300

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atbench.seeding import Draws, ExampleDraws, derive, generator
+from atbench.seeding import Draws, ExampleDraws, derive_seed, generator
 
 
 def test_derive_depends_on_every_part() -> None:
     seeds = {
-        derive(0),
-        derive(1),
-        derive(0, "a"),
-        derive(0, "a", 0),
-        derive(0, "a", 1),
-        derive(0, 0, "a"),
-        derive(0, "a", "0", 0),
+        derive_seed(0),
+        derive_seed(1),
+        derive_seed(0, "a"),
+        derive_seed(0, "a", 0),
+        derive_seed(0, "a", 1),
+        derive_seed(0, 0, "a"),
+        derive_seed(0, "a", "0", 0),
     }
     assert len(seeds) == 7 and all(0 <= seed < 2**63 for seed in seeds)
 
@@ -26,7 +26,7 @@ def test_derive_never_changes() -> None:
     import hashlib
 
     expected = int.from_bytes(hashlib.blake2b(b"7/search/3/1", digest_size=8).digest(), "big") // 2
-    assert derive(7, "search", 3, 1) == expected
+    assert derive_seed(7, "search", 3, 1) == expected
 
 
 def test_generators_leave_the_global_one_alone() -> None:

@@ -20,7 +20,7 @@ from tests.support.ties import Watched
 
 
 @pytest.fixture
-def watched() -> Iterator[Watched]:
+def flag_signals() -> Iterator[Watched]:
     with Watched() as mode:
         yield mode
 

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import registry
-from atbench.config.validate import check
+from atbench.config.validate import validate_config
 from tests.support.configs import PAPERS, composed, resolved
 
 CONF = registry.conf_dir()
@@ -77,6 +77,7 @@ def test_what_is_tuned_is_for_one_data_set_and_method_and_for_no_paper(name: str
 
 
 @pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.every_method("name")
 def test_a_paper_s_training_takes_no_number_of_the_data_set_s_own(name: str) -> None:
     """`dataset.train` is what this program trains a data set with; an experiment that follows it says so."""
     cfg = composed(f"experiment={name}")
@@ -85,7 +86,7 @@ def test_a_paper_s_training_takes_no_number_of_the_data_set_s_own(name: str) -> 
     follow = {key for key in followers(cfg, "train") if key not in ours}
     assert follow == set()
     assert cfg.train.clip_norm is None, "no paper here clips gradients; one that does says so in its experiment"
-    check(resolved(f"experiment={name}"))
+    validate_config(resolved(f"experiment={name}"))
 
 
 def followers(cfg: DictConfig, part: str) -> Iterator[str]:

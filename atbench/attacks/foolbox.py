@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.norms.lp_ball import ball
-from atbench.config.annotations import fits, spelled
+from atbench.config.annotations import describe, fits
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError, hint
 from atbench.models import untouched
-from atbench.seeding import ExampleDraws, derive
+from atbench.seeding import ExampleDraws, derive_seed
 
 #: What foolbox writes before the name of an attack for one norm, in lower case.
 PREFIXES = {"linf": ("linfinity", "linf"), "l2": ("l2",), "l1": ("l1",)}
@@ -76,7 +76,10 @@ class Foolbox(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         model = self.foolbox.PyTorchModel(_TargetModule(target).eval(), bounds=(0, 1), device=x.device)
-        with untouched(target.network), _seeded(derive(rng.seed, *rng.place, "foolbox", int(rng.index[0])), x.device):
+        with (
+            untouched(target.network),
+            _seeded(derive_seed(rng.seed, *rng.stream, "foolbox", int(rng.index[0])), x.device),
+        ):
             x_adv = self._run(model, x, y)
         # Where an attack divided by a gradient of zero its image is NaN.
         sound = torch.isfinite(x_adv.flatten(1)).all(dim=1)
@@ -137,7 +140,7 @@ class Foolbox(Attack):
             if key not in parameters:
                 raise ConfigError(where, value, f"foolbox's {kind.__name__} takes no '{key}'", hint(key, parameters))
             if not fits(value, parameters[key], kind):
-                what = f"foolbox's {kind.__name__} wants {spelled(parameters[key], kind)}"
+                what = f"foolbox's {kind.__name__} wants {describe(parameters[key], kind)}"
                 raise ConfigError(where, repr(value), what, "correct the value")
         for key, parameter in parameters.items():
             if parameter.default is parameter.empty and key not in kwargs:

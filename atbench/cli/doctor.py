@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a run: versions, devices, W&B, data sets, and a folder that can be written."""
+"""`atbench doctor`: versions, devices, W&B, data sets and write access of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atbench.errors import AtbenchError, EnvironmentFault
 
 State = Literal["ok", "note", "broken"]
 _PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "scikit-learn", "matplotlib", "wandb")
-_SIGNS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
+_MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Finding:
 
 def main(runs: Path, data_dir: Path, as_json: bool) -> int:
     """Print the findings on stdout; 0, or the exit code of EnvironmentFault where something needed is broken."""
-    findings = examine(runs, data_dir)
+    findings = run_checks(runs, data_dir)
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
@@ -40,32 +40,32 @@ def main(runs: Path, data_dir: Path, as_json: bool) -> int:
     return EnvironmentFault.exit_code if any(finding.state == "broken" for finding in findings) else 0
 
 
-def examine(runs: Path, data_dir: Path) -> list[Finding]:
-    """Look at everything; a look that fails is a finding and stops no other."""
-    looks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+def run_checks(runs: Path, data_dir: Path) -> list[Finding]:
+    """Run all checks. A check that raises is a finding, and the others still run."""
+    checks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
         ("packages", _packages),
         ("devices", _devices),
         ("runs", lambda: [_writable(runs)]),
-        ("W&B", _mirror),
+        ("W&B", _wandb),
         ("data sets", lambda: _data_sets(data_dir)),
     )
-    found = [Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")]
-    for name, look in looks:
+    findings = [Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}")]
+    for name, check in checks:
         try:
-            found += look()
+            findings += check()
         except Exception as fault:
-            found.append(Finding(name, f"{type(fault).__name__}: {fault}", "broken"))
-    return found
+            findings.append(Finding(name, f"{type(fault).__name__}: {fault}", "broken"))
+    return findings
 
 
 def _packages() -> list[Finding]:
-    found = []
+    findings = []
     for name in _PACKAGES:
         try:
-            found.append(Finding(name, importlib.metadata.version(name)))
+            findings.append(Finding(name, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            found.append(Finding(name, "not installed", "broken"))
-    return found
+            findings.append(Finding(name, "not installed", "broken"))
+    return findings
 
 
 def _devices() -> list[Finding]:
@@ -75,15 +75,15 @@ def _devices() -> list[Finding]:
     native = (
         "native" if torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_avx512_bf16() else "emulated, slow"
     )
-    found = [Finding("cpu", f"{cores} cores, {torch.get_num_threads()} threads, bf16 {native}")]
+    findings = [Finding("cpu", f"{cores} cores, {torch.get_num_threads()} threads, bf16 {native}")]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "native" if device.major >= 8 else "emulated, slow"
-        found.append(Finding(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, bf16 {bf16}"))
+        findings.append(Finding(f"cuda:{index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, bf16 {bf16}"))
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for the CPU"
-        found.append(Finding("cuda", f"none; {built}", "note"))
-    return found
+        findings.append(Finding("cuda", f"none; {built}", "note"))
+    return findings
 
 
 def _has_avx512_bf16() -> bool:
@@ -104,8 +104,8 @@ def _writable(runs: Path) -> Finding:
     return Finding("runs", f"{runs.absolute()}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free")
 
 
-def _mirror() -> list[Finding]:
-    """The mode that W&B would run in, as the mirror itself decides it."""
+def _wandb() -> list[Finding]:
+    """The mode that W&B would run in, as the logger itself decides it."""
     from atbench.reporting import wandb_logger
 
     mode, why = wandb_logger.wandb_mode({})
@@ -118,23 +118,23 @@ def _data_sets(data_dir: Path) -> list[Finding]:
 
     from atbench.config.instantiate import accepted_kwargs, build
 
-    found = []
+    findings = []
     for row in registry.entries("datasets", [registry.conf_dir()]):
         name = row["name"]
         tree = OmegaConf.load(registry.conf_dir() / "dataset" / f"{name}.yaml")
         assert isinstance(tree, DictConfig)
         node = tree.source
         if lacks := sorted(OmegaConf.missing_keys(node)):
-            found.append(Finding(name, f"your own: dataset={name} dataset.{lacks[0]}=..."))
+            findings.append(Finding(name, f"your own: dataset={name} dataset.{lacks[0]}=..."))
             continue
-        given = accepted_kwargs(node, "dataset.source", {"data_dir": data_dir})
+        kwargs = accepted_kwargs(node, "dataset.source", {"data_dir": data_dir})
         node.update(accepted_kwargs(node, "dataset.source", {"download": False}))
         try:
-            source = build(node, "dataset.source", **given)
-            found.append(Finding(name, f"{len(source.train)} images to train on, {len(source.classes)} classes"))
+            source = build(node, "dataset.source", **kwargs)
+            findings.append(Finding(name, f"{len(source.train)} images to train on, {len(source.classes)} classes"))
         except AtbenchError as lack:
-            found.append(Finding(name, f"{lack.value} {lack.why}; {lack.fix}", "note"))
-    return found
+            findings.append(Finding(name, f"{lack.value} {lack.why}; {lack.fix}", "note"))
+    return findings
 
 
 def _table(findings: list[Finding]) -> None:
@@ -144,7 +144,7 @@ def _table(findings: list[Finding]) -> None:
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
-        table.add_row(Text.from_markup(_SIGNS[finding.state]), Text(finding.name, "bold"), Text(finding.value))
+        table.add_row(Text.from_markup(_MARKS[finding.state]), Text(finding.name, "bold"), Text(finding.value))
     console = Console()
     if not console.is_terminal:
         console.width = 240

@@ -19,8 +19,14 @@ from typing import Any
 from atbench import __version__
 from atbench.cli.verbs import PLAIN
 from atbench.config import registry
-from atbench.config.hydra_errors import is_composition, refusal
-from atbench.config.overrides import Line, open_model, open_targets, parse, target_first
+from atbench.config.hydra_errors import composition_error, is_composition_error
+from atbench.config.overrides import (
+    CommandLine,
+    allow_new_model_keys,
+    allow_new_targets,
+    parse_words,
+    positional_target,
+)
 from atbench.errors import ConfigError, Interrupted, exit_code, expected, hint
 
 USAGE = """\
@@ -45,48 +51,61 @@ _TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the worke
 _COMPLETION = ("-sc", "--shell-completion")
 
 
-class _Leave(BaseException):
-    """Carries an exception out of a Hydra job: Hydra holds back what is an Exception, and adds lines of its own."""
+class _JobError(BaseException):
+    """An exception on its way out of a Hydra job: Hydra holds back an Exception and adds lines of its own."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
 
 
-class _Jobs:
-    """What the jobs of this call have come to, in this process."""
+class _JobLog:
+    """Jobs started and failed by this call, in this process."""
 
     started: int
+    results: list[Any]  # what the jobs returned
     failures: list[BaseException]
     full_tracebacks: bool  # what the user set: the variable itself is then ours, to make Hydra raise
 
     def __init__(self) -> None:
-        self.started, self.failures = 0, []
+        self.started, self.results, self.failures = 0, [], []
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
-_jobs = _Jobs()
+_jobs = _JobLog()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Leaves `sys.argv`, `sys.path` and the environment as they were."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as leave:  # argparse and Hydra end --help this way
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `atbench list | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _failed(error)
+
+
+def results(words: Sequence[str]) -> list[Any]:
+    """What the jobs of a command line returned. Raises what `main` would print."""
+    _run(list(words))
+    return list(_jobs.results)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of a command line; raises what went wrong."""
     _jobs.__init__()  # type: ignore[misc]
-    with _restored():
+    with restored():
         try:
             return _dispatch(words)
-        except SystemExit as leave:  # argparse and Hydra end --help this way
-            return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-        except KeyboardInterrupt:
-            print("error: stopped by Ctrl-C", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # `atbench list | head`: the reader has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        except _Leave as job:
-            return _failed(job.error)
-        except Exception as error:
-            return _failed(error)
+        except _JobError as job:
+            failure = job.error
+        raise failure
 
 
 def _dispatch(words: list[str]) -> int:
@@ -108,13 +127,13 @@ def _dispatch(words: list[str]) -> int:
 
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
-    line = parse(rest)
+    line = parse_words(rest)
     for old, new in line.renamed.items():
         print(f"note: {old} is now {new}; the old name will go with the next version", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
-        target_first(line)
-        open_model(line)
-    open_targets(line)
+        positional_target(line)
+        allow_new_model_keys(line)
+    allow_new_targets(line)
     if "--multirun" in line.options and "RANK" in os.environ:
         raise ConfigError(
             "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
@@ -125,12 +144,12 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     from atbench.config import argv, hydra_section, schema
     from atbench.runs import sweep
 
-    argv.remember_typed(words, line.config_dir)
+    argv.remember_argv(words, line.config_dir)
     schema.register()
-    hydra_section.guard()
-    sweep.forget()
+    hydra_section.install_loader()
+    sweep.reset()
     if "--multirun" in line.options:
-        sweep.go_on(line)
+        sweep.continue_sweep(line)
     folders = [registry.conf_dir(), *([line.config_dir] if line.config_dir else [])]
     # Hydra shows its program's name, and looks it up for completion; with the flag it raises instead of exiting.
     sys.argv = ["atbench", *line.words()]
@@ -139,12 +158,14 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     try:
         _application(verb)()
     except Exception as error:
-        composing = not _jobs.started and is_composition(error)
+        composing = not _jobs.started and is_composition_error(error)
         if composing or isinstance(error, ConfigError):
-            sweep.withdraw()
+            sweep.remove_refused_sweep()
         if not composing:
             raise
-        raise refusal(error, [verb, *line.words()], functools.partial(registry.options, folders=folders)) from error
+        raise composition_error(
+            error, [verb, *line.words()], functools.partial(registry.options, folders=folders)
+        ) from error
     finally:
         GlobalHydra.instance().clear()
     return 0
@@ -154,10 +175,9 @@ def _application(verb: str) -> Any:
     """The job of a verb as a Hydra application."""
     import hydra
 
-    # Hydra 1.4 has one behaviour and warns of the argument that 1.3 needs to choose it.
-    old = tuple(int(part) for part in hydra.__version__.split(".")[:2]) < (1, 4)
-    version = {"version_base": "1.3"} if old else {}
-    return hydra.main(config_path=str(registry.conf_dir()), config_name=verb, **version)(
+    from atbench.config.compose import version_base
+
+    return hydra.main(config_path=str(registry.conf_dir()), config_name=verb, **version_base())(
         {"train": _train, "eval": _eval}[verb]
     )
 
@@ -171,13 +191,13 @@ def _eval(cfg: Any) -> float:
 
 
 def _job(verb: str, cfg: Any) -> float:
-    """One job; returns what a sweeper optimises. In a sweep a failure is told at once, and the next job still runs."""
+    """One job; returns what a sweeper optimises. In a sweep a failure is printed, and the next job still runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from atbench.config import instantiate
 
-    instantiate.trust(*instantiate.trusted())  # the worker of a launcher is a fresh process
+    instantiate.trust_folders(*instantiate.trusted_folders())  # the worker of a launcher is a fresh process
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
@@ -185,26 +205,27 @@ def _job(verb: str, cfg: Any) -> float:
         print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
     try:
         entry = _ENTRY[verb]
-        return float(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+        _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+        return float(_jobs.results[-1])
     except Exception as error:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
-            raise _Leave(error) from error  # a signal ends the sweep as well
-        _tell(error)
+            raise _JobError(error) from error  # a signal ends the sweep as well
+        _print_error(error)
         _jobs.failures.append(error)
         raise
 
 
 def _failed(error: BaseException) -> int:
-    """Show what went wrong, unless the sweep has shown it already, and return the exit code."""
+    """Print the error, unless the sweep has done so already, and return the exit code."""
     if any(error is failure for failure in _jobs.failures):
         print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
     else:
-        _tell(error)
+        _print_error(error)
     return exit_code(error)
 
 
-def _tell(error: BaseException) -> None:
-    """One line for what is expected, a traceback for what is not. Of a bad config the first rank speaks for all."""
+def _print_error(error: BaseException) -> None:
+    """One line for an expected error, a traceback for any other. A ConfigError is printed by the first rank alone."""
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, ConfigError) and rank > 0:
         return
@@ -228,16 +249,16 @@ def _complete(words: list[str]) -> int:
     elif verb in _ENTRY:
         # A run before the word that is being completed is no override; Hydra would give up on the line.
         whole, blank, last = rest.rpartition(" ")
-        known = Line(overrides=whole.split())
+        known = CommandLine(overrides=whole.split())
         if verb == "eval":
-            target_first(known)
+            positional_target(known)
         os.environ["COMP_LINE"] = " ".join([program, *known.overrides, last]) if blank else f"{program} {last}"
         return _hydra(verb, words, words)
     return 0
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def restored() -> Iterator[None]:
     """Put back what a verb changes of the process, so that a caller in the same process can go on."""
     argv, path, environment = sys.argv, list(sys.path), dict(os.environ)
     try:

@@ -1,4 +1,4 @@
-"""The verbs that need no configuration: report, export, list and doctor. What they need is imported when they run."""
+"""The verbs without a configuration: report, export, list and doctor. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atbench.errors import ConfigError
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with our one line for a mistake."""
+    """argparse whose errors are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(self.prog, "arguments", message, f"see `{self.prog} --help`")
@@ -41,7 +41,7 @@ def export(words: list[str]) -> int:
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
     parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
     given = parser.parse_intermixed_args(words)
-    importlib.import_module("atbench.config.argv").remember_typed(["export", *words], given.config_dir)
+    importlib.import_module("atbench.config.argv").remember_argv(["export", *words], given.config_dir)
     return int(importlib.import_module("atbench.workflows.export").export_run(given.run, given.checkpoint, given.out))
 
 
@@ -56,11 +56,11 @@ def list_options(words: list[str]) -> int:
     parser.add_argument(
         "--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of configs of your own, listed as well"
     )
-    given = parser.parse_intermixed_args(words)
-    if given.config_dir is not None and not given.config_dir.is_dir():
-        raise ConfigError("--config-dir", given.config_dir, "there is no such folder", "correct the path")
-    folders = [registry.conf_dir(), *([given.config_dir] if given.config_dir else [])]
-    return registry.show(given.kind, folders, given.json, given.survey)
+    args = parser.parse_intermixed_args(words)
+    if args.config_dir is not None and not args.config_dir.is_dir():
+        raise ConfigError("--config-dir", args.config_dir, "there is no such folder", "correct the path")
+    folders = [registry.conf_dir(), *([args.config_dir] if args.config_dir else [])]
+    return registry.show(args.kind, folders, args.json, args.survey)
 
 
 def doctor(words: list[str]) -> int:
@@ -69,8 +69,8 @@ def doctor(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="the folder of data sets")
-    given = parser.parse_args(words)
-    return int(importlib.import_module("atbench.cli.doctor").main(given.runs, given.data_dir, given.json))
+    args = parser.parse_args(words)
+    return int(importlib.import_module("atbench.cli.doctor").main(args.runs, args.data_dir, args.json))
 
 
 PLAIN: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(

@@ -1,7 +1,7 @@
-"""What a configuration may build, place by place: classes and functions by their full names, nothing by where it lies.
+"""Allow-list of the classes and functions that a configuration may build, node by node, by their full names.
 
-A file of somebody else's may name any of these without harm: none of them runs what it is given, fetches from an
-address that it is told, or writes where it is told. The user's own code stands beside the table (`build`).
+None of them runs, fetches or writes what a configuration tells it to, so that a file of somebody else's may name any of
+them. The user's own code is allowed beside the list (`instantiate.py`).
 """
 
 from __future__ import annotations
@@ -89,51 +89,53 @@ NETWORKS = MODELS | LAYERS | CLASSIFIERS
 
 
 @dataclass(frozen=True)
-class Place:
-    """A node of the configuration that becomes an object.
+class BuildRule:
+    """What one node of the configuration may build.
 
-    names: what it may name; types: what the object has to be one of, by full names (none: anything);
-    later: the program calls it with arguments of its own (`_partial_: true`), so that there is no object yet;
-    inside: what nodes below it may name.
+    names: allowed targets; types: full names of the types that the object must have one of (none: any type);
+    partial: the program calls it later with arguments of its own (`_partial_: true`), so that there is no object yet;
+    nested: allowed targets of the nodes below it.
     """
 
     names: frozenset[str]
     types: tuple[str, ...] = ()
-    later: bool = False
-    inside: frozenset[str] = frozenset()
+    partial: bool = False
+    nested: frozenset[str] = frozenset()
 
 
-_ATTACK = Place(ATTACKS, ("atbench.attacks.Attack", "atbench.attacks.GradientAttack"), inside=ATTACKS)
-_OPTIMIZER = Place(OPTIMIZERS, ("torch.optim.Optimizer",), later=True)
-_SCHEDULE = Place(SCHEDULES, ("collections.abc.Callable",), inside=SCHEDULES)
-_AUGMENT = Place(AUGMENTATIONS, ("collections.abc.Callable",), inside=AUGMENTATIONS)
+_ATTACK = BuildRule(ATTACKS, ("atbench.attacks.Attack", "atbench.attacks.GradientAttack"), nested=ATTACKS)
+_OPTIMIZER = BuildRule(OPTIMIZERS, ("torch.optim.Optimizer",), partial=True)
+_SCHEDULE = BuildRule(SCHEDULES, ("collections.abc.Callable",), nested=SCHEDULES)
+_AUGMENT = BuildRule(AUGMENTATIONS, ("collections.abc.Callable",), nested=AUGMENTATIONS)
 # `*` stands for one name or position.
-PLACES = {
-    "dataset.source": Place(SOURCES, ("atbench.data.Source",), inside=SOURCES | AUGMENTATIONS),
+RULES = {
+    "dataset.source": BuildRule(SOURCES, ("atbench.data.Source",), nested=SOURCES | AUGMENTATIONS),
     "dataset.augment": _AUGMENT,
     "dataset.augment.*": _AUGMENT,
-    "model": Place(NETWORKS, ("torch.nn.Module",), inside=NETWORKS),
+    "model": BuildRule(NETWORKS, ("torch.nn.Module",), nested=NETWORKS),
     "attack": _ATTACK,
     "eval.attacks.*": _ATTACK,
-    "method": Place(METHODS, ("atbench.methods.Method",), inside=NETWORKS | ATTACKS | SCHEDULES),
+    "method": BuildRule(METHODS, ("atbench.methods.Method",), nested=NETWORKS | ATTACKS | SCHEDULES),
     "train.optimizer": _OPTIMIZER,
     "train.groups.*.optimizer": _OPTIMIZER,
     "train.schedule": _SCHEDULE,
     "train.groups.*.schedule": _SCHEDULE,
-    "plus.*": Place(
+    "plus.*": BuildRule(
         PLUS,
         ("atbench.training.weight_averaging.Average", "atbench.training.weight_perturbation.WeightPerturbation"),
-        inside=SCHEDULES,
+        nested=SCHEDULES,
     ),
 }
 
 
-def place(path: str) -> Place | None:
-    """The place at a dotted path of the configuration, or what may stand inside one; None where nothing is built."""
+def rule_for(path: str) -> BuildRule | None:
+    """The rule for a dotted path of the configuration; for a path below a node, what may be nested in it. None where
+    nothing is built.
+    """
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
-        for pattern, found in PLACES.items():
-            wanted = pattern.split(".")
-            if len(wanted) == end and all(w in ("*", part) for w, part in zip(wanted, parts, strict=False)):
-                return found if end == len(parts) else Place(found.inside, inside=found.inside)
+        for pattern, rule in RULES.items():
+            expected = pattern.split(".")
+            if len(expected) == end and all(name in ("*", part) for name, part in zip(expected, parts, strict=False)):
+                return rule if end == len(parts) else BuildRule(rule.nested, nested=rule.nested)
     return None

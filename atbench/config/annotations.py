@@ -1,4 +1,4 @@
-"""Does a value from a config fit the annotation of the argument it is meant for?"""
+"""Checks of config values against the type annotations of the arguments that they are for."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ _SCALARS = (bool, int, float, str)
 
 
 def fits(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]) -> bool:
-    """False where the annotation is one of plain values and `value` is surely none; True wherever that cannot be told.
+    """Whether `value` fits the annotation; True where that cannot be decided.
 
-    An int is a float, but a bool is no int, and "8" no number: what is written in a config is what is meant.
+    Strict: an int is a float, but true is no int and "8" is no number.
     """
     if isinstance(value, Mapping) and "_target_" in value:
         return True  # checked as a node of its own
     return _fits(value, _annotation(parameter, target))
 
 
-def spelled(parameter: inspect.Parameter, target: Callable[..., Any]) -> str:
-    """The annotation in the words of a message: "a number", "one of 'zero', 'uniform'"."""
-    return " or ".join(dict.fromkeys(_words(_annotation(parameter, target))))
+def describe(parameter: inspect.Parameter, target: Callable[..., Any]) -> str:
+    """The annotation in words: "a number", "one of 'zero', 'uniform'"."""
+    return " or ".join(dict.fromkeys(_describe(_annotation(parameter, target))))
 
 
-def wants_mapping(parameter: inspect.Parameter, target: Callable[..., Any]) -> bool:
-    """Whether the annotation is a Mapping: settings, not the object that they could be built into."""
+def expects_mapping(parameter: inspect.Parameter, target: Callable[..., Any]) -> bool:
+    """Whether the annotation is a Mapping, which takes a node with `_target_` as it is, not built."""
     origin = typing.get_origin(_annotation(parameter, target))
     return inspect.isclass(origin) and issubclass(origin, Mapping)
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    origin = typing.get_origin(wanted)
+def _fits(value: Any, annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(wanted))
+        return any(_fits(value, option) for option in typing.get_args(annotation))
     if origin is Annotated:
-        plain, *marks = typing.get_args(wanted)
-        return _fits(value, plain) and all(value in mark for mark in marks if isinstance(mark, Range))
+        plain, *metadata = typing.get_args(annotation)
+        return _fits(value, plain) and all(value in each for each in metadata if isinstance(each, Range))
     if origin is typing.Literal:
-        return value in typing.get_args(wanted)
-    if wanted is None or wanted is type(None):
+        return value in typing.get_args(annotation)
+    if annotation is None or annotation is type(None):
         return value is None
-    if wanted is Any:
+    if annotation is Any:
         return True
-    if wanted is float:
+    if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
+    if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if wanted in (bool, str):
-        return isinstance(value, wanted)
+    if annotation in (bool, str):
+        return isinstance(value, annotation)
     if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
-        return _fits_all(value, [option for option in typing.get_args(wanted) if option is not ...])
+        return _fits_all(value, [option for option in typing.get_args(annotation) if option is not ...])
     if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and _fits_all(list(value.values()), [typing.get_args(wanted)[1]])
+        return isinstance(value, Mapping) and _fits_all(list(value.values()), [typing.get_args(annotation)[1]])
     if value is None or isinstance(value, _SCALARS):
-        # Something else than a plain value is wanted, such as a Tensor; a class can say no, anything looser cannot.
-        return not inspect.isclass(wanted) or wanted is inspect.Parameter.empty or isinstance(value, wanted)
+        # Annotated with something else than a plain value, such as a Tensor: only a class can refuse.
+        return not inspect.isclass(annotation) or annotation is inspect.Parameter.empty or isinstance(value, annotation)
     return True
 
 
@@ -71,33 +71,33 @@ def _fits_all(values: Any, options: list[Any]) -> bool:
 
 
 def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any:
-    wanted = parameter.annotation
-    if not isinstance(wanted, str):
-        return wanted
+    annotation = parameter.annotation
+    if not isinstance(annotation, str):
+        return annotation
     # Argument by argument: get_type_hints gives up on all of them when one name exists for the type checker alone.
-    for place in (getattr(target, "__init__", None), target):
-        module = sys.modules.get(getattr(place, "__module__", None) or "")
+    for scope in (getattr(target, "__init__", None), target):
+        module = sys.modules.get(getattr(scope, "__module__", None) or "")
         try:
-            return eval(wanted, vars(module) if module else {})
+            return eval(annotation, vars(module) if module else {})
         except (NameError, AttributeError, TypeError, SyntaxError):
             continue
     return inspect.Parameter.empty
 
 
-def _words(wanted: Any) -> Iterator[str]:
-    origin = typing.get_origin(wanted)
+def _describe(annotation: Any) -> Iterator[str]:
+    origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(wanted):
-            yield from _words(option)
+        for option in typing.get_args(annotation):
+            yield from _describe(option)
     elif origin is Annotated:
-        plain, *marks = typing.get_args(wanted)
-        yield next((mark.words for mark in marks if isinstance(mark, Range)), next(_words(plain)))
+        plain, *metadata = typing.get_args(annotation)
+        yield next((each.description for each in metadata if isinstance(each, Range)), next(_describe(plain)))
     elif origin is typing.Literal:
-        yield f"one of {', '.join(repr(choice) for choice in typing.get_args(wanted))}"
+        yield f"one of {', '.join(repr(choice) for choice in typing.get_args(annotation))}"
     elif origin is not None:
-        inner = [option for option in typing.get_args(wanted) if option is not ...]
+        inner = [option for option in typing.get_args(annotation) if option is not ...]
         group = "a mapping" if inspect.isclass(origin) and issubclass(origin, Mapping) else "a list"
-        yield f"{group} of {' or '.join(_words(inner[-1]))}" if inner else group
+        yield f"{group} of {' or '.join(_describe(inner[-1]))}" if inner else group
     else:
         known = {
             float: "a number",
@@ -107,4 +107,4 @@ def _words(wanted: Any) -> Iterator[str]:
             type(None): "null",
             None: "null",
         }
-        yield known.get(wanted, getattr(wanted, "__name__", str(wanted)))
+        yield known.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -1,4 +1,4 @@
-"""The command line as the user typed it, and the Python files that it vouches for."""
+"""The command line as the user typed it, and the folders whose Python files it makes trusted."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import os
 from pathlib import Path
 
-from atbench.config.instantiate import trust
+from atbench.config.instantiate import trust_folders
 from atbench.errors import ConfigError
 
 _ARGV = "ATBENCH_ARGV"
 
 
-def remember_typed(argv: list[str], config_dir: Path | None) -> None:
+def remember_argv(argv: list[str], config_dir: Path | None) -> None:
     """Note what the user typed, and trust the Python files that go with it: those of the current folder, and those
     beside the folder of configs. In the environment, so that a launcher's worker knows it as well.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError("--config-dir", config_dir, "there is no such folder", "correct the path")
     os.environ[_ARGV] = json.dumps(argv)
-    trust(Path.cwd(), *([config_dir.absolute().parent] if config_dir is not None else []))
+    trust_folders(Path.cwd(), *([config_dir.absolute().parent] if config_dir is not None else []))
 
 
 def as_typed() -> list[str]:

@@ -1,4 +1,4 @@
-"""`${oc.env:NAME}` in a configuration: what it reads of the environment is used, and written down as it was typed."""
+"""`${oc.env:NAME}` references: resolved for use, kept as references in everything that is written down."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ _REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 _DEPTH = 20  # references to references
 
 
-def unread(value: Any, raw: Any, tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
+def restore_env_references(value: Any, raw: Any, tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
     """`value`, resolved, with every text that comes from the environment as it stands in `raw`. Numbers stay: a run
     says what it ran with, and a secret is a text.
 
     `raw` is the same node unresolved, at `path` in the unresolved `tree`.
     """
     if isinstance(value, str):
-        return raw if isinstance(raw, str) and _reads(raw, tree, path) else value
+        return raw if isinstance(raw, str) and _reads_env(raw, tree, path) else value
     if isinstance(value, Mapping) and isinstance(raw, Mapping):
-        return {key: unread(inner, raw.get(key), tree, (*path, str(key))) for key, inner in value.items()}
+        return {
+            key: restore_env_references(inner, raw.get(key), tree, (*path, str(key))) for key, inner in value.items()
+        }
     if isinstance(value, list) and isinstance(raw, list):
         pairs = enumerate(zip(value, raw, strict=True))
-        return [unread(inner, one, tree, (*path, str(place))) for place, (inner, one) in pairs]
+        return [restore_env_references(inner, one, tree, (*path, str(position))) for position, (inner, one) in pairs]
     # A whole node that is a reference (`a: ${b}`): kept as one if anything in what it refers to is read.
-    return raw if isinstance(raw, str) and isinstance(value, (Mapping, list)) and _reads(raw, tree, path) else value
+    return raw if isinstance(raw, str) and isinstance(value, (Mapping, list)) and _reads_env(raw, tree, path) else value
 
 
-def at(tree: Any, path: Sequence[str]) -> Any:
+def select(tree: Any, path: Sequence[str]) -> Any:
     """The value at a path of names and positions, None where there is none."""
     for part in path:
         if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
@@ -40,18 +42,18 @@ def at(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
-def _reads(raw: Any, tree: Mapping[str, Any], path: tuple[str, ...], depth: int = 0) -> bool:
+def _reads_env(raw: Any, tree: Mapping[str, Any], path: tuple[str, ...], depth: int = 0) -> bool:
     """Whether an unresolved value, or what it refers to, reads the environment."""
     if isinstance(raw, Mapping):
-        return any(_reads(inner, tree, (*path, str(key)), depth) for key, inner in raw.items())
+        return any(_reads_env(inner, tree, (*path, str(key)), depth) for key, inner in raw.items())
     if isinstance(raw, Sequence) and not isinstance(raw, str):
-        return any(_reads(inner, tree, (*path, str(place)), depth) for place, inner in enumerate(raw))
+        return any(_reads_env(inner, tree, (*path, str(position)), depth) for position, inner in enumerate(raw))
     if not isinstance(raw, str) or depth > _DEPTH:
         return False
     if _READS.search(raw):
         return True
     for dots, name in _REFERENCE.findall(raw):
         whole = (*path[: max(len(path) - len(dots), 0)], *name.split(".")) if dots else tuple(name.split("."))
-        if _reads(at(tree, whole), tree, whole, depth + 1):
+        if _reads_env(select(tree, whole), tree, whole, depth + 1):
             return True
     return False

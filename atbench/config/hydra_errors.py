@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's exceptions as one line each. Imports Hydra only when called."""
+"""Hydra's and OmegaConf's exceptions as one-line errors. Hydra is imported only when needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_GROUP = re.compile(r"Could not override '([^']+)'")
 _NO_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 
 
-def is_composition(error: Exception) -> bool:
+def is_composition_error(error: Exception) -> bool:
     """Whether an error from before the first job is about the line and the configs, and no fault of ours."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -28,7 +28,7 @@ def is_composition(error: Exception) -> bool:
     return isinstance(error, ValueError) and str(last.f_globals.get("__name__")).startswith("hydra.")
 
 
-def refusal(error: Exception, typed: Sequence[str], choices: Choices) -> AtbenchError:
+def composition_error(error: Exception, typed: Sequence[str], choices: Choices) -> AtbenchError:
     """What Hydra or OmegaConf said of `typed`, in one line with the key, the value, the reason and the way out.
 
     Call it for errors of composition only, that is before any job has started: the same exceptions raised inside a job
@@ -54,20 +54,20 @@ def refusal(error: Exception, typed: Sequence[str], choices: Choices) -> Atbench
     return _other(error, typed, choices)
 
 
-def interpolation(error: Exception, tree: Mapping[str, object]) -> ConfigError:
+def interpolation_error(error: Exception, tree: Mapping[str, object]) -> ConfigError:
     """A `${...}` that leads nowhere, and the keys that exist where it stopped. `tree` is the config unresolved."""
     key = str(getattr(error, "full_key", None) or "configuration")
-    found = re.search(r"Interpolation key '([^']+)' not found", str(error))
-    if found is None:
+    match = re.search(r"Interpolation key '([^']+)' not match", str(error))
+    if match is None:
         return ConfigError(key, "${...}", _first_line(error), "correct the interpolation")
-    wanted = found.group(1)
+    reference = match.group(1)
     node: object = tree
-    for part in wanted.split("."):
+    for part in reference.split("."):
         if not isinstance(node, Mapping) or part not in node:
             break
         node = node[part]
     known = [str(name) for name in node] if isinstance(node, Mapping) else []
-    return ConfigError(key, f"${{{wanted}}}", f"the configuration has no '{wanted}'", hint(part, known))
+    return ConfigError(key, f"${{{reference}}}", f"the configuration has no '{reference}'", hint(part, known))
 
 
 def _missing_option(path: str, choices: Choices) -> ConfigError:
@@ -102,12 +102,12 @@ def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> Co
 def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
     """Compositions that Hydra refuses with words alone."""
     text = str(error)
-    if found := _AMBIGUOUS.search(text):
+    if match := _AMBIGUOUS.search(text):
         return ConfigError(
-            found[1], found[2], "several values for one run", "add -m to sweep over them, or write [a,b] for a list"
+            match[1], match[2], "several values for one run", "add -m to sweep over them, or write [a,b] for a list"
         )
-    if found := _NO_GROUP.search(text) or _NO_KEY.search(text):
-        key = found[1]
+    if match := _NO_GROUP.search(text) or _NO_KEY.search(text):
+        key = match[1]
         return ConfigError(
             key, _value_of(key, typed), "the configuration has no such group or key", hint(key, choices("/"))
         )

@@ -1,5 +1,6 @@
-"""Hydra's own part of a composed configuration: it builds callbacks, launchers and loggers from it before any job of
-ours begins, so that what may stand there is settled as it is composed.
+"""Allow-list for Hydra's own section of a configuration, `hydra`.
+
+Hydra builds callbacks, launchers and loggers from it before any job begins, so it is checked as it is composed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from atbench.errors import ConfigError
 
-#: What Hydra and the plugins that it has of its own makers put under these keys.
-NAMED: Mapping[str, frozenset[str]] = {
+#: What Hydra and its own plugins put under these keys.
+ALLOWED_TARGETS: Mapping[str, frozenset[str]] = {
     "launcher": frozenset(
         {
             "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -40,56 +41,56 @@ NAMED: Mapping[str, frozenset[str]] = {
 BUILT = ("callbacks", "launcher", "sweeper")
 LOGGING = ("job_logging", "hydra_logging")
 #: Variables that decide which code a process runs, for the jobs of `hydra.job.env_set`.
-_DECISIVE = ("ATBENCH_", "PYTHON", "LD_")
+_CODE_VARIABLES = ("ATBENCH_", "PYTHON", "LD_")
 
 
-class Loader(ConfigLoaderImpl):
-    """Hydra's composition, followed by `check`. Workers of a launcher are handed one and compose with it."""
+class CheckedConfigLoader(ConfigLoaderImpl):
+    """Hydra's composition, followed by `check_hydra_section`. A launcher hands it to its workers."""
 
     def load_configuration(self, *args: Any, **options: Any) -> DictConfig:
         cfg = super().load_configuration(*args, **options)
-        check(cfg)
+        check_hydra_section(cfg)
         return cfg
 
 
-def guard() -> None:
-    """Have Hydra's applications of this process compose with `Loader`."""
-    application.ConfigLoaderImpl = Loader  # type: ignore[misc]  # Hydra has no setting for it
+def install_loader() -> None:
+    """Have Hydra's applications of this process compose with `CheckedConfigLoader`."""
+    application.ConfigLoaderImpl = CheckedConfigLoader  # type: ignore[misc]  # Hydra has no setting for it
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise ConfigError where the node `hydra` names a class, a callback or a logger beside our own and the presets."""
+def check_hydra_section(cfg: DictConfig) -> None:
+    """Raise ConfigError where `hydra` names a class, callback or logger that is neither atbench's nor a preset."""
     node: Any = OmegaConf.to_container(cfg, resolve=False)
     node = node["hydra"] if isinstance(node, Mapping) and "hydra" in node else {}
     for path, name in _targets(node, ""):
-        if name not in NAMED.get(path, frozenset()):
-            raise _refused(f"{path}._target_", name, "Hydra builds none but its presets here", "leave it out")
+        if name not in ALLOWED_TARGETS.get(path, frozenset()):
+            raise _error(f"{path}._target_", name, "Hydra builds none but its presets here", "leave it out")
     for part in BUILT:
         for path in _references(node.get(part), part):
-            _refuse_node(cfg, path)
+            _refuse_node_reference(cfg, path)
     for key, callback in (node.get("callbacks") or {}).items():
-        if f"callbacks.{key}" not in NAMED or not callback:
-            raise _refused(f"callbacks.{key}", callback, "a run has no callbacks but the program's own", "leave it out")
+        if f"callbacks.{key}" not in ALLOWED_TARGETS or not callback:
+            raise _error(f"callbacks.{key}", callback, "a run has no callbacks but the program's own", "leave it out")
     for key in LOGGING:
         if node.get(key) not in _presets(key):
             fix = f"choose a preset: hydra/{key}=none, disabled or default"
-            raise _refused(key, "changed", "a logger's configuration names classes", fix)
+            raise _error(key, "changed", "a logger's configuration names classes", fix)
     for name in (node.get("job") or {}).get("env_set") or {}:
-        if str(name).startswith(_DECISIVE):
-            raise _refused("job.env_set", name, "decides which code is run", "set it in the shell")
+        if str(name).startswith(_CODE_VARIABLES):
+            raise _error("job.env_set", name, "decides which code is run", "set it in the shell")
 
 
-def _refuse_node(cfg: DictConfig, path: str) -> None:
-    """Refuse a reference that is not to a plain value: what it leads to would be built unseen."""
+def _refuse_node_reference(cfg: DictConfig, path: str) -> None:
+    """Refuse a reference to a node: what it resolves to would be built unchecked."""
     try:
-        found = OmegaConf.select(cfg, f"hydra.{path}", throw_on_missing=True)
+        value = OmegaConf.select(cfg, f"hydra.{path}", throw_on_missing=True)
     except OmegaConfBaseException:
-        found = cfg
-    if isinstance(found, (Container, Mapping, list)):
-        raise _refused(path, "${...}", "refers to no plain value", "write it out")
+        value = cfg
+    if isinstance(value, (Container, Mapping, list)):
+        raise _error(path, "${...}", "refers to no plain value", "write it out")
 
 
-def _refused(key: str, value: object, why: str, fix: str) -> ConfigError:
+def _error(key: str, value: object, why: str, fix: str) -> ConfigError:
     return ConfigError(f"hydra.{key}", value, why, fix)
 
 

@@ -1,4 +1,4 @@
-"""From a config node with `_target_` to an object: what may be built, what it accepts, the one place that builds."""
+"""Building of objects from config nodes with `_target_`, checked against the allow-list and the target's signature."""
 
 from __future__ import annotations
 
@@ -17,102 +17,108 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from atbench.config.allow_list import Place, place
-from atbench.config.annotations import fits, spelled, wants_mapping
+from atbench.config.allow_list import BuildRule, rule_for
+from atbench.config.annotations import describe, expects_mapping, fits
 from atbench.config.renamed import renamed_class
 from atbench.errors import ConfigError, hint, nearest
 
 # Keys of a node that the run reads itself, so that they are no arguments of the target.
 READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
 # What constructors raise where a setting does not suit them. No OSError: that is about the machine.
-_UNFIT = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError, AttributeError)
-_OURS = frozenset({"_target_", "_partial_", "about"})
-_TRUSTED = "ATBENCH_TRUSTED"
-_NOT_THE_USERS = tuple(
-    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
+_CONSTRUCTOR_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AssertionError,
+    AttributeError,
 )
+_NODE_KEYS = frozenset({"_target_", "_partial_", "about"})
+_TRUSTED = "ATBENCH_TRUSTED"
+_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _RESERVED = frozenset({"atbench", "__main__"}) | sys.stdlib_module_names | frozenset(sys.builtin_module_names)
 
 
-def trust(*folders: Path) -> None:
+def trust_folders(*folders: Path) -> None:
     """Let targets be defined in Python files under these folders.
 
     Kept in the environment: the workers of a launcher or of torch are fresh processes that inherit nothing else. The
     folders go on Python's path with the first target that is in them: until then no file in them is ever run, whatever
     library it is called after.
     """
-    known = trusted()
+    known = trusted_folders()
     known += [folder for folder in dict.fromkeys(path.resolve() for path in folders) if folder not in known]
     os.environ[_TRUSTED] = os.pathsep.join(str(folder) for folder in known)
 
 
-def trusted() -> list[Path]:
-    """The folders whose Python files the user vouches for."""
+def trusted_folders() -> list[Path]:
+    """The folders whose Python files may be imported."""
     return [Path(folder) for folder in os.environ.get(_TRUSTED, "").split(os.pathsep) if folder]
 
 
-def build(node: Mapping[str, Any], path: str, /, **given: Any) -> Any:
-    """Build what `node` names, from its own keys and what the program gives by name.
+def build(node: Mapping[str, Any], path: str, /, **provided: Any) -> Any:
+    """Build the object that `node` describes, from its own keys and the arguments that the program provides.
 
     Args:
         node: a resolved config node with `_target_`; `about` and the keys of READ_BY_RUN are dropped, nested nodes with
             `_target_` are built first (unless the argument is a Mapping by its annotation: that one gets the node), and
             `_partial_: true` gives a `functools.partial` instead of an object.
         path: where the node lies in the configuration ("method"), for the messages.
-        given: arguments that only the program has, such as the model and the attack.
+        provided: arguments that only the program has, such as the model and the attack.
 
     Raises ConfigError, naming the key and a near miss, for a target that may not be built or makes something else than
-    is wanted at `path`, an unknown, missing or doubly given argument, a value that does not fit the argument's
+    is wanted at `path`, an unknown, missing or doubled argument, a value that does not fit the argument's
     annotation, and whatever its constructor refuses.
     """
     # Our own few lines rather than hydra.utils.instantiate: they know the path of the node and the signature, so that a
     # mistake gets one line with a near miss, and no allow-list hangs on a keyword that Hydra keeps renaming.
-    target = checked(node, path, given)
+    target = check_target(node, path, provided)
     parameters = _parameters(target)
     arguments = {
         key: value if _is_data(value, parameters.get(key), target) else _value(value, f"{path}.{key}")
         for key, value in _options(node, path).items()
     }
     if node.get("_partial_"):
-        made: Any = functools.partial(target, **arguments, **given)
+        made: Any = functools.partial(target, **arguments, **provided)
     else:
-        _all_there(target, {*arguments, *given}, path)
-        with refusing(node, path):
-            made = target(**arguments, **given)
-    where = place(path)
-    if where and where.types and not where.later and not isinstance(made, _types(where)):
-        raise _other_type(where, f"{path}._target_", node["_target_"], f"makes a {type(made).__name__} and no")
+        _require_arguments(target, {*arguments, *provided}, path)
+        with build_errors(node, path):
+            made = target(**arguments, **provided)
+    rule = rule_for(path)
+    if rule and rule.types and not rule.partial and not isinstance(made, _types(rule)):
+        raise _other_type(rule, f"{path}._target_", node["_target_"], f"makes a {type(made).__name__} and no")
     return made
 
 
 @contextmanager
-def refusing(node: Mapping[str, Any], path: str) -> Iterator[None]:
-    """A block that makes something of `node`: what its constructor, ours or torch's, cannot make anything of becomes a
-    ConfigError that names the key and the value, or all of them where the message tells neither.
+def build_errors(node: Mapping[str, Any], path: str) -> Iterator[None]:
+    """Turn what the constructor of `node`, ours or torch's, raises in the block into a ConfigError that names key and
+    value, or all settings where the message tells neither.
     """
     try:
         yield
-    except _UNFIT as error:
+    except _CONSTRUCTOR_ERRORS as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's: the machine, not the setting
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         options = {key: value for key, value in _options(node, path).items() if not isinstance(value, Mapping)}
-        blamed = [key for key in options if re.search(rf"\b{re.escape(key)}\b", said)] or [
-            key for key, value in options.items() if re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", said)
+        blamed = [key for key in options if re.search(rf"\b{re.escape(key)}\b", message)] or [
+            key for key, value in options.items() if re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", message)
         ]
         target = str(node["_target_"])
-        key, value = (f"{path}.{blamed[0]}", options[blamed[0]]) if len(blamed) == 1 else (path, _spelled(options))
-        why = f"{target.rpartition('.')[2]} cannot be built ({type(error).__name__}: {said})"
+        key, value = (f"{path}.{blamed[0]}", options[blamed[0]]) if len(blamed) == 1 else (path, _settings(options))
+        why = f"{target.rpartition('.')[2]} cannot be built ({type(error).__name__}: {message})"
         raise ConfigError(key, value, why, "correct the value; HYDRA_FULL_ERROR=1 shows where") from error
 
 
-def _spelled(options: Mapping[str, Any]) -> str:
+def _settings(options: Mapping[str, Any]) -> str:
     """Settings in one line."""
     return ", ".join(f"{key}={value}" for key, value in options.items()) or "no settings"
 
 
-def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> Callable[..., Any]:
-    """The target of `node`, once every key of the node is known to be an argument of it that fits. Builds nothing."""
+def check_target(node: Mapping[str, Any], path: str, provided: Collection[str] = ()) -> Callable[..., Any]:
+    """The target of `node`, with every key checked to be an argument of it that fits. Builds nothing."""
     target = locate(str(node["_target_"]), f"{path}._target_")
     parameters = _parameters(target)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -122,16 +128,16 @@ def checked(node: Mapping[str, Any], path: str, given: Collection[str] = ()) -> 
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     options = _options(node, path)
-    for name, value in {**dict.fromkeys(given), **options}.items():
-        if name in given and name in options:
+    for name, value in {**dict.fromkeys(provided), **options}.items():
+        if name in provided and name in options:
             raise ConfigError(f"{path}.{name}", value, "the program gives this argument itself", "leave it out")
         if name not in named and not open_ended:
             what = f"{target.__name__} takes no '{name}'"
             raise ConfigError(
-                f"{path}.{name}", options.get(name, "given by the program"), what, hint(name, named - set(given))
+                f"{path}.{name}", options.get(name, "given by the program"), what, hint(name, named - set(provided))
             )
         if name in named and name in options and not fits(value, parameters[name], target):
-            what = f"{target.__name__} wants {spelled(parameters[name], target)}"
+            what = f"{target.__name__} wants {describe(parameters[name], target)}"
             raise ConfigError(f"{path}.{name}", repr(value), what, "correct the value")
     return target
 
@@ -140,23 +146,23 @@ def locate(name: str, key: str) -> Callable[..., Any]:
     """The class or function called `name`, for the key `<path>._target_`. Raises ConfigError if there is none, none
     that a configuration may build there, or a class of another type.
     """
-    where, name = place(key.removesuffix("._target_")), renamed_class(name)
-    if where is None:
+    rule, name = rule_for(key.removesuffix("._target_")), renamed_class(name)
+    if rule is None:
         raise ConfigError(key, name, "nothing is built at this place of the configuration", "leave it out")
-    if name not in where.names and not _is_the_users(name.partition(".")[0]):
+    if name not in rule.names and not _is_user_code(name.partition(".")[0]):
         # Before the import, because importing a module already runs it.
-        raise _forbidden(name, key, where)
-    if name not in where.names:
-        sys.path += [str(folder) for folder in trusted() if str(folder) not in sys.path]
-    found = _import(name, key)
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise _forbidden(name, key, rule)
+    if name not in rule.names:
+        sys.path += [str(folder) for folder in trusted_folders() if str(folder) not in sys.path]
+    value = _import(name, key)
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
         raise ConfigError(key, name, "is neither a class nor a function", "name one")
     # On the object, not the name: what a file of the user's has imported (`mine.Path`) is not the user's.
-    if name not in where.names and not _is_the_users(found.__module__):
-        raise _forbidden(name, key, where)
-    if where.types and inspect.isclass(found) and not issubclass(found, _types(where)):
-        raise _other_type(where, key, name, "is no")
-    return found
+    if name not in rule.names and not _is_user_code(value.__module__):
+        raise _forbidden(name, key, rule)
+    if rule.types and inspect.isclass(value) and not issubclass(value, _types(rule)):
+        raise _other_type(rule, key, name, "is no")
+    return value
 
 
 def _import(name: str, key: str) -> Any:
@@ -170,35 +176,35 @@ def _import(name: str, key: str) -> Any:
             if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
                 raise  # the module is there, and what it imports is not
             continue
-        found: Any = module
+        value: Any = module
         for position, part in enumerate(parts[cut:], start=cut):
-            if not hasattr(found, part):
+            if not hasattr(value, part):
                 where = ".".join(parts[:position])
                 raise ConfigError(
-                    key, name, f"{where} has no '{part}'", hint(part, [n for n in dir(found) if n[0] != "_"])
+                    key, name, f"{where} has no '{part}'", hint(part, [n for n in dir(value) if n[0] != "_"])
                 )
-            found = getattr(found, part)
-        return found
+            value = getattr(value, part)
+        return value
     raise ConfigError(key, name, "there is no such module", "write package.module.Class")
 
 
-def _types(where: Place) -> tuple[type, ...]:
-    """What an object at a place has to be one of."""
-    names = (name.rpartition(".") for name in where.types)
+def _types(rule: BuildRule) -> tuple[type, ...]:
+    """The types that an object built by a rule must have one of."""
+    names = (name.rpartition(".") for name in rule.types)
     return tuple(getattr(importlib.import_module(module), name) for module, _, name in names)
 
 
-def _other_type(where: Place, key: str, value: str, what: str) -> ConfigError:
-    return ConfigError(key, value, f"{what} {' or '.join(where.types)}", "name a class or function that makes one")
+def _other_type(rule: BuildRule, key: str, value: str, what: str) -> ConfigError:
+    return ConfigError(key, value, f"{what} {' or '.join(rule.types)}", "name a class or function that makes one")
 
 
-def _forbidden(name: str, key: str, where: Place) -> ConfigError:
-    near = nearest(name, where.names)
+def _forbidden(name: str, key: str, rule: BuildRule) -> ConfigError:
+    near = nearest(name, rule.names)
     fix = "name one of ours, or a class or function in a Python file in the current folder or beside --config-dir"
     return ConfigError(key, name, "a configuration may not build this here", f"did you mean '{near}'?" if near else fix)
 
 
-def _is_the_users(module_name: str) -> bool:
+def _is_user_code(module_name: str) -> bool:
     """Whether a module (found, not imported, where it is a top-level name) is a Python file in a trusted folder, or a
     folder of such files.
     """
@@ -206,7 +212,7 @@ def _is_the_users(module_name: str) -> bool:
     if root in _RESERVED:
         return False
     module = sys.modules.get(module_name)
-    path = [*sys.path, *(str(folder) for folder in trusted())]
+    path = [*sys.path, *(str(folder) for folder in trusted_folders())]
     spec = module.__spec__ if module is not None else importlib.machinery.PathFinder.find_spec(root, path)
     if spec is None:
         return False
@@ -214,17 +220,17 @@ def _is_the_users(module_name: str) -> bool:
         files = [spec.origin]
     else:
         files = [] if spec.origin else list(spec.submodule_search_locations or [])  # a folder without __init__.py
-    return bool(files) and all(_lies_with_the_user(Path(file).resolve()) for file in files)
+    return bool(files) and all(_in_trusted_folder(Path(file).resolve()) for file in files)
 
 
-def _lies_with_the_user(file: Path) -> bool:
+def _in_trusted_folder(file: Path) -> bool:
     # A virtual environment inside the current folder holds everybody's code, not the user's.
-    installed = any(file.is_relative_to(place) for place in _NOT_THE_USERS) or "site-packages" in file.parts
-    return not installed and any(file.is_relative_to(folder) for folder in trusted())
+    installed = any(file.is_relative_to(place) for place in _INSTALLED) or "site-packages" in file.parts
+    return not installed and any(file.is_relative_to(folder) for folder in trusted_folders())
 
 
 def accepted_kwargs(node: Mapping[str, Any], path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the offered arguments that the target of `node` names; all of them if it takes any keyword."""
+    """The keyword arguments among `offered` that the target of `node` accepts; all of them if it takes any."""
     parameters = _parameters(locate(str(node["_target_"]), f"{path}._target_"))
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return dict(offered)
@@ -232,14 +238,14 @@ def accepted_kwargs(node: Mapping[str, Any], path: str, offered: Mapping[str, An
 
 
 def _options(node: Mapping[str, Any], path: str) -> dict[str, Any]:
-    dropped = _OURS | READ_BY_RUN.get(path, frozenset())
+    dropped = _NODE_KEYS | READ_BY_RUN.get(path, frozenset())
     return {str(key): value for key, value in node.items() if key not in dropped}
 
 
 def _is_data(value: Any, parameter: inspect.Parameter | None, target: Callable[..., Any]) -> bool:
     """Whether `value` is a node that the target asks for as it is, to have it built later."""
     node = isinstance(value, Mapping) and "_target_" in value
-    return node and parameter is not None and wants_mapping(parameter, target)
+    return node and parameter is not None and expects_mapping(parameter, target)
 
 
 def _value(value: Any, path: str) -> Any:
@@ -259,7 +265,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {"": inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _all_there(target: Callable[..., Any], names: set[str], path: str) -> None:
+def _require_arguments(target: Callable[..., Any], names: set[str], path: str) -> None:
     for name, parameter in _parameters(target).items():
         positional = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if positional and parameter.default is parameter.empty and name not in names:

@@ -1,7 +1,7 @@
-"""The words after the verb, sorted for Hydra before Hydra sees them.
+"""Parser of the words after `train` and `eval`: Hydra's options and overrides, in any order.
 
-Hydra's own parser refuses options between overrides and answers a mistyped option with ten lines of usage; here options
-may stand anywhere, and a mistake gets one line.
+Hydra's own parser refuses options between overrides and answers a mistyped option with ten lines of usage; here it gets
+one line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHOICES = {
 
 
 @dataclass
-class Line:
+class CommandLine:
     """Hydra's options by their long names (a flag's value is None), the overrides in the order typed, and those of
     their keys that have been renamed."""
 
@@ -50,8 +50,8 @@ class Line:
 
     def words(self) -> list[str]:
         """The line in the one order that Hydra's parser accepts."""
-        given = [word for name, value in self.options.items() for word in (name, value) if word is not None]
-        return [*given, *self.overrides]
+        options = [word for name, value in self.options.items() for word in (name, value) if word is not None]
+        return [*options, *self.overrides]
 
     @property
     def config_dir(self) -> Path | None:
@@ -60,11 +60,11 @@ class Line:
         return None if value is None else Path(value).absolute()
 
 
-def parse(words: Sequence[str]) -> Line:
+def parse_words(words: Sequence[str]) -> CommandLine:
     """Sort the words after `train` or `eval`; keys of the version before get their new names. Raises ConfigError for an
     option that is unknown or lacks its value.
     """
-    line, rest = Line(), list(words)
+    line, rest = CommandLine(), list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("-") or word == "-":
@@ -81,7 +81,7 @@ def parse(words: Sequence[str]) -> Line:
     return line
 
 
-def target_first(line: Line) -> None:
+def positional_target(line: CommandLine) -> None:
     """`eval RUN key=value`: the first override without `=` is the thing to evaluate, and becomes `target=RUN`."""
     for position, word in enumerate(line.overrides):
         deletion = word.startswith("~") and "/" not in word
@@ -90,12 +90,12 @@ def target_first(line: Line) -> None:
             return
 
 
-def open_model(line: Line) -> None:
-    """`eval model.key=value`: any key of any network, which Hydra takes for the keys of a chosen option alone."""
+def allow_new_model_keys(line: CommandLine) -> None:
+    """`eval model.key=value`: any key, also one that the composed configuration lacks."""
     line.overrides = [f"++{word}" if word.startswith("model.") else word for word in line.overrides]
 
 
-def open_targets(line: Line) -> None:
+def allow_new_targets(line: CommandLine) -> None:
     """`eval RUN model.module._target_=mine.Net`, `train resume=RUN method._target_=mine.Mine`: a class that the run's
     own configuration names, and that the composed one need not have a place for.
     """
@@ -109,7 +109,7 @@ def quoted(text: str) -> str:
     if text and all(character.isalnum() or character in "/-_.+" for character in text):
         return text
     # A backslash counts as one there, unless it stands before a quote or at the end.
-    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    inner = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
     return f"'{inner}'"
 
 
@@ -137,7 +137,7 @@ def _check_choice(name: str, value: str | None) -> None:
         raise ConfigError(name, value, "there is no such choice", hint(str(value), known))
 
 
-def _check_modes(line: Line) -> None:
+def _check_modes(line: CommandLine) -> None:
     modes = [name for name in _MODES if name in line.options]
     if len(modes) > 1:
         raise ConfigError("option", " ".join(modes), "exclude each other", "keep one of them")

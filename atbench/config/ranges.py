@@ -1,5 +1,6 @@
-"""Ranges of numbers, as annotations of arguments: `decay: BelowOne`. What lies outside is refused before anything is
-built (`typecheck.py`); a type checker sees plain floats and integers.
+"""Number types with a range, as annotations of arguments: `decay: BelowOne`.
+
+A value outside is refused before anything is built (`annotations.py`); a type checker sees plain floats and integers.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers for which `holds` is true, and `words` that say which those are. NaN and infinity are in no range."""
+    """The finite numbers for which `contains` is true, and a `description` of them for messages."""
 
-    holds: Callable[[float], bool]
-    words: str
+    contains: Callable[[float], bool]
+    description: str
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        return math.isfinite(value) and self.holds(value)
+        return math.isfinite(value) and self.contains(value)
 
 
 ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0")

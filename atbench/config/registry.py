@@ -1,4 +1,4 @@
-"""What there is to choose from, read from the `about:` node of every option's YAML; no Hydra, no torch, at once."""
+"""Registry of the config options, read from the `about:` node of their YAML files, without Hydra and torch."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def conf_dir() -> Path:
 def options(group: str, folders: Sequence[Path]) -> list[str]:
     """The names that `group` has in these config folders; "" for the primary configs, "/" for the groups themselves."""
     if group == "/":
-        found = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
+        names = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
     else:
-        found = {_name(path, folder / group) for folder in folders for path in (folder / group).rglob("*.yaml")}
-    return sorted(found)
+        names = {_name(path, folder / group) for folder in folders for path in (folder / group).rglob("*.yaml")}
+    return sorted(names)
 
 
 def entries(kind: str, folders: Sequence[Path]) -> list[dict[str, Any]]:

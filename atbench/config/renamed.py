@@ -1,5 +1,6 @@
-"""Names of version 0.1.0 that have changed, so that its run folders, checkpoints and command lines still work. To be
-removed with the version after the next.
+"""Renamed classes, config keys and record fields of version 0.1.0, whose run folders and command lines still work.
+
+To be removed with the version after the next.
 """
 
 from __future__ import annotations

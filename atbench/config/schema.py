@@ -171,7 +171,7 @@ class EvalConfig:
 
 
 def register() -> None:
-    """Make the schemas and `${times:a,b}` known to Hydra; as often as one likes."""
+    """Register the schemas and `${times:a,b}` with Hydra. Idempotent."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -179,18 +179,18 @@ def register() -> None:
     store.store(name="eval_schema", node=EvalConfig, package="_global_")
     # omegaconf 2.4, which comes with Hydra 1.4, gives this function a name that was another function's until then.
     renamed = "replace" in inspect.signature(OmegaConf.register_resolver).parameters
-    learn: Callable[..., None] = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
-    learn("times", _times, replace=True)
+    register_resolver: Callable[..., None] = OmegaConf.register_resolver if renamed else OmegaConf.register_new_resolver
+    register_resolver("times", _times, replace=True)
 
 
 def fraction(value: float | str) -> float:
     """A number, or a text such as "8/255", as a float."""
-    found = FRACTION.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+    match = FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
         return float(value)
-    if float(found[2]) == 0:
+    if float(match[2]) == 0:
         raise ConfigError("fraction", value, "divides by zero", "correct the number")
-    return float(found[1]) / float(found[2])
+    return float(match[1]) / float(match[2])
 
 
 def _times(first: float | str, second: float | str) -> float:

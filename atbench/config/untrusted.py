@@ -1,5 +1,7 @@
-"""A configuration that came with a file, a run's or a checkpoint's, is data. It chooses no code but that of the table
-of `allowed`, and reads nothing of this machine; what of both is the user's own is said again on the command line.
+"""Checks of configurations that come with files, a run's or a checkpoint's.
+
+They choose no code beside the allow-list and read nothing of this machine; the user repeats on the command line what of
+both is the user's own.
 """
 
 from __future__ import annotations
@@ -10,76 +12,76 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atbench.config.allow_list import place
+from atbench.config.allow_list import rule_for
 from atbench.errors import ConfigError
 
-#: What of a configuration an evaluation makes objects of.
+#: The parts of a configuration that an evaluation builds.
 EVALUATED = ("model", "dataset.source", "eval.attacks")
 _NAMED = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?([\w.]+)")
 
 
 def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence[str]) -> None:
-    """Raise ConfigError where one of these parts of a file's configuration names a class that is neither in the table
-    nor named by the user: on the line `typed`, or in a YAML file below its `--config-dir`.
+    """Raise ConfigError where one of these parts of a file's configuration names a class that neither the allow-list
+    nor the user names: on the line `typed`, or in a YAML file below its `--config-dir`.
     """
-    known = _named_by_the_user(typed)
-    strange = [(key, name) for part in parts for key, name in _targets(config, part) if name not in known]
-    if not strange:
+    known = _user_targets(typed)
+    unlisted = [(key, name) for part in parts for key, name in _targets(config, part) if name not in known]
+    if not unlisted:
         return
-    key, name = strange[0]
-    line = shlex.join(["atbench", *typed, *(f"{key}={name}" for key, name in strange)])
+    key, name = unlisted[0]
+    line = shlex.join(["atbench", *typed, *(f"{key}={name}" for key, name in unlisted)])
     why = "a file that is read chooses no code beside atbench's own"
     fix = f"if you trust it, name it yourself: `{line}`, with --config-dir DIR where it lies beside one"
     raise ConfigError(key, name, why, fix)
 
 
 def target_overrides(config: Mapping[str, Any]) -> str:
-    """What a line that evaluates this configuration again needs besides, for the commands that a reader may copy."""
+    """The `_target_` overrides that a command needs to evaluate this configuration again, with a leading space each."""
     return "".join(f" {key}={name}" for part in EVALUATED for key, name in _targets(config, part))
 
 
-def refuse_reading(config: Any, given: Collection[str] = ()) -> None:
+def refuse_interpolations(config: Any, overridden: Collection[str] = ()) -> None:
     """Raise ConfigError for a text of a file's configuration that would be looked up, such as `${oc.env:SECRET}`,
-    unless its key is among those that the user has `given` a value.
+    unless its key is among those `overridden` by the user.
     """
-    for key, text in readings(config):
-        if key not in given:
+    for key, text in interpolations(config):
+        if key not in overridden:
             why = "a file that is read does not look up values of this machine"
             raise ConfigError(key, text, why, f"give the value yourself: {key}=...")
 
 
-def readings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def interpolations(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """The interpolations in a configuration that should hold plain values: dotted key and text."""
     if isinstance(node, str) and "${" in node:
         yield key, node
     for name, inner in _children(node):
-        yield from readings(inner, f"{key}.{name}" if key else name)
+        yield from interpolations(inner, f"{key}.{name}" if key else name)
 
 
-def repeats(node: Any, saved: Any) -> bool:
-    """Whether a node of the command line only names again what a file named: `_target_`s, each the saved one."""
+def only_repeats_targets(node: Any, saved: Any) -> bool:
+    """Whether a node of the command line holds nothing but `_target_`s that are equal to the saved ones."""
     if isinstance(node, Mapping) and isinstance(saved, Mapping) and node:
         return all(
-            saved.get(key) == inner if key == "_target_" else repeats(inner, saved.get(key))
+            saved.get(key) == inner if key == "_target_" else only_repeats_targets(inner, saved.get(key))
             for key, inner in node.items()
         )
     return False
 
 
 def _targets(config: Mapping[str, Any], part: str) -> Iterator[tuple[str, str]]:
-    """Key and name of every `_target_` in a part of a configuration that is not in the table."""
+    """Key and name of every `_target_` in a part of a configuration that is not in the allow-list."""
     node: Any = config
     for name in part.split(".") if part else []:
         node = node.get(name) if isinstance(node, Mapping) else None
-    yield from _strange(node, part)
+    yield from _unlisted_targets(node, part)
 
 
-def _strange(node: Any, path: str) -> Iterator[tuple[str, str]]:
+def _unlisted_targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
     for name, inner in _children(node):
         key = f"{path}.{name}" if path else name
         if name != "_target_":
-            yield from _strange(inner, key)
-        elif (where := place(path)) is None or inner not in where.names:
+            yield from _unlisted_targets(inner, key)
+        elif (rule := rule_for(path)) is None or inner not in rule.names:
             yield key, str(inner)
 
 
@@ -90,7 +92,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(position), inner) for position, inner in enumerate(node))
 
 
-def _named_by_the_user(typed: Sequence[str]) -> frozenset[str]:
+def _user_targets(typed: Sequence[str]) -> frozenset[str]:
     texts = list(typed[1:])
     for word, following in zip(typed, [*typed, ""][1:], strict=True):
         option, _, value = word.partition("=")

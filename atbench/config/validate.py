@@ -1,4 +1,4 @@
-"""Everything about a configuration that can be known before any work: arguments, ranges, choices, doubtful settings."""
+"""Checks of a resolved configuration before the run: arguments, ranges, choices, doubtful settings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from atbench.config.instantiate import checked
+from atbench.config.instantiate import check_target
 from atbench.config.ranges import ABOVE_ZERO, ANY_COUNT, BELOW_ONE, COUNT, NOT_NEGATIVE, SEVERITY, SOME_SHARE, Range
 from atbench.errors import ConfigError, hint
 
-# What a constructor of ours takes says its signature; here is what is no argument of one. `*` stands for any name. null
-# passes where it is in the configuration: the schema says which keys may be null.
+# Ranges of run-level keys; arguments of constructors have theirs in the signature. `*` is any name. null passes,
+# for the schema says which keys may be null.
 RANGES: Mapping[str, Range] = MappingProxyType(
     {
         "seed": ANY_COUNT,
@@ -64,19 +64,19 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 )
 
 
-def check(cfg: Mapping[str, Any]) -> list[str]:
+def validate_config(cfg: Mapping[str, Any]) -> list[str]:
     """Refuse a resolved configuration that cannot be run; return a warning for each setting that is merely doubtful.
 
     Imports what the configuration names, hence torch; builds nothing and touches no disk. Whether a device that has a
     possible name is there is for the run to find out. Raises ConfigError.
     """
-    _trainable(cfg)
-    _radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
+    _check_trainable_attack(cfg)
+    _check_radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
     for path, node in _targets(cfg, ""):
-        checked(node, path)
+        check_target(node, path)
     for pattern, numbers in RANGES.items():
         for key, value in _matching(cfg, pattern):
-            _in_range(key, value, numbers)
+            _check_range(key, value, numbers)
     for key, known in CHOICES.items():
         value = _at(cfg, key)
         if value is not None and not any(
@@ -84,16 +84,14 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
         ):
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
-    _device(str(_at(cfg, "device")))
-    _folder_name("eval.name", _at(cfg, "eval.name"))
-    _own_attack(cfg)
-    return list(_doubts(cfg))
+    _check_device(str(_at(cfg, "device")))
+    _check_folder_name("eval.name", _at(cfg, "eval.name"))
+    _check_own_attack(cfg)
+    return list(_warnings(cfg))
 
 
-def _trainable(cfg: Mapping[str, Any]) -> None:
-    """A method hands its objective to a search; an attack of the evaluation, which takes its threat from there, has no
-    norm of its own.
-    """
+def _check_trainable_attack(cfg: Mapping[str, Any]) -> None:
+    """Refuse an attack that cannot train: those for evaluation take their threat model from it and have no `norm`."""
     attack = _at(cfg, "attack")
     if _at(cfg, "method") is not None and isinstance(attack, Mapping) and "norm" not in attack:
         why = "it attacks trained networks and maximises no objective of a method's"
@@ -101,9 +99,9 @@ def _trainable(cfg: Mapping[str, Any]) -> None:
         raise ConfigError("attack", _at(cfg, "attack.about.name"), why, fix)
 
 
-def _own_attack(cfg: Mapping[str, Any]) -> None:
-    """Refuse another attack than the method's own, in the parts that its `about.attack` names: FGSM training with seven
-    steps is none. The command line and an experiment are composed after the method, and would win without a word.
+def _check_own_attack(cfg: Mapping[str, Any]) -> None:
+    """Refuse an attack that differs from the method's own in the keys that its `about.attack` names, such as FGSM
+    training with seven steps. The command line and an experiment are composed after the method and would override it.
     """
     for key, own in (_at(cfg, "method.about.attack") or {}).items():
         value = _at(cfg, f"attack.{key}")
@@ -117,7 +115,7 @@ def _spelled(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _radius(cfg: Mapping[str, Any]) -> None:
+def _check_radius(cfg: Mapping[str, Any]) -> None:
     for part in ("eval", "attack"):
         norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
         if norm == "linf" and isinstance(eps, (int, float)) and eps > 1:
@@ -127,17 +125,17 @@ def _radius(cfg: Mapping[str, Any]) -> None:
             raise ConfigError(f"{part}.eps", f"{eps:g}", why, fix)
 
 
-def _in_range(key: str, value: Any, numbers: Range) -> None:
+def _check_range(key: str, value: Any, numbers: Range) -> None:
     if value is None:
         return
     if isinstance(value, Collection) and not isinstance(value, str):
         for element in value:
-            _in_range(key, element, numbers)
+            _check_range(key, element, numbers)
     elif value not in numbers:
-        raise ConfigError(key, value, f"must be {numbers.words}", "correct the value")
+        raise ConfigError(key, value, f"must be {numbers.description}", "correct the value")
 
 
-def _device(name: str) -> None:
+def _check_device(name: str) -> None:
     kind, _, index = name.partition(":")
     if name in ("auto", "cpu"):
         return
@@ -145,13 +143,13 @@ def _device(name: str) -> None:
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
 
 
-def _folder_name(key: str, name: Any) -> None:
+def _check_folder_name(key: str, name: Any) -> None:
     if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
         raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
 
 
-def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """A radius that is far from what the data set knows for its norm: of an evaluation, too, that trains nothing."""
+def _unusual_radius(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Warnings of a radius far from the data set's own for that norm, in training or evaluation."""
     for part in ("attack", "eval"):
         norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
         usual = _at(cfg, f"dataset.threat.{norm}.eps")
@@ -161,8 +159,8 @@ def _unusual(cfg: Mapping[str, Any]) -> Iterator[str]:
             return
 
 
-def _doubts(cfg: Mapping[str, Any]) -> Iterator[str]:
-    yield from _unusual(cfg)
+def _warnings(cfg: Mapping[str, Any]) -> Iterator[str]:
+    yield from _unusual_radius(cfg)
     eps, small = _at(cfg, "attack.eps"), _at(cfg, "dataset.threat.linf.eps")
     if _at(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
         yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"

@@ -1,4 +1,4 @@
-"""A composed configuration as plain values: interpolations followed, fractions as floats."""
+"""Resolution of a composed configuration into plain values: interpolations followed, fractions as floats."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.config.env_variables import at, unread
-from atbench.config.hydra_errors import interpolation
+from atbench.config.env_variables import restore_env_references, select
+from atbench.config.hydra_errors import interpolation_error
 from atbench.config.schema import FRACTION, fraction, register
 from atbench.errors import ConfigError
 
@@ -29,9 +29,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
             raise ConfigError(key, "???", "has to be given", f"write {key}=...")
         values, typed = _tree(cfg, resolve=True), _tree(cfg, resolve=False)
     except OmegaConfBaseException as error:
-        raise interpolation(error, _tree(cfg, resolve=False)) from error
+        raise interpolation_error(error, _tree(cfg, resolve=False)) from error
     numbers = {key: value if key in _TEXTS else _floats(value) for key, value in values.items()}
-    result = OmegaConf.create(unread(numbers, typed, typed))
+    result = OmegaConf.create(restore_env_references(numbers, typed, typed))
     OmegaConf.set_struct(result, True)
     OmegaConf.set_readonly(result, True)
     return result
@@ -49,7 +49,7 @@ def recorded(cfg: DictConfig) -> dict[str, Any]:
 
 def as_written(cfg: DictConfig, key: str) -> Any:
     """The value at a key of a resolved configuration, as it is written down."""
-    return at(recorded(cfg), key.split("."))
+    return select(recorded(cfg), key.split("."))
 
 
 def _tree(cfg: DictConfig, resolve: bool) -> dict[str, Any]:

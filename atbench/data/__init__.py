@@ -1,8 +1,8 @@
-"""Data sets as uint8 tensors on the device, and the batches that training draws from them."""
+"""Data sets as uint8 tensors, augmentation, and the batches that training draws."""
 
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
-from atbench.data.dataset import Images, Source, stratified_subset
+from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
 from atbench.data.loader import Share, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp
 
@@ -14,6 +14,7 @@ __all__ = [
     "CutMix",
     "Cutout",
     "EdgePad",
+    "FloatImages",
     "Images",
     "Mix",
     "MixUp",

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device, with its inverse."""
+"""Augmentation of whole batches on the device, and its inverse."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class View:
         batch, _, height, width = images.shape
         canvas = F.pad(images, [self.pad] * 4, mode=self.padding_mode)
         rows, columns = self._pixels(height, width)
-        picked = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
-        return picked.permute(0, 3, 1, 2).contiguous()
+        pixels = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
+        return pixels.permute(0, 3, 1, 2).contiguous()
 
     def invert(self, images: Tensor) -> Tensor:
         """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v`
@@ -93,8 +93,8 @@ class Cutout:
         inside = []
         for axis, side in ((0, height), (1, width)):
             start = (unit[:, axis] * side).long().clamp_(max=side - 1) - self.length // 2
-            place = torch.arange(side, device=images.device)[None, :] - start[:, None]
-            inside.append((place >= 0) & (place < self.length))
+            offset = torch.arange(side, device=images.device)[None, :] - start[:, None]
+            inside.append((offset >= 0) & (offset < self.length))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
         return images.masked_fill(hole, 0.0), None
 
@@ -165,9 +165,9 @@ class OneOf:
         self.choices = list(choices)
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
-        """Each image as the one that was drawn for it makes it; all draw for all, so that none depends on another."""
+        """Each image augmented by its choice. Every choice draws for every image, so that none depends on another."""
         count = len(self.choices)
         unit = (rng.uniform(torch.empty(len(images), dtype=torch.float64, device=images.device)) + 1) / 2
         drawn = (unit * count).long().clamp_(max=count - 1)
-        made = torch.stack([choice(images, rng)[0] for choice in self.choices])
-        return made[drawn, torch.arange(len(images), device=images.device)], None
+        augmented = torch.stack([choice(images, rng)[0] for choice in self.choices])
+        return augmented[drawn, torch.arange(len(images), device=images.device)], None

@@ -16,10 +16,9 @@ class Batch:
 
     x: (B, C, H, W) in [0, 1]; y: (B,) class indices or (B, K) soft labels; index: (B,) positions in the train split,
     generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
-    and flipped, None where nothing was done; extra: the unlabelled part, if the configuration asks for one (its `y` is
-    −1);
-    adv: the result of the inner maximisation, None before it; aux: tensors that `perturb`, `inner_updates`, `loss` and
-    `after_update` hand on to each other.
+    and flipped, None without augmentation; extra: the unlabelled part, if configured (its `y` is −1);
+    x_adv: the result of the inner maximisation, None before it;
+    aux: tensors that `perturb`, `inner_updates`, `loss` and `after_update` hand on to each other.
     """
 
     x: Tensor
@@ -27,18 +26,12 @@ class Batch:
     index: Tensor
     view: View | None = None
     extra: Batch | None = None
-    adv: Tensor | None = None
+    x_adv: Tensor = None  # type: ignore[assignment]  # methods read it after `perturb` alone
     aux: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def with_adv(self, adv: Tensor | None = None, **aux: Any) -> Batch:
-        """A copy with adversarial images, one per example, and further `aux` entries."""
-        return replace(self, adv=self.adv if adv is None else adv, aux={**self.aux, **aux})
-
-    @property
-    def x_adv(self) -> Tensor:
-        """The adversarial images, (B, C, H, W); an AssertionError before there are any."""
-        assert self.adv is not None, "this batch was not perturbed"
-        return self.adv
+    def with_adv(self, x_adv: Tensor | None = None, **aux: Any) -> Batch:
+        """A copy with adversarial images (B, C, H, W), if given, and further `aux` entries."""
+        return replace(self, x_adv=self.x_adv if x_adv is None else x_adv, aux={**self.aux, **aux})

@@ -1,4 +1,4 @@
-"""Two tensors of images as one, without a copy of either."""
+"""Concatenation of two tensors of images without a copy."""
 
 from __future__ import annotations
 

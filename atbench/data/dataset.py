@@ -1,4 +1,4 @@
-"""Images and labels, as tensors where they fit, and the fixed split of what may be trained on."""
+"""Splits of images and labels, data sets, and stratified selection of examples."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ from atbench.errors import ConfigError, DataError
 class Images:
     """One split: `x` uint8 (N, C, H, W), `y` int64 (N,).
 
-    `x` is a tensor, or stands for one: two of them (`ConcatImages`), or picture files (`LazyImages`), of which rows are
-    decoded as they are asked for. `to` is where the latter is settled: those that fit into the memory they are given
-    become a tensor. place: of a sample, (N,) int64 on the CPU, where each row stands in the split that it was taken
-    from.
+    x: a tensor, two of them (`ConcatImages`), or picture files whose rows are decoded on demand (`LazyImages`); `to`
+        makes a tensor of those that fit into their memory limit.
+    index: of a sample, int64 (N,) on the CPU: the position of each row in the split that it was taken from.
     """
 
     x: Tensor | LazyImages | ConcatImages
     y: Tensor
-    place: Tensor | None = field(default=None, kw_only=True)
+    index: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: torch.device) -> Images:
-        return Images(self.x.to(device), self.y.to(device), place=self.place)
+        return Images(self.x.to(device), self.y.to(device), index=self.index)
 
     def take(self, index: Tensor) -> Images:
-        return Images(self.x.pick(index) if isinstance(self.x, LazyImages) else self.x[index], self.y[index])
+        return Images(self.x.select(index) if isinstance(self.x, LazyImages) else self.x[index], self.y[index])
 
     def sample(self, n: int) -> Images:
         """`n` of them by `stratified_subset`, always the same ones; all, where there are no more."""
@@ -44,21 +43,21 @@ class Images:
             return self
         rows = stratified_subset(self.y, n)
         taken = self.take(rows.to(self.y.device))
-        return Images(taken.x, taken.y, place=self.places(rows))
+        return Images(taken.x, taken.y, index=self.indices(rows))
 
-    def places(self, rows: Tensor) -> Tensor:
-        """Where the rows (on the CPU) stand in the split that these are a sample of: what numbers are drawn for."""
-        return rows if self.place is None else self.place[rows]
+    def indices(self, rows: Tensor) -> Tensor:
+        """The positions of `rows` (on the CPU) in the split that this is a sample of: random numbers are theirs."""
+        return rows if self.index is None else self.index[rows]
 
     @property
     def streamed(self) -> bool:
         """Whether rows are decoded as they are asked for."""
         return isinstance(self.x, LazyImages)
 
-    def expect(self, index: Tensor) -> None:
-        """Streamed images: begin to decode what `floats` will be asked for next. Tensors are there already."""
+    def prefetch(self, index: Tensor) -> None:
+        """Begin to decode the rows that `floats` will be asked for next. No effect on tensors."""
         if isinstance(self.x, LazyImages):
-            self.x.expect(index)
+            self.x.prefetch(index)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
         """The images `index` as floats in [0, 1]."""
@@ -73,6 +72,13 @@ class Images:
             digest.update(self.x[:].cpu().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+class FloatImages(Images):
+    """One split of which `x` is float (N, C, H, W) in [0, 1], on the 8-bit grid or not."""
+
+    def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.x[index].to(dtype)
 
 
 @dataclass(frozen=True)
@@ -92,34 +98,34 @@ class Source:
     validation: int
 
     def __post_init__(self) -> None:
-        check(self.name, self.train, len(self.classes))
+        check_dataset(self.name, self.train, len(self.classes))
         if not 0 <= self.validation < len(self.train):
             why = f"of {len(self.train)} examples; some have to be left to train on"
             raise ConfigError("dataset.source.validation", self.validation, why, "use a smaller number, from 0")
 
-    def refuse_unfit(self) -> Images:
-        """Refuse a data set of which a training could not be finished: before its first step, and not after its last.
+    def check_trainable(self) -> Images:
+        """Check before training that the data set can be trained on, validated and evaluated.
 
-        Returns the test split, which it has read for that. Raises ConfigError and DataError.
+        Returns the test split, which it reads for that. Raises ConfigError and DataError.
         """
         if self.validation == 0:
             why = "the best checkpoint is chosen on images that are held out"
             raise ConfigError("dataset.source.validation", 0, why, "hold some out")
-        left = torch.bincount(self.train.y[self.parts()[1]], minlength=len(self.classes))
+        left = torch.bincount(self.train.y[self.split_indices()[1]], minlength=len(self.classes))
         if lacking := (left == 0).nonzero().flatten().tolist():
             why = f"leaves no example of class '{self.classes[lacking[0]]}' to train on"
             raise ConfigError("dataset.source.validation", self.validation, why, "hold out less")
         test = self.test()
         if len(test) == 0:
             raise DataError(self.name, "no test example", "there is nothing to evaluate on", "add some")
-        check(self.name, test, len(self.classes), every=False)
+        check_dataset(self.name, test, len(self.classes), every=False)
         if (theirs := tuple(test.x.shape[1:])) != self.shape:
             raise DataError(self.name, f"test images {theirs}", f"the train images are {self.shape}", "make them alike")
         if isinstance(test.x, LazyImages):
-            test.x.look()
+            test.x.check_headers()
         return test
 
-    def parts(self) -> tuple[Tensor, Tensor]:
+    def split_indices(self) -> tuple[Tensor, Tensor]:
         """Positions in `train` of what is held out and of what may be trained on: the same for every run."""
         held, kept = stratified(self.train.y, (self.validation,), seed=0)
         return held, kept
@@ -131,7 +137,7 @@ class Source:
         return int(channels), int(height), int(width)
 
 
-def check(name: str, images: Images, classes: int, every: bool = True) -> None:
+def check_dataset(name: str, images: Images, classes: int, every: bool = True) -> None:
     """Raise DataError unless pixels are uint8 (N, C, H, W), labels int64 in [0, classes), and, if `every`, each class
     has an example.
     """
@@ -191,8 +197,8 @@ def stratified_subset(y: Tensor, n: int, seed: int = 0) -> Tensor:
         return torch.arange(len(labels))
     rng = np.random.default_rng(seed)
     classes = np.unique(labels)
-    turn = np.empty(len(labels))  # the share of the data at which an example comes in
+    order = np.empty(len(labels))  # the share of the data at which an example comes in
     for k, offset in zip(classes, (rng.permutation(len(classes)) + 0.5) / len(classes), strict=True):
         rows = np.flatnonzero(labels == k)
-        turn[rng.permutation(rows)] = (np.arange(len(rows)) + offset) / len(rows)
-    return torch.from_numpy(np.sort(np.argsort(turn, kind="stable")[:n]))
+        order[rng.permutation(rows)] = (np.arange(len(rows)) + offset) / len(rows)
+    return torch.from_numpy(np.sort(np.argsort(order, kind="stable")[:n]))

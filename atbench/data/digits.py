@@ -1,6 +1,4 @@
-"""The embedded data set: scikit-learn's 1,797 real 8×8 images of handwritten digits (UCI Optical Recognition, Alpaydin
-& Kaynak).
-"""
+"""The embedded data set: scikit-learn's 1,797 handwritten digits, 8×8 (UCI Optical Recognition, Alpaydin & Kaynak)."""
 
 from __future__ import annotations
 

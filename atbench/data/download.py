@@ -1,4 +1,4 @@
-"""Fetching the published sets: torchvision's addresses and checksums, and one line where there is no network."""
+"""Download of the published sets: torchvision's addresses and checksums, one line of error without a network."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ def fetch(name: str, data_dir: Path) -> None:
     """
     from torchvision.datasets import utils  # a second to import: only where it is used
 
-    for parcel in parcels(name, data_dir):
-        refusals, empty = [], _absent(parcel.folder)
-        for url in parcel.urls:
-            print(f"fetching {url} to {parcel.folder}", file=sys.stderr)
+    for download in downloads(name, data_dir):
+        refusals, empty = [], _missing_folders(download.folder)
+        for url in download.urls:
+            print(f"fetching {url} to {download.folder}", file=sys.stderr)
             try:
-                with _patient(), contextlib.redirect_stdout(io.StringIO()):
-                    if parcel.name.endswith(".gz"):
-                        utils.download_and_extract_archive(url, parcel.folder, filename=parcel.name, md5=parcel.md5)
+                with _socket_timeout(), contextlib.redirect_stdout(io.StringIO()):
+                    if download.name.endswith(".gz"):
+                        utils.download_and_extract_archive(
+                            url, download.folder, filename=download.name, md5=download.md5
+                        )
                     else:
-                        utils.download_url(url, parcel.folder, parcel.name, parcel.md5)
+                        utils.download_url(url, download.folder, download.name, download.md5)
                 break
             except (OSError, RuntimeError) as fault:  # no network, no such page, a wrong checksum
                 refusals.append(str(fault).splitlines()[0] if str(fault) else type(fault).__name__)
@@ -49,23 +51,23 @@ def fetch(name: str, data_dir: Path) -> None:
             for folder in empty:  # torchvision has made them for what did not come
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
-            raise _out_of_reach(name, data_dir, parcel, refusals[0])
+            raise _unreachable(name, data_dir, download, refusals[0])
 
 
-def _absent(folder: Path) -> list[Path]:
+def _missing_folders(folder: Path) -> list[Path]:
     """`folder` and the folders above it that do not exist, innermost first."""
-    return [place for place in (folder, *folder.parents) if not place.exists()]
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
-def _out_of_reach(name: str, data_dir: Path, parcel: Download, reason: str) -> DataError:
-    path, prepared = parcel.folder / parcel.name, data_dir / name
-    why = f"is not there, nor is {prepared}/train.npz, and {parcel.urls[0]} cannot be fetched ({reason})"
-    unpack = " and unpack it there" if parcel.name.endswith(".tar.gz") else ""
+def _unreachable(name: str, data_dir: Path, download: Download, reason: str) -> DataError:
+    path, prepared = download.folder / download.name, data_dir / name
+    why = f"is not there, nor is {prepared}/train.npz, and {download.urls[0]} cannot be fetched ({reason})"
+    unpack = " and unpack it there" if download.name.endswith(".tar.gz") else ""
     fix = f"get it where there is a network, put it at that path{unpack}; or save {prepared}/train.npz and test.npz"
     return DataError(name, path, why, fix + ", image uint8 (N, H, W, C), label int64 (N,)")
 
 
-def parcels(name: str, data_dir: Path) -> list[Download]:
+def downloads(name: str, data_dir: Path) -> list[Download]:
     """What a set consists of."""
     from torchvision import datasets
 
@@ -84,7 +86,7 @@ def parcels(name: str, data_dir: Path) -> list[Download]:
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     """A block in which a silent connection is given up after TIMEOUT: behind a firewall it would hang for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)

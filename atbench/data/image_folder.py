@@ -1,4 +1,4 @@
-"""Class folders of picture files: one's own, ImageNet, Tiny-ImageNet."""
+"""Data sets of class folders with picture files: the user's own, ImageNet, Tiny-ImageNet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atbench.data.dataset import Images, Source, stratified
 from atbench.data.lazy_images import GIB, DecoderPool, LazyImages
-from atbench.data.npz import SPLIT_SEED, count, found, npz, some
+from atbench.data.npz import SPLIT_SEED, find_folder, npz, split_size, test_size
 from atbench.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
@@ -26,10 +26,10 @@ class Decoding:
     size: int
     resize: int
     memory: float
-    crew: DecoderPool
+    pool: DecoderPool
 
     def images(self, files: Sequence[str], labels: Tensor) -> Images:
-        return Images(LazyImages(files, self.size, self.resize, self.memory * GIB, self.crew), labels)
+        return Images(LazyImages(files, self.size, self.resize, self.memory * GIB, self.pool), labels)
 
 
 def folder(
@@ -61,26 +61,26 @@ def folder(
 
     Raises DataError for a folder that is not there, a class without pictures, an empty file.
     """
-    place = found(data_dir, path, origin=origin)
-    if (place / "train.npz").is_file():
-        return npz(data_dir, str(place), mean=mean, std=std, validation=validation, test=test)
+    root = find_folder(data_dir, path, origin=origin)
+    if (root / "train.npz").is_file():
+        return npz(data_dir, str(root), mean=mean, std=std, validation=validation, test=test)
     decoding = _decoding(size, resize, memory, workers)
-    apart = (place / "train").is_dir()
-    classes, files, labels = scan(place / "train" if apart else place)
+    apart = (root / "train").is_dir()
+    classes, files, labels = scan(root / "train" if apart else root)
     rows, held = torch.arange(len(files)), (files, labels)
     if apart:
-        held = _test_split(place, classes)
+        held = _test_split(root, classes)
     else:
-        held_rows, rows = stratified(labels, (some(test, len(files)),), SPLIT_SEED)
+        held_rows, rows = stratified(labels, (test_size(test, len(files)),), SPLIT_SEED)
         held = [files[row] for row in held_rows.tolist()], labels[held_rows]
     return Source(
-        name=place.name,
+        name=root.name,
         train=decoding.images([files[row] for row in rows.tolist()], labels[rows]),
         test=lambda: decoding.images(*held),
         classes=classes,
         mean=tuple(mean or [0.5] * 3),
         std=tuple(std or [0.25] * 3),
-        validation=count(validation, len(rows), "validation"),
+        validation=split_size(validation, len(rows), "validation"),
     )
 
 
@@ -119,10 +119,10 @@ def tiny_imagenet(
         name="tiny_imagenet",
         train=decoding.images(files, labels),
         test=lambda: decoding.images(shown, answers),
-        classes=_in_words(place / "words.txt", classes),
+        classes=_class_words(place / "words.txt", classes),
         mean=tuple(mean),
         std=tuple(std),
-        validation=count(validation, len(files), "validation"),
+        validation=split_size(validation, len(files), "validation"),
     )
 
 
@@ -172,7 +172,7 @@ def _test_split(place: Path, classes: tuple[str, ...]) -> tuple[list[str], Tenso
     return files, torch.tensor([classes.index(name) for name in names])[labels]
 
 
-def _in_words(dictionary: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _class_words(dictionary: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     """Tiny-ImageNet's own names of its classes, where they come with it: the first word, if it is of one class only."""
     if not dictionary.is_file():
         return classes

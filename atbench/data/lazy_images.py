@@ -1,8 +1,8 @@
-"""Picture files as a tensor: rows are decoded by worker threads when they are asked for, and the next batch ahead.
+"""Picture files as a tensor whose rows are decoded by worker threads on demand, the next batch ahead.
 
 Threads rather than processes: Pillow decodes without holding the interpreter's lock, and nothing is copied or pickled.
-Nothing here remembers a position. Which rows come next is a function of (seed, epoch, step) that the loader knows, so
-a run that is resumed in the middle of an epoch asks for the rows of its step and has lost nothing.
+No position is stored: which rows come next is a function of (seed, epoch, step), which the loader knows, so a run that
+is resumed in the middle of an epoch asks for the rows of its step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LazyImages:
         files: one path a row.
         size: side of a row; `resize` is what the shorter side is scaled to before the middle is cut out.
         memory: bytes up to which `to` decodes everything into a tensor, once and for all.
-        crew: who decodes; shared by what is picked out of this.
+        pool: the threads that decode; shared with selections of rows.
     """
 
     dtype, ndim = torch.uint8, 4
@@ -62,12 +62,12 @@ class LazyImages:
         size: int,
         resize: int,
         memory: float,
-        crew: DecoderPool,
+        pool: DecoderPool,
         device: torch.device | str = "cpu",
     ) -> None:
         self.files, self.size, self.resize, self.memory = files, size, resize, memory
-        self.crew, self.device = crew, torch.device(device)
-        self._coming: OrderedDict[bytes, list[Future[Pixels]]] = OrderedDict()
+        self.pool, self.device = pool, torch.device(device)
+        self._pending: OrderedDict[bytes, list[Future[Pixels]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,39 +79,39 @@ class LazyImages:
     def __getitem__(self, index: Rows) -> Tensor:
         """The rows `index` as uint8, on the device. Raises DataError, which names the file, where one is damaged."""
         rows = self._rows(index)
-        coming = self._coming.pop(rows.tobytes(), None) or self._order(rows)
-        return torch.from_numpy(np.stack([future.result() for future in coming])).to(self.device)
+        pending = self._pending.pop(rows.tobytes(), None) or self._submit(rows)
+        return torch.from_numpy(np.stack([future.result() for future in pending])).to(self.device)
 
-    def expect(self, index: Rows) -> None:
+    def prefetch(self, index: Rows) -> None:
         """Begin to decode rows that will be asked for soon, in this order and together."""
         rows = self._rows(index)
-        self._coming[rows.tobytes()] = self._order(rows)
-        if len(self._coming) > self.AHEAD:  # never fetched: training ended, or another network was looked at
-            for future in self._coming.popitem(last=False)[1]:
+        self._pending[rows.tobytes()] = self._submit(rows)
+        if len(self._pending) > self.AHEAD:  # never fetched: training ended, or another network was evaluated
+            for future in self._pending.popitem(last=False)[1]:
                 future.cancel()
 
-    def pick(self, index: Tensor) -> LazyImages:
+    def select(self, index: Tensor) -> LazyImages:
         """The rows `index`, still undecoded."""
         return self._like([self.files[row] for row in index.tolist()], self.device)
 
     def to(self, device: torch.device | str) -> Tensor | LazyImages:
         """A tensor on `device` where it fits into `memory`; else pictures that decode to it, their headers looked at.
 
-        Raises DataError for a file that is no picture: now, and not when its turn comes in an epoch of hours.
+        Raises DataError for a file that is no picture: now, and not in the middle of an epoch.
         """
         if self.shape.numel() > self.memory:
-            self.look()
+            self.check_headers()
             return self._like(self.files, device)
         whole = torch.empty(self.shape, dtype=torch.uint8)
         for first in range(0, len(self), self.BLOCK):
             rows = np.arange(first, min(first + self.BLOCK, len(self)))
-            for row, future in zip(rows, self._order(rows), strict=True):
+            for row, future in zip(rows, self._submit(rows), strict=True):
                 whole[row] = torch.from_numpy(future.result())
         return whole.to(device)
 
-    def look(self) -> None:
+    def check_headers(self) -> None:
         """Read the headers of all files. Raises DataError for one that is no picture."""
-        for _ in self.crew.threads.map(look, self.files):
+        for _ in self.pool.threads.map(check_header, self.files):
             pass
 
     def names(self) -> Iterable[tuple[str, int]]:
@@ -120,14 +120,14 @@ class LazyImages:
             yield "/".join(file.split(os.sep)[-2:]), os.path.getsize(file)
 
     def _like(self, files: Sequence[str], device: torch.device | str) -> LazyImages:
-        return LazyImages(files, self.size, self.resize, self.memory, self.crew, device)
+        return LazyImages(files, self.size, self.resize, self.memory, self.pool, device)
 
     def _rows(self, index: Rows) -> NDArray[np.int64]:
         return np.arange(len(self))[index] if isinstance(index, slice) else index.cpu().numpy()
 
-    def _order(self, rows: NDArray[np.int64]) -> list[Future[Pixels]]:
+    def _submit(self, rows: NDArray[np.int64]) -> list[Future[Pixels]]:
         work = functools.partial(decode, size=self.size, resize=self.resize)
-        return [self.crew.threads.submit(work, self.files[row]) for row in rows]
+        return [self.pool.threads.submit(work, self.files[row]) for row in rows]
 
 
 # What Pillow raises for damaged files, by format.
@@ -142,9 +142,9 @@ def decode(file: str, size: int, resize: int) -> Pixels:
     """
     try:
         with Image.open(file) as opened:
-            refuse_several(opened, file)
+            refuse_animation(opened, file)
             opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
-            picture = in_colour(opened, file)
+            picture = to_rgb(opened, file)
     except _DAMAGE as fault:
         raise _damaged(file, fault) from fault
     width, height = picture.size
@@ -156,16 +156,16 @@ def decode(file: str, size: int, resize: int) -> Pixels:
     return np.array(picture).transpose(2, 0, 1)
 
 
-def look(file: str) -> None:
+def check_header(file: str) -> None:
     """Read the header of a picture. Raises DataError where there is none, or not that of a single picture."""
     try:
         with Image.open(file) as opened:
-            refuse_several(opened, file)
+            refuse_animation(opened, file)
     except _DAMAGE as fault:
         raise _damaged(file, fault) from fault
 
 
-def refuse_several(opened: Image.Image, file: str) -> None:
+def refuse_animation(opened: Image.Image, file: str) -> None:
     """Raise DataError for an animation, and for pixels that are no grey levels or colours."""
     # A telephone's JPEG may hold further frames (MPO): a preview, a map of depths. The first is the picture.
     frames = getattr(opened, "n_frames", 1)
@@ -175,7 +175,7 @@ def refuse_several(opened: Image.Image, file: str) -> None:
         raise DataError("picture", file, "has floating-point pixels, of no known range", "save it with 8 bits a pixel")
 
 
-def in_colour(opened: Image.Image, file: str) -> Image.Image:
+def to_rgb(opened: Image.Image, file: str) -> Image.Image:
     """The picture as RGB of 8 bits. Grey levels of 16 bits are scaled to 8, where Pillow's conversion makes them white.
 
     Raises DataError where that would guess: transparent pixels have no colour, and 16-bit pixels that use 12 bits at
@@ -187,7 +187,7 @@ def in_colour(opened: Image.Image, file: str) -> Image.Image:
         levels = np.asarray(opened).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise DataError("picture", file, "has grey levels beyond 16 bits", "save it with 8 bits a pixel")
-        _refuse_dim(int(levels.max()), file)
+        _refuse_dark(int(levels.max()), file)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if opened.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in opened.info:
         alpha = opened.convert("RGBA").getchannel("A").getextrema()
@@ -196,11 +196,11 @@ def in_colour(opened: Image.Image, file: str) -> Image.Image:
             raise DataError("picture", file, "has transparent pixels, which have no colour", fix)
     picture = opened.convert("RGB")
     if ";16" in raw:  # colours, of which Pillow keeps the upper 8 bits
-        _refuse_dim(256 * int(np.asarray(picture).max()) + 255, file)
+        _refuse_dark(256 * int(np.asarray(picture).max()) + 255, file)
     return picture
 
 
-def _refuse_dim(highest: int, file: str) -> None:
+def _refuse_dark(highest: int, file: str) -> None:
     if 0 < highest < 4096:
         why = f"has 16 bits a pixel and no level above {highest}: levels of fewer bits, or nearly black"
         raise DataError("picture", file, why, "save it with 8 bits a pixel, scaled as is meant")

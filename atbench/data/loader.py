@@ -1,6 +1,6 @@
-"""Batches from tensors on the device, or decoded a batch ahead where they do not fit.
+"""Training batches: from tensors on the device, or decoded one batch ahead where the images do not fit.
 
-Position in the data = f(seed, epoch, step): nothing to save, nothing to lose.
+The rows of a batch are a function of (seed, epoch, step), so that a checkpoint stores no position.
 """
 
 from __future__ import annotations
@@ -14,40 +14,39 @@ from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
-from atbench.data.mixup import Mix, shares
+from atbench.data.mixup import Mix, one_hot
 from atbench.errors import ConfigError
 from atbench.seeding import Draws, generator
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of a joint batch this process works on: process `rank` of `world`, equal rows each."""
+    """This process's part of a joint batch: process `rank` of `world`, which have equally many rows."""
 
     rank: int = 0
     world: int = 1
 
 
 class PermutationSampler:
-    """An endless sequence of example positions: one permutation of 0..n−1 after the other, each a function of (seed,
-    pass).
-    """
+    """An endless sequence of row indices: permutations of 0..n−1, each a function of (seed, its number)."""
 
     def __init__(self, n: int, seed: int, name: str) -> None:
         self.n, self.seed, self.name = n, seed, name
 
     def rows(self, start: int, count: int) -> Tensor:
-        """Positions start .. start+count−1 of the sequence, on the CPU."""
+        """Elements start .. start+count−1 of the sequence, on the CPU."""
         parts = []
-        for turn in range(start // self.n, (start + count - 1) // self.n + 1):
-            order = torch.randperm(self.n, generator=generator("cpu", self.seed, "order", self.name, turn))
-            parts.append(order[max(0, start - turn * self.n) : start + count - turn * self.n])
+        for number in range(start // self.n, (start + count - 1) // self.n + 1):
+            order = torch.randperm(self.n, generator=generator("cpu", self.seed, "order", self.name, number))
+            parts.append(order[max(0, start - number * self.n) : start + count - number * self.n])
         return torch.cat(parts)
 
 
 class MixedSampler:
-    """An endless sequence of batches of two parts, positions 0..first−1 and first..first+second−1: of each batch a
-    `share`, rounded down, comes from the second. Each part is walked through as by `PermutationSampler`, and a batch's
-    order is drawn.
+    """An endless sequence of batches from two sources, rows 0..first−1 and first..first+second−1.
+
+    A `share` of each batch, rounded down, comes from the second; each source has a `PermutationSampler` of its own, and
+    the rows of a batch are shuffled.
     """
 
     def __init__(self, first: int, second: int, share: float, seed: int, name: str) -> None:
@@ -58,23 +57,23 @@ class MixedSampler:
         self.share, self.seed, self.name = share, seed, name
 
     def rows(self, start: int, count: int) -> Tensor:
-        """Positions of the batch of `count` that begins at `start`, a multiple of `count`, on the CPU."""
-        number, more = start // count, shard_bounds(self.share, count)
+        """Row indices of the batch of `count` that begins at `start`, a multiple of `count`, on the CPU."""
+        number, more = start // count, floor_share(self.share, count)
         rows = self.first.rows(number * (count - more), count - more)
         if more:
             rows = torch.cat([rows, self.second.rows(number * more, more) + self.first.n])
-        # Drawn for the joint batch: no method's choice of rows, and no process, gets one part alone.
+        # Shuffled as a joint batch, so that each process, and each method's subset, has rows of both sources.
         return rows[torch.randperm(count, generator=generator("cpu", self.seed, "blend", self.name, number))]
 
 
-def shard_bounds(share: float, count: int) -> int:
-    """⌊share · count⌋, where a share such as 0.7 is a little off in binary."""
+def floor_share(share: float, count: int) -> int:
+    """⌊share · count⌋; 1e-9 makes up for shares, such as 0.7, that are inexact in binary."""
     return int(share * count + 1e-9)
 
 
 class Stream:
-    """A source of batches that runs beside the main one: position = f(seed, name, epoch, step), its own order and
-    augmentation.
+    """A further sequence of batches beside the main one, with an order and an augmentation of its own: a function of
+    (seed, name, epoch, step).
     """
 
     def __init__(self, data: TrainData, images: Images, name: str, size: int) -> None:
@@ -86,13 +85,12 @@ class Stream:
         start = (epoch * self.data.steps + step) * self.size
         batch = self.data.load(self.images, self.order.rows(start, self.size), epoch, step, self.name)
         if self.images.streamed:
-            self.images.expect(self.data.own(self.order.rows(start + self.size, self.size)))
+            self.images.prefetch(self.data.own(self.order.rows(start + self.size, self.size)))
         return batch
 
 
 class TrainData:
-    """What training may see: the train part of the source, the held-out validation part, and further images if asked
-    for.
+    """The data of a training run: the train part of the source, the held-out validation part, and extra data, if any.
 
     Args:
         source: the data set. Its test split is not touched here.
@@ -129,10 +127,10 @@ class TrainData:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
         self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
-        held, kept = source.parts()
+        held, kept = source.split_indices()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
-        self.extra_size, self.extra = shard_bounds(extra, batch_size), extra
+        self.extra_size, self.extra = floor_share(extra, batch_size), extra
         self._check(len(whole), labelled, pool)
         if labelled is not None:
             with_label, without = stratified(whole.y, (round(labelled * len(whole)),), seed=1)
@@ -165,14 +163,14 @@ class TrainData:
             raise ConfigError("train.extra_data.fraction", self.extra, why, "use less than 1")
 
     def _join(self, more: Images) -> None:
-        """Make images with labels rows of `train`, if a batch has any of them."""
+        """Append extra images that have labels to `train`, if batches have any of them."""
         self.pool = None
         if not self.extra_size:
             return
         if isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor):
             x = ConcatImages(self.train.x, more.x)
         else:
-            why = "the data set's images are decoded as they are asked for"
+            why = "the data set's images are decoded when they are loaded"
             raise ConfigError(
                 "train.extra_data.labels", True, why, "raise dataset.source.memory, so that they are kept"
             )
@@ -185,7 +183,7 @@ class TrainData:
             raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
 
     def order(self, images: Images, name: str) -> PermutationSampler | MixedSampler:
-        """The order of a stream of images: with generated ones among them, each batch has its share of both."""
+        """The sampler of `images`: mixed, in the configured share, if some of them are generated."""
         if images is self.train and self.generated:
             return MixedSampler(len(images) - self.generated, self.generated, self.extra, self.seed, name)
         return PermutationSampler(len(images), self.seed, name)
@@ -198,11 +196,11 @@ class TrainData:
         return Stream(self, self.train, name, size)
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """The batch of one step: this process's rows, augmented, with its unlabelled part."""
+        """The batch of one step: this process's rows, augmented, with the unlabelled part in `extra`."""
         extra = self._pool.batch(epoch, step) if self._pool else None
         batch = self.load(self.train, self._rows(epoch, step), epoch, step, "main", extra)
         if self.train.streamed:
-            self.train.expect(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
+            self.train.prefetch(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
         return batch
 
     def _rows(self, epoch: int, step: int) -> Tensor:
@@ -218,7 +216,7 @@ class TrainData:
         return joint[self.share.rank * rows : (self.share.rank + 1) * rows]
 
     def _permutation(self, epoch: int) -> Tensor:
-        """The order of an epoch, kept until another epoch is asked for."""
+        """The permutation of an epoch; that of the last epoch asked for is cached."""
         if self._order[0] != epoch:
             order = torch.randperm(len(self.train), generator=generator("cpu", self.seed, "order", epoch))
             self._order = (epoch, order)
@@ -235,12 +233,12 @@ class TrainData:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
             others = self.own(joint[order]).to(self.device)
             other, _ = self._augmented(images, others, "partner", name, epoch, step)
-            ours, theirs = (shares(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            ours, theirs = (one_hot(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
             x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
         return Batch(x, y, index, view, extra)
 
     def _augmented(self, images: Images, index: Tensor, *place: int | str) -> tuple[Tensor, View | None]:
-        """The images `index` as floats, augmented by the draws of a place."""
+        """The images `index` as floats, augmented with the random numbers of `place`."""
         x = images.floats(index, self.dtype)
         return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
 

@@ -1,4 +1,4 @@
-"""Augmentation that mixes two examples: labels become shares of classes.
+"""MixUp and CutMix: augmentation that mixes two examples and their labels.
 
 The partner of an example is drawn from the joint batch, and loaded and augmented on its own, so that a process needs
 nothing of the others and several of them together mix what one would.
@@ -63,6 +63,6 @@ class CutMix(Mix):
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def shares(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """Class indices (B,) as shares (B, K): all of it to one class."""
     return torch.nn.functional.one_hot(y, classes).to(dtype)

@@ -1,4 +1,4 @@
-"""Images from NumPy arrays and archives: what is not uint8 NHWC with a class index each is refused with a fix."""
+"""Data sets from NumPy arrays and npz archives: uint8 NHWC images with class indices; others are refused with a fix."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def npz(
         validation: how much of the train part is held out: a share below 1, or a number of images.
         test: the same of `train.npz` for the test split, where there is no `test.npz`. Both splits are fixed.
     """
-    folder = found(data_dir, path)
+    folder = find_folder(data_dir, path)
     train = read_npz(folder / "train.npz")
     names = tuple(classes or (str(k) for k in range(int(train.y.max()) + 1)))
     apart = folder / "test.npz"
     if apart.exists():
         rest, held = train, None
     else:
-        held_rows, rows = stratified(train.y, (some(test, len(train)),), SPLIT_SEED)
+        held_rows, rows = stratified(train.y, (test_size(test, len(train)),), SPLIT_SEED)
         rest, held = train.take(rows), train.take(held_rows)
     channels = train.x.shape[1]
     return Source(
         name=folder.name,
         train=rest,
-        test=lambda: held if held is not None else alike(read_npz(apart), rest, len(names), apart),
+        test=lambda: held if held is not None else check_same_form(read_npz(apart), rest, len(names), apart),
         classes=names,
         mean=tuple(mean or [0.5] * channels),
         std=tuple(std or [0.25] * channels),
-        validation=count(validation, len(rest), "validation"),
+        validation=split_size(validation, len(rest), "validation"),
     )
 
 
-def count(part: float, whole: int, key: str) -> int:
+def split_size(part: float, whole: int, key: str) -> int:
     """How many of `whole` examples `part` means: a share below 1, a number from there on. Raises ConfigError, naming
     `key`, for what is neither or leaves nothing over.
     """
@@ -73,16 +73,16 @@ def count(part: float, whole: int, key: str) -> int:
     return number
 
 
-def some(part: float, whole: int) -> int:
+def test_size(part: float, whole: int) -> int:
     """How many examples of a data set without test data of its own are tested on: one at least."""
-    number = count(part, whole, "test")
+    number = split_size(part, whole, "test")
     if number == 0:
         why = f"leaves nothing to test on, of {whole} examples without a test split"
         raise ConfigError("dataset.source.test", part, why, "use a larger part, or put test data beside the train data")
     return number
 
 
-def found(data_dir: Path, path: str, key: str = "dataset.source.path", origin: str = "") -> Path:
+def find_folder(data_dir: Path, path: str, key: str = "dataset.source.path", origin: str = "") -> Path:
     """The folder `path`, as it stands or under `data_dir`. Raises DataError, with `origin`, elsewhere."""
     for place in (Path(path), data_dir / path):
         if place.is_dir():
@@ -92,7 +92,7 @@ def found(data_dir: Path, path: str, key: str = "dataset.source.path", origin: s
     raise DataError(key, path, why, fix)
 
 
-def alike(images: Images, train: Images, classes: int, path: Path) -> Images:
+def check_same_form(images: Images, train: Images, classes: int, path: Path) -> Images:
     """`images` where they can be told apart by a network for `train`: its shape, its classes. Raises DataError."""
     ours, theirs = tuple(images.x.shape[1:]), tuple(train.x.shape[1:])
     if ours != theirs:
@@ -109,7 +109,7 @@ def read_npz(path: Path) -> Images:
     return to_images(image, label, str(path))
 
 
-def read_further(path: Path, classes: int | None) -> Images:
+def read_extra_npz(path: Path, classes: int | None) -> Images:
     """The archive's `image` with its `label`, of so many classes; None: with −1, and a `label` is not read.
 
     Such archives are large: the pixels are a view of what was read, so that they are in memory once. Raises DataError.
@@ -168,7 +168,9 @@ def _check_pixels(image: Array, where: str) -> None:
     if image.size == 0:
         raise DataError(where, f"image {image.shape}", "holds no pixel", "check how it was made")
     if image.dtype != np.uint8:
-        raise DataError(where, f"image {image.dtype}{_range(image)}", "pixels must be uint8, 0 to 255", _cure(image))
+        raise DataError(
+            where, f"image {image.dtype}{_value_range(image)}", "pixels must be uint8, 0 to 255", _fix(image)
+        )
     if image.ndim != 4 or image.shape[3] not in (1, 3):
         wanted = "images must be of shape (N, H, W, C) with 1 or 3 channels"
         if image.ndim == 4 and image.shape[1] in (1, 3):
@@ -178,7 +180,7 @@ def _check_pixels(image: Array, where: str) -> None:
         raise DataError(where, f"image {image.shape}", wanted, fix)
 
 
-def _range(image: Array) -> str:
+def _value_range(image: Array) -> str:
     """Where the pixels lie, as words to be put after their type."""
     if image.dtype.kind not in "iuf":
         return ""
@@ -188,7 +190,7 @@ def _range(image: Array) -> str:
     return f" from {image.min():.4g} to {image.max():.4g}"
 
 
-def _cure(image: Array) -> str:
+def _fix(image: Array) -> str:
     """How such pixels become uint8."""
     if image.dtype.kind not in "iuf" or not np.isfinite(image).all():
         return "convert them"

@@ -1,4 +1,4 @@
-"""Images that are to be trained on and are in the test split as well."""
+"""Count of test images that are among the training images as well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atbench.data.lazy_images import LazyImages
 CHUNK = 4096  # rows that are hashed at a time
 
 
-def shared(train: Images, test: Images) -> int:
+def count_shared(train: Images, test: Images) -> int:
     """How many test images are among the train images, byte for byte: pixels, or files where both are pictures that
     are not decoded. Nothing can be said of pictures beside a tensor: 0.
     """
@@ -40,5 +40,5 @@ def _shared_files(train: list[str], test: list[str]) -> int:
         [hashlib.blake2b(Path(file).read_bytes()).digest() for file, size in part.items() if size in both]
         for part in sizes
     )
-    found = set(known)
-    return sum(digest in found for digest in others)
+    digests = set(known)
+    return sum(digest in digests for digest in others)

@@ -1,7 +1,7 @@
-"""The published sets: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, SVHN, from disk or through torchvision's addresses.
+"""The published sets: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and SVHN, from disk or from torchvision's addresses.
 
-Of a set's possible forms under `data_dir` the first that is there is read: `<name>/{train,test}.npz`, then the files as
-torchvision stores them. Only where there is none is the network asked. Checksums are torchvision's.
+Under `data_dir` either `<name>/{train,test}.npz` or the files as torchvision stores them, the first that is there. Only
+without both is the set downloaded. Checksums are torchvision's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from atbench.data.dataset import Images, Source
 from atbench.data.download import fetch
-from atbench.data.npz import Array, alike, read_npz, to_images
+from atbench.data.npz import Array, check_same_form, read_npz, to_images
 from atbench.errors import ConfigError, DataError, hint
 
 
@@ -38,7 +38,7 @@ class DatasetFiles:
     def missing(self, data_dir: Path) -> Path | None:
         """The first file that is not there, packed or unpacked."""
         names = [name for part in self.files.values() for name in part]
-        return next((path for name in names if not _there(path := data_dir / self.folder / name)), None)
+        return next((path for name in names if not _exists(path := data_dir / self.folder / name)), None)
 
 
 def published(
@@ -60,8 +60,8 @@ def published(
 
     Raises DataError, with the way to get the set, where it is not there, is damaged or cannot be fetched.
     """
-    if name not in SHELVES:
-        raise ConfigError("dataset.source.name", name, "is none of the published sets", hint(name, SHELVES))
+    if name not in DATASET_FILES:
+        raise ConfigError("dataset.source.name", name, "is none of the published sets", hint(name, DATASET_FILES))
     if pad < 0:
         raise ConfigError("dataset.source.pad", pad, "would cut pixels off", "use 0 for none")
     load = _reader(data_dir, name, download)
@@ -74,7 +74,7 @@ def published(
     return Source(
         name=name,
         train=train,
-        test=lambda: alike(read("test"), train, len(classes), data_dir),
+        test=lambda: check_same_form(read("test"), train, len(classes), data_dir),
         classes=tuple(classes),
         mean=tuple(mean),
         std=tuple(std),
@@ -84,21 +84,21 @@ def published(
 
 def _reader(data_dir: Path, name: str, download: bool) -> Callable[[str], Images]:
     """What reads a split of the set. Both are known to be there: no training ends at a missing test file."""
-    prepared, shelf = data_dir / name, SHELVES[name]
+    prepared, dataset_files = data_dir / name, DATASET_FILES[name]
     if (prepared / "train.npz").exists():
         if not (prepared / "test.npz").exists():
             raise DataError(name, prepared / "test.npz", "is not there, but train.npz is", "put both or neither there")
         return lambda split: read_npz(prepared / f"{split}.npz")
-    if (lack := shelf.missing(data_dir)) is not None:
+    if (missing := dataset_files.missing(data_dir)) is not None:
         if not download:
             why = f"is not there, nor is {prepared}/train.npz"
             fix = f"put either there, or `atbench train dataset={name} data_dir={data_dir}` where there is a network"
-            raise DataError(name, lack, why, fix)
+            raise DataError(name, missing, why, fix)
         fetch(name, data_dir)
-    return partial(shelf.read, data_dir / shelf.folder)
+    return partial(dataset_files.read, data_dir / dataset_files.folder)
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.is_file() or _packed(path).is_file()
 
 
@@ -130,16 +130,16 @@ def read_idx(path: Path) -> Array:
     axes = content[3]
     begin = 4 + 4 * axes
     shape = struct.unpack(f">{axes}I", content[4:begin]) if len(content) >= begin else ()
-    wanted = begin + int(np.prod(shape, dtype=np.int64))
-    if len(content) != wanted or not shape:
-        raise DataError("file", path, f"has {len(content)} bytes of {wanted}", "delete it and get it again")
+    expected = begin + int(np.prod(shape, dtype=np.int64))
+    if len(content) != expected or not shape:
+        raise DataError("file", path, f"has {len(content)} bytes of {expected}", "delete it and get it again")
     return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
 
 
 # CIFAR: dictionaries of arrays, pickled by Python 2.
 
 
-class _Plain(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     """Makes arrays and plain values, and calls nothing else: a damaged or foreign file cannot run code."""
 
     KNOWN = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
@@ -157,22 +157,22 @@ def _read_cifar(labels: str, folder: Path, split: str) -> Images:
     parts = []
     for name, md5 in published.train_list if split == "train" else published.test_list:
         path = folder / name
-        content = _intact(path, md5)
+        content = _read_verified(path, md5)
         try:
-            found = _Plain(io.BytesIO(content), encoding="latin1").load()
+            batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
         except (pickle.UnpicklingError, EOFError, ValueError, KeyError) as fault:
             raise DataError("file", path, f"cannot be read ({fault})", "delete it and get it again") from fault
-        parts.append((found["data"], found[labels]))
+        parts.append((batch["data"], batch[labels]))
     image = np.concatenate([part for part, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return to_images(image, np.concatenate([part for _, part in parts]).astype(np.int64), str(folder))
 
 
-def _intact(path: Path, md5: str) -> bytes:
+def _read_verified(path: Path, md5: str) -> bytes:
     """The bytes of a file that has the published checksum. Raises DataError otherwise."""
     content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise DataError("file", path, f"has MD5 {found}, not the published {md5}", "delete it and get it again")
+    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if actual != md5:
+        raise DataError("file", path, f"has MD5 {actual}, not the published {md5}", "delete it and get it again")
     return content
 
 
@@ -184,13 +184,13 @@ def _read_svhn(folder: Path, split: str) -> Images:
     from torchvision import datasets
 
     _, name, md5 = datasets.SVHN.split_list[split]
-    found = loadmat(io.BytesIO(_intact(folder / name, md5)))
-    label = found["y"].astype(np.int64).ravel()
-    return to_images(found["X"].transpose(3, 0, 1, 2), label % 10, str(folder / name))
+    arrays = loadmat(io.BytesIO(_read_verified(folder / name, md5)))
+    label = arrays["y"].astype(np.int64).ravel()
+    return to_images(arrays["X"].transpose(3, 0, 1, 2), label % 10, str(folder / name))
 
 
 _IDX = {split: _idx_names(split) for split in ("train", "test")}
-SHELVES = {
+DATASET_FILES = {
     "mnist": DatasetFiles("MNIST/raw", _IDX, _read_idx),
     "fashion_mnist": DatasetFiles("FashionMNIST/raw", _IDX, _read_idx),
     "cifar10": DatasetFiles(

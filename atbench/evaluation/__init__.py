@@ -3,7 +3,6 @@
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import EvalResults, Plan, evaluate_model
-from atbench.evaluation.interval import accuracy_figures, wilson
 from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
 from atbench.evaluation.record import weights_sha256
 from atbench.evaluation.result_cache import ResultCache
@@ -15,10 +14,8 @@ __all__ = [
     "PGDConfig",
     "Plan",
     "ResultCache",
-    "accuracy_figures",
     "broken_at",
     "evaluate_model",
     "robust_after",
     "weights_sha256",
-    "wilson",
 ]

@@ -17,7 +17,7 @@ from atbench.evaluation.attack_result import UNBROKEN, AttackResult
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.pgd_sweep import PGDConfig, run_pgd
 from atbench.evaluation.result_cache import ResultCache
-from atbench.seeding import ExampleDraws, derive
+from atbench.seeding import ExampleDraws, derive_seed
 
 Array = NDArray[Any]
 #: What rounding may add to a norm: images are float32 in [0, 1].
@@ -71,19 +71,22 @@ class AttackRunner:
 
     def run_attack(self, name: str, attack: Attack, settings: Mapping[str, Any], tried: Tensor) -> AttackResult:
         """Run an attack on the examples `tried` (n,), booleans."""
-        eval_model = self.eval_model
         settings = {"norm": attack.norm, "eps": attack.eps, **settings}
 
         def attack_batch(rows: Tensor) -> dict[str, Tensor]:
-            x, y = eval_model.load(self.images, rows)
-            with eval_model.ready():
-                # A network that draws numbers of its own draws the same ones the next time.
-                torch.manual_seed(derive(self.seed, name, int(rows[0])))
-                x_adv = attack(eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.places(rows)))
+            with self.eval_model.ready():
+                x, y, x_adv = self.perturb(name, attack, rows)
                 return self.check_x_adv(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
-        columns = self.cache.measure(eval_model, name, settings, tried.nonzero().flatten(), attack_batch)
+        columns = self.cache.measure(self.eval_model, name, settings, tried.nonzero().flatten(), attack_batch)
         return replace(self._result(name, attack.access, tried, columns, settings), minimal=attack.minimal)
+
+    def perturb(self, name: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x, y and x_adv of the examples `rows`, one batch; call it inside `EvalModel.ready`."""
+        x, y = self.eval_model.load(self.images, rows)
+        # A network that draws numbers of its own draws the same ones the next time.
+        torch.manual_seed(derive_seed(self.seed, name, int(rows[0])))
+        return x, y, attack(self.eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.indices(rows)))
 
     def run_sweep(self, config: PGDConfig, multiples: Sequence[float], eps_steps: int) -> SweepResult:
         """PGD over k and ε: ascending radii, each searched only for what is not broken yet, or could be earlier.
@@ -107,8 +110,8 @@ class AttackRunner:
         def attack_batch(rows: Tensor) -> dict[str, Tensor]:
             x, y = eval_model.load(self.images, rows)
             with eval_model.ready():
-                torch.manual_seed(derive(self.seed, "pgd", int(rows[0])))
-                trajectory = run_pgd(eval_model, x, y, self.images.places(rows), config, before[rows])
+                torch.manual_seed(derive_seed(self.seed, "pgd", int(rows[0])))
+                trajectory = run_pgd(eval_model, x, y, self.images.indices(rows), config, before[rows])
                 checked = self.check_x_adv(config.norm, rows, x, y, trajectory.x_adv, config.norm, config.eps)
             earlier = trajectory.first < before[rows].clamp(max=config.steps + 1).to(trajectory.first.device)
             return {**checked, "broken": checked["broken"] & earlier, "first": trajectory.first}
@@ -130,7 +133,7 @@ class AttackRunner:
         `name` and `rows` seed the random numbers that a network draws itself.
         """
         x_adv = torch.where(torch.isfinite(x_adv), x_adv, x).float().to(x.dtype)
-        places = self.images.places(rows)
+        places = self.images.indices(rows)
         with torch.no_grad():
             logits = self.eval_model.seeded_logits(x_adv, places, self.seed, name)
             rounded = self.eval_model.seeded_logits(round_to_8bit(x, x_adv), places, self.seed, name)

@@ -13,7 +13,7 @@ from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.interval import accuracy_figures, wilson
+from atbench.interval import accuracy_figures
 
 
 def corruption_accuracy(
@@ -31,7 +31,7 @@ def corruption_accuracy(
     if not names or not severities or 0 in severities:
         why = "an evaluation on corrupted images needs corruptions, and severities from 1"
         raise ConfigError("eval.corruptions", f"{list(names)} at {list(severities)}", why, "name some, or leave it out")
-    position = images.places(torch.arange(len(images)))
+    position = images.indices(torch.arange(len(images)))
     plan = [
         CorruptedImages(images.x, images.y, name, severity, seed, position) for name in names for severity in severities
     ]
@@ -42,5 +42,9 @@ def corruption_accuracy(
         for view, mask in zip(plan, masks, strict=True)
     ]
     mean = float(masks.mean())
-    low, high = wilson(mean * n, n)
-    return {"n": n, "seed": seed, "rows": rows, "mean": {"accuracy": mean, "low": low, "high": high, "n": n}}, masks
+    return {
+        "n": n,
+        "seed": seed,
+        "rows": rows,
+        "mean": {**accuracy_figures(mean * n, n), "accuracy": mean, "n": n},
+    }, masks

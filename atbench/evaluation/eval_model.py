@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.models import Cast, bn_mode, image_type, untouched
-from atbench.seeding import derive, seed_global
+from atbench.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -68,7 +68,7 @@ class EvalModel:
             return self.logits(x)
         logits = []
         for image, index in zip(x.split(1), indices.tolist(), strict=True):
-            seed_global(derive(seed, "judged", *what, index), self.device)
+            seed_global(derive_seed(seed, "judged", *what, index), self.device)
             # Beside a copy of itself, because BatchNorm in train mode refuses a batch of one.
             logits.append(self.logits(image.expand(2, *image.shape[1:]).contiguous())[:1])
         return torch.cat(logits)
@@ -89,6 +89,6 @@ class EvalModel:
         with self.ready(), torch.no_grad():
             for rows in self.batches(torch.arange(len(images))):
                 x, y = self.load(images, rows)
-                logits = self.seeded_logits(x, images.places(rows), 0, "clean")
+                logits = self.seeded_logits(x, images.indices(rows), 0, "clean")
                 right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
         return self.reduce(right).bool().cpu()

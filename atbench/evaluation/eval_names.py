@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from atbench.errors import ConfigError
-from atbench.runs.run_dir import EVALUATION, complete, record_places
+from atbench.runs.run_dir import EVALUATION, complete_records, record_folders
 
 #: Keys of `eval` that change no number.
 _INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples"})
@@ -41,14 +41,14 @@ def record_dir(folder: Path, config: Mapping[str, Any], name: str) -> Path:
     else to a folder of its name.
     """
     top = folder / EVALUATION
-    for where in record_places(folder):
+    for where in record_folders(folder):
         if any(_same_evaluation(_read(path), config) for path in where.glob("*.yaml")):
             return where
-    if not any(complete(top)):
+    if not any(complete_records(top)):
         return top
     for number in range(1, 1000):
         where = top / (name if number == 1 else f"{name}-{number}")
-        if not any(complete(where)):
+        if not any(complete_records(where)):
             return where
     raise ConfigError("eval.name", name, "a thousand evaluations are called so", "give another name")
 

@@ -162,7 +162,7 @@ def clean_predictions(
     def predict(rows: Tensor) -> dict[str, Tensor]:
         x, y = eval_model.load(images, rows)
         with eval_model.ready(), torch.no_grad():
-            logits = eval_model.seeded_logits(x, images.places(rows), seed, name)
+            logits = eval_model.seeded_logits(x, images.indices(rows), seed, name)
         return {"right": logits.argmax(dim=1) == y, "logits": logits.float()}
 
     columns = cache.measure(eval_model, name, {}, torch.arange(len(images)), predict)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atbench.evaluation.interval import accuracy_figures
+from atbench.interval import accuracy_figures
 
 Array = NDArray[Any]
 QUARTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}

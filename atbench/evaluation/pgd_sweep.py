@@ -106,7 +106,7 @@ def broken_at(eval_model: EvalModel, images: Images, config: PGDConfig, mask: Te
     with eval_model.ready():
         for rows in eval_model.batches(mask.nonzero().flatten()):
             x, y = eval_model.load(images, rows)
-            trajectory = run_pgd(eval_model, x, y, images.places(rows), config)
+            trajectory = run_pgd(eval_model, x, y, images.indices(rows), config)
             steps_left[rows.to(eval_model.device)] = never - trajectory.first
     first = first - eval_model.reduce(steps_left)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()

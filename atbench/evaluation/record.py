@@ -20,9 +20,9 @@ from atbench.evaluation.attack_result import UNBROKEN, AttackResult
 from atbench.evaluation.attack_runner import SweepResult
 from atbench.evaluation.audit.audit import audit_verdict
 from atbench.evaluation.evaluator import EvalResults
-from atbench.evaluation.interval import accuracy_figures
 from atbench.evaluation.pgd_sweep import NEVER
 from atbench.evaluation.rejection import MISCLASSIFIED
+from atbench.interval import accuracy_figures
 
 SHOWN = 8
 Array = NDArray[Any]
@@ -195,7 +195,7 @@ def outcome_arrays(results: EvalResults) -> dict[str, Array]:
     grid = eps_masks(results)
     n, eps = len(results.images), results.plan.threat.eps
     out = {
-        "index": results.images.places(torch.arange(n)).numpy(),
+        "index": results.images.indices(torch.arange(n)).numpy(),
         "label": results.images.y.cpu().numpy(),
         "clean": results.clean.numpy(),
         "robust": results.robust.numpy(),

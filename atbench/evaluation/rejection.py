@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atbench.attacks import Attack
 from atbench.data import Images
 from atbench.evaluation.attack_result import AttackResult
-from atbench.evaluation.interval import wilson
+from atbench.interval import wilson
 
 Array = NDArray[Any]
 #: Names in the files of the attack on images that are right without an attack, and on those that are wrong.
@@ -125,7 +125,7 @@ def share_figures(counts: Array, among: Array) -> dict[str, Any]:
     if n == 0:
         return {"share": None, "low": None, "high": None, "n": 0}
     low, high = wilson(hits, n)
-    return {"share": hits / n, "low": low, "high": high, "n": n}
+    return {"share": hits / n, "low": float(low), "high": float(high), "n": n}
 
 
 def rejection_figures(

@@ -72,14 +72,14 @@ class AdtExpAm(Method):
         return {"model": self.model, "generator": self.generator}
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
-        return {}  # a generator in place of a search
+        return {}  # a generator in place of an attack
 
     def perturb(self, batch: Batch) -> Batch:
-        """What the generator is told; it perturbs in `loss`, in the pass that trains it."""
+        """The generator's inputs: x and two gradients. It perturbs in `loss`, in the pass that trains it."""
         with self.attack_mode():
             first = self._gradient(batch.x, batch.y)
             second = self._gradient((batch.x + self.attack.eps * first.sign()).clamp_(0, 1), batch.y)
-        return batch.with_adv(told=torch.cat([batch.x, first, second], dim=1))
+        return batch.with_adv(inputs=torch.cat([batch.x, first, second], dim=1))
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """∇_x of the mean cross-entropy of the joint batch; unsigned, so its scale matters to the generator."""
@@ -88,7 +88,7 @@ class AdtExpAm(Method):
         return torch.autograd.grad(total, x)[0] / (len(x) * self.clock.world)
 
     def loss(self, batch: Batch) -> Loss:
-        mean, spread = self.generator(batch.aux["told"]).chunk(2, dim=1)
+        mean, spread = self.generator(batch.aux["inputs"]).chunk(2, dim=1)
         unit, entropy = sample(mean, F.softplus(spread), self.rng("noise").normal(batch.x))
         x_adv = clip(batch.x + self.attack.eps * unit)
         logits = self.model(Reversed.apply(x_adv))

@@ -207,13 +207,9 @@ class Method(nn.Module):
     def rng(self, stream: str = "search") -> Draws:
         """Random numbers for this step and round: a fresh generator at every call, joint over processes."""
         clock = self.clock
-        source = generator(self.device, clock.seed, stream, clock.epoch, clock.step, clock.round)
+        device = next(self.parameters()).device
+        source = generator(device, clock.seed, stream, clock.epoch, clock.step, clock.round)
         return Draws(source, clock.rank, clock.world)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the method's parameters."""
-        return next(self.parameters()).device
 
     @contextmanager
     def attack_mode(self) -> Iterator[None]:

@@ -34,8 +34,8 @@ class Ccat(Method):
     at f = 1/2 only; it draws one start a batch. Its objective is the probability, here its logarithm, with the same
     steps. Its `examples/` differ from `experiments/`, which made the published models: cross-entropy in the attack,
     other starts and rates. `experiments/` is the default. `attack.start` is not used.
-    Known weaknesses: without rejection it has next to no robust accuracy, on purpose: what AutoAttack or PGD leaves of
-    it (near 0, from memory) says little, and so does a robust error with rejection beside other methods' error
+    Known weaknesses: without rejection it has next to no robust accuracy, by design: its robust accuracy by AutoAttack
+    or PGD (near 0, from memory) says little, and so does a robust error with rejection beside other methods' error
     without. `eval=reject` has both. From memory, CIFAR-10, thresholded robust error at 99 % TPR, of CCAT and of PGD-AT:
     68.4 and 62.7 % in L∞ at 0.03, 52.2 and 73.6 % in L2, 58.8 and 72.0 % in L1, 23.0 and 66.4 % in L0.
 

@@ -10,7 +10,6 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch, TrainData
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import both
 
 
 class Dkl(Method):
@@ -30,7 +29,8 @@ class Dkl(Method):
     M^γ in M's place in the loss, not in the attack, and divides by the joint ΣW: γ = 0.2, T = 1. The authors train
     with AWP and evaluate an average of the epochs' checkpoints (experiment=paper/dkl).
     Known weaknesses: the radius is full in the last epoch alone, so that selection under the full one favours the end.
-    Left by AutoAttack: 57.09 % of the reported 57.13 % (RobustBench, WRN-34-10 with AWP and that average).
+    Robust accuracy later measured by AutoAttack: 57.09 %; reported: 57.13 % (RobustBench, WRN-34-10 with AWP and
+    that average).
 
     Args:
         alpha: α, weight of the soft cross-entropy.
@@ -80,7 +80,7 @@ class Dkl(Method):
         return soft + self.attack_beta * logit_deviation(clean, adversarial, weights)
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = both(self.model, batch, adversarial_first=True)
+        adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
         natural = self.risk(clean, batch.y).mean()
         soft = cross_entropy(adversarial, clean.detach().softmax(dim=1)).mean()
         weights = self.table[batch.y] ** self.gamma

@@ -14,7 +14,7 @@ from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage, accuracy
 from atbench.models import Ensemble
-from atbench.models.activations import activations
+from atbench.models.activations import activation_modules
 from atbench.seeding import generator
 
 
@@ -85,7 +85,7 @@ class Dverge(Method):
     def layer(self) -> int:
         """This epoch's l: the number of an activation or, behind the last one, the logits."""
         source = generator("cpu", self.clock.seed, "dverge-layer", self.clock.epoch)
-        return int(torch.randint(len(activations(self.members[0])) + 1, (), generator=source))
+        return int(torch.randint(len(activation_modules(self.members[0])) + 1, (), generator=source))
 
     def perturb(self, batch: Batch) -> Batch:
         assert self.stream is not None, "setup(data) comes first"
@@ -135,7 +135,7 @@ def before(network: nn.Module, layer: int, x: Tensor) -> Tensor:
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise Reached(inputs[0])
 
-    hooks = [place.register_forward_pre_hook(stop) for place in activations(network)[layer : layer + 1]]
+    hooks = [place.register_forward_pre_hook(stop) for place in activation_modules(network)[layer : layer + 1]]
     try:
         logits: Tensor = network(x)
     except Reached as reached:

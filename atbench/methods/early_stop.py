@@ -27,8 +27,8 @@ class EarlyStop(PgdAt):
     a further forward of the perturbed images, with which the code chooses among restarts, of which it makes one; and
     the checkpoint that it chooses on the test set (its model_best; its model_val is ours). The code trains to the end;
     `patience` is ours.
-    Known weakness: the best epoch by one attack flatters that attack. Left by AutoAttack: 53.42 % of the reported 58 %
-    (RobustBench, WRN-34-20).
+    Known weakness: the best epoch by one attack flatters that attack. Robust accuracy later measured by AutoAttack:
+    53.42 %; reported: 58 % (RobustBench, WRN-34-20).
 
     Args:
         clean_pass: a clean forward after each update, for the statistics of BatchNorm alone.

@@ -31,7 +31,8 @@ class FgsmMep(Method):
     epoch's crop and flip, and x + δ_i is not clipped again there.
     Known weaknesses: the authors select on the test set, which flatters their figures; like all single-step methods it
     can overfit catastrophically at larger ε.
-    Left by AutoAttack on CIFAR-10, ε = 8/255: 49.9 % of 55.8 % (FastAT Benchmark, ResNet-18, under its own recipe).
+    Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255: 49.9 % of 55.8 % (FastAT Benchmark, ResNet-18,
+    under its own recipe).
 
     Args:
         consistency: λ.

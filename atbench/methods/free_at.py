@@ -31,7 +31,7 @@ class FreeAt(Method):
     PGD-20 left 56 % of 250 test images with δ's and 78 % with the image's (`model.width=16`, seed 0). Neither clips δ
     itself to the legal pixels.
     Known weakness: large m forgets, and single-step ascent can overfit catastrophically at larger ε.
-    Left by AutoAttack: 41.47 % of the reported 46.19 % (RobustBench, Free-8, WRN-34-10).
+    Robust accuracy later measured by AutoAttack: 41.47 %; reported: 46.19 % (RobustBench, Free-8, WRN-34-10).
 
     Args:
         replays: m.

@@ -22,7 +22,7 @@ class KdSwa(Method):
 
     z are the network's logits, s and r those of two teachers of the same architecture, trained before it and frozen: s
     on clean images, r by PGD-AT under the same attack. KD(z, t) = −T² · Σ_k softmax(t/T)_k log softmax(z/T)_k, which
-    has the gradient of the KL. Inner: cross-entropy against the true labels; teachers see the image that it found, in
+    has the gradient of the KL. Inner: cross-entropy against the true labels; teachers see the adversarial image, in
     eval mode. The weights are averaged by `plus.swa`, which the method's YAML switches on.
     Cost: (2k + 5) forward passes a batch, one of them each teacher's; before that the teachers' own runs.
 
@@ -84,5 +84,5 @@ class KdSwa(Method):
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² · cross-entropy of softmax(z/T) against softmax(t/T), (B,)."""
-    wanted = (teacher / temperature).softmax(dim=1)
-    return temperature**2 * F.cross_entropy(logits / temperature, wanted, reduction="none")
+    targets = (teacher / temperature).softmax(dim=1)
+    return temperature**2 * F.cross_entropy(logits / temperature, targets, reduction="none")

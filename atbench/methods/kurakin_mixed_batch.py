@@ -68,7 +68,7 @@ class KurakinMixedBatch(Method):
         # Radii and starts are drawn for all rows: draws for a part would depend on how processes share the batch.
         strength = self._strengths(batch.x)
         start = self.attack.begin(batch.x, strength * self.attack.eps, self.rng())
-        found = self.run_attack(
+        x_adv = self.run_attack(
             self._objective(batch, rows),
             batch.x[rows],
             start=start[rows],
@@ -76,7 +76,7 @@ class KurakinMixedBatch(Method):
             step_size=(strength * self.attack.step_size)[rows],
         )
         mixed = batch.x.clone()
-        mixed[rows] = found
+        mixed[rows] = x_adv
         return batch.with_adv(mixed, rows=rows)
 
     def _strengths(self, x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class Mma(Method):
     default, for the published figures are the code's), of which it has one more that comes to nothing. The clean batch
     updates them before the search. The code returns x + e·u unclipped; here it is clipped, as the
     bisection saw it. The authors select by mean margin.
-    Left by AutoAttack: 41.44 % of the reported 47.18 % (RobustBench, WRN-28-4, d_max = 32/255), and 66.09 % at L2 0.5.
+    Robust accuracy later measured by AutoAttack: 41.44 %; reported: 47.18 % (RobustBench, WRN-28-4,
+    d_max = 32/255); at L2 0.5: 66.09 %.
 
     Args:
         d_max: margin beyond which the loss leaves an example out, in the attack's norm.

@@ -89,30 +89,30 @@ class MultiNorm(Method):
             for norm, its in self.searches.items()
         }
 
-    def _turn(self) -> list[str]:
-        """The norms that this step searches."""
+    def _norms(self) -> list[str]:
+        """The norms attacked in this step."""
         norms = list(self.searches)
         if self.rule != "alternate":
             return norms
         return [norms[(self.clock.epoch * self.clock.steps + self.clock.step) % len(norms)]]
 
     def perturb(self, batch: Batch) -> Batch:
-        """The images of all norms one below the other, (n·B, C, H, W); of `max` one for each example."""
-        found = [self.found(batch, norm) for norm in batch.aux.get("norms", self._turn())]
-        return batch.with_adv(self._worst(batch, found) if self.rule == "max" else torch.cat(found))
+        """The images of all n norms, (n·B, C, H, W); with `max` the worst for each example, (B, C, H, W)."""
+        candidates = [self.attack_in(batch, norm) for norm in batch.aux.get("norms", self._norms())]
+        return batch.with_adv(self._worst(batch, candidates) if self.rule == "max" else torch.cat(candidates))
 
-    def found(self, batch: Batch, norm: str) -> Tensor:
-        """Where the search of one norm ends."""
+    def attack_in(self, batch: Batch, norm: str) -> Tensor:
+        """The adversarial images in one norm, (B, C, H, W)."""
         search = self.searches[norm]
         eps = search.eps / 3 if self.clock.fraction < self.warmup else search.eps
         with self.attack_mode():
             return search(Objective(self.model, margin, batch.y), batch.x, eps=eps, rng=self.rng(norm))
 
-    def _worst(self, batch: Batch, found: list[Tensor]) -> Tensor:
+    def _worst(self, batch: Batch, candidates: list[Tensor]) -> Tensor:
         with torch.no_grad(), self.attack_mode():
-            losses = torch.stack([cross_entropy(self.model(x_adv), batch.y) for x_adv in found])
+            losses = torch.stack([cross_entropy(self.model(x_adv), batch.y) for x_adv in candidates])
         rows = torch.arange(len(batch), device=batch.x.device)
-        return torch.stack(found)[losses.argmax(dim=0), rows]
+        return torch.stack(candidates)[losses.argmax(dim=0), rows]
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
@@ -120,10 +120,10 @@ class MultiNorm(Method):
         return Loss(self.risk(logits, y).mean(), {"accuracy": accuracy(logits, y)})
 
     def forward_cost(self, steps: int) -> float:
-        turn = self._turn()
-        updates = 1 if self.rule == "max" else len(turn)
-        looks = len(turn) if self.rule == "max" else 0
-        return 2 * sum(self.searches[norm].steps for norm in turn) + looks + 3 * updates
+        norms = self._norms()
+        updates = 1 if self.rule == "max" else len(norms)
+        comparisons = len(norms) if self.rule == "max" else 0
+        return 2 * sum(self.searches[norm].steps for norm in norms) + comparisons + 3 * updates
 
 
 class FreeL2(L2):

@@ -27,9 +27,10 @@ class Rst(Trades):
     permutations of the pool are walked through. As in losses.py, adversarial images are forwarded before clean ones.
     The code shuffles each batch so that DataParallel gives every GPU both kinds; here every process has its share of
     both. Left out: rows without any label (entropy term), and the L2 stability variant without an attack (RST_stab).
-    The paper's pool are 500,000 further images. Without such data part of the labels is dropped, and what is measured
-    is how much of their worth pseudo-labels keep.
-    Left by AutoAttack: 59.53 % of the reported 62.5 % (RobustBench, WRN-28-10 with the 500,000 images).
+    The paper's pool are 500,000 further images. Without such data part of the labels is dropped, and the experiment
+    measures how well pseudo-labels replace them.
+    Robust accuracy later measured by AutoAttack: 59.53 %; reported: 62.5 % (RobustBench, WRN-28-10 with the
+    500,000 images).
 
     Args:
         beta: as in TRADES.

@@ -10,7 +10,6 @@ from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import both
 
 FORMS = ("trades", "pgd_at")
 
@@ -35,8 +34,8 @@ class Score(Method):
     `train.label_smoothing` is torch's, (1 − s) on the label and s/K on all, the same label for s = s_code·K/(K − 1).
     Known weaknesses: where p is near 0 or 1, as at a wrong and sure prediction, the gradient of the square vanishes
     with p (that of cross-entropy does not), and it is small early on: a longer warm-up or half the rate. Logits stay
-    small, so that PGD on cross-entropy flatters it. Left by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with a million
-    generated images).
+    small, so that PGD on cross-entropy flatters it. Robust accuracy by AutoAttack: 61.04 % (RobustBench, WRN-28-10 with
+    a million generated images).
 
     Args:
         beta: β.
@@ -72,7 +71,10 @@ class Score(Method):
             each = self._to_label(logits, batch.y)
             terms = {"accuracy": accuracy(logits, batch.y)}
         else:
-            clean, logits = both(self.model, batch, self.adversarial_first)
+            if self.adversarial_first:
+                logits, clean = self.model(batch.x_adv), self.model(batch.x)
+            else:
+                clean, logits = self.model(batch.x), self.model(batch.x_adv)
             natural = self._to_label(clean, batch.y)
             robust = (squared_distance(logits, clean.softmax(dim=1)) - self.clip).relu()
             each = natural + self.beta * robust

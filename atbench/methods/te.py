@@ -13,7 +13,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method, accuracy
 from atbench.methods.pgd_at import PgdAt
-from atbench.methods.trades import Trades, both, symmetric_gradient_kl
+from atbench.methods.trades import Trades, symmetric_gradient_kl
 
 
 class Ensembling(nn.Module):
@@ -178,7 +178,7 @@ class TradesTe(Trades):
         w = self.ensembling.strength(self.clock.fraction)
         if not w:
             return super().loss(batch)
-        clean, adversarial = both(self.model, batch)
+        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         natural, drift = self.risk(clean, batch.y).mean(), disagreement(clean, batch.aux["target"]).mean()
         boundary = symmetric_gradient_kl(clean, adversarial).mean()
         terms = {"ce": natural, "kl": boundary, "mse": drift}

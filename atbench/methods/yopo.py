@@ -38,7 +38,7 @@ class Yopo(Method):
     begins without a tensor, and its first full pass is dropped; the authors ran 1.0, which begins with zeros.) Its m
     gradients are summed, and are a mean here: the same update at m times its rate and an m-th of its weight decay. It
     forwards the last images once more in train mode, for its log: running statistics of BatchNorm see them there.
-    Left by AutoAttack: 44.83 % of the reported 47.98 % (RobustBench, WRN-34-10).
+    Robust accuracy later measured by AutoAttack: 44.83 %; reported: 47.98 % (RobustBench, WRN-34-10).
 
     Args:
         m, n: full passes, and steps through f₀ after each; the step size is the attack's.

@@ -1,6 +1,6 @@
 """Networks: [0, 1] images in, logits out."""
 
-from atbench.models.batchnorm import BN_MODES, Frozen, bn_mode, captured, untouched
+from atbench.models.batchnorm import BN_MODES, Frozen, bn_mode, capture_batch_statistics, untouched
 from atbench.models.cnn import CNN
 from atbench.models.dtype import Cast, image_type
 from atbench.models.heads import Hypersphere
@@ -15,7 +15,7 @@ __all__ = [
     "Hypersphere",
     "Network",
     "bn_mode",
-    "captured",
+    "capture_batch_statistics",
     "image_type",
     "untouched",
 ]

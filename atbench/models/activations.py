@@ -1,4 +1,4 @@
-"""The activations a network can be built with, by name: every place in a network gets a module of its own."""
+"""Activation functions by name. Each place in a network gets a module of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atbench.errors import ConfigError, hint
 
-Make = Callable[[], nn.Module]
+ActivationFactory = Callable[[], nn.Module]
 
 
 class SmoothReLU(nn.Module):
@@ -34,7 +34,7 @@ class SmoothReLU(nn.Module):
 
 
 # The smooth ones make the gradients of attack and update continuous (Xie et al. 2020), which second-order methods need.
-ACTIVATIONS: Mapping[str, Make] = MappingProxyType(
+ACTIVATIONS: Mapping[str, ActivationFactory] = MappingProxyType(
     {
         "relu": nn.ReLU,
         "leaky_relu": partial(nn.LeakyReLU, 0.1),  # Madry's w32-10 and Free-m; VAT
@@ -47,17 +47,17 @@ ACTIVATIONS: Mapping[str, Make] = MappingProxyType(
     }
 )
 
-#: What counts as an activation of a network: ours and torchvision's; gates (sigmoids, the softmax of attention) do not.
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
+#: Types of the activations of ours and of torchvision's networks, without gates (sigmoids, the softmax of attention).
+ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
 
 
-def maker(name: str) -> Make:
-    """What makes activations called `name`; call it once a place. Raises ConfigError for an unknown name."""
+def activation_factory(name: str) -> ActivationFactory:
+    """The constructor of the activation called `name`. Raises ConfigError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ConfigError("model.activation", name, "there is no such activation", hint(name, ACTIVATIONS))
     return ACTIVATIONS[name]
 
 
-def activations(network: nn.Module) -> list[nn.Module]:
-    """The activations of a network, in the order of its modules."""
-    return [module for module in network.modules() if isinstance(module, RECTIFIERS)]
+def activation_modules(network: nn.Module) -> list[nn.Module]:
+    """The activation modules of a network, in order."""
+    return [module for module in network.modules() if isinstance(module, ACTIVATION_TYPES)]

@@ -1,4 +1,4 @@
-"""How normalisation layers behave while an attack searches, and how everything is put back afterwards.
+"""BatchNorm modes during an attack, and the restoration of a network after it.
 
 Papers differ here and it moves results (Pang et al. 2021, "Bag of Tricks for AT"): the mode is a setting of the attack.
 """
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BnMode = Literal["eval", "train", "batch", "fixed"]
-CAPTURED = "captured_statistics"  # attribute of a layer: mean and variance of the batch last seen by `captured`
+CAPTURED = "captured_statistics"  # attribute of a layer: batch mean and variance of the last `capture_batch_statistics`
 BN_MODES: tuple[str, ...] = ("eval", "train", "batch", "fixed")
 
 
 class Frozen(nn.Module):
-    """A network that takes part but does not learn: eval mode whatever `train()` is called on, and no parameter
+    """A network that is not trained: always in eval mode, whatever `train()` is called on, and without parameter
     gradients.
 
     Gradients to its input still flow, so that it can serve as the source of an attack.
@@ -38,10 +38,6 @@ class Frozen(nn.Module):
         return out
 
 
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
-
-
 @contextmanager
 def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
     """Run a block with `network` in an attack's mode, and restore every module's own mode afterwards.
@@ -49,10 +45,10 @@ def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
     - `eval`: the whole network in eval mode (dropout too): running statistics, none updated.
     - `train`: train mode: batch statistics, and every forward of the attack updates the running ones.
     - `batch`: train mode with the running statistics left untouched.
-    - `fixed`: eval mode with the statistics that the last `captured(network)` block saw (LLR, Qin et al. 2019).
+    - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
     """
     modes = {module: module.training for module in network.modules()}
-    norms = _norms(network)
+    norms = [module for module in modes if isinstance(module, _BatchNorm)]
     tracking = {norm: norm.track_running_stats for norm in norms}
     running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
     network.train(mode in ("train", "batch"))
@@ -74,18 +70,19 @@ def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
 
 
 @contextmanager
-def captured(network: nn.Module) -> Iterator[None]:
-    """Remember the batch statistics of the forward inside the block, for `bn_mode(network, "fixed")`. No gradient flows
-    to them.
+def capture_batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Store the batch statistics of the forward pass in the block for `bn_mode(network, "fixed")`. No gradient flows to
+    them.
     """
 
-    def remember(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def store(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x  # autocast leaves the statistics in fp32
         axes = [0, *range(2, x.ndim)]
         setattr(norm, CAPTURED, (x.mean(axes), x.var(axes, unbiased=False)))
 
-    hooks = [norm.register_forward_pre_hook(remember) for norm in _norms(network)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(store) for norm in norms]
     try:
         yield
     finally:

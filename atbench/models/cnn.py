@@ -8,9 +8,9 @@ from torch import nn
 
 from atbench.config.ranges import Count, Positive
 from atbench.errors import ConfigError
-from atbench.models.activations import maker
+from atbench.models.activations import activation_factory
 from atbench.models.heads import make_head
-from atbench.models.network import Network, Shape, at_least
+from atbench.models.network import Network, Shape, require_side
 
 NORMS = ("batch", "none")
 
@@ -36,8 +36,8 @@ class CNN(Network):
     ) -> None:
         if norm not in NORMS:
             raise ConfigError("model.norm", norm, "there is no such choice", f"use one of {', '.join(NORMS)}")
-        at_least(shape, 8, "cnn")
-        act = maker(activation)
+        require_side(shape, 8, "cnn")
+        act = activation_factory(activation)
 
         def before(count: int) -> list[nn.Module]:
             return [nn.BatchNorm2d(count) if norm == "batch" else nn.Identity(), act()]

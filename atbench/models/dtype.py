@@ -1,4 +1,4 @@
-"""The type of number at a network's boundary: images go in as it takes them, logits come back as the images are."""
+"""Conversion between the dtype of the images and the dtype that a network takes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Cast:
-    """A network asked with images of any floating type, (B, C, H, W): they are cast to the type that it takes, and its
-    logits back to theirs. Gradients pass both casts.
+    """A network that takes images (B, C, H, W) of any floating dtype: they are cast to the network's, and the logits
+    back to theirs. Gradients pass both casts.
 
-    Attacks and whoever judges them work in float32 whatever the network computes in: rounded to bfloat16 an image moves
+    Attacks and evaluation work in float32 whatever the network computes in: rounded to bfloat16 an image moves
     by up to 1/512, so that its neighbours in a small ball are the image itself, and those at the edge lie outside.
 
     The type that a network takes is found at its first pass: that of the images; if it refuses that, the first of its
@@ -24,22 +24,22 @@ class Cast:
         self.takes: torch.dtype | None = None
 
     def __call__(self, x: Tensor) -> Any:
-        answer = self._first(x) if self.takes is None else self.network(x.to(self.takes))
-        return answer.to(x.dtype) if isinstance(answer, Tensor) else answer
+        logits = self._first(x) if self.takes is None else self.network(x.to(self.takes))
+        return logits.to(x.dtype) if isinstance(logits, Tensor) else logits
 
     def _first(self, x: Tensor) -> Any:
         types = [x.dtype, *(p.dtype for p in self.network.parameters() if p.is_floating_point())]
-        fault = RuntimeError("the network was not asked")
+        fault = RuntimeError("the network has no dtype")
         for dtype in dict.fromkeys(types):
             try:
-                answer = self.network(x.to(dtype))
+                logits = self.network(x.to(dtype))
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 fault = error
             else:
                 self.takes = dtype
-                return answer
+                return logits
         raise fault
 
 

@@ -1,4 +1,4 @@
-"""From features to logits."""
+"""Classification heads on pooled features: linear and hypersphere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a classifier: [0, 1] images in, logits out, normalisation inside."""
+"""Base class of classifiers: images in [0, 1] in, logits out, normalisation inside."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ STANDARDS = ("dataset", "image")
 SMALL = 64  # pixels a side up to which a stem keeps the image's size: CIFAR, SVHN, Tiny ImageNet
 
 
-def named(**modules: nn.Module) -> nn.Sequential:
-    """A chain whose links have names, which are what a checkpoint's keys are made of."""
+def sequential(**modules: nn.Module) -> nn.Sequential:
+    """nn.Sequential of named modules; the names are those of the state dict."""
     return nn.Sequential(OrderedDict(modules))
 
 
-def at_least(shape: Shape, side: int, name: str) -> None:
-    """Refuse images that a network would shrink to nothing."""
+def require_side(shape: Shape, side: int, name: str) -> None:
+    """Raise ConfigError for images that the network `name` would shrink to nothing."""
     _, height, width = shape
     if min(height, width) < side:
         why = f"images of {height}×{width} pixels are too small"
         raise ConfigError("model", name, why, f"use at least {side}×{side}, or another model")
 
 
-def large_stem(stem: str, shape: Shape) -> bool:
+def has_large_stem(stem: str, shape: Shape) -> bool:
     """Whether the network starts with a 7×7 convolution of stride 2 and a pool (ImageNet) or a 3×3 one (CIFAR)."""
     if stem not in ("auto", "small", "large"):
         raise ConfigError("model.stem", stem, "there is no such stem", "use one of auto, small, large")
@@ -37,7 +37,7 @@ def large_stem(stem: str, shape: Shape) -> bool:
 
 
 class Network(nn.Module):
-    """`forward = head(features(x))`, with `features` a chain of stages over normalised pixels.
+    """`forward = head(features(x))`, with `features` a sequence of stages over normalised pixels.
 
     Args:
         stages: stem, blocks, pooling, in order. A stage ends before an activation, so that a cut between two stages
@@ -63,7 +63,7 @@ class Network(nn.Module):
         if standardise not in STANDARDS:
             known = " or ".join(STANDARDS)
             raise ConfigError("model.standardise", standardise, "there is no such choice", f"use {known}")
-        self.own_standard = standardise == "image"
+        self.per_image = standardise == "image"
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.stages, self.head = stages, head
@@ -79,7 +79,7 @@ class Network(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         """(x − mean) / std per channel, or of each image over all its pixels and channels."""
-        return per_image_standardize(x) if self.own_standard else (x - self.mean) / self.std
+        return per_image_standardize(x) if self.per_image else (x - self.mean) / self.std
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Run `h`, the input of stage `first`, through the stages first..upto."""

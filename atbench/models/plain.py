@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from atbench.config.ranges import AnyCount, Count, Positive
-from atbench.models.activations import maker
+from atbench.models.activations import activation_factory
 from atbench.models.heads import make_head
-from atbench.models.network import Network, Shape, at_least, named
+from atbench.models.network import Network, Shape, require_side, sequential
 
 
 class TradesMnist(Network):
@@ -34,17 +34,17 @@ class TradesMnist(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        at_least(shape, 16, "mnist_trades")
-        act = maker(activation)
+        require_side(shape, 16, "mnist_trades")
+        act = activation_factory(activation)
         channels, *sides = shape
         height, width = (((side - 4) // 2 - 4) // 2 for side in sides)
-        stages = named(
+        stages = sequential(
             conv1=nn.Conv2d(channels, 32, 3),
-            conv2=named(act=act(), conv=nn.Conv2d(32, 32, 3)),
-            conv3=named(act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(32, 64, 3)),
-            conv4=named(act=act(), conv=nn.Conv2d(64, 64, 3)),
-            fc1=named(act=act(), pool=nn.MaxPool2d(2), flat=nn.Flatten(), fc=nn.Linear(64 * height * width, 200)),
-            fc2=named(act=act(), drop=nn.Dropout(0.5), fc=nn.Linear(200, 200)),
+            conv2=sequential(act=act(), conv=nn.Conv2d(32, 32, 3)),
+            conv3=sequential(act=act(), pool=nn.MaxPool2d(2), conv=nn.Conv2d(32, 64, 3)),
+            conv4=sequential(act=act(), conv=nn.Conv2d(64, 64, 3)),
+            fc1=sequential(act=act(), pool=nn.MaxPool2d(2), flat=nn.Flatten(), fc=nn.Linear(64 * height * width, 200)),
+            fc2=sequential(act=act(), drop=nn.Dropout(0.5), fc=nn.Linear(200, 200)),
             out=act(),
         )
         super().__init__(stages, make_head(head, 200, classes, head_scale), mean, std)
@@ -72,13 +72,13 @@ class FastMnist(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        at_least(shape, 4, "mnist_fast")
-        act = maker(activation)
+        require_side(shape, 4, "mnist_fast")
+        act = activation_factory(activation)
         channels, height, width = shape
-        stages = named(
+        stages = sequential(
             conv1=nn.Conv2d(channels, 16, 4, 2, 1),
-            conv2=named(act=act(), conv=nn.Conv2d(16, 32, 4, 2, 1)),
-            fc1=named(act=act(), flat=nn.Flatten(), fc=nn.Linear(32 * (height // 4) * (width // 4), 100)),
+            conv2=sequential(act=act(), conv=nn.Conv2d(16, 32, 4, 2, 1)),
+            fc1=sequential(act=act(), flat=nn.Flatten(), fc=nn.Linear(32 * (height // 4) * (width // 4), 100)),
             out=act(),
         )
         super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)
@@ -112,14 +112,14 @@ class LeNet(Network):
     ) -> None:
         # The smallest side that leaves a pixel after both pools, found backwards.
         second = pools[1] - 2 * padding[1] + kernel - 1
-        at_least(shape, max(4, pools[0] * second - 2 * padding[0] + kernel - 1), "lenet")
-        act = maker(activation)
+        require_side(shape, max(4, pools[0] * second - 2 * padding[0] + kernel - 1), "lenet")
+        act = activation_factory(activation)
         count, *sides = shape
         for pad, pool in zip(padding, pools, strict=True):
             sides = [(side + 2 * pad - kernel + 1) // pool for side in sides]
-        chain: dict[str, nn.Module] = {
+        stages: dict[str, nn.Module] = {
             "conv1": nn.Conv2d(count, channels[0], kernel, padding=padding[0]),
-            "conv2": named(
+            "conv2": sequential(
                 act=act(),
                 pool=nn.MaxPool2d(pools[0]),
                 conv=nn.Conv2d(channels[0], channels[1], kernel, padding=padding[1]),
@@ -128,10 +128,10 @@ class LeNet(Network):
         count = channels[1] * sides[0] * sides[1]
         before: dict[str, nn.Module] = {"act": act(), "pool": nn.MaxPool2d(pools[1]), "flat": nn.Flatten()}
         for number, width in enumerate(hidden, start=1):
-            chain[f"fc{number}"] = named(**before, fc=nn.Linear(count, width))
+            stages[f"fc{number}"] = sequential(**before, fc=nn.Linear(count, width))
             count, before = width, {"act": act()}
-        chain["out"] = named(**before)
-        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        stages["out"] = sequential(**before)
+        super().__init__(sequential(**stages), make_head(head, count, classes, head_scale), mean, std)
 
 
 class ConvNet8(Network):
@@ -151,23 +151,23 @@ class ConvNet8(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        at_least(shape, 8, "convnet8")
-        act = maker(activation)
+        require_side(shape, 8, "convnet8")
+        act = activation_factory(activation)
         channels, height, width = shape
-        chain: dict[str, nn.Module] = {"conv1": nn.Conv2d(channels, 64, 3, padding=1)}
+        stages: dict[str, nn.Module] = {"conv1": nn.Conv2d(channels, 64, 3, padding=1)}
         count = 64
         for number, out in enumerate((64, 128, 128, 196, 196), start=2):
             before = {"bn": nn.BatchNorm2d(count), "act": act()}
             if number % 2:
                 before["pool"] = nn.MaxPool2d(2)
-            chain[f"conv{number}"] = named(**before, conv=nn.Conv2d(count, out, 3, padding=1))
+            stages[f"conv{number}"] = sequential(**before, conv=nn.Conv2d(count, out, 3, padding=1))
             count = out
-        chain["fc1"] = named(
+        stages["fc1"] = sequential(
             bn=nn.BatchNorm2d(count),
             act=act(),
             pool=nn.MaxPool2d(2),
             flat=nn.Flatten(),
             fc=nn.Linear(count * (height // 8) * (width // 8), 256),
         )
-        chain["out"] = named(bn=nn.BatchNorm1d(256), act=act())
-        super().__init__(named(**chain), make_head(head, 256, classes, head_scale), mean, std)
+        stages["out"] = sequential(bn=nn.BatchNorm1d(256), act=act())
+        super().__init__(sequential(**stages), make_head(head, 256, classes, head_scale), mean, std)

@@ -1,6 +1,6 @@
-"""Residual networks with the activation before the convolution: PreActResNets and Wide ResNets.
+"""Pre-activation residual networks: PreActResNets and Wide ResNets.
 
-Their blocks hand on the bare sum, so that every cut between two stages is pre-activation.
+Their blocks end with the sum, so that every cut between two stages is pre-activation.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from atbench.config.ranges import Count, Positive, SomeShare
 from atbench.errors import ConfigError
-from atbench.models.activations import Make, maker
+from atbench.models.activations import ActivationFactory, activation_factory
 from atbench.models.heads import make_head
-from atbench.models.network import Network, Shape, at_least, large_stem, named
+from atbench.models.network import Network, Shape, has_large_stem, require_side, sequential
 
-SHORTCUTS = ("activated", "raw", "raw3x3")
-WIDE_SHORTCUTS = ("activated", "projection", "pool", "pool3x3")
+PREACT_SHORTCUTS = ("activated", "raw", "raw3x3")
+WRN_SHORTCUTS = ("activated", "projection", "pool", "pool3x3")
 PADDINGS = ("symmetric", "same")
 
 
-class LateConv2d(nn.Conv2d):
+class SamePadConv2d(nn.Conv2d):
     """A 3×3 convolution of stride 2 with TensorFlow's `SAME`: of even sides it pads the far ones only (DeepMind)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class LateConv2d(nn.Conv2d):
         return super().forward(F.pad(x, (width % 2, 1, height % 2, 1)))
 
 
-class Pool(nn.Module):
+class PoolShortcut(nn.Module):
     """A shortcut without parameters: average pool, and zero channels in place of those that are missing.
 
     Args:
@@ -50,11 +50,11 @@ class Pool(nn.Module):
 def conv3x3(count: int, out: int, stride: int, padding: str) -> nn.Conv2d:
     """A 3×3 convolution without bias; `padding` matters where it strides."""
     if padding == "same" and stride == 2:
-        return LateConv2d(count, out, 3, stride, 0, bias=False)
+        return SamePadConv2d(count, out, 3, stride, 0, bias=False)
     return nn.Conv2d(count, out, 3, stride, 1, bias=False)
 
 
-class Block(nn.Module):
+class PreActBlock(nn.Module):
     """z ↦ r(h) + s, h = act(bn(z)), r = conv3-bn-act-conv3, or with `bottleneck` conv1-bn-act-conv3-bn-act-conv1.
 
     s is z where the shape stays; else a convolution of h (`activated`) or of z (`raw`, `raw3x3`), or a pool (`pool`,
@@ -62,13 +62,20 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, count: int, width: Count, stride: int, act: Make, bottleneck: bool, shortcut: str, padding: str
+        self,
+        count: int,
+        width: Count,
+        stride: int,
+        act: ActivationFactory,
+        bottleneck: bool,
+        shortcut: str,
+        padding: str,
     ) -> None:
         super().__init__()
         out = 4 * width if bottleneck else width
         self.bn1, self.act1 = nn.BatchNorm2d(count), act()
         if bottleneck:
-            self.residual = named(
+            self.residual = sequential(
                 conv1=nn.Conv2d(count, width, 1, bias=False),
                 bn2=nn.BatchNorm2d(width),
                 act2=act(),
@@ -78,7 +85,7 @@ class Block(nn.Module):
                 conv3=nn.Conv2d(width, out, 1, bias=False),
             )
         else:
-            self.residual = named(
+            self.residual = sequential(
                 conv1=conv3x3(count, width, stride, padding),
                 bn2=nn.BatchNorm2d(width),
                 act2=act(),
@@ -90,7 +97,7 @@ class Block(nn.Module):
         if stride == 1 and count == out and shortcut != "projection":
             return
         if pooled:
-            self.shortcut = Pool(out - count, stride, 3 if shortcut == "pool3x3" else stride)
+            self.shortcut = PoolShortcut(out - count, stride, 3 if shortcut == "pool3x3" else stride)
         elif shortcut == "raw3x3":
             self.shortcut = conv3x3(count, out, stride, padding)
         else:
@@ -98,13 +105,13 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.act1(self.bn1(z))
-        kept = z if self.shortcut is None else self.shortcut(z if self.raw else h)
-        total: Tensor = self.residual(h) + kept
+        skip = z if self.shortcut is None else self.shortcut(z if self.raw else h)
+        total: Tensor = self.residual(h) + skip
         return total
 
 
-def check(shortcut: str, padding: str, shortcuts: Sequence[str] = SHORTCUTS) -> None:
-    """Refuse unknown choices."""
+def check_block_options(shortcut: str, padding: str, shortcuts: Sequence[str] = PREACT_SHORTCUTS) -> None:
+    """Raise ConfigError for an unknown shortcut or padding."""
     for key, value, known in (("model.shortcut", shortcut, shortcuts), ("model.padding", padding, PADDINGS)):
         if value not in known:
             raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
@@ -143,25 +150,25 @@ class PreActResNet(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        check(shortcut, padding)
-        at_least(shape, 8, "preactresnet")
-        act, count = maker(activation), 64
-        chain: dict[str, nn.Module] = {}
-        if large_stem(stem, shape):
-            chain["conv1"] = nn.Conv2d(shape[0], count, 7, 2, 3, bias=False)
-            chain["stem"] = named(bn=nn.BatchNorm2d(count), act=act(), pool=nn.MaxPool2d(3, 2, 1))
+        check_block_options(shortcut, padding)
+        require_side(shape, 8, "preactresnet")
+        act, count = activation_factory(activation), 64
+        stages: dict[str, nn.Module] = {}
+        if has_large_stem(stem, shape):
+            stages["conv1"] = nn.Conv2d(shape[0], count, 7, 2, 3, bias=False)
+            stages["stem"] = sequential(bn=nn.BatchNorm2d(count), act=act(), pool=nn.MaxPool2d(3, 2, 1))
         else:
-            chain["conv1"] = nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)
+            stages["conv1"] = nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)
         for group, number in enumerate(blocks):
             width = 64 * 2**group
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                block = Block(count, width, stride, act, bottleneck, shortcut, padding)
-                chain[f"layer{group + 1}_{i}"] = block
+                block = PreActBlock(count, width, stride, act, bottleneck, shortcut, padding)
+                stages[f"layer{group + 1}_{i}"] = block
                 count = 4 * width if bottleneck else width
         before = {"bn": nn.BatchNorm2d(count), "act": act()} if final_norm else {}
-        chain["pool"] = named(**before, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
-        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        stages["pool"] = sequential(**before, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(sequential(**stages), make_head(head, count, classes, head_scale), mean, std)
         self.padding = padding
 
 
@@ -205,31 +212,31 @@ class WRN(Network):
         norm_affine: bool = True,
         standardise: str = "dataset",
     ) -> None:
-        check(shortcut, padding, WIDE_SHORTCUTS)
-        at_least(shape, 8, "wrn")
+        check_block_options(shortcut, padding, WRN_SHORTCUTS)
+        require_side(shape, 8, "wrn")
         number = (depth - 2) // 6
         if number < 1 or depth % 6 not in (2, 4):
             below = max(1, number) * 6 + 4
             raise ConfigError("model.depth", depth, "is not 6n + 4", f"use {below} or {below + 6}")
-        act, count = maker(activation), stem_width
-        chain: dict[str, nn.Module] = {"conv1": nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)}
+        act, count = activation_factory(activation), stem_width
+        stages: dict[str, nn.Module] = {"conv1": nn.Conv2d(shape[0], count, 3, 1, 1, bias=False)}
         for group in range(3):
             out = 16 * width * 2**group
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
                 first = shortcut if i == 0 else "activated"
-                chain[f"block{group + 1}_{i}"] = Block(count, out, stride, act, False, first, padding)
+                stages[f"block{group + 1}_{i}"] = PreActBlock(count, out, stride, act, False, first, padding)
                 count = out
         last: dict[str, nn.Module] = {"bn": nn.BatchNorm2d(count), "act": act()}
         if not norm_affine:
-            plain(named(**chain, **last))
+            remove_affine(sequential(**stages, **last))
         final: nn.Module = nn.Identity()
         if head == "convolution":
             last |= {"conv": nn.Conv2d(count, classes, 1, bias=False), "conv_bn": nn.BatchNorm2d(classes)}
         else:
             final = make_head(head, count, classes, head_scale)
-        chain["pool"] = named(**last, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
-        super().__init__(named(**chain), final, mean, std, standardise)
+        stages["pool"] = sequential(**last, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(sequential(**stages), final, mean, std, standardise)
         self.padding = padding
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -240,8 +247,8 @@ class WRN(Network):
             nn.init.zeros_(self.head.bias)
 
 
-def plain(network: nn.Module) -> None:
-    """BatchNorm without scale and shift, in place."""
+def remove_affine(network: nn.Module) -> None:
+    """Remove scale and shift from every BatchNorm, in place."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.affine = False

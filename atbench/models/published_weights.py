@@ -1,7 +1,7 @@
-"""Weights that others have published, in their names, into our networks.
+"""Loading of published weights: state-dict keys of others renamed to ours.
 
-Names are translated by rule, layout by layout; a layout is known by a key that no other has. Nothing is loaded unless
-every tensor of the network is there, with its shape, and nothing is left over.
+Names are translated by rule, layout by layout; a layout is recognised by a key that no other has. Nothing is loaded
+unless every tensor of the network is there, with its shape, and nothing is left over.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
 from atbench.models.torchvision_models import TorchVision
 
-# Under which of its keys a checkpoint keeps the weights, the best first.
-NESTS = ("state_dict", "model_state_dict", "model", "net")
+# Keys under which a checkpoint keeps the weights, the best first.
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
 # What DataParallel, torch.compile, and modules that hold the network beside a normalisation put before a name.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 _MEAN = re.compile(r"(?:normalize\.)?(mean|mu|std|sigma)")
@@ -32,10 +32,10 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Somebody's names for the tensors of one of our networks.
+    """The names of a published code for the tensors of one of our networks.
 
     name, network: whose, and which network's.
-    mark: a key that tells the layout.
+    marker: a key that only this layout has.
     rules: patterns of the start of a key, and what to put there; the first that fits counts.
     dropped: a pattern of keys that take no part in their forward.
     padding: how strided convolutions pad in their code (`model.padding`), where that is an option.
@@ -43,7 +43,7 @@ class Layout:
 
     name: str
     network: type[Network]
-    mark: str
+    marker: str
     rules: tuple[Rule, ...]
     dropped: str | None = None
     padding: str | None = None
@@ -177,12 +177,12 @@ def load_published(network: Network, state: Mapping[str, Any]) -> None:
     A normalisation in `state` (`mean`, `std`, `mu`, `sigma`) replaces the network's; where there is none it was done
     elsewhere or not at all, and the network has to be built with what the authors used.
     """
-    theirs = plain(state)
-    own = network.state_dict()
-    found = translate(network, theirs)
+    published = unwrap(state)[-1]
+    ours = network.state_dict()
+    tensors = translate(network, published)
     for key in ("mean", "std"):
-        found[key] = found[key].reshape(own[key].shape) if key in found else own[key]
-    put(network, found | counters(own, found))
+        tensors[key] = tensors[key].reshape(ours[key].shape) if key in tensors else ours[key]
+    load_exactly(network, tensors | batch_counters(ours, tensors))
 
 
 def load_named(module: nn.Module, state: Mapping[str, Any]) -> None:
@@ -192,70 +192,67 @@ def load_named(module: nn.Module, state: Mapping[str, Any]) -> None:
     A wrapper's prefix is taken off where the module's names have none: of the ways to read the names, the one that
     agrees with most of the module's counts.
     """
-    own = module.state_dict()
-    readings = [unnested(state)]
-    while (prefix := common(readings[-1])) is not None:
-        readings.append({key.removeprefix(prefix): value for key, value in readings[-1].items()})
-    found = max(readings, key=lambda reading: len(reading.keys() & own.keys()))
-    put(module, found | counters(own, found))
+    ours = module.state_dict()
+    tensors = max(unwrap(state), key=lambda candidate: len(candidate.keys() & ours.keys()))
+    load_exactly(module, tensors | batch_counters(ours, tensors))
 
 
-def put(module: nn.Module, found: Mapping[str, Tensor]) -> None:
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load tensors that have the module's names: all of them, nothing else, each of its shape. Raises DataError."""
-    own, name = module.state_dict(), type(module).__name__
-    missing, extra = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    ours, name = module.state_dict(), type(module).__name__
+    missing, extra = sorted(ours.keys() - tensors.keys()), sorted(tensors.keys() - ours.keys())
     if missing or extra:
         why = "; ".join(
-            f"{what}: {shown(keys)}" for what, keys in (("missing", missing), ("unexpected", extra)) if keys
+            f"{what}: {first_names(keys)}" for what, keys in (("missing", missing), ("unexpected", extra)) if keys
         )
         raise DataError("weights", name, why, "build the network that they were made for")
-    for key, value in found.items():
-        if value.shape != own[key].shape:
-            why = f"{key} is {tuple(value.shape)} where the network has {tuple(own[key].shape)}"
+    for key, value in tensors.items():
+        if value.shape != ours[key].shape:
+            why = f"{key} is {tuple(value.shape)} where the network has {tuple(ours[key].shape)}"
             raise DataError("weights", name, why, "build the network that they were made for")
-    module.load_state_dict(found)
+    module.load_state_dict(tensors)
 
 
-def counters(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def batch_counters(ours: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """BatchNorm's counters, which checkpoints of before torch 0.4.1 lack, and which change nothing in a function."""
-    return {key: own[key] for key in own if key.endswith("num_batches_tracked") and key not in found}
+    return {key: ours[key] for key in ours if key.endswith("num_batches_tracked") and key not in tensors}
 
 
-def plain(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, without its nesting and without the prefixes of wrappers."""
-    tensors = unnested(state)
-    while (prefix := common(tensors)) is not None:
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+def unwrap(state: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """The tensors of a checkpoint by name: as stored first, then with one wrapper's prefix after another removed."""
+    candidates = [find_state_dict(state)]
+    while (prefix := common_prefix(candidates[-1])) is not None:
+        candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
+    return candidates
 
 
-def unnested(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def find_state_dict(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, as they are called there."""
     while not all(isinstance(value, Tensor) for value in state.values()):
-        nest = next((key for key in NESTS if isinstance(state.get(key), Mapping)), None)
-        if nest is None:
-            keys = shown(sorted(str(key) for key in state))
-            raise DataError("weights", keys, "hold no state dict", f"put one under {', '.join(NESTS)}")
-        state = state[nest]
+        key = next((key for key in STATE_DICT_KEYS if isinstance(state.get(key), Mapping)), None)
+        if key is None:
+            keys = first_names(sorted(str(key) for key in state))
+            raise DataError("weights", keys, "hold no state dict", f"put one under {', '.join(STATE_DICT_KEYS)}")
+        state = state[key]
     return dict(state)
 
 
-def common(tensors: Mapping[str, Tensor]) -> str | None:
+def common_prefix(tensors: Mapping[str, Tensor]) -> str | None:
     """A wrapper's prefix that all names have, those of a normalisation beside the network aside."""
     names = [key for key in tensors if not _MEAN.fullmatch(key)]
     return next((prefix for prefix in PREFIXES if names and all(key.startswith(prefix) for key in names)), None)
 
 
-def translate(network: Network, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under our names; keys that no rule knows keep theirs."""
+def translate(network: Network, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under our names; keys that match no rule are kept."""
     known = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
-    ours = {known[match[1]]: theirs[match[0]] for match in map(_MEAN.fullmatch, theirs) if match is not None}
-    rest = {key: value for key, value in theirs.items() if not _MEAN.fullmatch(key)}
+    ours = {known[match[1]]: published[match[0]] for match in map(_MEAN.fullmatch, published) if match is not None}
+    rest = {key: value for key, value in published.items() if not _MEAN.fullmatch(key)}
     if isinstance(network, TorchVision) and not any(key.startswith("stages.") for key in rest):
         auxiliary = re.compile(r"(?:AuxLogits|aux1|aux2)\.")
         names = network.published
         return ours | {names.get(key, key): value for key, value in rest.items() if not auxiliary.match(key)}
-    layout = next((each for each in LAYOUTS if isinstance(network, each.network) and each.mark in rest), None)
+    layout = next((each for each in LAYOUTS if isinstance(network, each.network) and each.marker in rest), None)
     if layout is None:
         return ours | rest
     padding = getattr(network, "padding", None)
@@ -264,11 +261,11 @@ def translate(network: Network, theirs: Mapping[str, Tensor]) -> dict[str, Tenso
         raise DataError("weights", f"model.padding={padding}", why, f"build with model.padding={layout.padding}")
     for key, value in rest.items():
         if layout.dropped is None or not re.match(layout.dropped, key):
-            ours[renamed(key, layout.rules)] = value
+            ours[rename_key(key, layout.rules)] = value
     return ours
 
 
-def renamed(key: str, rules: tuple[Rule, ...]) -> str:
+def rename_key(key: str, rules: tuple[Rule, ...]) -> str:
     """`key` by the first rule that fits its start."""
     for pattern, replacement in rules:
         name, count = re.subn(f"^{pattern}", replacement, key)
@@ -277,7 +274,7 @@ def renamed(key: str, rules: tuple[Rule, ...]) -> str:
     return key
 
 
-def shown(keys: list[str]) -> str:
-    """The first few of many keys."""
+def first_names(keys: list[str]) -> str:
+    """The first few keys, and how many more there are."""
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return ", ".join(keys[:_SHOWN]) + more

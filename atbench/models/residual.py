@@ -2,7 +2,7 @@
 
 Our own and not torchvision's: there a block calls one ReLU in place at several places and ends with it, so that neither
 an activation of one's choice, nor dropout after each, nor a cut before the activation has a place. Weights in
-torchvision's and in pytorch-cifar's names load (`interop`). Numbers of blocks and widths lie in conf/model/.
+torchvision's and in pytorch-cifar's names load (`published_weights.py`). Blocks and widths are in conf/model.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from atbench.config.ranges import Count, Positive
 from atbench.errors import ConfigError
-from atbench.models.activations import Make, maker
+from atbench.models.activations import ActivationFactory, activation_factory
 from atbench.models.heads import make_head
-from atbench.models.network import Network, Shape, at_least, large_stem, named
+from atbench.models.network import Network, Shape, has_large_stem, require_side, sequential
 
-SHORTCUTS = ("conv", "pad")
+RESNET_SHORTCUTS = ("conv", "pad")
 
 
-class Pad(nn.Module):
+class PadShortcut(nn.Module):
     """Option A of He et al.: every `stride`-th pixel, and zero channels on both sides; no parameters."""
 
     def __init__(self, more: int, stride: int) -> None:
@@ -33,7 +33,7 @@ class Pad(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """z ↦ r(a(z)) + s(a(z)): the usual residual block with its activation a moved from its end to its start.
 
     The same function of the image once blocks are chained, with cuts between blocks that are pre-activation.
@@ -45,13 +45,20 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, enter: nn.Module, count: int, width: Count, stride: int, act: Make, bottleneck: bool, shortcut: str
+        self,
+        enter: nn.Module,
+        count: int,
+        width: Count,
+        stride: int,
+        act: ActivationFactory,
+        bottleneck: bool,
+        shortcut: str,
     ) -> None:
         super().__init__()
         self.enter = enter
         out = 4 * width if bottleneck else width
         if bottleneck:
-            self.residual = named(
+            self.residual = sequential(
                 conv1=nn.Conv2d(count, width, 1, bias=False),
                 bn1=nn.BatchNorm2d(width),
                 act1=act(),
@@ -62,7 +69,7 @@ class Block(nn.Module):
                 bn3=nn.BatchNorm2d(out),
             )
         else:
-            self.residual = named(
+            self.residual = sequential(
                 conv1=nn.Conv2d(count, width, 3, stride, 1, bias=False),
                 bn1=nn.BatchNorm2d(width),
                 act1=act(),
@@ -71,8 +78,8 @@ class Block(nn.Module):
             )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or count != out:
-            projection = named(conv=nn.Conv2d(count, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out))
-            self.shortcut = projection if shortcut == "conv" else Pad(out - count, stride)
+            projection = sequential(conv=nn.Conv2d(count, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out))
+            self.shortcut = projection if shortcut == "conv" else PadShortcut(out - count, stride)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.enter(z)
@@ -108,26 +115,28 @@ class ResNet(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        if shortcut not in SHORTCUTS:
-            raise ConfigError("model.shortcut", shortcut, "there is no such choice", f"use {' or '.join(SHORTCUTS)}")
-        at_least(shape, 8, "resnet")
-        act, large = maker(activation), large_stem(stem, shape)
+        if shortcut not in RESNET_SHORTCUTS:
+            raise ConfigError(
+                "model.shortcut", shortcut, "there is no such choice", f"use {' or '.join(RESNET_SHORTCUTS)}"
+            )
+        require_side(shape, 8, "resnet")
+        act, large = activation_factory(activation), has_large_stem(stem, shape)
         first = (7, 2, 3) if large else (3, 1, 1)
-        chain: dict[str, nn.Module] = {
+        stages: dict[str, nn.Module] = {
             "conv1": nn.Conv2d(shape[0], width, *first, bias=False),
             "bn1": nn.BatchNorm2d(width),
         }
-        enter: nn.Module = named(act=act(), pool=nn.MaxPool2d(3, 2, 1)) if large else act()
+        enter: nn.Module = sequential(act=act(), pool=nn.MaxPool2d(3, 2, 1)) if large else act()
         count = width
         for group, number in enumerate(blocks):
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                block = Block(enter, count, width * 2**group, stride, act, bottleneck, shortcut)
-                chain[f"layer{group + 1}_{i}"] = block
+                block = ResidualBlock(enter, count, width * 2**group, stride, act, bottleneck, shortcut)
+                stages[f"layer{group + 1}_{i}"] = block
                 count = width * 2**group * (4 if bottleneck else 1)
                 enter = act()
-        chain["pool"] = named(act=enter, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
-        super().__init__(named(**chain), make_head(head, count, classes, head_scale), mean, std)
+        stages["pool"] = sequential(act=enter, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+        super().__init__(sequential(**stages), make_head(head, count, classes, head_scale), mean, std)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

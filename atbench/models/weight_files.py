@@ -1,4 +1,4 @@
-"""Weights from a file into a network, whoever made either: nothing is executed, everything has to fit."""
+"""Weight files: safe reading, strict loading, refusal of NaN. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 
 from atbench.errors import DataError
 from atbench.models.network import Network
-from atbench.models.published_weights import load_named, load_published, unnested
+from atbench.models.published_weights import find_state_dict, load_named, load_published
 from atbench.models.torchvision_models import Wrapped
 
 SAFETENSORS = ".safetensors"
 
 
-def read(path: Path, key: str = "checkpoint") -> Mapping[str, Any]:
+def read_weights(path: Path, key: str = "checkpoint") -> Mapping[str, Any]:
     """What a checkpoint holds: a `.safetensors`, or anything that torch.load opens with weights_only=True.
 
     `key`: the setting that named the file. Raises DataError for a file that is absent or that cannot be opened.
@@ -49,13 +49,13 @@ def _safetensors(path: Path, key: str) -> Any:
         raise DataError(key, path, f"is no safetensors file ({fault})", "write it again") from fault
 
 
-def load(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """Put `state`, or the state dict in it, into `network`, all of it and nothing else. Raises DataError.
+def load_weights(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load `state`, or the state dict in it, into `network`, strictly. Raises DataError.
 
-    A network of ours takes the names of others as well (`interop`); weights of a module that is wrapped may be the
-    module's own or, from a run of ours, those of both.
+    A Network takes published names as well (`published_weights`); the weights of a wrapped module may have the module's
+    own names or, from a run of atbench, those of its wrapper.
     """
-    if isinstance(network, Wrapped) and not any("stages." in key for key in unnested(state)):
+    if isinstance(network, Wrapped) and not any("stages." in key for key in find_state_dict(state)):
         load_named(network.stages.get_submodule("module"), state)
     elif isinstance(network, Network):
         load_published(network, state)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atbench.interval import wilson
 from atbench.reporting.figure_format import INK, SHADES, Drawing, canvas, shade, vector
-from atbench.reporting.results import wilson_bounds
 from atbench.reporting.wording import flatten
 
 if TYPE_CHECKING:
@@ -124,7 +124,8 @@ def _one_run(
     axis.plot(list(line), scale * values, style, color=colour, linewidth=1.6, label=label)
     counts = _series(rows, f"{key.partition('.')[0]}.n")
     if key in ("val.clean", "val.pgd") and set(counts) >= set(line):
-        low, high = wilson_bounds(values, np.array([counts[epoch] for epoch in line]))
+        n = np.array([counts[epoch] for epoch in line])
+        low, high = wilson(values * n, n)
         axis.fill_between(list(line), scale * low, scale * high, color=colour, alpha=0.16, linewidth=0)
 
 

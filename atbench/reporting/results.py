@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from atbench.config.renamed import renamed_record
 from atbench.errors import DataError
+from atbench.interval import accuracy_figures
 from atbench.reporting.wording import options_text
 
 SCHEMA = 3
@@ -28,16 +29,8 @@ STANDARD = {
 }
 RAND = {"apgd_ce": 20, "apgd_dlr": 20}  # passes averaged by its version `rand`
 STANDARD_L1 = {"apgd_ce": {"restarts": 5}, "apgd_t": {"targets": 5}}
-_Z95 = 1.959963984540054
 
 Array = NDArray[Any]
-
-
-def wilson_bounds(share: Array, n: Array) -> tuple[Array, Array]:
-    """95 % Wilson score interval of a share of n."""
-    centre = (share + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
-    half = _Z95 / (1 + _Z95**2 / n) * np.sqrt(share * (1 - share) / n + _Z95**2 / (4 * n**2))
-    return centre - half, centre + half
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ class Accuracy:
     @classmethod
     def of(cls, mask: Array) -> Accuracy:
         """The share of a mask (n,) of booleans."""
-        low, high = wilson_bounds(mask.mean(), np.asarray(mask.size))
-        return cls(float(mask.mean()), max(0.0, float(low)), min(1.0, float(high)))
+        accuracy, low, high = accuracy_figures(int(mask.sum()), mask.size).values()
+        return cls(accuracy, low, high)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from atbench.reporting.wording import (
     percent,
     points,
 )
-from atbench.runs.run_dir import record_places
+from atbench.runs.run_dir import record_folders
 
 # Files of a run folder and their descriptions.
 _FILES = {
@@ -112,7 +112,7 @@ def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[B
         )
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.status_line}")
-    for partial in (each for place in record_places(run.path) for each in sorted(place.glob("*.partial.json"))):
+    for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
         name = partial.relative_to(run.path)
         yield Notice(f"An evaluation is unfinished ({name}); `atbench eval` resumes it")
     yield from (Notice(text, grave=True) for e in evaluations for text in record_disagreements(e))

@@ -1,6 +1,4 @@
-"""The run folder: written so that nothing half-written ever stands under a real name, and owned by one process at a
-time.
-"""
+"""Atomic writes, lock and status of the run directory."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from filelock import FileLock, Timeout
 from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalError, exit_code, expected
 
 #: What the program writes into a run folder.
-OWN = (
+RUN_FILES = (
     "as_typed.yaml", "checkpoints", "config.yaml", "environment.json", "evaluation", "export", "lock", "metrics.jsonl",
     "pictures", "report.html", "report.md", "stages", "status.json", "wandb",
 )  # fmt: skip
@@ -27,8 +25,8 @@ EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
 
 
 def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Write aside, sync, rename; with `previous` the old file is moved there first. Raises EnvironmentFault if the disk
-    refuses.
+    """Write a file atomically (temporary file, sync, rename); with `previous` the old file is moved there first. Raises
+    EnvironmentFault if the disk refuses.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -73,20 +71,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def record_places(folder: Path) -> list[Path]:
-    """Where evaluation records may stand: `evaluation/`, and folders of the names of further evaluations beneath."""
+def record_folders(folder: Path) -> list[Path]:
+    """The folders of evaluation records: `evaluation/`, and below it one for each further evaluation, by its name."""
     top = folder / EVALUATION
     return [top, *sorted(each for each in top.glob("*") if each.is_dir() and each.name not in (EARLIER, PARTS))]
 
 
-def complete(place: Path) -> list[Path]:
-    """The complete records in one of these."""
-    return sorted(path for path in place.glob("*.json") if not path.stem.endswith(".partial"))
+def complete_records(folder: Path) -> list[Path]:
+    """The complete records in one of these folders."""
+    return sorted(path for path in folder.glob("*.json") if not path.stem.endswith(".partial"))
 
 
 def list_records(folder: Path) -> list[Path]:
     """All complete records, those of `evaluation/` itself first."""
-    return [path for place in record_places(folder) for path in complete(place)]
+    return [path for each in record_folders(folder) for path in complete_records(each)]
 
 
 def now() -> str:
@@ -94,7 +92,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def fresh(parent: Path, name: str) -> Path:
+def new_run_dir(parent: Path, name: str) -> Path:
     """A folder of its own for a new run: `<parent>/<date>-<time>-<name>`, numbered where that is taken.
 
     Raises ConfigError for a name that would lead elsewhere, EnvironmentFault where there is no writing.
@@ -125,11 +123,11 @@ def refuse_links(folder: Path) -> None:
     """Raise DataError for a symbolic link among what a run writes in its folder: it would be followed, and what it
     leads to cut off or written over. The folder itself may be one.
     """
-    for name in OWN:
+    for name in RUN_FILES:
         top = folder / name
         # In `wandb` it is W&B that writes, and that makes links of its own.
         below = os.walk(top) if name != "wandb" and top.is_dir() and not top.is_symlink() else ()
-        inside = (Path(place) / entry for place, folders, files in below for entry in (*folders, *files))
+        inside = (Path(parent) / entry for parent, folders, files in below for entry in (*folders, *files))
         if link := next((path for path in (top, *inside) if path.is_symlink()), None):
             raise DataError("run", link, "is a symbolic link", "put what it leads to in its place")
 
@@ -141,47 +139,46 @@ def set_status(folder: Path, **fields: Any) -> None:
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; `lock` in it says who does. Raises EnvironmentFault if one holds it.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process; `lock` in it names the owner. Raises EnvironmentFault if another process has it.
 
-    What counts is the kernel's lock on `.lock`, which no two processes have and which ends with its owner. A `lock` of
-    another machine is believed all the same: not every shared disk knows the locks of all machines.
+    The lock is the kernel's, on `.lock`, and ends with its owner. A `lock` written on another machine counts as well:
+    not every shared disk has locks across machines.
     """
-    lock, guard = folder / "lock", FileLock(folder / ".lock")
-    try:
-        guard.acquire(timeout=0)
-    except Timeout:
-        with suppress(DataError):
-            raise _in_use(folder, read_json(lock)) from None
-        raise _in_use(folder, {}) from None
-    except OSError as error:
-        raise EnvironmentFault("run", folder, f"cannot be written ({error.strerror})", "make it writable") from error
-    try:
-        other = read_json(lock)
-        if other.get("host", socket.gethostname()) != socket.gethostname():
-            raise _in_use(folder, other)
+    lock = folder / "lock"
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout:
+            raise _in_use(folder) from None
+        except OSError as error:
+            why = f"cannot be written ({error.strerror})"
+            raise EnvironmentFault("run", folder, why, "make it writable") from error
+        if read_json(lock).get("host", socket.gethostname()) != socket.gethostname():
+            raise _in_use(folder)
         write_json(lock, {"pid": os.getpid(), "host": socket.gethostname(), "started": now()})
         try:
             yield
         finally:
             with suppress(OSError):
                 lock.unlink()
-    finally:
-        guard.release()
 
 
-def _in_use(folder: Path, owner: dict[str, Any]) -> EnvironmentFault:
+def _in_use(folder: Path) -> EnvironmentFault:
+    owner: dict[str, Any] = {}
+    with suppress(DataError):
+        owner = read_json(folder / "lock")
     known = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('started')}"
     fix = f"wait for it, or stop it; if it is gone, remove {folder / 'lock'}"
     return EnvironmentFault("run", folder, f"is in use by {known if owner else 'another process'}", fix)
 
 
 @contextmanager
-def accounted(folder: Path) -> Iterator[None]:
-    """Hold the folder while the work in it runs, and write into its status how the work ended, if it did not end
-    well; that it did is for the caller to say.
+def status_recorded(folder: Path) -> Iterator[None]:
+    """Lock the folder while the block runs, and write into its status how the block failed, if it did; success is
+    for the caller to write.
     """
-    with owned(folder):
+    with locked(folder):
         set_status(folder, state="running", started=now(), exit_code=None, message="", ended=None)
         try:
             yield

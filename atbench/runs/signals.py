@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM. In training the handler only sets a flag: it saves and leaves at the next step, and a second
-Ctrl-C leaves at once. An evaluation, a run's own too, writes down what it has found as it goes, and leaves at once.
+"""Handling of SIGINT and SIGTERM.
+
+In training the handler only sets a flag: the run saves and ends at the next step, and a second Ctrl-C ends it at once.
+An evaluation, a run's own too, writes its results as it goes, and ends at once.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from types import FrameType
 from atbench.errors import Interrupted
 
 
-class Flag:
-    """0, or the exit code of the signal that came: 130 for SIGINT, 143 for SIGTERM."""
+class SignalFlag:
+    """0, or the exit code of the signal that raised: 130 for SIGINT, 143 for SIGTERM."""
 
     def __init__(self) -> None:
         self.code = 0
@@ -25,11 +27,11 @@ class Flag:
 
 
 @contextmanager
-def watched() -> Iterator[Flag]:
+def flag_signals() -> Iterator[SignalFlag]:
     """A block in which the signals set the flag that it yields. Outside the main thread nothing can be installed: the
     flag stays 0.
     """
-    flag = Flag()
+    flag = SignalFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
@@ -44,23 +46,23 @@ def watched() -> Iterator[Flag]:
 
 
 @contextmanager
-def leaving(command: str, folder: Path, before: int = 0) -> Iterator[None]:
+def interrupt_on_signals(command: str, folder: Path, before: int = 0) -> Iterator[None]:
     """A block that the signals end at once, by an Interrupted that says which command goes on with the work in
-    `folder`. `before`: the code of a signal that came earlier and only set a flag, which ends the block as it begins.
+    `folder`. `before`: the code of a signal that raised earlier and only set a flag, which ends the block as it begins.
     """
-    came: list[Interrupted] = []
+    raised: list[Interrupted] = []
 
     def leave(number: int, frame: FrameType | None = None) -> None:
         why = f"stopped by {signal.Signals(number).name}"
-        came.append(Interrupted(128 + number, command.split()[1], folder, why, f"go on with `{command}`"))
-        raise came[-1]
+        raised.append(Interrupted(128 + number, command.split()[1], folder, why, f"go on with `{command}`"))
+        raise raised[-1]
 
     with _handled(leave) if threading.current_thread() is threading.main_thread() else nullcontext():
         if before:
             leave(before - 128)
         yield
-    if came:  # whatever it interrupted took it for an error of its own
-        raise came[-1]
+    if raised:  # whatever it interrupted took it for an error of its own
+        raise raised[-1]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""The folder of a sweep: made before Hydra makes it, so that no two sweeps share one by chance, and so that what a
-refused sweep takes back is its own. A sweep goes on in the folder that it is told.
+"""The folder of a sweep: made before Hydra makes it, removed if the sweep is refused, reused if the sweep goes on.
+
+Made here so that no two sweeps share one by chance, and so that a refused sweep removes only what it has made.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from atbench.config.overrides import Line, quoted
+from atbench.config.overrides import CommandLine, quoted
 from atbench.config.renamed import renamed_override
 from atbench.errors import ConfigError, DataError
 
 RECORD = "multirun.yaml"  # Hydra's record of a sweep
 _FOLDER = "hydra.sweep.dir="
 
-_made: list[Path] = []  # what the sweep of this process brought into being, topmost first
+_made: list[Path] = []  # folders made by the sweep of this process, topmost first
 _records: dict[Path, bytes] = {}  # of an earlier sweep that this one goes on with: Hydra writes over it
 
 
@@ -60,13 +61,13 @@ def _new(folder: Path) -> bool:
             _made[:] = [path for path in _made if path.is_dir()]
 
 
-def forget() -> None:
-    """Start anew: another sweep of this process is none of our business."""
+def reset() -> None:
+    """Forget the sweep before this one in the same process."""
     _made.clear()
     _records.clear()
 
 
-def withdraw() -> None:
+def remove_refused_sweep() -> None:
     """Remove what a refused sweep left: its folders, as long as they hold nothing but Hydra's record of the sweep; and
     put back the record of the sweep that it was to go on with.
     """
@@ -80,10 +81,10 @@ def withdraw() -> None:
             break
     for path, content in _records.items():
         path.write_bytes(content)
-    forget()
+    reset()
 
 
-def go_on(line: Line) -> None:
+def continue_sweep(line: CommandLine) -> None:
     """`-m resume=SWEEP`: in its place the words that the sweep was started with, and its folder. Raises DataError for
     a folder that is of no sweep, ConfigError for recorded words that only the user may say.
     """
@@ -92,13 +93,17 @@ def go_on(line: Line) -> None:
     if word is None or folder is None or "," in str(folder) or (folder / "config.yaml").is_file():
         return
     recorded = _recorded(folder)
-    for said in recorded:
-        name, _, value = said.partition("=")
-        if ("_target_" in said or "${oc." in value) and said not in line.overrides:
+    for override in recorded:
+        name, _, value = override.partition("=")
+        if ("_target_" in override or "${oc." in value) and override not in line.overrides:
             why = "names code, or reads the environment, and stands only in the sweep's own record"
-            raise ConfigError(name, value, why, f"say it again: atbench train -m {word} {quoted(said)}")
+            raise ConfigError(name, value, why, f"say it again: atbench train -m {word} {quoted(override)}")
     typed = [other for other in line.overrides if other != word]
-    line.overrides = [*(said for said in recorded if said not in typed), *typed, f"{_FOLDER}{quoted(str(folder))}"]
+    line.overrides = [
+        *(override for override in recorded if override not in typed),
+        *typed,
+        f"{_FOLDER}{quoted(str(folder))}",
+    ]
 
 
 def _recorded(folder: Path) -> list[str]:
@@ -114,13 +119,13 @@ def _recorded(folder: Path) -> list[str]:
     return [word for word in words if not word.startswith((_FOLDER, "hydra.mode="))]
 
 
-def current() -> Path | None:
+def sweep_folder() -> Path | None:
     """The folder of the sweep that this job belongs to: its runs lie in it, and it is their W&B group."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir)
 
 
-def overrides() -> list[str]:
+def job_overrides() -> list[str]:
     """The words of this job: of a run those that were typed, in a sweep those of one combination."""
     return [str(word) for word in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []

@@ -1,4 +1,4 @@
-"""The outer minimisation: trainer, optimizers, averages, weight perturbation, checkpoints, several processes."""
+"""The outer minimisation: trainer, training step, optimizers, weight averages, AWP, checkpoints, processes."""
 
 from atbench.training import checkpoint
 from atbench.training.distributed import World, threads, world

@@ -1,7 +1,7 @@
-"""Checkpoints that know whether they are whole.
+"""Checkpoints with a checksum.
 
 A checkpoint is what `torch.save` writes, a zip archive, with its own SHA-256 as the archive's comment:
-`torch.load(path, weights_only=True)` opens it anywhere, and a truncation or a flipped bit is noticed here.
+`torch.load(path, weights_only=True)` opens it anywhere; `read` refuses a truncated or corrupted one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from atbench.errors import DataError
 from atbench.runs.run_dir import write_bytes
 
 LENGTH = 64  # of a SHA-256 in hexadecimal
-SCHEMA = 1  # of what is in a checkpoint: another number, other content
+SCHEMA = 1  # version of a checkpoint's content
 
 
 def encode(content: dict[str, Any]) -> bytes:
@@ -51,8 +51,8 @@ def previous(path: Path) -> Path:
 
 
 def read(path: Path, device: torch.device | str = "cpu", needs: Collection[str] = ()) -> dict[str, Any]:
-    """Open a checkpoint of ours. Raises DataError if it is absent, damaged, not one, of another version or without a
-    part that it `needs`.
+    """Read a checkpoint of atbench. Raises DataError if it is absent, damaged, of another program or version, or lacks
+    one of the keys `needs`.
     """
     return _opened(path, _undamaged(path), device, needs)
 
@@ -60,7 +60,7 @@ def read(path: Path, device: torch.device | str = "cpu", needs: Collection[str] 
 def latest(
     path: Path, device: torch.device | str = "cpu", needs: Collection[str] = ()
 ) -> tuple[dict[str, Any], str | None]:
-    """The checkpoint at `path`, or the one before it if that is damaged, with a warning that names the file."""
+    """Read `path`, or, if it is damaged, the checkpoint before it. Returns the content and a warning, if any."""
     try:
         data, used, warning = _undamaged(path), path, None
     except DataError as damage:

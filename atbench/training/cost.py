@@ -1,4 +1,4 @@
-"""What a computation costs, without a clock: floating-point operations, counted as they are dispatched."""
+"""Counting of floating-point operations as torch dispatches them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Count(TorchDispatchMode):
-    """`total`: operations of all convolutions and matrix products inside the block, forwards and backwards.
+    """Context that adds up the operations of convolutions and matrix products, forward and backward, in `total`.
 
-    torch's own FlopCounterMode hangs its hooks on modules, which `autograd.grad` to an input does not survive.
+    torch's own FlopCounterMode registers hooks on modules, which fail under `autograd.grad` to an input.
     """
 
     def __init__(self) -> None:

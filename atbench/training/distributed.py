@@ -1,4 +1,4 @@
-"""One training on several processes: started by torchrun, joined here."""
+"""Training on several processes, which torchrun has started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together, and its device."""
+    """The process group of a run: this process's rank, their number, and its device."""
 
     device: torch.device
     rank: int = 0
@@ -33,7 +33,7 @@ class World:
         return self.rank == 0
 
     def share_object(self, value: Any) -> Any:
-        """The main process's value, on all of them."""
+        """Broadcast the main process's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -41,7 +41,7 @@ class World:
         return box[0]
 
     def from_main(self, call: Callable[[], Result]) -> Result:
-        """What `call` returns on the main process, which alone makes the call; what it refuses, all refuse."""
+        """Call on the main process alone. Returns its result, or raises its AtbenchError, on all processes."""
         outcome: Result | AtbenchError | None = None
         if self.main:
             try:
@@ -65,7 +65,7 @@ class World:
         return tensor
 
     def agree(self, flag: int) -> int:
-        """The largest flag of any process."""
+        """The maximum of all processes' flags."""
         if self.size == 1:
             return flag
         tensor = torch.tensor(flag, device=self.device)
@@ -73,9 +73,7 @@ class World:
         return int(tensor)
 
     def average_norms(self, network: nn.Module) -> None:
-        """Give all processes the mean of their BatchNorm statistics, so that they stay identical and any of them may
-        save.
-        """
+        """Average BatchNorm statistics over processes, so that all hold the same network."""
         if self.size == 1:
             return
         stats = [
@@ -94,9 +92,7 @@ class World:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that `device=` names; `auto` is CUDA where there is one. Raises EnvironmentFault where it is not
-    there.
-    """
+    """The device that `device=` names; `auto` is CUDA if available. Raises EnvironmentFault if it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -112,7 +108,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def world(name: str) -> Iterator[World]:
-    """Join the processes that torchrun started, or be the only one. NCCL on CUDA, gloo on CPU."""
+    """Join torchrun's process group (NCCL on CUDA, gloo on CPU), or run as a single process."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = choose_device(name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
@@ -139,7 +135,7 @@ def data_parallel(method: nn.Module) -> DistributedDataParallel:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """A block with so many CPU threads; None leaves torch's own choice."""
+    """Context with `count` CPU threads; None leaves torch's default."""
     if count is None:
         yield
         return

@@ -18,7 +18,7 @@ Decay = Literal["all", "weights"]
 
 @dataclass
 class Group:
-    """What is trained under one name."""
+    """A module that is trained under one name, with its optimizer and schedule."""
 
     name: str
     module: nn.Module

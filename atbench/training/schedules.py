@@ -1,6 +1,4 @@
-"""Learning-rate schedules as functions of the share of training done: nothing to save, replays and any number of epochs
-included.
-"""
+"""Learning-rate schedules: stateless functions of the fraction of training done."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Protocol
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.errors import ConfigError
 
-ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of the fraction that is meant
+ROUNDING = 1e-12  # (epoch · steps + step) / (epochs · steps) may fall short of an exact fraction
 
 
 class Schedule(Protocol):

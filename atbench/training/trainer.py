@@ -16,7 +16,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.seeding import derive
+from atbench.seeding import derive_seed
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
@@ -136,7 +136,7 @@ class Trainer:
             group.set_rate(clock.fraction)
             clock.rates[group.name] = group.rate
         # Dropout and the like draw from the global generator: seeded by position, a resumed run draws the same.
-        torch.manual_seed(derive(clock.seed, "global", clock.epoch, clock.step, clock.rank))
+        torch.manual_seed(derive_seed(clock.seed, "global", clock.epoch, clock.step, clock.rank))
         batch = self._formatted(self.data.batch(clock.epoch, clock.step))
         for clock.round, round in enumerate(self.method.inner_updates(batch)):
             self.train_step(round)

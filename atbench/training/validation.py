@@ -1,4 +1,4 @@
-"""What selection looks at: accuracy on the held-out part, and on as much of the part trained on."""
+"""Validation during training: accuracy on the held-out part, and on as many training examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from atbench.training.distributed import World
 
 
 class Validation:
-    """Measures a network under one fixed threat, with the same random starts every time.
+    """Accuracy of a network under a fixed PGD configuration, with the same random starts every time.
 
     Args:
-        n: how many examples of either part are looked at, at most: every class in proportion, always the same ones.
-        others: threats of other norms. A network is then also measured by what holds under all of them (`union`).
+        n: the maximum number of examples of either part: a fixed sample, stratified by class.
+        others: PGD in other norms; `union` is then the share of examples robust under all of them.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Validation:
         self.threat, self.world, self.others = threat, world, others
         self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
 
-    def _victim(self, network: nn.Module) -> EvalModel:
+    def _eval_model(self, network: nn.Module) -> EvalModel:
         return EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)
 
     def figures(self, network: nn.Module) -> dict[str, Any]:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
-        eval_model, steps = self._victim(network), self.threat.steps
+        eval_model, steps = self._eval_model(network), self.threat.steps
         clean = eval_model.correct(self.held)
         held = robust_after(broken_at(eval_model, self.held, self.threat, clean), steps)
         fitted = robust_after(broken_at(eval_model, self.fitted, self.threat, eval_model.correct(self.fitted)), steps)
@@ -49,8 +49,8 @@ class Validation:
         }
 
     def accuracy(self, network: nn.Module, **changes: Any) -> float:
-        """Accuracy on the held-out part under the threat with some of its fields replaced; `steps=0` is clean."""
-        threat, eval_model = replace(self.threat, **changes), self._victim(network)
+        """Accuracy on the held-out part under PGD with some fields replaced; `steps=0` is clean accuracy."""
+        threat, eval_model = replace(self.threat, **changes), self._eval_model(network)
         right = eval_model.correct(self.held)
         if threat.steps:
             right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)

@@ -1,4 +1,4 @@
-"""Averages of the weights along training: they are validated, selected, evaluated; training never sees them."""
+"""Averages of the weights along training (EMA, SWA): validated, selected and evaluated in place of the live weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from atbench.methods.base import Clock
 
 #: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
 CleanPass = Callable[[], None]
-ROUNDING = 1e-9  # a share of all batches may be off in binary
+ROUNDING = 1e-9  # warmup · all batches may be inexact in binary
 
 
 class Average(ABC):
-    """A second set of parameters, with the buffers that belong to it."""
+    """An average of a model's parameters, with buffers of its own where it needs them."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
@@ -40,7 +40,7 @@ class Average(ABC):
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """A block in which `model` holds the average; its own values come back afterwards, bit for bit."""
+        """Context in which `model` holds the average; its own values are restored afterwards, bit for bit."""
         current = {name: value.detach().clone() for name, value in model.state_dict().items()}
         load(model, self.values)
         try:

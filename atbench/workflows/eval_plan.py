@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.attacks.losses import fewest_classes, label_objective
 from atbench.config import argv, values
 from atbench.config.instantiate import accepted_kwargs, build
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Images, Source
 from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
@@ -28,20 +29,40 @@ from atbench.workflows.resume import is_external, resolve_target
 
 def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Plan:
     """The plan that `eval` describes, in the threat of training or the one that `eval` names."""
-    settings, restarts = cfg.eval, cfg.eval.restarts
-    steps, objective = max(settings.steps, default=settings.eps_steps), settings.objective
-    own = settings.step_size, settings.norm, settings.eps
-    threat = factory.make_pgd_config(cfg, steps, restarts, objective, *own)
-    norms = {norm: factory.make_pgd_config(cfg, settings.eps_steps, restarts, norm=norm) for norm in settings.norms}
+    settings = cfg.eval
 
     def load(path: str) -> nn.Module:
-        return load_frozen_network(path, source, world.device)
+        return load_run_network(path, source, world.device).requires_grad_(False)
 
+    norms = {
+        norm: factory.make_pgd_config(cfg, settings.eps_steps, settings.restarts, norm=norm) for norm in settings.norms
+    }
+    plan = make_robust_plan(cfg, source.name, len(source.classes), test, load)
+    return replace(
+        plan,
+        limit=settings.limit,
+        audit=settings.audit,
+        corruptions=list(settings.corruptions),
+        reject=make_rejection(settings, source, plan.threat, world),
+        norms={norm: config for norm, config in norms.items() if norm != plan.threat.norm},
+        examples=settings.examples,
+    )
+
+
+def make_robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, load: Callable[[str], nn.Module]) -> Plan:
+    """The part of `eval` that measures robust accuracy in the main threat: PGD and the attacks.
+
+    data, classes: name of the data set and its number of classes. load: the frozen network of another run, for attacks
+    that transfer.
+    """
+    settings = cfg.eval
+    steps, objective = max(settings.steps, default=settings.eps_steps), settings.objective
+    own = settings.step_size, settings.norm, settings.eps
+    threat = factory.make_pgd_config(cfg, steps, settings.restarts, objective, *own)
     kwargs = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": load}
     attacks = {name: make_attack(node, f"eval.attacks.{name}", kwargs) for name, node in settings.attacks.items()}
-    classes, needed = len(source.classes), fewest_classes(label_objective(threat.objective))
-    if needed > classes:
-        why = f"needs {needed} classes, and {source.name} has {classes}"
+    if (needed := fewest_classes(label_objective(threat.objective))) > classes:
+        why = f"needs {needed} classes, and {data} has {classes}"
         raise ConfigError("eval.objective", threat.objective, why, "use ce or margin")
     fitting, notes = adapt_attacks(attacks, classes, adapt=(settings.about or {}).get("family") == "AutoAttack")
     return Plan(
@@ -49,14 +70,8 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         steps=list(settings.steps),
         eps_grid=list(settings.eps_grid),
         eps_steps=settings.eps_steps,
-        limit=settings.limit,
         attacks=fitting,
         sequential=settings.sequential,
-        audit=settings.audit,
-        corruptions=list(settings.corruptions),
-        reject=make_rejection(settings, source, threat, world),
-        norms={norm: config for norm, config in norms.items() if norm != threat.norm},
-        examples=settings.examples,
         notes=notes,
     )
 
@@ -72,7 +87,7 @@ def make_rejection(cfg: DictConfig, source: Source, threat: PGDConfig, world: Wo
         why = f"its threshold is set on held-out images, and {source.name} has none"
         raise ConfigError("eval.reject", cfg.reject, why, "set dataset.source.validation")
     settings = {"steps": cfg.reject_steps, "restarts": cfg.reject_restarts, "rel_step_size": 0.25}
-    held = source.train.take(source.parts()[0]).to(world.device)
+    held = source.train.take(source.split_indices()[0]).to(world.device)
     return RejectionPlan(cfg.reject, held, MaxConfidence(threat.norm, threat.eps, **settings), settings)
 
 
@@ -88,13 +103,20 @@ def make_attack(node: DictConfig, path: str, kwargs: Mapping[str, Any]) -> tuple
     return (AscentAttack(attack) if isinstance(attack, GradientAttack) else attack), settings
 
 
-def load_frozen_network(target: str, source: Source, device: torch.device) -> nn.Module:
-    """The network of another run (its best checkpoint) or of a checkpoint, frozen, in eval mode."""
-    folder, (name,), saved = resolve_target(target, ["best"])
-    refuse_code(saved, ("model",), argv.as_typed())
-    refuse_reading(saved["model"])
-    network, _ = load_network(OmegaConf.create(saved), source, device, folder / "checkpoints" / f"{name}.pt")
-    return network.eval().requires_grad_(False)
+def load_run_network(
+    target: str,
+    source: Source | None,
+    device: torch.device,
+    checkpoint: str = "best",
+    data_dir: str | Path | None = None,
+) -> nn.Module:
+    """The network of a run or of a checkpoint file, in eval mode; without a `source` the run's own is made."""
+    folder, (name,), saved = resolve_target(target, [checkpoint])
+    refuse_code(saved, ("model",) if source else ("model", "dataset.source"), argv.as_typed())
+    refuse_interpolations({key: saved[key] for key in (("model",) if source else ("model", "dataset", "data_dir"))})
+    cfg = OmegaConf.create({**saved, "data_dir": str(data_dir or saved["data_dir"])})
+    source = source or factory.make_source(cfg)
+    return load_network(cfg, source, device, folder / "checkpoints" / f"{name}.pt")[0].eval()
 
 
 def load_network(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:

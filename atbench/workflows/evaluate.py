@@ -12,7 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats, target_overrides
+from atbench.config.untrusted import (
+    EVALUATED,
+    only_repeats_targets,
+    refuse_code,
+    refuse_interpolations,
+    target_overrides,
+)
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import (
@@ -35,8 +41,17 @@ from atbench.reporting.console import (
     print_verification,
     print_warnings,
 )
-from atbench.runs.run_dir import EVALUATION, PARTS, accounted, list_records, now, set_status, write_json, write_text
-from atbench.runs.signals import leaving
+from atbench.runs.run_dir import (
+    EVALUATION,
+    PARTS,
+    list_records,
+    now,
+    set_status,
+    status_recorded,
+    write_json,
+    write_text,
+)
+from atbench.runs.signals import interrupt_on_signals
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load_network, make_plan
@@ -58,7 +73,7 @@ def evaluate(composed: DictConfig) -> float:
             return _evaluate_external(cfg, folder)
     else:
         cfg = _run_eval_config(composed, saved)
-    warnings = validate.check(cfg)
+    warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as processes:
         source = factory.shared_source(cfg, processes)
         if composed.verify:
@@ -76,7 +91,7 @@ def evaluate(composed: DictConfig) -> float:
 
 def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
     """Attack an external network, in a new folder or in that of an earlier evaluation of it."""
-    warnings = validate.check(cfg)
+    warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as processes:
         source = factory.shared_source(cfg, processes)
         # All before a folder exists: what cannot be attacked is refused and leaves nothing.
@@ -90,7 +105,10 @@ def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
             print_warnings(warnings, console)
             folder = folder or external_model.create_folder(cfg, network, source, processes.device, processes.size)
         folder = Path(processes.share_object(folder))
-        with accounted(folder) if processes.main else nullcontext(), leaving(f"atbench eval {folder}", folder):
+        with (
+            status_recorded(folder) if processes.main else nullcontext(),
+            interrupt_on_signals(f"atbench eval {folder}", folder),
+        ):
             if processes.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             records = evaluate_checkpoints(cfg, source, processes, folder, list(cfg.eval.checkpoints))
@@ -111,13 +129,13 @@ def _run_eval_config(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
     from_run = {key: saved[key] for key in ("dataset", "model", "data_dir")}
     from_run["dataset"] = {key: node for key, node in saved["dataset"].items() if key != "augment"}
     for key in ("dataset", "model"):
-        if repeats(composed[key], saved[key]):
+        if only_repeats_targets(composed[key], saved[key]):
             composed[key] = None
     if composed.model is not None:
         external_model.refuse_nameless(composed.model)
     from_run = {key: value for key, value in from_run.items() if composed[key] is None}
     refuse_code(from_run, EVALUATED, argv.as_typed())
-    refuse_reading(from_run)
+    refuse_interpolations(from_run)
     external_model.refuse_radius(argv.as_typed())
     if composed.dataset is None:
         composed.dataset = from_run["dataset"]  # an attack of the training side has the data set's radius
@@ -225,7 +243,7 @@ def _verify_record_file(cfg: DictConfig, source: Source, world: World, folder: P
     # Like any configuration that is read: what of it the folder's own does not say chooses no code.
     from_record = {key: value for key, value in settings.items() if key in known and value != known[key]}
     refuse_code(from_record, EVALUATED, argv.as_typed())
-    refuse_reading(from_record)
+    refuse_interpolations(from_record)
     record_cfg = OmegaConf.create({**values.plain(cfg), **from_record})
     record_cfg.eval.batch_size = cfg.eval.batch_size
     source = source if record_cfg.dataset == cfg.dataset else factory.make_source(record_cfg)

@@ -20,7 +20,7 @@ from atbench import __version__
 from atbench.config import argv, registry, values
 from atbench.config.instantiate import READ_BY_RUN
 from atbench.config.overrides import quoted
-from atbench.config.untrusted import refuse_code, refuse_reading
+from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Source
 from atbench.errors import DataError
 from atbench.evaluation import weights_sha256
@@ -46,7 +46,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
     """
     folder, names, saved = resolve_target(str(run), [checkpoint])
     refuse_code(saved, ("model", "dataset.source"), argv.as_typed())
-    refuse_reading({key: saved[key] for key in ("model", "dataset", "data_dir")})
+    refuse_interpolations({key: saved[key] for key in ("model", "dataset", "data_dir")})
     name, cfg = names[0], OmegaConf.create(saved)
     if not (records := read_evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")

@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from atbench.config import argv, values
-from atbench.config.untrusted import EVALUATED, refuse_code, refuse_reading, repeats
+from atbench.config.untrusted import EVALUATED, only_repeats_targets, refuse_code, refuse_interpolations
 from atbench.data import Source
 from atbench.errors import ConfigError, DataError
 from atbench.evaluation import EvalModel, weights_sha256
 from atbench.models import weight_files
 from atbench.reporting.wording import both_forms
 from atbench.runs import sweep
-from atbench.runs.run_dir import fresh, write_json, write_text
+from atbench.runs.run_dir import new_run_dir, write_json, write_text
 from atbench.workflows import factory
 from atbench.workflows.environment import environment_record
 
@@ -68,11 +68,11 @@ def config_from_folder(composed: DictConfig, saved: dict[str, Any], typed: list[
     words = [word.lstrip("+~").partition("=")[0] for word in typed[1:] if "=" in word]
     keys = {key.partition(".")[0] for key in words if not key.endswith("._target_")}
     for key in _FIXED:
-        if key in keys or (composed[key] is not None and not repeats(composed[key], saved[key])):
+        if key in keys or (composed[key] is not None and not only_repeats_targets(composed[key], saved[key])):
             why = "a folder holds one network and one data set"
             raise ConfigError(key, "given with a folder", why, "leave it out, or leave the folder out")
     refuse_code(saved, EVALUATED, typed)
-    refuse_reading(saved, [key for key in ("data_dir", "checkpoint") if composed[key] is not None])
+    refuse_interpolations(saved, [key for key in ("data_dir", "checkpoint") if composed[key] is not None])
     composed.model, composed.dataset = None, saved["dataset"]  # an attack of training has the data set's radius
     new = values.resolve(composed)
     cfg = OmegaConf.create(saved)
@@ -131,7 +131,7 @@ def load_external_network(cfg: DictConfig, source: Source, device: torch.device)
     elif not Path(cfg.checkpoint).is_file():
         raise DataError("checkpoint", cfg.checkpoint, "does not exist any more", "give its new path: checkpoint=FILE")
     else:
-        weight_files.load(network, weight_files.read(Path(cfg.checkpoint)))
+        weight_files.load_weights(network, weight_files.read_weights(Path(cfg.checkpoint)))
     if next(network.parameters(), None) is None:
         raise ConfigError("model._target_", network_target(cfg), "makes a network without parameters", "name another")
     network = network.to(device)
@@ -146,29 +146,38 @@ def check_logits(cfg: DictConfig, network: nn.Module, source: Source, x: Tensor)
     """Run the network on one image, (1, C, H, W). Raises ConfigError unless it returns logits (1, classes), with a
     gradient if PGD is to run.
     """
+    name, fix = network_target(cfg), "name the data set that it is for, or its options as model.key=value"
+    logits = first_logits(network, name, x, f"the images of {source.name}", fix)
+    if logits.shape[1] != len(source.classes):
+        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
+        raise ConfigError("model", name, why, fix)
+    if cfg.eval.steps and not logits.requires_grad:
+        raise ConfigError(
+            "model", name, "gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]"
+        )
 
-    def refused(why: str, fix: str) -> ConfigError:
-        return ConfigError("model", network_target(cfg), why, fix)
 
+def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) -> Tensor:
+    """Logits (1, K) of one image, (1, C, H, W), differentiable if the network is. Raises ConfigError, which says `what`
+    the image is and how to `fix` it, where the network called `name` does not take it or returns anything else.
+    """
     eval_model = EvalModel(network, 1)
     x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
     try:
         with eval_model.ready():
             logits = eval_model.cast_network(x)
-    except (RuntimeError, ValueError, AssertionError) as fault:
-        message = (str(fault).splitlines() or [type(fault).__name__])[0]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])
-        why = f"cannot take the images of {source.name}, {size} ({message})"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value") from fault
+        raise ConfigError("model", name, f"cannot take {what}, {size} ({message})", fix) from error
     if not isinstance(logits, Tensor):
-        raise refused(f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)")
+        raise ConfigError(
+            "model", name, f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)"
+        )
     if logits.ndim != 2 or len(logits) != 1:
-        raise refused(f"answers one image with a tensor of {tuple(logits.shape)}", "return logits, (images, classes)")
-    if logits.shape[1] != len(source.classes):
-        why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
-        raise refused(why, "name the data set that it is for, or its options as model.key=value")
-    if cfg.eval.steps and not logits.requires_grad:
-        raise refused("gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]")
+        why = f"answers one image with a tensor of {tuple(logits.shape)}"
+        raise ConfigError("model", name, why, "return logits, (images, classes)")
+    return logits
 
 
 def external_facts(cfg: DictConfig, network: nn.Module, source: Source, images: int) -> list[tuple[str, str]]:
@@ -185,7 +194,7 @@ def external_facts(cfg: DictConfig, network: nn.Module, source: Source, images: 
 
 def create_folder(cfg: DictConfig, network: nn.Module, source: Source, device: torch.device, processes: int) -> Path:
     """The folder of a new evaluation, with command line and environment."""
-    folder = fresh(sweep.current() or Path(cfg.runs), f"eval-{cfg.name}")
+    folder = new_run_dir(sweep.sweep_folder() or Path(cfg.runs), f"eval-{cfg.name}")
     about = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "device": str(device),

@@ -12,16 +12,16 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from atbench.config.instantiate import accepted_kwargs, build, locate, refusing
+from atbench.config.instantiate import accepted_kwargs, build, build_errors, locate
 from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
-from atbench.data.extra_data import further
-from atbench.data.overlap import shared
+from atbench.data.extra_data import load_extra_data
+from atbench.data.overlap import count_shared
 from atbench.errors import AtbenchError, ConfigError, hint
 from atbench.evaluation import PGDConfig
 from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method
 from atbench.models import Ensemble, Network, weight_files
-from atbench.seeding import derive
+from atbench.seeding import derive_seed
 from atbench.training import Callbacks, Group, Recipe, Trainer, World, make_group
 from atbench.training.trainer import Interrupt
 
@@ -77,7 +77,7 @@ def make_pool(cfg: DictConfig, source: Source) -> Images | None:
                 "train.extra_data.labels", True, "there are no further images", "set train.extra_data.path"
             )
         return None
-    return further(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
+    return load_extra_data(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
 
 
 def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
@@ -107,7 +107,7 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     A network is given what it names in its signature of `shape`, `classes`, `mean` and `std`.
     """
     given = model_kwargs(cfg.model, source)
-    torch.manual_seed(derive(cfg.seed, "init"))
+    torch.manual_seed(derive_seed(cfg.seed, "init"))
     members = [build(cfg.model, "model", **given) for _ in range(cfg.model.get("members", 1))]
     return members[0] if len(members) == 1 else Ensemble(members)
 
@@ -155,7 +155,7 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
     if not isinstance(model, Network):
         raise ConfigError("weights", path, "only a single network with stages can start from a file", "leave it out")
-    weight_files.load(model, weight_files.read(path, "weights"))
+    weight_files.load_weights(model, weight_files.read_weights(path, "weights"))
 
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
@@ -169,7 +169,7 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size
-    torch.manual_seed(derive(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
+    torch.manual_seed(derive_seed(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
     method.setup(data)
     return method.to(world.device)
 
@@ -181,7 +181,7 @@ def training_warnings(method: Method, data: TrainData, test: Images) -> list[str
     said = [each for name, steps in method.fixed_steps().items() for each in step_warnings(name, *steps)]
     parts = {"the train split": data.train, "the unlabelled pool": data.pool, "the held-out part": data.validation}
     for name, images in parts.items():
-        if images is not None and (count := shared(images, test)):
+        if images is not None and (count := count_shared(images, test)):
             said.append(f"data: {count} of {len(test)} test images are in {name} as well: robust accuracy flatters")
     return said
 
@@ -200,7 +200,7 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
         schedule = own.get("schedule", cfg.train.schedule)
         where = f"train.groups.{name}" if own else "train"
         make, at = build(optimizer, f"{where}.optimizer"), build(schedule, f"{where}.schedule")
-        with refusing(optimizer, f"{where}.optimizer"):
+        with build_errors(optimizer, f"{where}.optimizer"):
             groups.append(make_group(name, module, make, at, cfg.train.weight_decay_on))
     return groups
 

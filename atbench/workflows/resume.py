@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from atbench.config.argv import as_typed
 from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
-from atbench.config.untrusted import readings, refuse_code, refuse_reading
+from atbench.config.untrusted import interpolations, refuse_code, refuse_interpolations
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
 from atbench.reporting.run_folder import lookup
@@ -53,9 +53,9 @@ def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> Dict
     """The run's configuration with the typed overrides that a resumed run may have. Raises ConfigError for others."""
     saved, now, original = read_config(folder), resolve(composed), _typed_words(folder)
     refuse_code(saved, ("",), as_typed())
-    refuse_reading(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
+    refuse_interpolations(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
     cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
-    for key, _ in readings(saved):  # given again on the command line
+    for key, _ in interpolations(saved):  # given again on the command line
         OmegaConf.update(cfg, key, as_written(now, key))
     for name in cfg.eval.checkpoints:
         refuse_path("eval.checkpoints", name)

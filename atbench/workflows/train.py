@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -24,8 +24,8 @@ from atbench.reporting import report
 from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
 from atbench.reporting.metrics_log import MetricsLog, truncate_log
 from atbench.runs import sweep
-from atbench.runs.run_dir import accounted, fresh, now, read_json, set_status, write_json, write_text
-from atbench.runs.signals import Flag, leaving, watched
+from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
+from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
 from atbench.training import Trainer, World, checkpoint, threads, world
 from atbench.workflows import factory
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
@@ -41,19 +41,29 @@ STATE = (
 )  # fmt: skip
 
 
-def train(composed: DictConfig) -> float:
-    """`atbench train`: returns the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+class TrainResult(NamedTuple):
+    """A finished run. score: the selected epoch's PGD accuracy on the held-out split, for a sweeper to maximise."""
+
+    folder: Path
+    score: float
+
+    def __float__(self) -> float:
+        return self.score
+
+
+def train(composed: DictConfig) -> TrainResult:
+    """`atbench train`."""
     cfg, resumed = config_and_folder(composed)
     if resumed and (score := finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
             hint = f"`atbench report {resumed}` shows it, `atbench eval {resumed}` evaluates it again"
             Console(stderr=True).print(f"{resumed} is done; {hint}", soft_wrap=True, highlight=False, markup=False)
-        return score
-    warnings = validate.check(cfg)
-    with threads(cfg.threads), world(cfg.device) as processes, watched() as signal:
+        return TrainResult(resumed, score)
+    warnings = validate.validate_config(cfg)
+    with threads(cfg.threads), world(cfg.device) as processes, flag_signals() as signal:
         source = factory.shared_source(cfg, processes)
         tests: list[Images] = []  # the main process has it until the plan is checked: training is given no test data
-        processes.from_main(lambda: tests.append(source.refuse_unfit()))
+        processes.from_main(lambda: tests.append(source.check_trainable()))
         run = Run(cfg, source, processes, signal, resumed or Path())
         state = run.read_last_checkpoint() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
@@ -65,29 +75,29 @@ def train(composed: DictConfig) -> float:
         with run.hold_folder(resumed or run.create_folder(environment)):
             run.record_resume(environment, changes)
             run.fit(trainer, state)
-            with leaving(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
+            with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
                 run.write_report(trainer, records)
-        return float(trainer.best["score"])
+        return TrainResult(run.folder, float(trainer.best["score"]))
 
 
 def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
     """The configuration, and the folder of a run that goes on: named by `resume=`, or a begun job of this sweep."""
     if composed.resume:
         folder = Path(composed.resume)
-        return resumed_config(folder, composed, sweep.overrides()), folder
+        return resumed_config(folder, composed, sweep.job_overrides()), folder
     cfg = values.resolve(composed)
-    return cfg, find_matching_run(parent, cfg) if (parent := sweep.current()) else None
+    return cfg, find_matching_run(parent, cfg) if (parent := sweep.sweep_folder()) else None
 
 
 @dataclass
 class Run:
-    """A run: its configuration, data set, processes and folder; the trainer's `Watcher`."""
+    """A run: its configuration, data set, processes and folder; the trainer's `Callbacks`."""
 
     cfg: DictConfig
     source: Source
     world: World
-    signal: Flag
+    signal: SignalFlag
     folder: Path = Path()
     label: str = ""
     log: MetricsLog | None = None
@@ -131,9 +141,9 @@ class Run:
     def create_folder(self, environment: dict[str, Any]) -> Path:
         """The folder of a new run, with its configuration and environment; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
-        folder = self.world.from_main(lambda: fresh(sweep.current() or Path(self.cfg.runs), name))
+        folder = self.world.from_main(lambda: new_run_dir(sweep.sweep_folder() or Path(self.cfg.runs), name))
         if self.world.main:
-            typed = {"argv": argv.as_typed(), "overrides": sweep.overrides()}
+            typed = {"argv": argv.as_typed(), "overrides": sweep.job_overrides()}
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))
             write_text(folder / "as_typed.yaml", OmegaConf.to_yaml(typed))
             write_json(folder / "environment.json", environment)
@@ -158,7 +168,7 @@ class Run:
             return
         code = 0
         try:
-            with accounted(folder):
+            with status_recorded(folder):
                 yield
         except BaseException as error:
             code = exit_code(error)
@@ -204,7 +214,7 @@ class Run:
         checkpoint.save(self.folder / "checkpoints" / f"{name}.pt", content, keep_previous=name == "last")
 
     def _open_log(self) -> MetricsLog:
-        group = parent.name if (parent := sweep.current()) else None
+        group = parent.name if (parent := sweep.sweep_folder()) else None
         logger = None if self.label or not self.cfg.logger else values.plain(self.cfg.logger)
         return MetricsLog(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
 
@@ -277,7 +287,7 @@ class Run:
         if self.log:
             self.log.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
-        others = sweep.current() or f"{self.folder} OTHER_RUN"
+        others = sweep.sweep_folder() or f"{self.folder} OTHER_RUN"
         targets = target_overrides(values.recorded(self.cfg))
         commands = [f"atbench eval {self.folder} eval=auto{targets}", f"atbench report {others}"]
         print_summary(records, self.folder, commands, Console())

@@ -118,6 +118,7 @@ class Recorder(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", list(EPS))
 @pytest.mark.parametrize("kind", ["ce", "dlr"])
+@pytest.mark.slow
 def test_every_point_is_that_of_the_authors_code(
     kind: str, norm: str, trained: Any, double: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_every_point_is_that_of_the_authors_code(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", list(EPS))
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_same_draws_break_what_the_authors_code_breaks(kind: str, norm: str, trained: Any, double: None) -> None:
     network, x, y = trained
     restarts = 2 if kind != "targeted" else 1

@@ -78,6 +78,7 @@ def test_stopping_early_saves_passes_and_no_distance() -> None:
     torch.testing.assert_close(found[0][far > 0.06], found[1][far > 0.06], rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_beside_foolbox() -> None:
     network, x, y = (part[:40] if isinstance(part, Tensor) else part for part in trained())
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")

@@ -43,6 +43,7 @@ def test_one_target_is_the_class_with_the_highest_other_logit(norm: str) -> None
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.slow
 def test_beside_foolbox(norm: str) -> None:
     """The same algorithm with the same constants: each image at the same distance, and the broken ones cost nothing."""
     network, x, y = trained()

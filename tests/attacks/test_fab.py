@@ -91,6 +91,7 @@ def test_later_runs_begin_at_half_the_radius(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.slow
 def test_beside_the_official_attack(norm: str) -> None:
     """The same targets and iterations; the official one linearises at the point drawn back, at one more forward."""
     network, x, y = trained()

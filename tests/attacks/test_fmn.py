@@ -63,6 +63,7 @@ def test_the_radius_follows_the_boundary() -> None:
 
 
 @pytest.mark.parametrize("norm", THEIRS)
+@pytest.mark.slow
 def test_beside_foolbox(norm: str) -> None:
     network, x, y = trained()
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")

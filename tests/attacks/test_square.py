@@ -106,6 +106,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.7), ("l1", 2.0)])
+@pytest.mark.slow
 def test_it_breaks_as_many_as_the_official_one(
     norm: str, eps: float, trained: tuple[nn.Module, Tensor, Tensor]
 ) -> None:

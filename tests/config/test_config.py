@@ -173,13 +173,13 @@ class TestTrust:
             instantiate.build({"_target_": "ours_trusted.Ours"}, "model")
         assert "ours_trusted" not in sys.modules  # not even imported
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        instantiate.trust(here)
+        instantiate.trust_folders(here)
         assert type(instantiate.build({"_target_": "ours_trusted.Ours"}, "model")).__name__ == "Ours"
 
     def test_an_environment_inside_a_trusted_folder_is_not_trusted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
         monkeypatch.setattr(sys, "path", list(sys.path))
-        instantiate.trust(Path("/"))
+        instantiate.trust_folders(Path("/"))
         for target in ("yaml.unsafe_load", "shutil.rmtree"):
             with pytest.raises(ConfigError, match="may not build"):
                 instantiate.build({"_target_": target}, "method")
@@ -188,7 +188,7 @@ class TestTrust:
         (here / "ours_broken.py").write_text("import there_is_no_such_thing\n")
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        instantiate.trust(here)
+        instantiate.trust_folders(here)
         with pytest.raises(ModuleNotFoundError, match="there_is_no_such_thing"):
             instantiate.build({"_target_": "ours_broken.Ours"}, "method")
 
@@ -199,10 +199,10 @@ class TestCheck:
         [[], ["attack=fgsm", "method=pgd_at"], ["method=standard", "plus=[awp,ema,swa]", "logger=none", "eval=smoke"]],
     )
     def test_what_we_ship_is_sound(self, words: list[str]) -> None:
-        assert validate.check(resolved(*words)) == []
+        assert validate.validate_config(resolved(*words)) == []
 
     def test_eval_is_sound(self) -> None:
-        assert validate.check(values.resolve(composed("target=runs/x", verb="eval"))) == []
+        assert validate.validate_config(values.resolve(composed("target=runs/x", verb="eval"))) == []
 
     @pytest.mark.parametrize(
         ("word", "said"),
@@ -235,11 +235,11 @@ class TestCheck:
     )
     def test_what_is_refused(self, word: str, said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            validate.check(resolved(word))
+            validate.validate_config(resolved(word))
 
     def test_an_option_that_the_method_ignores_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="PgdAt takes no 'beta'"):
-            validate.check(resolved("method=pgd_at", "+method.beta=6"))
+            validate.validate_config(resolved("method=pgd_at", "+method.beta=6"))
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -251,6 +251,6 @@ class TestCheck:
         ],
     )
     def test_what_is_doubtful_is_said_once(self, words: list[str], said: str | None) -> None:
-        warnings = validate.check(resolved(*words))
+        warnings = validate.validate_config(resolved(*words))
         assert len(warnings) == (said is not None)
         assert said is None or said in warnings[0]

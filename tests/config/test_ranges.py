@@ -9,7 +9,7 @@ from typing import Annotated, get_origin
 import pytest
 
 from atbench.config import instantiate, ranges, registry, validate, values
-from atbench.config.instantiate import checked, locate
+from atbench.config.instantiate import check_target, locate
 from atbench.errors import ConfigError
 from tests.support.configs import resolved
 
@@ -98,9 +98,10 @@ class TestRanges:
     )  # fmt: skip
     def test_a_number_outside_its_range_is_refused_by_its_key(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            validate.check(resolved(*words))
+            validate.validate_config(resolved(*words))
 
     @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
     def test_every_number_of_a_method_has_a_range(self, method: str) -> None:
         node = values.plain(resolved(f"method={method}").method)
         parameters = inspect.signature(locate(node["_target_"], "method._target_")).parameters
@@ -111,15 +112,15 @@ class TestRanges:
         for name, (value, wanted) in OUTSIDE.get(method, {}).items():
             said = rf"^method\.{name}: {re.escape(str(value))} — \w+ wants {wanted}"
             with pytest.raises(ConfigError, match=said):
-                checked({**node, name: value}, "method")
+                check_target({**node, name: value}, "method")
 
     def test_a_range_within_a_mapping(self) -> None:
         with pytest.raises(ConfigError, match=r"method\.rel_path_length.*a mapping of a number"):
-            validate.check(resolved("method=msd", "method.rel_path_length.l1=wide"))
+            validate.validate_config(resolved("method=msd", "method.rel_path_length.l1=wide"))
 
     def test_a_groups_rate_of_nothing_is_doubtful(self) -> None:
         words = ("method=adt_exp_am", "train.groups.generator.optimizer.lr=0")
-        assert validate.check(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
+        assert validate.validate_config(resolved(*words)) == ["train.groups.generator.optimizer.lr: 0 trains nothing"]
 
     def test_a_factor_that_shortens_no_step(self) -> None:
         with pytest.raises(ConfigError, match=r"attack\.backtrack: 0\.5"):
@@ -128,8 +129,9 @@ class TestRanges:
 
 class TestOwnAttack:
     @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.every_method("method")
     def test_every_method_as_it_is_passes(self, method: str) -> None:
-        validate.check(resolved(f"method={method}", "attack.eps=8/255"))
+        validate.validate_config(resolved(f"method={method}", "attack.eps=8/255"))
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -147,11 +149,13 @@ class TestOwnAttack:
     )
     def test_another_attack_than_the_methods_own_is_refused(self, words: list[str], said: str) -> None:
         with pytest.raises(ConfigError, match=said):
-            validate.check(resolved(*words))
+            validate.validate_config(resolved(*words))
 
     @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart"])
     def test_where_any_attack_is_meant_any_is_taken(self, method: str) -> None:
-        validate.check(resolved(f"method={method}", "attack.steps=1", "attack.start=zero", "attack.step_size=0.2"))
+        validate.validate_config(
+            resolved(f"method={method}", "attack.steps=1", "attack.start=zero", "attack.step_size=0.2")
+        )
 
     def test_a_radius_of_nothing_is_no_other_attack(self) -> None:
-        validate.check(resolved("method=fgsm_at", "attack.eps=0"))
+        validate.validate_config(resolved("method=fgsm_at", "attack.eps=0"))

@@ -74,14 +74,16 @@ def test_what_the_user_named(unpacked: Path) -> None:
     typed = ["model._target_=trap.Net", "++model={_target_: trap.Net}", "--config-dir=conf"]
     for word in typed:
         untrusted.refuse_code(cfg, ("model",), ["eval", "run", word])
-    assert untrusted.repeats({"_target_": "trap.Net"}, cfg["model"])
-    assert not untrusted.repeats({"_target_": "trap.Net", "width": 3}, cfg["model"]) and not untrusted.repeats({}, {})
+    assert untrusted.only_repeats_targets({"_target_": "trap.Net"}, cfg["model"])
+    assert not untrusted.only_repeats_targets(
+        {"_target_": "trap.Net", "width": 3}, cfg["model"]
+    ) and not untrusted.only_repeats_targets({}, {})
 
 
 def test_the_network_of_another_run_is_of_its_file_as_well(unpacked: Path) -> None:
     put(unpacked / "run", model=MINE)
     with pytest.raises(ConfigError, match="chooses no code"):
-        eval_plan.load_frozen_network("run", digits(), torch.device("cpu"))
+        eval_plan.load_run_network("run", digits(), torch.device("cpu"))
     assert "trap" not in sys.modules
 
 
@@ -106,12 +108,12 @@ def test_every_option_is_in_the_table() -> None:
         prefix = {"recipe": "train", "dataset": "dataset", "model": "model", "attack": "attack", "eval": "eval"}
         parts = node if whole else {f"plus.{path.stem}" if group == "plus" else prefix.get(group, group): node}
         for part, inner in parts.items():
-            strange = list(untrusted._strange(inner, part))
+            strange = list(untrusted._unlisted_targets(inner, part))
             assert not strange, f"{path}: {strange}"
 
 
 def test_what_the_table_names_exists_and_is_of_its_place() -> None:
-    for path, where in allow_list.PLACES.items():
+    for path, where in allow_list.RULES.items():
         for name in where.names:
             assert locate(name, f"{path}._target_")
     known = torchvision.models.list_models(module=torchvision.models)
@@ -184,7 +186,7 @@ def own(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("ATBENCH_TRUSTED", "")
     (here / "own_code.py").write_text(OWN)
-    instantiate.trust(here)
+    instantiate.trust_folders(here)
     for name in ("own_code", "own_built"):
         sys.modules.pop(name, None)
     return here
@@ -234,7 +236,7 @@ FREE = ["hydra.sweep.dir=elsewhere", "+hydra.launcher.partition=gpu", "hydra.swe
 @pytest.mark.parametrize("words", [*([node] for node in NODES), FREE, ["hydra/job_logging=stdout"]], ids=str)
 def test_nodes_of_hydras(words: list[str]) -> None:
     schema.register()
-    hydra_section.guard()
+    hydra_section.install_loader()
     refused = pytest.raises(ConfigError, match=r"^hydra\.") if words[0] in NODES else nullcontext()
     with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"), refused:
         hydra.compose("train", words, return_hydra_config=True)

@@ -13,7 +13,7 @@ from atbench.config import instantiate, validate
 from atbench.data import Images
 from atbench.data.digits import digits
 from atbench.data.lazy_images import DecoderPool, LazyImages
-from atbench.data.overlap import shared
+from atbench.data.overlap import count_shared
 from atbench.errors import ConfigError
 from atbench.training import World
 from atbench.workflows import factory
@@ -45,7 +45,7 @@ class TestConstructors:
         )
         monkeypatch.setattr("sys.path", [str(here)])
         monkeypatch.setenv("ATBENCH_TRUSTED", "")
-        instantiate.trust(here)
+        instantiate.trust_folders(here)
         with pytest.raises(ConfigError, match=r"model: width=0 — Net cannot be built \(ZeroDivisionError"):
             instantiate.build({"_target_": "ours_failing.Net", "width": 0}, "model")
 
@@ -74,7 +74,7 @@ class TestConstructors:
 def doubts(*words: str) -> list[str]:
     """What is said of a run before it begins, on digits and without images in common."""
     cfg, source = resolved("model.width=4", *words), digits()
-    assert validate.check(cfg) == []
+    assert validate.validate_config(cfg) == []
     data = factory.make_data(cfg, source, HERE)
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, HERE)
     return factory.training_warnings(method, data, source.test())
@@ -109,7 +109,7 @@ class TestDoubts:
         source = digits()
         test = source.test()
         both = Images(torch.cat([test.x[:7], source.train.x[:50]]), torch.cat([test.y[:7], source.train.y[:50]]))
-        assert shared(both, test) == 7 and shared(source.train, test) == 0
+        assert count_shared(both, test) == 7 and count_shared(source.train, test) == 0
 
     def test_a_run_says_so(self) -> None:
         source = digits()
@@ -134,4 +134,4 @@ def test_picture_files_that_are_in_both_parts_are_counted(tmp_path: Path) -> Non
             LazyImages([str(name) for name in names], 8, 8, 0, DecoderPool(1)), torch.zeros(len(names)).long()
         )
 
-    assert shared(pictures(*files[:2]), pictures(*files[2:])) == 1
+    assert count_shared(pictures(*files[:2]), pictures(*files[2:])) == 1

@@ -12,7 +12,7 @@ import torch
 from atbench.data import Batch, CutMix, Images, PadCropFlip, Share, TrainData
 from atbench.data.concat import ConcatImages
 from atbench.data.digits import digits
-from atbench.data.extra_data import further
+from atbench.data.extra_data import load_extra_data
 from atbench.data.image_folder import folder
 from atbench.errors import ConfigError, DataError
 from atbench.methods import Method
@@ -170,11 +170,11 @@ class TestMethods:
 class TestArchives:
     def test_labels_are_read_and_pixels_are_not_copied(self, tmp_path: Path) -> None:
         image = archive(tmp_path / "more.npz")
-        pool = further(tmp_path, "more.npz", SHAPE, classes=3)
+        pool = load_extra_data(tmp_path, "more.npz", SHAPE, classes=3)
         assert torch.equal(pool.y, torch.arange(50) % 3)
         assert isinstance(pool.x, torch.Tensor) and torch.equal(pool.x[:, 0], torch.from_numpy(image[..., 0]))
         colour = archive(tmp_path / "colour.npz", image=np.repeat(image, 3, axis=3))
-        view = further(tmp_path, "colour.npz", (3, 8, 8), classes=3).x
+        view = load_extra_data(tmp_path, "colour.npz", (3, 8, 8), classes=3).x
         assert len(colour) == len(view) and isinstance(view, torch.Tensor)
         assert view.permute(0, 2, 3, 1).is_contiguous(), "as the file has them"
         given = worlds.data(pool=pool, extra=0.5)
@@ -193,16 +193,16 @@ class TestArchives:
     def test_labels_that_do_not_fit_are_refused(self, tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
         archive(tmp_path / "more.npz", **arrays)
         with pytest.raises(DataError, match=says):
-            further(tmp_path, "more.npz", SHAPE, classes=3)
+            load_extra_data(tmp_path, "more.npz", SHAPE, classes=3)
 
     def test_labels_that_are_not_there_are_missed(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "more.npz", image=np.zeros((5, 8, 8, 1), np.uint8))
         with pytest.raises(DataError, match=r"more\.npz.*no array 'label', only image"):
-            further(tmp_path, "more.npz", SHAPE, classes=3)
-        assert (further(tmp_path, "more.npz", SHAPE).y == -1).all()
+            load_extra_data(tmp_path, "more.npz", SHAPE, classes=3)
+        assert (load_extra_data(tmp_path, "more.npz", SHAPE).y == -1).all()
         trees(tmp_path / "folder", 1)
         with pytest.raises(DataError, match="folder has no labels"):
-            further(tmp_path, "folder", (3, 8, 8), classes=3)
+            load_extra_data(tmp_path, "folder", (3, 8, 8), classes=3)
 
     def test_two_tensors_are_read_as_one(self) -> None:
         first, second = generated(7).x, generated(5).x

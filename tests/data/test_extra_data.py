@@ -1,4 +1,4 @@
-"""Pools of further images: from an archive or a folder, never counted in an epoch, labels never read."""
+"""Pools of load_extra_data images: from an archive or a folder, never counted in an epoch, labels never read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atbench.data import TrainData
-from atbench.data.extra_data import further
+from atbench.data.extra_data import load_extra_data
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
 from atbench.workflows import factory
@@ -30,13 +30,13 @@ def archive(path: Path, n: int = 100, **arrays: np.ndarray) -> np.ndarray:
 def test_an_archive_is_read_without_labels(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
     image = archive(tmp_path / "more.npz", **arrays)
     for data_dir, path in ((tmp_path, "more.npz"), (tmp_path / "x", str(tmp_path / "more.npz"))):
-        pool = further(data_dir, path, SHAPE)
+        pool = load_extra_data(data_dir, path, SHAPE)
         assert torch.equal(pool.x[:, 0], torch.from_numpy(image[..., 0])) and (pool.y == -1).all()
 
 
 def test_a_folder_is_read_however_it_lies(tmp_path: Path) -> None:
     trees(tmp_path / "more", 4)
-    pool = further(tmp_path, "more", (3, SIDE, SIDE))
+    pool = load_extra_data(tmp_path, "more", (3, SIDE, SIDE))
     assert len(pool) == 12 and (pool.y == -1).all() and pool.floats(torch.tensor([3])).shape == (1, 3, SIDE, SIDE)
 
 
@@ -51,12 +51,12 @@ def test_what_does_not_fit_the_data_set_is_refused(tmp_path: Path) -> None:
         ("absent", SHAPE, "no such folder"),
     ):
         with pytest.raises(DataError, match=f"train.extra_data.path.*{says}"):
-            further(tmp_path, path, shape)
+            load_extra_data(tmp_path, path, shape)
 
 
 def test_the_pool_fills_its_part_of_a_batch_and_makes_no_epoch_longer(tmp_path: Path) -> None:
     archive(tmp_path / "more.npz")
-    pool = further(tmp_path, "more.npz", SHAPE)
+    pool = load_extra_data(tmp_path, "more.npz", SHAPE)
     given, plain = data(pool=pool, extra=0.5), data()
     assert given.steps == plain.steps == 4 and len(given.train) == 48
     batches = [given.batch(epoch, step) for epoch in range(5) for step in range(4)]

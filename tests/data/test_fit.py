@@ -39,13 +39,13 @@ def arrays(path: Path, image: tuple[int, ...], classes: int = 2) -> None:
 def test_parts_that_leave_nothing(parts: dict[str, float], said: str, tmp_path: Path) -> None:
     arrays(tmp_path / "mine" / "train.npz", (40, 8, 8, 1))
     with pytest.raises(AtbenchError, match=said):
-        npz(tmp_path, "mine", **parts).refuse_unfit()
+        npz(tmp_path, "mine", **parts).check_trainable()
 
 
 def test_a_test_part_is_not_asked_for_where_there_is_a_test_file(tmp_path: Path) -> None:
     for name in ("train", "test"):
         arrays(tmp_path / "mine" / f"{name}.npz", (40, 8, 8, 1))
-    npz(tmp_path, "mine", test=0).refuse_unfit()
+    npz(tmp_path, "mine", test=0).check_trainable()
 
 
 @pytest.mark.parametrize(("image", "classes", "said"), [((9, 6, 6, 1), 2, "6, 6"), ((9, 8, 8, 1), 3, "label 2")])
@@ -53,7 +53,7 @@ def test_a_test_file_of_other_images(image: tuple[int, ...], classes: int, said:
     arrays(tmp_path / "mine" / "train.npz", (40, 8, 8, 1))
     arrays(tmp_path / "mine" / "test.npz", image, classes)
     with pytest.raises(AtbenchError, match=said):
-        npz(tmp_path, "mine").refuse_unfit()
+        npz(tmp_path, "mine").check_trainable()
 
 
 def test_a_torn_test_file(tmp_path: Path) -> None:
@@ -62,13 +62,13 @@ def test_a_torn_test_file(tmp_path: Path) -> None:
     whole = (tmp_path / "mine" / "test.npz").read_bytes()
     (tmp_path / "mine" / "test.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(AtbenchError, match=r"test\.npz"):
-        npz(tmp_path, "mine").refuse_unfit()
+        npz(tmp_path, "mine").check_trainable()
 
 
 def test_the_users_own_source_is_looked_at_as_well() -> None:
     source = digits()
     wrong = Images(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(AtbenchError, match=r"test images \(1, 9, 9\)"):
-        replace(source, test=lambda: wrong).refuse_unfit()
+        replace(source, test=lambda: wrong).check_trainable()
     with pytest.raises(AtbenchError, match="no test example"):
-        replace(source, test=lambda: wrong.take(torch.arange(0))).refuse_unfit()
+        replace(source, test=lambda: wrong.take(torch.arange(0))).check_trainable()

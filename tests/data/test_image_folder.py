@@ -161,7 +161,7 @@ class TestStreaming:
         monkeypatch.setattr(lazy_images, "decode", spy)
         given.batch(0, 0)
         assert isinstance(given.train.x, LazyImages)
-        for future in next(iter(given.train.x._coming.values())):
+        for future in next(iter(given.train.x._pending.values())):
             future.result()
         assert len(seen) == 16
         given.batch(0, 1)
@@ -174,7 +174,7 @@ class TestStreaming:
         assert isinstance(given.train.x, LazyImages)
         for epoch in range(6):
             given.batch(epoch, 0)
-        assert len(given.train.x._coming) <= LazyImages.AHEAD
+        assert len(given.train.x._pending) <= LazyImages.AHEAD
 
     def test_a_damaged_file_is_named_at_the_start_or_in_its_batch(self, tmp_path: Path) -> None:
         root = trees(tmp_path / "trees")

@@ -94,6 +94,7 @@ ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pg
 
 
 @pytest.mark.parametrize("name", options("method", [conf_dir()]))
+@pytest.mark.every_method("name")
 def test_every_method_takes_shares_or_says_that_it_does_not(name: str) -> None:
     cfg = configuration(name, "dataset.augment={_target_: atbench.data.mixup.CutMix, alpha: 1.0}")
     here = World(torch.device("cpu"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.data import Images
-from atbench.data.dataset import check, stratified, stratified_subset
+from atbench.data.dataset import check_dataset, stratified, stratified_subset
 from atbench.data.digits import digits
 from atbench.errors import DataError
 from tests.support.worlds import source
@@ -65,9 +65,9 @@ def test_floats_are_the_grey_levels() -> None:
 )
 def test_wrong_data_is_refused(change: dict[str, torch.Tensor], why: str) -> None:
     good = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.arange(6) % 3)
-    check("good", good, 3)
+    check_dataset("good", good, 3)
     with pytest.raises(DataError, match=why):
-        check("bad", replace(good, **change), 3)
+        check_dataset("bad", replace(good, **change), 3)
 
 
 def test_digits_is_split_once_and_for_all() -> None:
@@ -105,7 +105,7 @@ def test_samples_are_nested_drawn_and_always_the_same() -> None:
 def test_a_sample_of_a_sample_knows_its_places() -> None:
     images = source().train
     part = images.sample(40).sample(10).to(torch.device("cpu"))
-    assert part.place is not None and torch.equal(images.y[part.place], part.y)
-    assert torch.equal(images.x[part.place], part.x)
-    assert torch.equal(part.places(torch.tensor([3, 1])), part.place[[3, 1]])
+    assert part.index is not None and torch.equal(images.y[part.index], part.y)
+    assert torch.equal(images.x[part.index], part.x)
+    assert torch.equal(part.indices(torch.tensor([3, 1])), part.index[[3, 1]])
     assert images.sample(len(images)) is images

@@ -19,7 +19,7 @@ from torchvision import datasets
 from atbench.cli.main import main
 from atbench.data import download
 from atbench.data.npz import Array
-from atbench.data.torchvision_sets import SHELVES, published, read_idx
+from atbench.data.torchvision_sets import DATASET_FILES, published, read_idx
 from atbench.errors import ConfigError, DataError
 from atbench.training import World
 from atbench.workflows import factory
@@ -28,7 +28,7 @@ from tests.support.published_files import RNG, made, opened, write_idx, write_mn
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 REAL = REPOSITORY.parent / "shared" / "data" / "unpack.py"
-NAMES = sorted(SHELVES)
+NAMES = sorted(DATASET_FILES)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_prepared_archive_comes_first_and_asks_no_network(tmp_path: Path, name
     (tmp_path / name).mkdir()
     for split in ("train", "test"):
         np.savez(tmp_path / name / f"{split}.npz", image=image, label=label)
-    write_mnist(tmp_path / SHELVES[name].folder)
+    write_mnist(tmp_path / DATASET_FILES[name].folder)
     source = opened(name, tmp_path)
     assert len(source.train) == 200 and torch.equal(source.test().y, torch.from_numpy(label))
     assert len(source.classes) == classes == len(set(source.classes)) and len(source.std) == channels
@@ -82,7 +82,7 @@ def test_half_of_a_prepared_set_is_refused_before_training(tmp_path: Path) -> No
 def test_without_network_one_line_says_file_place_and_way(tmp_path: Path, name: str, unplugged: list[str]) -> None:
     with pytest.raises(DataError) as refusal:
         opened(name, tmp_path)
-    first = download.parcels(name, tmp_path)[0]
+    first = download.downloads(name, tmp_path)[0]
     assert unplugged == list(first.urls)
     for word in (str(first.folder / first.name), first.urls[0], f"{tmp_path}/{name}/train.npz", "network is unreach"):
         assert word in str(refusal.value)
@@ -98,7 +98,7 @@ def test_what_is_not_to_be_fetched_is_not(tmp_path: Path, name: str, unplugged: 
 
 def test_every_parcel_has_a_checksum(tmp_path: Path) -> None:
     for name in NAMES:
-        for parcel in download.parcels(name, tmp_path):
+        for parcel in download.downloads(name, tmp_path):
             assert len(parcel.md5) == 32 and all(url.endswith(parcel.name) for url in parcel.urls)
 
 
@@ -241,7 +241,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestRealImages:
     def test_mnist_is_the_same_from_archive_and_from_idx(self, real: Path) -> None:
         source = opened("mnist", real)
-        raw = SHELVES["mnist"].read(real / "MNIST" / "raw", "test")
+        raw = DATASET_FILES["mnist"].read(real / "MNIST" / "raw", "test")
         assert (len(source.train), len(raw), source.shape) == (60000, 10000, (1, 28, 28))
         assert source.test().sha256() == raw.sha256()
         pixels = source.train.floats()

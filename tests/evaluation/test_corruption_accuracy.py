@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.data.corruptions import corrupt
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, accuracy_figures, wilson
+from atbench.evaluation import EvalModel
 from atbench.evaluation.corruption_accuracy import corruption_accuracy
+from atbench.interval import accuracy_figures, wilson
 from atbench.seeding import ExampleDraws
 
 SIDE, NAMES = 8, ("gaussian_noise", "contrast", "fog")

@@ -8,8 +8,8 @@ from math import inf, log
 import numpy as np
 import pytest
 
-from atbench.evaluation import accuracy_figures
 from atbench.evaluation.metrics import calibration_figures, confusion_counts, median_distance, per_class, union_accuracy
+from atbench.interval import accuracy_figures
 
 NAMES = ("cat", "dog", "owl")
 

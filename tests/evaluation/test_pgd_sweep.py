@@ -10,8 +10,9 @@ from torch import Tensor
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after, wilson
+from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after
 from atbench.evaluation.record import build_record, outcome_arrays
+from atbench.interval import wilson
 from tests.support.flat import Flat, images
 
 

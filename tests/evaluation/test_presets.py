@@ -21,7 +21,7 @@ PRESETS = registry.options("eval", [registry.conf_dir()])
 
 def planned(*words: str) -> tuple[DictConfig, Plan]:
     cfg = resolved("method=pgd_at", *words)
-    validate.check(cfg)
+    validate.validate_config(cfg)
     source = factory.make_source(cfg)
     return cfg, make_plan(cfg, source, World(torch.device("cpu")), source.test())
 

@@ -54,7 +54,7 @@ def test_a_limit_leaves_no_class_out() -> None:
 def test_what_a_limited_evaluation_says_of_an_example_the_whole_one_says_too() -> None:
     """Random numbers are those of an example's place in the split."""
     whole, part = evaluated()["arrays"], evaluated(limit=30)["arrays"]
-    place = by_class().sample(30).place
+    place = by_class().sample(30).index
     for name in ("clean", "robust", "broken_at"):
         assert np.array_equal(whole[name][place], part[name]), name
     assert 0 < part["robust"].mean() < part["clean"].mean()

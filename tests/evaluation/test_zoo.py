@@ -14,6 +14,8 @@ from atbench.evaluation.audit.audit import audit_verdict, run_audit
 from atbench.evaluation.audit.verdicts import Check
 from tests.support import zoo
 
+pytestmark = pytest.mark.slow
+
 N = 100
 LINF = PGDConfig("linf", zoo.EPS, zoo.STEP, 50)
 MAKERS: dict[str, Callable[[], nn.Module]] = {

@@ -41,7 +41,7 @@ def slow_entropy(mean: list[float], sigma: list[float], noise: list[float]) -> f
 
 def made(method: AdtExpAm, batch: Batch) -> tuple[Tensor, Tensor]:
     """x' and h as the formula has them, with a graph to the generator."""
-    out = method.generator(batch.aux["told"])
+    out = method.generator(batch.aux["inputs"])
     channels = batch.x.shape[1]
     mean, sigma = out[:, :channels], torch.log1p(out[:, channels:].exp())
     noise = method.rng("noise").normal(batch.x)
@@ -144,8 +144,8 @@ def test_the_generator_is_told_image_and_two_gradients() -> None:
         fgsm = (batch.x[i : i + 1] + EPS * first.sign()).clamp(0, 1).requires_grad_()
         (second,) = torch.autograd.grad(F.cross_entropy(method.model(fgsm), batch.y[i : i + 1]) / 12, fgsm)
         expected = torch.cat([batch.x[i : i + 1], first, second], dim=1)
-        torch.testing.assert_close(batch.aux["told"][i : i + 1], expected, rtol=0, atol=1e-14)
-    assert not batch.aux["told"].requires_grad
+        torch.testing.assert_close(batch.aux["inputs"][i : i + 1], expected, rtol=0, atol=1e-14)
+    assert not batch.aux["inputs"].requires_grad
 
 
 @pytest.mark.parametrize("options", [{}, {"entropy_weight": 1.0}], ids=str)
@@ -157,7 +157,7 @@ def test_two_halves_are_told_and_teach_what_the_whole_does(options: dict[str, fl
     total = [torch.zeros_like(p) for p in whole.parameters()]
     for rank in range(2):
         half, _, part = make(worlds.data(share=Share(rank, 2)), **options)
-        torch.testing.assert_close(part.aux["told"], batch.aux["told"][6 * rank : 6 * rank + 6], rtol=0, atol=1e-15)
+        torch.testing.assert_close(part.aux["inputs"], batch.aux["inputs"][6 * rank : 6 * rank + 6], rtol=0, atol=1e-15)
         for t, grad in zip(total, torch.autograd.grad(half.loss(part).total, list(half.parameters())), strict=True):
             t += grad / 2
     for t, grad in zip(total, expected, strict=True):
@@ -180,7 +180,7 @@ def test_images_are_legal() -> None:
 def test_perturb_and_loss_repeat_and_write_nothing() -> None:
     method, given, batch = make()
     before = worlds.snapshot(method)
-    assert torch.equal(method.perturb(given.batch(0, 0)).aux["told"], batch.aux["told"])
+    assert torch.equal(method.perturb(given.batch(0, 0)).aux["inputs"], batch.aux["inputs"])
     assert torch.equal(method.loss(batch).total, method.loss(batch).total)
     assert worlds.same(before, worlds.snapshot(method)) and all(p.grad is None for p in method.parameters())
     method.clock.step = 1

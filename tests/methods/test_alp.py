@@ -107,7 +107,7 @@ def test_each_target_is_its_own_search(target: str) -> None:
     if target == "least_likely":
         t = logits.argmin(dim=1)
         search = Objective(network, lambda z, t: z.log_softmax(dim=1)[torch.arange(len(z)), t], t)
-        expected = PgdAt(network, worlds.attack()).search(search, batch.x)
+        expected = PgdAt(network, worlds.attack()).run_attack(search, batch.x)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         pulled = untrained_predictions(method, found).log_softmax(dim=1) - logits.log_softmax(dim=1)
         assert (pulled.gather(1, t[:, None]) > 0).all()
@@ -152,7 +152,7 @@ def test_perturb_and_loss_repeat_and_processes_share_them(target: str) -> None:
 def test_shares_of_classes_may_stand_for_labels() -> None:
     method = make()
     batch = method.perturb(first())
-    soft = Batch(batch.x, F.one_hot(batch.y, 3).double(), batch.index, adv=batch.x_adv)
+    soft = Batch(batch.x, F.one_hot(batch.y, 3).double(), batch.index, x_adv=batch.x_adv)
     torch.testing.assert_close(method.loss(soft).total, method.loss(batch).total, rtol=0, atol=1e-12)
 
 

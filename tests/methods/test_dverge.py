@@ -13,7 +13,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.dverge import Dverge, before
 from atbench.models import Ensemble, Network
-from atbench.models.activations import activations
+from atbench.models.activations import activation_modules
 from atbench.models.residual import ResNet
 from tests.support import reference, worlds
 from tests.support.nets import build, images, small
@@ -109,7 +109,7 @@ def test_a_resnet_20_has_the_twenty_layers_of_the_authors() -> None:
         conv1, bn1 = block.residual.conv1, block.residual.bn1  # type: ignore[union-attr]
         expected += [bn1(conv1(expected[-1].relu())), network.features(x, upto=stage)]  # type: ignore[operator]
     expected.append(network(x))
-    assert len(expected) == 20 == len(activations(network)) + 1
+    assert len(expected) == 20 == len(activation_modules(network)) + 1
     for layer, features in enumerate(expected):
         assert torch.equal(before(network, layer, x), features)
     assert all(not module._forward_pre_hooks for module in network.modules())
@@ -121,7 +121,7 @@ def test_layers_of_other_networks_are_what_their_activations_are_given(name: str
     network = small(name).train()
     x = images(12 if name == "lenet" else 8)
     given: list[Tensor] = []
-    hooks = [a.register_forward_pre_hook(lambda _, z: given.append(z[0].clone())) for a in activations(network)]
+    hooks = [a.register_forward_pre_hook(lambda _, z: given.append(z[0].clone())) for a in activation_modules(network)]
     network(x)
     for hook in hooks:
         hook.remove()
@@ -145,7 +145,7 @@ def test_layer_is_one_an_epoch_and_any_of_them() -> None:
         assert len(layers) == 1
         drawn.append(layers.pop())
     count = torch.bincount(torch.tensor(drawn), minlength=5)
-    assert len(count) == 5 == len(activations(method.members[0])) + 1 and count.min() > 20
+    assert len(count) == 5 == len(activation_modules(method.members[0])) + 1 and count.min() > 20
     method.clock.seed = 1
     assert [_drawn(method, epoch) for epoch in range(200)] != drawn
 

@@ -65,7 +65,7 @@ def test_the_teacher_feels_the_distance_too_and_the_network_no_label() -> None:
         torch.testing.assert_close(a + b, c, rtol=0, atol=1e-12)
     assert max(float(grad.abs().max()) for grad in from_distance) > 1e-3
     ours = torch.autograd.grad(method.loss(batch).total, list(method.model.parameters()))
-    shuffled = Batch(batch.x, (batch.y + 1) % 3, batch.index, adv=batch.adv)
+    shuffled = Batch(batch.x, (batch.y + 1) % 3, batch.index, x_adv=batch.x_adv)
     others = torch.autograd.grad(method.loss(shuffled).total, list(method.model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
 

@@ -14,7 +14,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.llr import Distance, Llr
 from atbench.methods.standard import Standard
-from atbench.models import Network, bn_mode, captured
+from atbench.models import Network, bn_mode, capture_batch_statistics
 from atbench.training import World
 from tests.support import reference, worlds
 from tests.support.contract import Log, trainer_of
@@ -90,7 +90,7 @@ def test_gradient_flows_through_the_tangent_and_the_statistics(norm: str, linear
 def test_everything_is_normalised_by_the_clean_batch() -> None:
     method, batch = make(smooth("batch"))
     batch = moved(batch)
-    with torch.no_grad(), bn_mode(method.model, "batch"), captured(method.model):
+    with torch.no_grad(), bn_mode(method.model, "batch"), capture_batch_statistics(method.model):
         value = F.cross_entropy(method.model(batch.x), batch.y, reduction="none")
     with torch.no_grad(), bn_mode(method.model, "fixed"):
         ahead = F.cross_entropy(method.model(batch.x_adv), batch.y, reduction="none")

@@ -66,7 +66,7 @@ def test_sure_and_right_images_carry_no_kl() -> None:
         method.model.head.weight.zero_()
         method.model.head.bias.copy_(torch.tensor([60.0, 0.0, 0.0]))
     always = batch.with_adv()
-    sure = Batch(always.x, torch.zeros_like(batch.y), always.index, adv=always.x_adv)
+    sure = Batch(always.x, torch.zeros_like(batch.y), always.index, x_adv=always.x_adv)
     assert method.loss(sure).terms["kl"] < 1e-12
 
 

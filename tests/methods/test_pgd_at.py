@@ -63,7 +63,7 @@ def test_perturb_repeats_and_writes_nothing() -> None:
     worlds.start(method, given)
     batch, before = given.batch(0, 0), worlds.snapshot(method)
     first, second = method.perturb(batch), method.perturb(batch)
-    assert torch.equal(first.x_adv, second.x_adv) and batch.adv is None
+    assert torch.equal(first.x_adv, second.x_adv) and batch.x_adv is None
     assert worlds.same(before, worlds.snapshot(method)) and all(p.grad is None for p in method.parameters())
     assert all(module.training for module in method.modules())
     method.clock.step = 1

@@ -137,7 +137,7 @@ def test_examples_below_the_clip_have_no_gradient(key: str, term: str) -> None:
     assert 0 < below.sum() < len(batch)
 
     def slope(rows: Tensor) -> float:
-        part = replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows], adv=batch.x_adv[rows])
+        part = replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows], x_adv=batch.x_adv[rows])
         weight = next(method.model.parameters())
         total, at_zero = method.loss(part).total, Score(method.model, method.attack, beta=0.0).loss(part).total
         (grad,) = torch.autograd.grad(total if term == "each" else total - at_zero, weight)

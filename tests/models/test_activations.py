@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError
-from atbench.models.activations import ACTIVATIONS, SmoothReLU, maker
+from atbench.models.activations import ACTIVATIONS, SmoothReLU, activation_factory
 from tests.support.nets import SMALL, operations, small
 
 F64 = torch.float64
@@ -42,14 +42,14 @@ def test_smooth_relu_is_differentiable_twice_and_learns_its_root() -> None:
 
 @pytest.mark.parametrize("alpha", [1.0, 10.0])
 def test_softplus_is_its_formula_and_near_relu(alpha: float) -> None:
-    act = maker("softplus" if alpha == 1 else "parametric_softplus")()
+    act = activation_factory("softplus" if alpha == 1 else "parametric_softplus")()
     torch.testing.assert_close(act(X), torch.log1p(torch.exp(alpha * X)) / alpha, rtol=0, atol=1e-8)
     assert float((act(X) - relu(X)).max()) == pytest.approx(math.log(2) / alpha)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_slopes_meet_at_zero_but_for_the_kinked(name: str) -> None:
-    act, h = maker(name)().double(), 1e-7
+    act, h = activation_factory(name)().double(), 1e-7
     left, middle, right = (act(torch.tensor(x, dtype=F64)).item() for x in (-h, 0.0, h))
     smooth = abs((right - middle) - (middle - left)) / h < 1e-3
     assert smooth == (name not in ("relu", "leaky_relu"))
@@ -57,8 +57,8 @@ def test_slopes_meet_at_zero_but_for_the_kinked(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_every_call_makes_a_module_of_its_own_that_keeps_its_input(name: str) -> None:
-    act = maker(name)()
-    assert act is not maker(name)()
+    act = activation_factory(name)()
+    assert act is not activation_factory(name)()
     x = X.clone().float()
     act(x)
     assert torch.equal(x, X.float())
@@ -66,7 +66,7 @@ def test_every_call_makes_a_module_of_its_own_that_keeps_its_input(name: str) ->
 
 def test_an_unknown_activation_is_refused_with_a_near_miss() -> None:
     with pytest.raises(ConfigError, match=r"model\.activation: smoothrelu .* did you mean 'smooth_relu'"):
-        maker("smoothrelu")
+        activation_factory("smoothrelu")
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

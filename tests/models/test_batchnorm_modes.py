@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.models import BN_MODES, Frozen, bn_mode, captured, untouched
+from atbench.models import BN_MODES, Frozen, bn_mode, capture_batch_statistics, untouched
 
 F64 = torch.float64
 
@@ -60,7 +60,7 @@ def test_what_a_mode_normalises_by(net: Net, mode: str, how: str) -> None:
 
 def test_fixed_normalises_by_the_captured_batch(net: Net) -> None:
     x, other = batch(), batch(2)
-    with captured(net):
+    with capture_batch_statistics(net):
         net(x)
     expected = normalised(net, x, "batch")
     with bn_mode(net, "fixed"):
@@ -72,7 +72,7 @@ def test_fixed_normalises_by_the_captured_batch(net: Net) -> None:
 @pytest.mark.parametrize("mode", BN_MODES)
 def test_only_train_moves_running_statistics(net: Net, mode: str) -> None:
     if mode == "fixed":
-        with captured(net.eval()):
+        with capture_batch_statistics(net.eval()):
             net(batch())
         net.train()
         net[4].eval()
@@ -90,7 +90,7 @@ def test_only_train_moves_running_statistics(net: Net, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", BN_MODES)
 def test_everything_is_put_back_even_after_an_error(net: Net, mode: str) -> None:
-    with captured(net):
+    with capture_batch_statistics(net):
         net(batch())
     layers = [net[1], net[4]]
     before = [(m.training, m.track_running_stats, id(m.running_mean), id(m.running_var)) for m in layers]

@@ -11,7 +11,7 @@ from atbench.errors import ConfigError
 from atbench.methods.dverge import Dverge
 from atbench.methods.yopo import Yopo
 from atbench.models import Ensemble, Network
-from atbench.models.preact import Pool
+from atbench.models.preact import PoolShortcut
 from tests.support.nets import SMALL, build, images, small
 from tests.support.worlds import attack, data, source, steps
 
@@ -97,13 +97,13 @@ def test_images_need_not_be_square_or_even(name: str) -> None:
 
 def test_a_pooled_shortcut_has_no_parameters_and_puts_zeros_in_the_missing_channels() -> None:
     z = torch.rand(2, 4, 8, 8, dtype=F64)
-    tiles, overlapping = Pool(3, 2, kernel=2)(z), Pool(4, 2, kernel=3)(z)
+    tiles, overlapping = PoolShortcut(3, 2, kernel=2)(z), PoolShortcut(4, 2, kernel=3)(z)
     assert not tiles[:, [0, 5, 6]].any() and not overlapping[:, 4:].any()
     assert tiles[1, 2, 1, 3].item() == pytest.approx(z[1, 1, 2:4, 6:8].mean().item(), abs=1e-12)
     assert overlapping[1, 2, 1, 3].item() == pytest.approx(z[1, 2, 1:4, 5:8].mean().item(), abs=1e-12)
     assert overlapping[1, 2, 0, 0].item() == pytest.approx(z[1, 2, :2, :2].sum().item() / 9, abs=1e-12)
     # A shape that changes without a stride: of the activated map, as the authors' first group.
-    assert torch.equal(Pool(2, 1, kernel=1)(z)[:, 1:5], z)
+    assert torch.equal(PoolShortcut(2, 1, kernel=1)(z)[:, 1:5], z)
     assert not small("wrn_madry").stages.block1_0.raw and small("wrn_madry").stages.block2_0.raw
 
 

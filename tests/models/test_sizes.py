@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from atbench.config import registry
+from atbench.config import allow_list, registry
 from atbench.config.instantiate import build
 from atbench.models import Network
-from atbench.models.network import Shape, large_stem
-from tests.support.nets import count, on_meta
+from atbench.models.network import Shape, has_large_stem
+from tests.support.nets import count, on_meta, option
 
 CIFAR, IMAGENET, MNIST = (3, 32, 32), (3, 224, 224), (1, 28, 28)
 IAAT = {"shortcut": "pool3x3", "norm_affine": False, "head": "convolution"}
-FOLDER = registry.conf_dir() / "model"
-OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+OPTIONS = registry.options("model", [registry.conf_dir()])
+#: One option of each class of ours.
+CLASSES = (
+    "cnn", "convnet8", "lenet", "mnist_fast", "mnist_trades", "preactresnet50", "resnet50", "vit_b_16", "wrn",
+)  # fmt: skip
 
 # For 10 classes on CIFAR and MNIST, 1000 on ImageNet. pytorch-cifar: kuangliu's networks as counted by
 # jvlmdr/flax-cifar (ResNetV1, ResNetV2). imgclsmob: osmr/imgclsmob's tables. torchvision: `num_params` of its weights.
@@ -93,50 +95,50 @@ OPERATIONS = [
 ]
 
 
-def node(option: str) -> dict[str, Any]:
-    """What a YAML says."""
-    read: dict[str, Any] = yaml.safe_load((FOLDER / f"{option}.yaml").read_text(encoding="utf-8"))
-    return read
-
-
-def option(name: str, shape: Shape, /, **changes: Any) -> Network:
+def network_of(name: str, shape: Shape, /, **changes: Any) -> Network:
     """The network of a YAML, in shapes alone."""
     channels, side, _ = shape
     given = {"shape": shape, "classes": 1000 if side > 64 else 10, "mean": (0.5,) * channels, "std": (0.5,) * channels}
-    made = on_meta(lambda: build({**node(name), **changes}, "model", **given))
+    made = on_meta(lambda: build({**option(name), **changes}, "model", **given))
     assert isinstance(made, Network)
     return made
 
 
 @pytest.mark.parametrize(("name", "shape", "changes", "published"), PARAMETERS)
 def test_parameters(name: str, shape: Shape, changes: dict[str, Any], published: int) -> None:
-    assert count(option(name, shape, **changes)) == published
+    assert count(network_of(name, shape, **changes)) == published
 
 
 @pytest.mark.parametrize(("name", "shape", "published"), OPERATIONS)
 def test_operations(name: str, shape: Shape, published: float) -> None:
-    network = option(name, shape).eval()
+    network = network_of(name, shape).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty((1, *shape), device="meta"))
     assert counter.get_total_flops() / 1e9 == pytest.approx(published, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", sorted({node(name)["_target_"]: name for name in OPTIONS if name != "module"}.values())
-)
+@pytest.mark.parametrize("name", CLASSES)
 def test_one_option_of_each_class_classifies(name: str) -> None:
     """With the options that its YAML has, which PARAMETERS holds against numbers for each."""
     shape = MNIST if name in ("mnist_trades", "lenet") else CIFAR
-    network = option(name, shape)
+    network = network_of(name, shape)
     assert network(torch.empty((2, *shape), device="meta")).shape == (2, 10)
     assert isinstance(network.stages[0], torch.nn.Conv2d) or name == "torchvision"
 
 
 def test_every_option_is_counted() -> None:
     assert {name for name, *_ in PARAMETERS} | {"cnn", "module"} == set(OPTIONS)
+    wrapped = {"atbench.models.torchvision_models.Wrapped"}
+    assert {option(name)["_target_"] for name in CLASSES} | wrapped == set(allow_list.MODELS)
 
 
 def test_stems_follow_the_size_of_images() -> None:
-    assert [large_stem("auto", (3, side, side)) for side in (8, 32, 64, 65, 224)] == [False, False, False, True, True]
-    assert large_stem("auto", (3, 224, 32)) is False
-    assert large_stem("large", CIFAR) is True and large_stem("small", IMAGENET) is False
+    assert [has_large_stem("auto", (3, side, side)) for side in (8, 32, 64, 65, 224)] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert has_large_stem("auto", (3, 224, 32)) is False
+    assert has_large_stem("large", CIFAR) is True and has_large_stem("small", IMAGENET) is False

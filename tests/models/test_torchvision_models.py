@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 from atbench.errors import ConfigError
 from atbench.models.published_weights import load_published
-from atbench.models.torchvision_models import TorchVision, Wrapped, behead, calm, chain
+from atbench.models.torchvision_models import TorchVision, Wrapped, remove_head, replace_activations, split_stages
 from tests.support.nets import build, library, on_meta, operations
 
 # One of each way to be taken apart, at a size that keeps it quick; the last three are one stage and a head.
@@ -58,9 +58,9 @@ def test_stages_are_the_whole_of_the_forward(name: str) -> None:
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = net(x)
-        calm(net, None)
-        _, head = behead(net, 5)
-        stages = chain(net)
+        replace_activations(net, None)
+        _, head = remove_head(net, 5)
+        stages = split_stages(net)
         assert type(stages["conv1"]) is nn.Conv2d and len(stages) > 4
         torch.testing.assert_close(head(nn.Sequential(*stages.values())(x)), expected)
     assert expected.std() > 0

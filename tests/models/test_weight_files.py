@@ -62,7 +62,7 @@ WRAPPINGS: dict[str, Callable[[State], dict[str, Any]]] = {
 def test_wrappings_are_seen_through(how: str, make: Callable[[], nn.Module], tmp_path: Path) -> None:
     source, network = filled(make(), 1), filled(make(), 2)
     torch.save(WRAPPINGS[how](source.state_dict()), tmp_path / "x.pt")
-    weight_files.load(network, weight_files.read(tmp_path / "x.pt"))
+    weight_files.load_weights(network, weight_files.read_weights(tmp_path / "x.pt"))
     named = dict(network.named_parameters())
     assert all(torch.equal(value, named[key]) for key, value in source.named_parameters())
     x = torch.rand(2, 1, 8, 8)
@@ -72,7 +72,7 @@ def test_wrappings_are_seen_through(how: str, make: Callable[[], nn.Module], tmp
 def test_safetensors_and_torch_agree(tmp_path: Path) -> None:
     source, network = filled(Held(), 1), filled(Held(), 2)
     save_file(source.state_dict(), tmp_path / "x.safetensors")
-    weight_files.load(network, weight_files.read(tmp_path / "x.safetensors"))
+    weight_files.load_weights(network, weight_files.read_weights(tmp_path / "x.safetensors"))
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), source.parameters(), strict=True))
 
 
@@ -82,10 +82,10 @@ def test_a_wrapped_module_takes_its_own_weights_or_those_of_both() -> None:
 
     source, x = filled(wrapped(), 1), torch.rand(2, 1, 8, 8)
     both, own = filled(wrapped(), 2), filled(wrapped(), 3)
-    weight_files.load(both, {"model": source.state_dict()})
+    weight_files.load_weights(both, {"model": source.state_dict()})
     assert torch.equal(both(x), source(x))
     kept = own.mean.clone()
-    weight_files.load(own, source.stages.module.state_dict())
+    weight_files.load_weights(own, source.stages.module.state_dict())
     assert torch.equal(own.mean, kept), "its own normalisation is the wrapper's"
     assert torch.equal(own.stages(x), source.stages(x))
 
@@ -116,7 +116,7 @@ def broken(state: State) -> State:
 )
 def test_what_does_not_fit_is_named(damage: Callable[[State], Any], said: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
-        weight_files.load(filled(Held(), 2), damage(filled(Held(), 1).state_dict()))
+        weight_files.load_weights(filled(Held(), 2), damage(filled(Held(), 1).state_dict()))
     assert "\n" not in str(caught.value)
 
 
@@ -124,7 +124,7 @@ def test_a_nan_in_a_network_of_ours_is_named() -> None:
     network = CNN(**FACTS, width=2)  # type: ignore[arg-type]
     state = {key: value * torch.nan if key == "head.bias" else value for key, value in network.state_dict().items()}
     with pytest.raises(DataError, match=r"head\.bias — 3 of 3 values are NaN"):
-        weight_files.load(network, state)
+        weight_files.load_weights(network, state)
 
 
 def test_what_cannot_be_read_is_refused_and_never_executed(tmp_path: Path) -> None:
@@ -140,5 +140,5 @@ def test_what_cannot_be_read_is_refused_and_never_executed(tmp_path: Path) -> No
         ("absent.pt", "there is no such file"),
     ):
         with pytest.raises(DataError, match=said) as caught:
-            weight_files.read(tmp_path / name)
+            weight_files.read_weights(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Run folders as docs/architecture.md describes them, made without training anything."""
+"""Run folders as docs/run_folder.md describes them, made without training anything."""
 
 from __future__ import annotations
 

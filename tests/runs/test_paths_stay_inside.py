@@ -14,7 +14,7 @@ from atbench.cli.main import main
 from atbench.config import values
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import run_folder
-from atbench.runs.run_dir import fresh, refuse_links, write_text
+from atbench.runs.run_dir import new_run_dir, refuse_links, write_text
 from atbench.workflows.resume import resumed_config
 from tests.support.configs import composed
 from tests.support.unpacked import put
@@ -61,7 +61,7 @@ def test_a_link_where_a_file_is_written_aside_is_not_followed(here: Path) -> Non
 @pytest.mark.parametrize("name", ["x/../../../y", "../y", "a/b", "a\\b", "/abs"])
 def test_a_name_is_of_one_folder(name: str, here: Path) -> None:
     with pytest.raises(ConfigError, match="is a path and not the name"):
-        fresh(here / "runs", f"eval-{name}")
+        new_run_dir(here / "runs", f"eval-{name}")
     assert list(here.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ import filelock
 import pytest
 
 from atbench.errors import DataError, EnvironmentFault, Interrupted
-from atbench.runs.run_dir import accounted, owned, read_json, set_status, write_bytes
+from atbench.runs.run_dir import locked, read_json, set_status, status_recorded, write_bytes
 
 DEAD = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01T00:00:00+00:00"}
 
@@ -26,7 +26,7 @@ def contend(folder: Path, rounds: int, together: Barrier, doubled: Any) -> None:
         place = folder / str(number)
         together.wait()
         try:
-            with owned(place):
+            with locked(place):
                 try:
                     (place / "held").touch(exist_ok=False)
                 except FileExistsError:
@@ -57,18 +57,18 @@ def test_no_two_processes_own_a_folder(left: str, tmp_path: Path) -> None:
 
 
 def test_an_owner_is_named_and_its_lock_goes_with_it(tmp_path: Path) -> None:
-    with owned(tmp_path):
+    with locked(tmp_path):
         with (
             pytest.raises(EnvironmentFault, match=f"in use by process {os.getpid()} on {socket.gethostname()}"),
-            owned(tmp_path),
+            locked(tmp_path),
         ):
             raise AssertionError("two owners")
         (tmp_path / "lock").write_text("{")  # while it is held, a damaged file says nothing
-        with pytest.raises(EnvironmentFault, match="in use by another process"), owned(tmp_path):
+        with pytest.raises(EnvironmentFault, match="in use by another process"), locked(tmp_path):
             raise AssertionError("two owners")
     assert not (tmp_path / "lock").exists()
     (tmp_path / "lock").write_text(json.dumps({**DEAD, "host": "elsewhere"}))
-    with pytest.raises(EnvironmentFault, match=r"on elsewhere .*if it is gone, remove .*lock"), owned(tmp_path):
+    with pytest.raises(EnvironmentFault, match=r"on elsewhere .*if it is gone, remove .*lock"), locked(tmp_path):
         raise AssertionError("an owner that cannot be asked")
     assert (tmp_path / "lock").exists()
 
@@ -77,7 +77,7 @@ def test_an_owner_is_named_and_its_lock_goes_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b'{"pid": 1', b"[1]", b"\xff\xfe{}"])
 def test_a_damaged_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=name), accounted(tmp_path):
+    with pytest.raises(DataError, match=name), status_recorded(tmp_path):
         raise AssertionError("began")
     assert (tmp_path / name).read_bytes() == content
 
@@ -87,7 +87,10 @@ def test_a_folder_on_a_read_only_disk_is_refused(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / ".lock"))
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refused)
-    with pytest.raises(EnvironmentFault, match=r"cannot be written \(Read-only file system\)"), accounted(tmp_path):
+    with (
+        pytest.raises(EnvironmentFault, match=r"cannot be written \(Read-only file system\)"),
+        status_recorded(tmp_path),
+    ):
         raise AssertionError("began")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +99,7 @@ def test_a_disk_that_fills_up_does_not_hide_why_the_work_ended(tmp_path: Path, m
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(Interrupted), accounted(tmp_path):
+    with pytest.raises(Interrupted), status_recorded(tmp_path):
         monkeypatch.setattr("os.fsync", full)
         raise Interrupted(143, "train", "stopped", "a signal asked for it", "go on")
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from tests.support.stub import Stub
 def started(folder: Path) -> list[Path]:
     """The callback, for a sweep whose name the clock gave; returns what it made."""
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "overrides": {"hydra": []}}})
-    sweep.forget()
+    sweep.reset()
     sweep.SweepFolder().on_multirun_start(config)
     assert config.hydra.overrides.hydra in ([], [f"hydra.sweep.dir={config.hydra.sweep.dir}"])
     return [Path(config.hydra.sweep.dir)]
@@ -30,7 +30,7 @@ def test_two_sweeps_of_one_second_have_a_folder_each(tmp_path: Path) -> None:
     assert first.is_dir() and second.is_dir() and second.name == "now-2"
     (first / sweep.RECORD).touch()
     (second / sweep.RECORD).touch()
-    sweep.withdraw()  # the second is refused
+    sweep.remove_refused_sweep()  # the second is refused
     assert (first / sweep.RECORD).exists() and not second.exists()
 
 
@@ -38,7 +38,7 @@ def test_a_refused_sweep_takes_no_folder_of_another(tmp_path: Path) -> None:
     (first,) = started(tmp_path / "runs" / "sweeps" / "now")
     other = first.parent / "other"
     other.mkdir()
-    sweep.withdraw()
+    sweep.remove_refused_sweep()
     assert other.is_dir() and not first.exists()
 
 

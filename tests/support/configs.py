@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import hydra
@@ -13,15 +15,27 @@ PAPERS = [name for name in registry.options("experiment", [registry.conf_dir()])
 
 
 def composed(*words: str, verb: str = "train") -> DictConfig:
-    """What Hydra hands to a run, without the detour over the command line, which composes twice."""
+    """What Hydra hands to a run, without the detour over the command line, which composes twice. A copy."""
+    return deepcopy(_composed(words, verb))
+
+
+def resolved(*words: str) -> DictConfig:
+    """As a run reads it: fractions are numbers, interpolations are resolved, nothing can change."""
+    return deepcopy(_resolved(words))
+
+
+@cache
+def _resolved(words: tuple[str, ...]) -> DictConfig:
+    return values.resolve(composed(*words))
+
+
+@cache
+def _composed(words: tuple[str, ...], verb: str) -> DictConfig:
     schema.register()
     with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
         return hydra.compose(verb, list(words))
 
 
-def resolved(*words: str) -> DictConfig:
-    return values.resolve(composed(*words))
-
-
 def node(target: str, **options: Any) -> dict[str, Any]:
+    """A node that builds `target`."""
     return {"_target_": target, "about": {"name": "x"}, **options}

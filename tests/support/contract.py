@@ -5,15 +5,17 @@ digits.
 from __future__ import annotations
 
 import os
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import values
-from atbench.config.registry import conf_dir
 from atbench.data import Batch, Source
 from atbench.data.digits import digits
 from atbench.methods import Method
@@ -23,7 +25,8 @@ from atbench.training.cost import Count
 from atbench.workflows import factory
 from tests.support.configs import resolved
 
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+SPAWN = mp.get_context("spawn")
+
 OVERRIDES = (
     "model.norm=none",
     "model.width=4",
@@ -130,16 +133,65 @@ def outcome(name: str, here: World, *overrides: str) -> dict[str, Any]:
     }
 
 
-def work(rank: int, size: int, store: str, folder: str, jobs: list[tuple[str, tuple[str, ...]]]) -> None:
-    """One of `size` gloo processes: all jobs, one after the other, each result in a file of its own."""
+class TwoProcesses:
+    """Two gloo processes that train what they are asked to, one run after the other; started anew if one died."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.jobs: list[Any] = []
+        self.processes: list[Any] = []
+
+    def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.jobs = [SPAWN.SimpleQueue() for _ in range(2)]
+        arguments = [(rank, 2, port, self.folder, jobs) for rank, jobs in enumerate(self.jobs)]
+        self.processes = [SPAWN.Process(target=work, args=each, daemon=True) for each in arguments]
+        for process in self.processes:
+            process.start()
+
+    def begin(self, name: str, overrides: tuple[str, ...]) -> None:
+        """Start the run of a method; `outcomes` waits for it."""
+        if not self.processes:
+            self.start()
+        for jobs in self.jobs:
+            jobs.put((name, overrides))
+
+    def outcomes(self, name: str, overrides: tuple[str, ...]) -> list[dict[str, Any]]:
+        """What both processes ended with, by rank."""
+        results = [result_of(self.folder, name, overrides, rank) for rank in range(2)]
+        while not all(result.is_file() for result in results):
+            if not all(process.is_alive() for process in self.processes):
+                self.close()
+                raise AssertionError("a process died: its traceback is in the captured output")
+            time.sleep(0.02)
+        return [torch.load(result, weights_only=True) for result in results]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.processes = []
+
+
+def result_of(folder: Path, name: str, overrides: tuple[str, ...], rank: int) -> Path:
+    return folder / f"{name}-{len(overrides)}-{rank}.pt"
+
+
+def work(rank: int, size: int, store: str, folder: Path, jobs: Any) -> None:
+    """One of `size` gloo processes: jobs as they come, each result in a file of its own."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=store
     )
     with world("cpu") as here:
-        for name, overrides in jobs:
-            torch.save(outcome(name, here, *overrides), Path(folder) / f"{name}-{len(overrides)}-{rank}.pt")
+        while True:
+            name, overrides = jobs.get()
+            result = result_of(folder, name, overrides, rank)
+            torch.save(outcome(name, here, *overrides), result.with_suffix(".part"))
+            result.with_suffix(".part").rename(result)
 
 
 def cost(method: Method, batch: Batch) -> int:

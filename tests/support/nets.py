@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import hydra
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from atbench.config import registry
 from atbench.models import CNN, Network
 from atbench.models.network import Shape
 from atbench.models.plain import ConvNet8, FastMnist, LeNet, TradesMnist
@@ -65,6 +68,14 @@ def library(name: str, side: int, **options: Any) -> Network:
 def images(network_or_side: int, channels: int = 3, n: int = 4) -> torch.Tensor:
     rng = torch.Generator().manual_seed(0)
     return torch.rand((n, channels, network_or_side, network_or_side), generator=rng, dtype=torch.float64)
+
+
+def option(name: str, *overrides: str) -> dict[str, Any]:
+    """The node of `model=name`."""
+    with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
+        node = OmegaConf.to_container(hydra.compose(f"model/{name}", list(overrides)).model)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:

@@ -13,7 +13,8 @@ import torch
 from atbench.errors import DataError, EnvironmentFault
 from atbench.runs.run_dir import write_bytes
 from atbench.training import checkpoint
-from tests.support.contract import ALONE, METHODS, Log, trainer_of
+from tests.support.contract import ALONE, Log, trainer_of
+from tests.support.tiers import METHODS
 
 CONTENT: dict[str, Any] = {"weights": torch.arange(1000.0), "epoch": 3, "nested": {"list": [1, 2.5, None, "text"]}}
 
@@ -85,6 +86,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.every_method("name")
 def test_state_of_every_method_opens_without_pickled_code(name: str) -> None:
     average = () if name == "kd_swa" else ("plus=ema",)  # it brings its own
     state = trainer_of(name, ALONE, Log(), *average).state()

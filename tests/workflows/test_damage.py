@@ -105,6 +105,7 @@ def test_a_read_only_run_is_refused_before_any_work(
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("when", ["evaluation", "end of training", "swallowed"])
+@pytest.mark.slow
 def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     when: str, sent: signal.Signals, code: int, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

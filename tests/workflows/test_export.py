@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from atbench.cli.main import main
-from atbench.config.instantiate import trust
+from atbench.config.instantiate import trust_folders
 from atbench.data.digits import digits
 from atbench.evaluation import weights_sha256
 from atbench.reporting import leaderboard, model_card, report
@@ -79,7 +79,7 @@ def folder(request: pytest.FixtureRequest, made: Path, monkeypatch: pytest.Monke
 
 
 def network_of(folder: Path) -> torch.nn.Module:
-    trust(Path.cwd())
+    trust_folders(Path.cwd())
     name = "best" if folder.parent.name == "trained" else "Net"
     path = folder / "checkpoints" / f"{name}.pt"
     return eval_plan.load_network(OmegaConf.create(read_config(folder)), digits(), torch.device("cpu"), path)[0].eval()

@@ -176,6 +176,7 @@ def test_refusals_leave_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "method=standard,pgd_at", "seed=0,1", "train.epochs=1") == 0
     (sweep,) = (folder / "runs" / "sweeps").iterdir()
@@ -203,6 +204,7 @@ def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureF
     assert "is not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "name=first", "train.optimizer.lr=0.02") == 0
     first = only(folder)
@@ -216,6 +218,7 @@ def test_a_run_starts_from_the_weights_of_another(folder: Path, capsys: pytest.C
     assert "has" in capsys.readouterr().err and not list((folder / "runs").glob("*third*"))
 
 
+@pytest.mark.slow
 def test_a_teacher_is_the_selected_epoch_where_the_method_asks_for_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ class _RepeatedDraws(ExampleDraws):
     """`count` draws per example in one call, for images (b · count, C, H, W) with those of an example in a row."""
 
     def __init__(self, rng: ExampleDraws, count: int) -> None:
-        super().__init__(rng.seed, *rng.place, index=rng.index)
+        super().__init__(rng.seed, *rng.stream, index=rng.index)
         self.count = count
 
     def take(self, rows: Tensor) -> _RepeatedDraws:

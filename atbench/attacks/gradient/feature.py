@@ -118,7 +118,7 @@ class FeatureAttack(Attack):
         labels, chosen = self.images.y.cpu(), torch.zeros(len(y), self.targets, dtype=torch.long)
         for label in y.unique().tolist():
             others = (labels != label).nonzero().squeeze(1)
-            source = generator("cpu", rng.seed, *rng.place, "images", label)
+            source = generator("cpu", rng.seed, *rng.stream, "images", label)
             chosen[y.cpu() == label] = others[torch.randperm(len(others), generator=source)[: self.targets]]
         return chosen
 

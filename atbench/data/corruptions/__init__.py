@@ -1,4 +1,4 @@
-"""Common corruptions, generated offline from their definitions: see `table` for what they can be compared with."""
+"""Common corruptions, generated from their definitions; `table` says what they can be compared with."""
 
 from atbench.data.corruptions.table import CORRUPTIONS, CorruptedImages, corrupt
 

@@ -1,4 +1,4 @@
-"""Blurs. Lengths are pixels of a 32×32 image, and grow with the shorter side beyond that (`scale`)."""
+"""Blurs: defocus, glass, motion, zoom. Lengths are pixels of a 32×32 image, scaled with the shorter side above that."""
 
 from __future__ import annotations
 

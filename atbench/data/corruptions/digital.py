@@ -1,4 +1,4 @@
-"""What processing, storing and moving a picture does to it."""
+"""Corruptions of processing and storage: contrast, elastic transform, pixelate, JPEG."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def elastic_transform(x: Tensor, rng: ExampleDraws, strength: float, smooth: flo
     affine = torch.linalg.solve(_homogeneous(moved), points.expand(len(x), -1, -1))  # (B, 3, 2)
     shift = strength * side * gaussian(uniform(rng, x, 2, height, width), smooth * side, truncate=3)
     row, column = (torch.arange(length, dtype=x.dtype, device=x.device) for length in (height, width))
-    place = torch.stack([column.expand(height, -1), row[:, None].expand(-1, width)], dim=-1)
-    place = (place + shift.permute(0, 2, 3, 1)).flatten(1, 2)
-    place = (_homogeneous(place) @ affine).view(len(x), height, width, 2)
-    grid = 2 * place / torch.tensor([width - 1, height - 1], dtype=x.dtype, device=x.device) - 1
+    pixels = torch.stack([column.expand(height, -1), row[:, None].expand(-1, width)], dim=-1)
+    pixels = (pixels + shift.permute(0, 2, 3, 1)).flatten(1, 2)
+    pixels = (_homogeneous(pixels) @ affine).view(len(x), height, width, 2)
+    grid = 2 * pixels / torch.tensor([width - 1, height - 1], dtype=x.dtype, device=x.device) - 1
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=True)
 
 

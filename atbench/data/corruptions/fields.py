@@ -1,4 +1,4 @@
-"""Random fields, one for each example. The numbers are drawn on the CPU: every device makes the same pictures."""
+"""Random fields, one per example. Numbers are drawn on the CPU, so that every device makes the same images."""
 
 from __future__ import annotations
 

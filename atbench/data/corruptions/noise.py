@@ -1,4 +1,4 @@
-"""Noise that is drawn anew for every pixel of every channel."""
+"""Pixel noise: Gaussian, shot, impulse."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def shot_noise(x: Tensor, rng: ExampleDraws, photons: float) -> Tensor:
     cumulative[:, -1] = 1
     # One ladder for all levels, level v between v and v + 1, is sorted: a single search answers every pixel.
     ladder = (torch.arange(256, device=x.device)[:, None] + cumulative).flatten()
-    place = torch.searchsorted(ladder, level + unit(rng, x, *x.shape[1:]), right=True) - level * (most + 1)
-    return place.clamp(max=most).to(x.dtype) / photons
+    index = torch.searchsorted(ladder, level + unit(rng, x, *x.shape[1:]), right=True) - level * (most + 1)
+    return index.clamp(max=most).to(x.dtype) / photons
 
 
 def impulse_noise(x: Tensor, rng: ExampleDraws, share: float) -> Tensor:

@@ -76,7 +76,7 @@ def corrupt(images: Tensor, name: str, severity: int, rng: ExampleDraws) -> Tens
     Raises ConfigError for a name or severity that there is not, DataError for images that are not uint8 with 1 or 3
     channels and at least 8×8 pixels.
     """
-    check(name, severity)
+    check_corruption(name, severity)
     _check_images(images)
     if severity == 0 or len(images) == 0:
         return images.clone()
@@ -90,7 +90,7 @@ def corrupt(images: Tensor, name: str, severity: int, rng: ExampleDraws) -> Tens
     return out
 
 
-def check(name: str, severity: int) -> None:
+def check_corruption(name: str, severity: int) -> None:
     """Raise ConfigError unless there is a corruption of this name, and this severity of it."""
     if name not in CORRUPTIONS:
         raise ConfigError(
@@ -124,7 +124,7 @@ class CorruptedImages(Images):
     position: Tensor
 
     def __post_init__(self) -> None:
-        check(self.name, self.severity)
+        check_corruption(self.name, self.severity)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
         """The corrupted images `index` as floats in [0, 1], of 256 levels."""

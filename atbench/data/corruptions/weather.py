@@ -1,4 +1,4 @@
-"""Weather, and light."""
+"""Corruptions of weather and light: snow, frost, fog, brightness."""
 
 from __future__ import annotations
 

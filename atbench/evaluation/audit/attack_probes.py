@@ -101,7 +101,7 @@ class AttackProbes:
         with self.eval_model.ready(), torch.no_grad():
             for rows in self.batches():
                 x, y = self.eval_model.load(self.images, rows)
-                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.places(rows))
+                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.indices(rows))
                 hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
                 for _ in range(DRAWS):
                     hit |= wrong(self.eval_model, norm_ball.project(x, x + norm_ball.sample(x, eps, rng), eps), y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from atbench.evaluation.interval import Z
+from atbench.interval import Z
 
 
 @dataclass(frozen=True)

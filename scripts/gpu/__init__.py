@@ -1,0 +1,1 @@
+"""Stages of the acceptance on a GPU (scripts/gpu_acceptance.py)."""

@@ -1,0 +1,78 @@
+"""What has to hold on a CUDA device; `make gpu` runs these. Skipped where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from atbench.seeding import ExampleDraws
+from atbench.training import Trainer
+from scripts.gpu.parity import OneStep, compare, first_step
+from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
+
+DEVICE = torch.device("cuda")
+WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=2")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+class After(OneStep):
+    """A watch that ends training after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self) -> int:
+        self.steps -= 1
+        return 0 if self.steps else 75
+
+
+def trained(steps: int, *words: str, state: dict[str, Any] | None = None) -> Trainer:
+    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(steps))
+    if state is not None:
+        trainer.load(state)
+    fit(trainer)
+    return trainer
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "trades", "free_at", "fgsm_mep", "mart"])
+def test_one_step_in_float64_is_that_of_the_cpu(name: str) -> None:
+    reference = first_step(name, torch.device("cpu"), torch.float64)
+    result = compare(reference, first_step(name, DEVICE, torch.float64, reference.before), "float64")
+    assert result["agrees"], result
+    moved = max(float((reference.after[key] - value).abs().max()) for key, value in reference.before.items())
+    assert moved > 1e-4, "nothing was trained"
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "free_at"])
+def test_a_resumed_training_is_bit_equal(name: str, deterministic: None) -> None:
+    whole = trained(3, f"method={name}").state()["method"]
+    resumed = trained(2, f"method={name}", state=trained(1, f"method={name}").state()).state()["method"]
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_bf16_updates_float32_weights() -> None:
+    words = ("method=trades", "train.precision.attack=bf16", "train.precision.update=bf16", "train.channels_last=true")
+    start = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(1)).state()["method"]
+    weights = trained(2, *words).state()["method"]
+    floats = {key: value for key, value in weights.items() if value.is_floating_point()}
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in floats.values())
+    assert any(not torch.equal(value, start[key]) for key, value in floats.items())
+
+
+def test_an_examples_numbers_do_not_depend_on_its_batch() -> None:
+    index = torch.arange(60, 70)  # from two chunks
+    whole = ExampleDraws(0, "start", index=index).uniform(torch.empty(10, 3, device=DEVICE))
+    part = ExampleDraws(0, "start", index=index[3:7]).uniform(torch.empty(4, 3, device=DEVICE))
+    assert torch.equal(whole[3:7], part)
+    assert len(whole.unique()) > 20
