@@ -32,7 +32,7 @@ class Target(Protocol):
 
 
 class Attack(ABC):
-    """A search for misclassified images in the ball and the box; everything but `search` is common.
+    """A search for misclassified images in the ball and the box; subclasses implement `perturb`.
 
     norms: those that the attack is defined for.
     access: `gradient` (of the logits), `features` (their gradient), `queries` (outputs only), `transfer` (another

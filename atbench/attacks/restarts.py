@@ -67,16 +67,16 @@ def run_restarts(x: Tensor, restarts: Iterable[Callable[[Tensor], Candidates]]) 
     return best.x_adv
 
 
-def ascend(search: GradientAttack, objective: Objective, y: Tensor, x: Tensor, start: Tensor) -> Candidates:
+def ascend(pgd: GradientAttack, objective: Objective, y: Tensor, x: Tensor, start: Tensor) -> Candidates:
     """One ascent from `start`; `done` are the misclassified, by the outputs that the objective returns.
 
     With `return_point="first"` every point of the path is judged, and the first misclassified one is the answer. With
     `return_point="last"` the final point alone is, which takes a forward pass of its own.
     """
-    if search.return_point == "first":
-        return search.ascent(objective, x, stop=misclassified(y)).run(start)
-    x_adv = search(objective, x, start=start)
-    value, logits, _ = evaluate(objective, x_adv, None, search.steps, gradient=False)
+    if pgd.return_point == "first":
+        return pgd.ascent(objective, x, stop=misclassified(y)).run(start)
+    x_adv = pgd(objective, x, start=start)
+    value, logits, _ = evaluate(objective, x_adv, None, pgd.steps, gradient=False)
     return Candidates(x_adv, value.to(x.dtype), logits.argmax(dim=1) != y)
 
 
@@ -122,17 +122,17 @@ class RobustTracker(BestCandidates):
         return rows[robust], x_adv[robust]
 
     def run_stages(
-        self, search: GradientAttack, stages: Iterable[AttackStage], rows: Tensor, start: Tensor
+        self, pgd: GradientAttack, stages: Iterable[AttackStage], rows: Tensor, start: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One search after the other from where the last one ended, `start` first; the last point is evaluated too.
 
-        `search` returns its last point. Returns the rows that are still robust and the logits of their last points.
+        `pgd` returns its last point. Returns the rows that are still robust and the logits of their last points.
         """
         x_adv = start
         for stage in stages:
             if stage.steps == 0:
                 continue
-            x_adv = self._run_stage(search, stage, rows, x_adv)
+            x_adv = self._run_stage(pgd, stage, rows, x_adv)
             rows, x_adv = self.drop_broken(rows, x_adv, REPACK)
             if len(rows) == 0:
                 return rows, x_adv.new_zeros(0)
@@ -140,9 +140,9 @@ class RobustTracker(BestCandidates):
         robust = ~self.broken[rows]
         return rows[robust], logits[robust]
 
-    def _run_stage(self, search: GradientAttack, stage: AttackStage, rows: Tensor, start: Tensor) -> Tensor:
+    def _run_stage(self, pgd: GradientAttack, stage: AttackStage, rows: Tensor, start: Tensor) -> Tensor:
         def stop(state: State) -> Tensor:
             return self.update(rows[state.rows], state.x_adv, state.outputs)
 
         objective, x = stage.objective(rows), self.x[rows]
-        return search(objective, x, start=start, step_size=stage.step_size, steps=stage.steps, stop=stop)
+        return pgd(objective, x, start=start, step_size=stage.step_size, steps=stage.steps, stop=stop)

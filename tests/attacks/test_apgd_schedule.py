@@ -15,7 +15,7 @@ from atbench.attacks.gradient.apgd_schedule import APGDSteps, SparseAPGDSteps, c
 F64 = torch.float64
 
 
-def seen(
+def points_of(
     value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, stepper: Stepper, norm: str, eps: float, steps: int
 ) -> Tensor:
     """(steps + 1, pixels): the points that one ascent of one image evaluates."""
@@ -30,7 +30,7 @@ def seen(
     return torch.stack(points)
 
 
-def test_a_parabola_is_climbed_as_by_hand() -> None:
+def test_ascent_of_a_parabola_is_as_by_hand() -> None:
     """−(x − 0.6)² in 0.5 ± 0.25 from 0.5, η = 0.5; a checkpoint after step 2 and after each later one.
 
     1: to the edge, 0.75. 2: u = 0.25, the last step's weight is ¼: 0.4375; no rise in two steps: η = 0.25, back to 0.5.
@@ -40,7 +40,7 @@ def test_a_parabola_is_climbed_as_by_hand() -> None:
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
     assert checkpoints(6) == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}
     steps = APGDSteps(ball("linf"), 0.25, 10, 0.75)
-    points = seen(lambda z: -((z - 0.6) ** 2).flatten(), x, x, steps, "linf", 0.25, 10)
+    points = points_of(lambda z: -((z - 0.6) ** 2).flatten(), x, x, steps, "linf", 0.25, 10)
     by_hand = torch.tensor([0.5, 0.75, 0.4375, 0.625, 0.46875, 0.53125, 0.6015625], dtype=F64)
     torch.testing.assert_close(points[:7, 0], by_hand, rtol=0, atol=1e-15)
 
@@ -55,7 +55,7 @@ def test_sparse_steps_are_as_by_hand() -> None:
     x = torch.full((1, 1, 2, 2), 0.5, dtype=F64)
     weight = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=F64)
     start = x + torch.tensor([0.0, 0.1, 0.1, 0.1], dtype=F64).view_as(x)
-    points = seen(lambda z: z.flatten(1) @ weight, x, start, SparseAPGDSteps(0.4, 4), "l1", 0.4, 4)
+    points = points_of(lambda z: z.flatten(1) @ weight, x, start, SparseAPGDSteps(0.4, 4), "l1", 0.4, 4)
     by_hand = [[0, 0.1, 0.1, 0.1], [0.125, 0.225, 0.025, 0.025], [2 / 15, 7 / 30, 1 / 30, 0], [0.15, 0.25, 0, 0]]
     torch.testing.assert_close(points[:4] - 0.5, torch.tensor(by_hand, dtype=F64), rtol=0, atol=1e-14)
 
@@ -76,6 +76,6 @@ def test_the_first_step_rises_if_its_value_is_positive(above: float, fourth: flo
     """
     x = torch.full((1, 1, 1, 1), 0.5, dtype=F64)
     steps = APGDSteps(ball("linf"), 0.25, 10, 0.75)
-    points = seen(lambda z: above - ((z - 0.51) ** 2).flatten(), x, x - 0.25, steps, "linf", 0.25, 10)
+    points = points_of(lambda z: above - ((z - 0.51) ** 2).flatten(), x, x - 0.25, steps, "linf", 0.25, 10)
     by_hand = torch.tensor([0.25, 0.75, 0.5, 0.625, fourth], dtype=F64)
     torch.testing.assert_close(points[:5, 0], by_hand, rtol=0, atol=1e-15)

@@ -1,4 +1,4 @@
-"""The search loop: closed forms on a linear model, stop rules, what is kept; momentum and backtracking, slowly."""
+"""`GradientAttack`: closed forms on a linear model, stop rules, what is kept; momentum and backtracking, slowly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is broken, what is kept of each example, and that finished examples cost nothing."""
+"""Broken examples, the best candidate of each, and that finished examples cost nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_first_misclassified_image_stays_and_the_best_of_the_rest() -> None:
     logits = torch.zeros(3, 5, dtype=x.dtype)
     logits[torch.arange(3), y] = torch.tensor([2.0, 2.0, -1.0], dtype=x.dtype)  # the third is misclassified
     assert tracker.update(torch.arange(3), x + 0.1, logits).tolist() == [False, False, True]
-    logits[torch.arange(3), y] = torch.tensor([3.0, 1.0, -9.0], dtype=x.dtype)  # worse, better, no longer asked
+    logits[torch.arange(3), y] = torch.tensor([3.0, 1.0, -9.0], dtype=x.dtype)  # worse, better, ignored
     tracker.update(torch.arange(3), x + 0.2, logits)
     torch.testing.assert_close(tracker.x_adv, x + torch.tensor([0.1, 0.2, 0.1]).double().view(3, 1, 1, 1))
     assert tracker.rows().tolist() == [0, 1]
@@ -61,7 +61,7 @@ def test_a_stage_goes_on_where_the_last_one_ended_and_the_end_is_evaluated() -> 
     assert aim.gradients == 6 * 5 and aim.passes == 6 * 6
 
 
-def test_what_is_broken_at_the_start_costs_one_look() -> None:
+def test_what_is_broken_at_the_start_costs_one_pass() -> None:
     network = Linear()
     x, y = images(network, n=6)
     aim = Aim(network)

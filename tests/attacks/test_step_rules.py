@@ -1,4 +1,4 @@
-"""Rules of stepping: beside torch's own Adam, the formulas written out, what follows the live examples."""
+"""Step rules: beside torch's Adam, against their formulas; their memory follows the examples still searched."""
 
 from __future__ import annotations
 

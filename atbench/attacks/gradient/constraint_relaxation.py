@@ -67,10 +67,10 @@ class ConstraintRelaxation(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
-        search = GradientAttack(self.norm, self.eps, self.steps, self.eps, start="uniform")
+        pgd = GradientAttack(self.norm, self.eps, self.steps, self.eps, start="uniform")
         rows = tracker.rows()
-        start = search.begin(x, self.eps, rng.at("first"))
-        rows, logits = tracker.run_stages(search, self._first(target, y), rows, start)
+        start = pgd.begin(x, self.eps, rng.at("first"))
+        rows, logits = tracker.run_stages(pgd, self._first(target, y), rows, start)
         if len(rows) == 0:
             return tracker.x_adv
         count = self.count(logits.shape[1])
@@ -81,7 +81,7 @@ class ConstraintRelaxation(Attack):
             for column in range(count):
                 rows = tracker.rows() if restart == 0 else (~tracker.broken & near[:, column]).nonzero().squeeze(1)
                 if len(rows):
-                    targeted = _TargetedPass(self, search, tracker, rank[:, column], rng.at("turn", restart, column))
+                    targeted = _TargetedPass(self, pgd, tracker, rank[:, column], rng.at("turn", restart, column))
                     targeted.run(rows)
                     if restart == 0:
                         near[:, column] = targeted.near
@@ -102,9 +102,9 @@ class _TargetedPass:
     """One pass of stage B towards one class an example. `near`: (B,), whether a margin below NEAR was reached."""
 
     def __init__(
-        self, attack: ConstraintRelaxation, search: GradientAttack, tracker: RobustTracker, t: Tensor, rng: Draws
+        self, attack: ConstraintRelaxation, pgd: GradientAttack, tracker: RobustTracker, t: Tensor, rng: Draws
     ) -> None:
-        self.search, self.tracker, self.t, self.rng = search, tracker, t, rng
+        self.pgd, self.tracker, self.t, self.rng = pgd, tracker, t, rng
         self.x, self.eps, self.ball, self.cycles = tracker.x, attack.eps, attack.ball, attack.cycles
         self.relaxed = self.strict = attack.steps // 3
         self.rest = attack.steps - self.relaxed - self.strict
@@ -112,7 +112,7 @@ class _TargetedPass:
         self.gap = tracker.value.new_zeros(len(t))  # z_y − z_t at the last point evaluated
 
     def run(self, rows: Tensor) -> None:
-        x_adv = self.search.begin(self.x[rows], self.eps, self.rng.at("start").take(rows))
+        x_adv = self.pgd.begin(self.x[rows], self.eps, self.rng.at("start").take(rows))
         scale = 1.0
         for cycle in range(self.cycles):
             scale = max(scale / 2, FLOOR)
@@ -141,7 +141,7 @@ class _TargetedPass:
             return self._judge(rows[state.rows], state, state.step < outside)
 
         objective = Objective(self.tracker.target.logits, towards, self.tracker.y[rows], self.t[rows])
-        x_adv = self.search(
+        x_adv = self.pgd(
             objective,
             self.x[rows],
             start=x_adv,

@@ -72,7 +72,7 @@ class _DiverseObjective(Objective):
             return super().__call__(x_adv, rows, step)
         numbers = self.numbers[:, step] if rows is None else self.numbers[rows, step]
         value, outputs = super().__call__(transform(x_adv, numbers, self.attack.probability, self.attack.rate), rows)
-        if self.attack.ascent.return_point == "first":
+        if self.attack.pgd.return_point == "first":
             with torch.no_grad():
                 outputs = self.network(x_adv.detach())
         return value, outputs

@@ -103,14 +103,14 @@ class FeatureAttack(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker, hook = RobustTracker(target, x, y), FeatureHook(target)
-        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
+        pgd = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         chosen = self.choose(y, rng)
         for number, rows in tracker.restarts(self.targets):
             features = self._features(hook, chosen[rows.cpu(), number], x)
-            start = search.begin(x[rows], self.eps, rng.at("target", number).take(rows))
+            start = pgd.begin(x[rows], self.eps, rng.at("target", number).take(rows))
             objective = FeatureDistance(hook, features)
             stage = AttackStage(always(objective), self.steps, self.step_size)
-            tracker.run_stages(search, [stage], rows, start)
+            tracker.run_stages(pgd, [stage], rows, start)
         return tracker.x_adv
 
     def choose(self, y: Tensor, rng: ExampleDraws) -> Tensor:

@@ -86,14 +86,14 @@ class GAMA(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
         law = "corner" if self.norm == "linf" else "uniform"
-        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start=law)
+        pgd = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start=law)
         clean = None
         if self.reference == "clean":
             with torch.no_grad():
                 clean = target.logits(x).softmax(dim=1)
         for restart, rows in tracker.restarts(self.restarts):
-            start = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
-            tracker.run_stages(search, self._stages(target, y, clean), rows, start)
+            start = pgd.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
+            tracker.run_stages(pgd, self._stages(target, y, clean), rows, start)
         return tracker.x_adv
 
     def _stages(self, target: Target, y: Tensor, clean: Tensor | None) -> list[AttackStage]:

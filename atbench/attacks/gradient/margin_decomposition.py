@@ -75,11 +75,11 @@ class MarginDecomposition(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
-        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
+        pgd = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         for restart, rows in tracker.restarts(self.restarts):
-            start = search.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
+            start = pgd.begin(x[rows], self.eps, rng.at("restart", restart).take(rows))
             term = best_wrong if restart % 2 else less_true
-            tracker.run_stages(search, self.stages(target, y, term), rows, start)
+            tracker.run_stages(pgd, self.stages(target, y, term), rows, start)
         return tracker.x_adv
 
     def stages(self, target: Target, y: Tensor, term: Value) -> list[AttackStage]:

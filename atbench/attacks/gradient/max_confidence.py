@@ -51,19 +51,19 @@ class MaxConfidence(Attack):
         if restarts < 1:
             raise ConfigError("attack.restarts", restarts, "restarts must be ≥ 1", "use at least 1")
 
-        def search(restart: int) -> GradientAttack:
+        def attack(restart: int) -> GradientAttack:
             size, plain = rel_step_size * self.eps / 2 ** min(restart, 3), norm == "l1" or restart % 2 == 1
             kind: dict[str, Any] = {"rule": "steepest"} if plain else {"rule": "averaged", "momentum": momentum}
             start = "uniform" if restart else "zero"
             return GradientAttack(norm, self.eps, steps, size, start, return_point="best", backtrack=backtrack, **kind)
 
-        self.searches = [search(restart) for restart in range(restarts)]
+        self.attacks = [attack(restart) for restart in range(restarts)]
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         best, objective = _Best(x, y), Objective(target.logits, confidence, y)
-        for restart, search in enumerate(self.searches):
-            start = self.ball.project(x, search.begin(x, self.eps, rng.at("restart", restart)), self.eps)
-            search(objective, x, start=start, stop=best.update)
+        for restart, pgd in enumerate(self.attacks):
+            start = self.ball.project(x, pgd.begin(x, self.eps, rng.at("restart", restart)), self.eps)
+            pgd(objective, x, start=start, stop=best.update)
         return best.x_adv
 
 

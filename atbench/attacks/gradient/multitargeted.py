@@ -66,7 +66,7 @@ class Targeted(Attack):
             if value not in known:
                 raise ConfigError(f"attack.{key}", value, "there is no such choice", f"use one of {', '.join(known)}")
         check(norm, start, return_point, restarts=restarts, targets=targets)
-        self.ascent = GradientAttack(
+        self.pgd = GradientAttack(
             norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
         )
         self.targets, self.rule, self.restarts, self.value = targets, rule, restarts, OBJECTIVES[objective]
@@ -96,4 +96,4 @@ class Targeted(Attack):
     ) -> Candidates:
         x, y, rng = x[rows], y[rows], rng.take(rows)
         objective = Objective(target.logits, self.value, y, towards[rows])
-        return ascend(self.ascent, objective, y, x, self.ascent.begin(x, self.eps, rng))
+        return ascend(self.pgd, objective, y, x, self.pgd.begin(x, self.eps, rng))

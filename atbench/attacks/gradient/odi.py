@@ -63,14 +63,14 @@ class ODI(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         tracker = RobustTracker(target, x, y)
-        search = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
+        pgd = GradientAttack(self.norm, self.eps, self.steps, self.step_size, start="uniform")
         for restart, rows in tracker.restarts(self.restarts):
             draws = rng.at("restart", restart).take(rows)
-            start = search.begin(x[rows], self.eps, draws)
+            start = pgd.begin(x[rows], self.eps, draws)
             direction = always(OutputDirection(target, draws))
             stages = (
                 AttackStage(direction, self.diverse_steps, self.diverse_step),
                 AttackStage(lambda rows: Objective(target.logits, self.value, y[rows]), self.steps, self.step_size),
             )
-            tracker.run_stages(search, stages, rows, start)
+            tracker.run_stages(pgd, stages, rows, start)
         return tracker.x_adv

@@ -64,27 +64,27 @@ class Pgd(Attack):
     ) -> None:
         super().__init__(norm, eps, steps)
         check(norm, start, return_point, restarts=restarts, eot_samples=eot_samples)
-        self.ascent = GradientAttack(
+        self.pgd = GradientAttack(
             norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
         )
         self.restarts, self.eot_samples, self.value = restarts, eot_samples, label_objective(objective)
         self.least_classes = fewest_classes(self.value)
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        if self.restarts == 1 and self.ascent.return_point == "last":
+        if self.restarts == 1 and self.pgd.return_point == "last":
             # No restart follows, so the evaluation's own pass judges the final point.
-            return self.ascent(self.objective(target, y, rng), x, start=self.begin(x, rng))
+            return self.pgd(self.objective(target, y, rng), x, start=self.begin(x, rng))
         return run_restarts(
             x, [partial(self._restart, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
         )
 
     def _restart(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws, rows: Tensor) -> Candidates:
         x, y, rng = x[rows], y[rows], rng.take(rows)
-        return ascend(self.ascent, self.objective(target, y, rng), y, x, self.begin(x, rng))
+        return ascend(self.pgd, self.objective(target, y, rng), y, x, self.begin(x, rng))
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
         """The starting point of a restart."""
-        return self.ascent.begin(x, self.eps, rng)
+        return self.pgd.begin(x, self.eps, rng)
 
     def objective(self, target: Target, y: Tensor, rng: ExampleDraws) -> Objective:
         """The objective of a restart; a random one draws from `rng`."""
@@ -125,7 +125,7 @@ class RandomFgsm(Pgd):
         self.rel_start_size = rel_start_size
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
-        return self.ascent.begin(x, self.rel_start_size * self.eps, rng)
+        return self.pgd.begin(x, self.rel_start_size * self.eps, rng)
 
 
 class Averaged(Objective):
