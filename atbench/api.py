@@ -97,7 +97,7 @@ def attack(
         settings: further options of the attack, such as `steps` or `restarts`; defaults are those of `conf/attack`. A
             `step_size` is absolute, and eps/4 unless given; a `rel_step_size` is a share of eps.
 
-    The result is float32, and float64 where the model is float64 throughout. Raises ConfigError.
+    Returns float32; float64 for a model that is float64 throughout. Raises ConfigError.
     """
     cfg = _config(attack, settings, norm, eps, batch_size, seed)
     with _evaluated(model, x, y, batch_size) as (eval_model, images):
@@ -268,11 +268,10 @@ def _evaluated(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Itera
     """A block that evaluates a model on images: both checked, gradients enabled, the model's buffers restored after it.
     Modes and `requires_grad` are restored by `EvalModel.ready`.
     """
-    name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise ConfigError("model", name, "must be a torch.nn.Module", "wrap it in one")
+        raise ConfigError("model", type(model).__name__, "must be a torch.nn.Module", "wrap it in one")
     if next(model.parameters(), None) is None:
-        raise ConfigError("model", name, "has no parameters", "register its weights as parameters")
+        raise ConfigError("model", type(model).__name__, "has no parameters", "register its weights as parameters")
     buffers = [
         (module, key, buffer, buffer.clone())
         for module in model.modules()

@@ -20,7 +20,7 @@ from tests.support.ties import Watched
 
 
 @pytest.fixture
-def flag_signals() -> Iterator[Watched]:
+def watched() -> Iterator[Watched]:
     with Watched() as mode:
         yield mode
 

@@ -57,7 +57,7 @@ def composition_error(error: Exception, typed: Sequence[str], choices: Choices) 
 def interpolation_error(error: Exception, tree: Mapping[str, object]) -> ConfigError:
     """A `${...}` that leads nowhere, and the keys that exist where it stopped. `tree` is the config unresolved."""
     key = str(getattr(error, "full_key", None) or "configuration")
-    match = re.search(r"Interpolation key '([^']+)' not match", str(error))
+    match = re.search(r"Interpolation key '([^']+)' not found", str(error))
     if match is None:
         return ConfigError(key, "${...}", _first_line(error), "correct the interpolation")
     reference = match.group(1)

@@ -198,7 +198,7 @@ def test_what_was_interrupted_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(result_cache, "_measure_batch", counted)
-    monkeypatch.setattr(result_cache.Ledger, "SECONDS", 0.0)
+    monkeypatch.setattr(result_cache.ResultCache, "SECONDS", 0.0)
     monkeypatch.setattr(result_cache._Table, "write", stopped)
     assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 143
     folder = only(theirs)

@@ -47,7 +47,9 @@ def test_other_words_are_refused(
 
 def test_what_is_free_takes_the_place_of_what_was(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(validate, "check", lambda cfg: seen.append(cfg) or (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        validate, "validate_config", lambda cfg: seen.append(cfg) or (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert main(["train", f"resume={begun}", "logger=none", "train.time_limit=1/2", "train.checkpoint.steps=7"]) == 130
     assert seen[0].train.time_limit == 0.5 and seen[0].train.checkpoint.steps == 7
     assert "project" not in seen[0].logger, "replaced, not merged into"

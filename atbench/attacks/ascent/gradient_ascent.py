@@ -136,16 +136,16 @@ class GradientAttack:
 class FixedSteps(Stepper):
     """A step rule with constant step sizes or, with `backtrack`, sizes that shrink where the objective fell."""
 
+    any_start = True  # TRADES does not clip its noise
+
     def __init__(self, rule: Rule, sizes: Tensor, backtrack: float) -> None:
-        self.rule, self.sizes, self.backtrack = rule, sizes, backtrack
+        self.rule, self.sizes, self.backtrack, self.backtracks = rule, sizes, backtrack, backtrack > 0
 
     def step(self, state: State, ascent: Ascent) -> Tensor:
         assert state.grad is not None
         return self.rule.step(state.x_adv, state.grad, self.sizes)
 
     def accept(self, old: State, new: State) -> State:
-        if not self.backtrack:
-            return new
         fell = new.value < old.value
         wide = fell.view(-1, *[1] * (new.x_adv.ndim - 1))
         self.sizes = torch.where(wide, self.sizes / self.backtrack, self.sizes)
@@ -154,6 +154,3 @@ class FixedSteps(Stepper):
     def take(self, live: Tensor) -> None:
         self.rule.take(live)
         self.sizes = self.sizes[live] if self.sizes.ndim else self.sizes
-
-    def unprojected(self, state: State) -> bool:
-        return state.step == 0 or self.backtrack > 0

@@ -83,23 +83,25 @@ class Candidates:
 
 
 class Stepper(ABC):
-    """A step rule with its step sizes, for one run. Its memory is per example."""
+    """A step rule with its step sizes, for one run. Its memory is per example.
+
+    any_start: a start may lie outside ball or box. backtracks: `accept` may go back to the point before.
+    """
+
+    any_start = False
+    backtracks = False
 
     @abstractmethod
     def step(self, state: State, ascent: Ascent) -> Tensor:
         """The next point, before the projection; a new tensor."""
 
     def accept(self, old: State, new: State) -> State:
-        """The state from which to go on, once the objective at the next point is known."""
+        """The state from which to go on, once the objective at the next point is known; called if it `backtracks`."""
         return new
 
     @abstractmethod
     def take(self, live: Tensor) -> None:
         """Cut the memory to the examples `live` (a mask)."""
-
-    def unprojected(self, state: State) -> bool:
-        """Whether a state may hold a start outside ball or box."""
-        return False
 
 
 class Ascent:
@@ -159,7 +161,8 @@ class Ascent:
             if step == self.steps and self.return_point == "last":
                 unknown = torch.full_like(state.value, -torch.inf)
                 return self._finish(replace(state, step=step, x_adv=x_adv, value=unknown))
-            state = self.stepper.accept(state, self._evaluate(step, state.rows, x_adv))
+            new = self._evaluate(step, state.rows, x_adv)
+            state = self.stepper.accept(state, new) if self.stepper.backtracks else new
         return self._finish(self._settle(state))
 
     def _evaluate(self, step: int, rows: Tensor, x_adv: Tensor) -> State:
@@ -169,7 +172,8 @@ class Ascent:
 
     def _legal(self, state: State) -> Tensor:
         """The state's points, projected where they may be a start outside of ball or box (as TRADES' noise)."""
-        return self.project(state.x_adv) if self.stepper.unprojected(state) else state.x_adv
+        unprojected = self.stepper.backtracks or (state.step == 0 and self.stepper.any_start)
+        return self.project(state.x_adv) if unprojected else state.x_adv
 
     def _settle(self, state: State) -> State:
         """Update the best points, apply the stop rule, and drop finished examples once they are many."""
