@@ -237,9 +237,11 @@ def evaluate(
             value, outputs = objective(x_adv, rows, step)
             grad = torch.autograd.grad(value.sum(), x_adv)[0] if gradient else None
         passes.append((value.detach(), outputs.detach() if isinstance(outputs, Tensor) else outputs, grad))
+    if eot_samples == 1:
+        return passes[0][0], passes[0][1], passes[0][2]
     values, logits, grads = zip(*passes, strict=True)
     return _mean(values), _mean(logits), _mean(grads)
 
 
 def _mean(parts: Sequence[Any]) -> Any:
-    return torch.stack(list(parts)).mean(dim=0) if len(parts) > 1 and isinstance(parts[0], Tensor) else parts[0]
+    return torch.stack(list(parts)).mean(dim=0) if isinstance(parts[0], Tensor) else parts[0]
