@@ -27,10 +27,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from atbench.config import schema, values
+from atbench.config import values
+from atbench.config.compose import compose
 from atbench.config.registry import conf_dir, entries
 from atbench.data.digits import digits
 from atbench.runs.run_dir import write_json
@@ -79,11 +79,9 @@ def train(home: Path, name: str, seed: int) -> str:
 
 
 def cost(name: str) -> float:
-    """Forward passes of one network for each train image and epoch: all operations of a training, stage 0 included."""
-    schema.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("train", overrides=[f"method={name}", *TRAIN, *COUNTED])
-    cfg, source, here = values.resolve(composed), digits(), World(torch.device("cpu"))
+    """Forward passes of one network for each train image and epoch: all operations of a training and pre-training."""
+    cfg = values.resolve(compose("train", [f"method={name}", *TRAIN, *COUNTED]))
+    source, here = digits(), World(torch.device("cpu"))
     single = OmegaConf.create({**values.plain(cfg), "model": {**cfg.model, "members": 1}})
     with Count() as forward, torch.no_grad():
         factory.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))

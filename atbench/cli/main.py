@@ -129,7 +129,7 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
     line = parse_words(rest)
     for old, new in line.renamed.items():
-        print(f"note: {old} is now {new}; the old name will go with the next version", file=sys.stderr)
+        print(f"note: {old} is now {new}; the old name goes with the version after the next", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
         positional_target(line)
         allow_new_model_keys(line)

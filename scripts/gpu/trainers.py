@@ -9,12 +9,11 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from atbench.config import schema, values
-from atbench.config.registry import conf_dir
+from atbench.config import values
+from atbench.config.compose import compose
 from atbench.data import Images, Source
 from atbench.data.digits import digits
 from atbench.errors import Interrupted
@@ -37,9 +36,7 @@ class Watch(Protocol):
 
 def configuration(*words: str) -> DictConfig:
     """The configuration of `atbench train` with these words."""
-    schema.register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return values.resolve(compose("train", overrides=["logger=none", *words]))
+    return values.resolve(compose("train", ["logger=none", *words]))
 
 
 def make_trainer(cfg: DictConfig, source: Source, device: torch.device, watch: Watch) -> Trainer:

@@ -6,10 +6,10 @@ from copy import deepcopy
 from functools import cache
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from atbench.config import registry, schema, values
+from atbench.config import registry, values
+from atbench.config.compose import compose
 
 PAPERS = [name for name in registry.options("experiment", [registry.conf_dir()]) if name.startswith("paper/")]
 
@@ -31,9 +31,7 @@ def _resolved(words: tuple[str, ...]) -> DictConfig:
 
 @cache
 def _composed(words: tuple[str, ...], verb: str) -> DictConfig:
-    schema.register()
-    with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
-        return hydra.compose(verb, list(words))
+    return compose(verb, words)
 
 
 def node(target: str, **options: Any) -> dict[str, Any]:
