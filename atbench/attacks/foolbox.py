@@ -19,7 +19,7 @@ from atbench.attacks.norms.lp_ball import ball
 from atbench.config.annotations import describe, fits
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError, hint
-from atbench.models import untouched
+from atbench.models import attack_mode
 from atbench.seeding import ExampleDraws, derive_seed
 
 #: What foolbox writes before the name of an attack for one norm, in lower case.
@@ -77,7 +77,7 @@ class Foolbox(Attack):
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         model = self.foolbox.PyTorchModel(_TargetModule(target).eval(), bounds=(0, 1), device=x.device)
         with (
-            untouched(target.network),
+            attack_mode(target.network, "eval"),
             _seeded(derive_seed(rng.seed, *rng.stream, "foolbox", int(rng.index[0])), x.device),
         ):
             x_adv = self._run(model, x, y)
@@ -167,7 +167,7 @@ class _TargetModule(nn.Module):
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators at `seed` within the block; NumPy's is put back here, torch's by `untouched`."""
+    """The global generators at `seed` within the block; NumPy's is put back here, torch's by `attack_mode`."""
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +14,22 @@ from atbench.attacks.norms.lp_ball import clip
 from atbench.errors import ConfigError
 
 
+@dataclass
 class Objective:
     """`value(network(x'), *args) -> (B,)`, to be maximised over x'.
 
-    `args` are per-example tensors (labels, clean probabilities, target features): the attack knows neither labels nor
-    models. A call returns the values *and* the outputs, so that stop rules and success tests need no forward of their
-    own.
+    `args` is a per-example tensor (labels, clean probabilities, target features) or several: the attack knows neither
+    labels nor models. A call returns the values *and* the outputs, so that stop rules and success tests need no forward
+    of their own.
     """
 
     #: The value is computed from a gradient to x', which the attack differentiates again: fp32, and a graph at every
     #: point, those too where the attack needs no gradient.
-    second_order = False
+    second_order: ClassVar[bool] = False
 
-    def __init__(self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *args: Tensor) -> None:
-        self.network, self.value, self.args = network, value, args
+    network: Callable[[Tensor], Any]
+    value: Callable[..., Tensor]
+    args: Tensor | tuple[Tensor, ...] = ()
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
         """Values (b,) and outputs for `x_adv`, which holds the examples `rows` of the batch (all, if None).
@@ -34,7 +37,8 @@ class Objective:
         `step` is the number of steps taken so far; objectives that change with it (a decaying weight) override this.
         """
         outputs = self.network(x_adv)
-        args = self.args if rows is None else tuple(tensor[rows] for tensor in self.args)
+        args = self.args if isinstance(self.args, tuple) else (self.args,)
+        args = args if rows is None else tuple(tensor[rows] for tensor in args)
         return self.value(outputs, *args), outputs
 
 

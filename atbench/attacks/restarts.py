@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
-from atbench.attacks.ascent.loop import REPACK, Candidates, State, evaluate, misclassified
+from atbench.attacks.ascent.loop import REPACK, Candidates, State
 from atbench.attacks.base import Target
 from atbench.attacks.losses import Objective, margin
 
@@ -73,11 +73,23 @@ def ascend(pgd: GradientAttack, objective: Objective, y: Tensor, x: Tensor, star
     With `return_point="first"` every point of the path is judged, and the first misclassified one is the answer. With
     `return_point="last"` the final point alone is, which takes a forward pass of its own.
     """
-    if pgd.return_point == "first":
-        return pgd.ascent(objective, x, stop=misclassified(y)).run(start)
-    x_adv = pgd(objective, x, start=start)
-    value, logits, _ = evaluate(objective, x_adv, None, pgd.steps, gradient=False)
-    return Candidates(x_adv, value.to(x.dtype), logits.argmax(dim=1) != y)
+    value, wrong = (
+        torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device),
+        torch.zeros_like(y, dtype=torch.bool),
+    )
+
+    def judge(state: State) -> Tensor:
+        searched = ~wrong[state.rows]
+        value[state.rows[searched]] = state.value[searched].to(x.dtype)
+        wrong[state.rows] |= state.outputs.argmax(dim=1) != y[state.rows]
+        return wrong[state.rows]
+
+    x_adv = pgd(objective, x, start=start, stop=judge if pgd.return_point == "first" else None)
+    if pgd.return_point == "last":
+        with torch.no_grad():
+            last, outputs = objective(x_adv, None, pgd.steps)
+        judge(State(pgd.steps, torch.arange(len(x), device=x.device), x_adv, last, outputs, None))
+    return Candidates(x_adv, value, wrong)
 
 
 @dataclass(frozen=True)

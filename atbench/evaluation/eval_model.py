@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.models import Cast, bn_mode, image_type, untouched
+from atbench.models import Cast, attack_mode, image_type
 from atbench.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class EvalModel:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """A block in which the network is in eval mode and frozen."""
-        with untouched(self.network), bn_mode(self.network, "eval"):
+        with attack_mode(self.network, "eval"):
             yield
 
     def logits(self, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from atbench.attacks.norms.lp_ball import clip
 from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.models import attack_mode
 from atbench.seeding import generator
 
 GENERATOR_NORMS = ("batch", "none")
@@ -76,7 +77,7 @@ class AdtExpAm(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         """The generator's inputs: x and two gradients. It perturbs in `loss`, in the pass that trains it."""
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             first = self._gradient(batch.x, batch.y)
             second = self._gradient((batch.x + self.attack.eps * first.sign()).clamp_(0, 1), batch.y)
         return batch.with_adv(inputs=torch.cat([batch.x, first, second], dim=1))
@@ -93,8 +94,8 @@ class AdtExpAm(Method):
         x_adv = clip(batch.x + self.attack.eps * unit)
         logits = self.model(Reversed.apply(x_adv))
         risk = self.risk(logits, batch.y).mean()
-        terms = {"ce": risk.detach(), "entropy": entropy.detach(), "accuracy": accuracy(logits, batch.y)}
-        return Loss(risk - self.entropy_weight * entropy, terms)
+        terms = {"ce": risk.detach(), "entropy": entropy.detach()}
+        return Loss(risk - self.entropy_weight * entropy, terms, logits)
 
 
 def sample(mean: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
+from atbench.models import attack_mode
 
 TARGETS = ("label", "predicted", "least_likely", "random")
 
@@ -60,7 +61,7 @@ class Alp(Method):
         if self.target == "random":
             unit = (self.rng("target").uniform(batch.x.new_empty(len(batch))) + 1) / 2
             return Objective(self.model, likelihood, (unit * self.classes).long().clamp_(max=self.classes - 1))
-        with torch.no_grad(), self.attack_mode():
+        with torch.no_grad(), attack_mode(self, self.attack.bn):
             logits = self.model(batch.x)
         if self.target == "predicted":
             return Objective(self.model, cross_entropy, logits.argmax(dim=1))
@@ -70,8 +71,8 @@ class Alp(Method):
         logits, y = self.model(torch.cat([batch.x, batch.x_adv])), torch.cat([batch.y, batch.y])
         clean, adversarial = logits.chunk(2)
         risk, pairing = self.risk(logits, y).mean(), F.mse_loss(adversarial, clean)
-        terms = {"ce": risk.detach(), "pairing": pairing.detach(), "accuracy": accuracy(logits, y)}
-        return Loss(risk + self.weight * pairing, terms)
+        terms = {"ce": risk.detach(), "pairing": pairing.detach()}
+        return Loss(risk + self.weight * pairing, terms, logits)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + (6 if self.target in ("label", "random") else 7)

@@ -6,32 +6,31 @@ Most methods are `perturb` and `loss`; the other hooks have defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
-from atbench.models import bn_mode, untouched
-from atbench.seeding import Draws, generator
+from atbench.models import attack_mode
+from atbench.seeding import Draws, derive_seed
 
 
 class Loss(NamedTuple):
-    """Return value of `Method.loss`: the scalar to minimise, and named detached terms for the record.
+    """Return value of `Method.loss`: the scalar to minimise, named detached terms for the record, and the logits of the
+    images trained on, (n·B, K) for n copies of the batch, for the record's `accuracy`.
 
-    The term `accuracy`, if present, is the share of correct predictions on the images trained on. The record's `loss`
-    is `total`, unless there is a term `loss`.
+    The record's `loss` is `total`, unless there is a term `loss`.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    logits: Tensor | None = None
 
 
 class FixedSteps(NamedTuple):
@@ -151,7 +150,8 @@ class Method(nn.Module):
         super().__init__()
         self.model, self.attack = model, attack
         self.clock = Clock()
-        self.label_smoothing = 0.0
+        #: Outer classification loss, (logits, y) -> (B,), with the run's label smoothing (attacks use none).
+        self.risk = nn.CrossEntropyLoss(reduction="none")
 
     # The two functions that most methods are.
 
@@ -207,15 +207,9 @@ class Method(nn.Module):
     def rng(self, stream: str = "search") -> Draws:
         """Random numbers for this step and round: a fresh generator at every call, joint over processes."""
         clock = self.clock
-        device = next(self.parameters()).device
-        source = generator(device, clock.seed, stream, clock.epoch, clock.step, clock.round)
+        seed = derive_seed(clock.seed, stream, clock.epoch, clock.step, clock.round)
+        source = torch.Generator(next(self.parameters()).device).manual_seed(seed)
         return Draws(source, clock.rank, clock.world)
-
-    @contextmanager
-    def attack_mode(self) -> Iterator[None]:
-        """Context in which all networks are frozen and in the attack's BatchNorm mode (`attack.bn`)."""
-        with untouched(self), bn_mode(self, self.attack.bn):
-            yield
 
     def run_attack(
         self,
@@ -229,19 +223,15 @@ class Method(nn.Module):
         stop: StopRule | None = None,
         stream: str = "search",
     ) -> Tensor:
-        """Run the configured attack in `attack_mode`. Returns x_adv (B, C, H, W), detached."""
+        """Run the configured attack in its BatchNorm mode, with all networks frozen. Returns x_adv, detached."""
         options: dict[str, Any] = {"start": start, "eps": eps, "step_size": step_size, "steps": steps, "stop": stop}
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             return self.attack(objective, x, rng=self.rng(stream), **options)
 
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """softmax(f(x)) in `attack_mode`, without gradient: the reference of KL-type attacks."""
-        with torch.no_grad(), self.attack_mode():
+        """softmax(f(x)) in the attack's mode, without gradient: the reference of KL-type attacks."""
+        with torch.no_grad(), attack_mode(self, self.attack.bn):
             return (network or self.model)(x).softmax(dim=1)
-
-    def risk(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Outer classification loss, (B,): cross-entropy with the run's label smoothing (attacks use none)."""
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
 
     def subset_mask(self, batch: Batch, share: float) -> Tensor:
         """(B,) bool: a `share` of the rows, spread evenly over the joint batch (which is shuffled)."""

@@ -11,7 +11,7 @@ from atbench.attacks import GradientAttack, Objective, State, cross_entropy
 from atbench.config.ranges import AnyCount, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Decision, FixedSteps, Keep, Loss, Method, Report, Restore, accuracy
+from atbench.methods.base import Decision, FixedSteps, Keep, Loss, Method, Report, Restore
 
 ADVANCES = ("validation", "training")
 
@@ -100,8 +100,8 @@ class CatCurriculum(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        terms = {"accuracy": accuracy(logits, batch.y), "strength": self.strength.float()}
-        return Loss(total, terms)
+        terms = {"strength": self.strength.float()}
+        return Loss(total, terms, logits)
 
     def on_epoch(self, report: Report) -> Decision | None:
         if int(self.strength) == self.max_strength:

@@ -12,7 +12,7 @@ from atbench.attacks import GradientAttack, Objective, confidence
 from atbench.config.ranges import Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 
 TINY = 1e-12  # in place of a radius of 0: no perturbation is no share of it
 
@@ -83,8 +83,8 @@ class Ccat(Method):
         one_hot = F.one_hot(batch.y, logits.shape[1]).to(logits.dtype)
         mixed = uniform.to(logits.dtype)[:, None]
         total = self.risk(logits, (1 - mixed) * one_hot + mixed / logits.shape[1]).mean()
-        terms = {"ce": total.detach(), "uniform": uniform.mean(), "accuracy": accuracy(logits, batch.y)}
-        return Loss(total, terms)
+        terms = {"ce": total.detach(), "uniform": uniform.mean()}
+        return Loss(total, terms, logits)
 
     def forward_cost(self, steps: int) -> float:
         return self.share * (2 * steps + 1) + 3

@@ -12,7 +12,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method
 
 
 class Clp(Method):
@@ -71,8 +71,8 @@ class Clp(Method):
         logits = self.model(batch.x_adv)
         risk = self.risk(logits, batch.y).mean()
         penalty = PENALTIES[self.penalty](self._apart(batch.x_adv) if self.penalty == "pairs" else logits)
-        terms = {"ce": risk.detach(), "penalty": penalty.detach(), "accuracy": accuracy(logits, batch.y)}
-        return Loss(risk + self.weight * penalty, terms)
+        terms = {"ce": risk.detach(), "penalty": penalty.detach()}
+        return Loss(risk + self.weight * penalty, terms, logits)
 
     def _apart(self, x: Tensor) -> Tensor:
         """Logits of all rows, from a forward of every pair's first image and one of every pair's second."""

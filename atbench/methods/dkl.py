@@ -9,7 +9,8 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch, TrainData
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
+from atbench.models import attack_mode
 
 
 class Dkl(Method):
@@ -67,9 +68,9 @@ class Dkl(Method):
         self.register_buffer("sums", torch.zeros_like(even))
 
     def perturb(self, batch: Batch) -> Batch:
-        with torch.no_grad(), self.attack_mode():
+        with torch.no_grad(), attack_mode(self, self.attack.bn):
             clean = self.model(batch.x)
-        objective = Objective(self.model, self._divergence, clean, self.table[batch.y])
+        objective = Objective(self.model, self._divergence, (clean, self.table[batch.y]))
         share = (self.clock.epoch + 1) / self.clock.epochs if self.ramp else 1.0
         eps, step_size = share * self.attack.eps, share * self.attack.step_size
         return batch.with_adv(self.run_attack(objective, batch.x, eps=eps, step_size=step_size))
@@ -88,13 +89,8 @@ class Dkl(Method):
         if self.gamma != 1:  # else ΣW is 1 for every example
             deviation = deviation / self.gather(weights.sum(dim=1).square()).mean()
         batch.aux["predicted"] = (clean.detach() / self.temperature).softmax(dim=1)  # `after_update` sums it up
-        terms = {
-            "ce": natural.detach(),
-            "soft": soft.detach(),
-            "deviation": deviation.detach(),
-            "accuracy": accuracy(adversarial, batch.y),
-        }
-        return Loss(natural + self.alpha * soft + self.beta * deviation, terms)
+        terms = {"ce": natural.detach(), "soft": soft.detach(), "deviation": deviation.detach()}
+        return Loss(natural + self.alpha * soft + self.beta * deviation, terms, adversarial)
 
     def after_update(self, batch: Batch) -> None:
         predicted = self.gather(batch.aux["predicted"]).to(self.sums.dtype)

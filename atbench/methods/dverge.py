@@ -12,8 +12,8 @@ from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage, accuracy
-from atbench.models import Ensemble
+from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage
+from atbench.models import Ensemble, attack_mode
 from atbench.models.activations import activation_modules
 from atbench.seeding import generator
 
@@ -95,7 +95,7 @@ class Dverge(Method):
     def _distill(self, member: nn.Module, x: Tensor, other: Tensor) -> Tensor:
         """x' near `x` with the features that `member` sees in `other`."""
         network = partial(before, member, self.layer)
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             with torch.no_grad():
                 target = network(other)
             return self.distillation(Objective(network, closeness, target), x)
@@ -110,7 +110,7 @@ class Dverge(Method):
         i = batch.aux["member"]
         logits = [self.members[i](x) for j, x in enumerate(batch.aux["distilled"]) if j != i]
         total = torch.stack([self.risk(each, batch.y).mean() for each in logits]).sum()
-        return Loss(total, {"accuracy": torch.stack([accuracy(each, batch.y) for each in logits]).mean()})
+        return Loss(total, {}, torch.cat(logits))
 
 
 def networks(model: nn.Module) -> list[nn.Module]:

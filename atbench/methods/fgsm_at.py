@@ -8,7 +8,7 @@ from atbench.attacks import GradientAttack, SelfLabelled, cross_entropy
 from atbench.config.ranges import Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 
 TARGETS = ("label", "prediction")
 
@@ -51,8 +51,8 @@ class FgsmAt(Method):
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         natural, robust = self.risk(clean, batch.y).mean(), self.risk(adversarial, batch.y).mean()
-        terms = {"ce": natural.detach(), "adv": robust.detach(), "accuracy": accuracy(adversarial, batch.y)}
-        return Loss(self.clean * natural + (1 - self.clean) * robust, terms)
+        terms = {"ce": natural.detach(), "adv": robust.detach()}
+        return Loss(self.clean * natural + (1 - self.clean) * robust, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6

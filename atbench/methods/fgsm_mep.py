@@ -9,7 +9,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method
 from atbench.seeding import Draws, generator
 
 
@@ -76,8 +76,8 @@ class FgsmMep(Method):
         batch.aux["gradient"] = grad  # `after_update` remembers it
         after = self.model(ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps))
         risk, drift = self.risk(after, target).mean(), F.mse_loss(after, before)
-        terms = {"ce": risk.detach(), "mse": drift.detach(), "accuracy": accuracy(after, batch.y)}
-        return Loss(risk + self.consistency * drift, terms)
+        terms = {"ce": risk.detach(), "mse": drift.detach()}
+        return Loss(risk + self.consistency * drift, terms, after)
 
     def _smooth(self, y: Tensor, logits: Tensor) -> Tensor:
         """y~: (B, K) labels with `smoothing_target` on y and the same on each of the others."""

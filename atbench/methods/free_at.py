@@ -12,7 +12,7 @@ from atbench.attacks.norms.lp_ball import clip
 from atbench.config.ranges import Count
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round
 
 GRADIENTS = ("delta", "image")
 
@@ -68,7 +68,7 @@ class FreeAt(Method):
         batch.aux["source"] = delta if self.gradient == "delta" else x_adv  # `after_update` reads its gradient
         logits = self.model(x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"accuracy": accuracy(logits, batch.y)})
+        return Loss(total, {}, logits)
 
     def _slots(self, batch: Batch) -> Tensor:
         """This process's rows of δ: a copy."""

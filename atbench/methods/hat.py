@@ -11,8 +11,8 @@ from torch import nn
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
-from atbench.methods.base import Loss, Stage, accuracy
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.base import Loss, Stage
+from atbench.methods.trades import Trades
 from atbench.models import Frozen
 
 
@@ -72,11 +72,12 @@ class Hat(Trades):
         beyond = batch.x + self.reach * (batch.x_adv - batch.x)
         clean, adversarial, outside = self.model(batch.x), self.model(batch.x_adv), self.model(beyond)
         natural = self.risk(clean, batch.y).mean()
-        boundary = symmetric_gradient_kl(clean, adversarial).mean()
+        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
+        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
         helped = F.cross_entropy(outside, batch.aux["said"])
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "helper": helped.detach()}
         total = natural + self.beta * boundary + self.gamma * helped
-        return Loss(total, {**terms, "accuracy": accuracy(adversarial, batch.y)})
+        return Loss(total, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + (11 if self.gamma else 7)

@@ -8,7 +8,8 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.models import attack_mode
 
 
 class Iaat(Method):
@@ -78,7 +79,7 @@ class Iaat(Method):
         return self.run_attack(objective, batch.x, eps=eps, step_size=step_size, stream=stream)
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad(), self.attack_mode():
+        with torch.no_grad(), attack_mode(self, self.attack.bn):
             return torch.eq(self.model(x).argmax(dim=1), y)
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
@@ -87,7 +88,7 @@ class Iaat(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"accuracy": accuracy(logits, batch.y), "eps": batch.aux["eps"].mean()})
+        return Loss(total, {"eps": batch.aux["eps"].mean()}, logits)
 
     def after_update(self, batch: Batch) -> None:
         self.eps[self.gather(batch.index)] = self.gather(batch.aux["eps"])

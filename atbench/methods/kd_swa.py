@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, Stage, accuracy
+from atbench.methods.base import Loss, Method, Stage
 from atbench.models import Frozen
 
 TEACHERS = {"standard": "atbench.methods.standard.Standard", "robust": "atbench.methods.pgd_at.PgdAt"}
@@ -76,7 +76,7 @@ class KdSwa(Method):
         for name, weight in self.weights.items():
             distance = distillation(logits, batch.aux["said"][name], self.temperature).mean()
             total, terms[f"kd_{name}"] = total + weight * distance, distance.detach()
-        return Loss(total, {**terms, "accuracy": accuracy(logits, batch.y)})
+        return Loss(total, terms, logits)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 3 + len(self.weights)

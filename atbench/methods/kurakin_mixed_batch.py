@@ -11,7 +11,7 @@ from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entro
 from atbench.config.ranges import Positive, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 
 TARGETS = ("least_likely", "label", "random")
 
@@ -102,7 +102,7 @@ class KurakinMixedBatch(Method):
         risk = self.risk(logits, batch.y)
         weights = torch.ones_like(risk).masked_fill(batch.aux["rows"], self.weight)
         total = self.clock.world * (weights * risk).sum() / self._normaliser(len(batch))
-        return Loss(total, {"accuracy": accuracy(logits, batch.y)})
+        return Loss(total, {}, logits)
 
     def _normaliser(self, rows: int) -> float:
         """(m − k) + λk over the joint batch: what the rows of `portion` add up to, whichever process has them."""

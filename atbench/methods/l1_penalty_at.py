@@ -53,10 +53,10 @@ class L1PenaltyAt(PgdAt):
         return [weight for weight in self.model.parameters() if weight.ndim > 1]
 
     def loss(self, batch: Batch) -> Loss:
-        risk, terms = super().loss(batch)
+        risk, terms, logits = super().loss(batch)
         size = torch.stack([weight.abs().sum() for weight in self.weights()]).sum()
         terms = {"ce": risk.detach(), "l1": size.detach(), **terms}
-        return Loss(risk if self.proximal else risk + self.penalty * size, terms)
+        return Loss(risk if self.proximal else risk + self.penalty * size, terms, logits)
 
     @torch.no_grad()
     def after_update(self, batch: Batch) -> None:

@@ -13,7 +13,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, accuracy
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.trades import Trades
 
 
 class Lbgat(Trades):
@@ -54,15 +54,16 @@ class Lbgat(Trades):
     def loss(self, batch: Batch) -> Loss:
         adversarial, taught = self.model(batch.x_adv), self.teacher(batch.x)
         distance, risk = F.mse_loss(adversarial, taught), self.risk(taught, batch.y).mean()
-        total, terms = distance + risk, {"mse": distance.detach(), "ce": risk.detach()}
+        total = distance + risk
+        terms = {"mse": distance.detach(), "ce": risk.detach(), "teacher": accuracy(taught, batch.y)}
         if self.beta:
-            boundary = symmetric_gradient_kl(self.model(batch.x), adversarial).mean()
+            log_p, log_q = self.model(batch.x).log_softmax(dim=1), adversarial.log_softmax(dim=1)
+            boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
             total, terms["kl"] = total + self.beta * boundary, boundary.detach()
         else:
             with torch.no_grad():
                 self.model(batch.x)  # for the running statistics alone, as the authors' forward with β = 0 is
-        terms = {**terms, "accuracy": accuracy(adversarial, batch.y), "teacher": accuracy(taught, batch.y)}
-        return Loss(total, terms)
+        return Loss(total, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + (10 if self.beta else 8)

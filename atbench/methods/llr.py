@@ -15,8 +15,8 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
-from atbench.models import bn_mode, capture_batch_statistics, untouched
+from atbench.methods.base import Loss, Method
+from atbench.models import attack_mode, capture_batch_statistics
 
 SEARCHES = ("code", "formula")
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
@@ -79,7 +79,7 @@ class Llr(Method):
     def perturb(self, batch: Batch) -> Batch:
         x = batch.x.detach().requires_grad_()
         with (
-            untouched(self),
+            attack_mode(self, "eval"),
             batch_statistics(self.model, track=False),
             capture_batch_statistics(self.model),
             torch.enable_grad(),
@@ -109,10 +109,8 @@ class Llr(Method):
         risk = self.risk(logits, batch.y).mean()
         distance, slope = (ahead - value - foretold).abs().mean(), foretold.abs().mean()
         terms = {"ce": risk, "linearity": distance, "slope": slope}
-        return Loss(
-            risk + self.linearity * distance + self.slope * slope,
-            {**{name: term.detach() for name, term in terms.items()}, "accuracy": accuracy(logits, batch.y)},
-        )
+        total = risk + self.linearity * distance + self.slope * slope
+        return Loss(total, {name: term.detach() for name, term in terms.items()}, logits)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 11
@@ -152,7 +150,7 @@ def batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
     """A block of eval mode but for BatchNorm, which normalises by its batch; running averages stay unless `track`, and
     then move if they do outside of the block (AWP's ascent holds them).
     """
-    with bn_mode(network, "eval"):
+    with attack_mode(network, "eval", freeze=False):
         for norm in norms(network):
             norm.train()
             norm.track_running_stats &= track
@@ -195,7 +193,7 @@ def normalised_by(network: nn.Module, seen: Statistics) -> Iterator[None]:
 
     hooks = [norm.register_forward_hook(replace) for norm in norms(network)]
     try:
-        with bn_mode(network, "eval"):
+        with attack_mode(network, "eval", freeze=False):
             yield
     finally:
         for hook in hooks:

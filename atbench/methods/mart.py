@@ -9,8 +9,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, accuracy
-from atbench.methods.trades import symmetric_gradient_kl
+from atbench.methods.base import Loss, Method
 
 
 class Mart(Method):
@@ -40,9 +39,11 @@ class Mart(Method):
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         boosted = (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y)).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
-        weighted = (symmetric_gradient_kl(clean, adversarial) * (1.0000001 - true)).mean()
-        terms = {"bce": boosted.detach(), "kl": weighted.detach(), "accuracy": accuracy(adversarial, batch.y)}
-        return Loss(boosted + self.beta * weighted, terms)
+        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
+        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+        weighted = (kl * (1.0000001 - true)).mean()
+        terms = {"bce": boosted.detach(), "kl": weighted.detach()}
+        return Loss(boosted + self.beta * weighted, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6

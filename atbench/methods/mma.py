@@ -10,8 +10,8 @@ from atbench.attacks.norms.lp_ball import per_example
 from atbench.config.ranges import Count, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
-from atbench.models import bn_mode, untouched
+from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.models import attack_mode
 
 MODES = ("train", "batch", "eval")
 
@@ -72,7 +72,7 @@ class Mma(Method):
         self.register_buffer("margins", torch.full(shape, self.min_eps, dtype=data.dtype, device=data.device))
 
     def perturb(self, batch: Batch) -> Batch:
-        with torch.no_grad(), untouched(self), bn_mode(self, "train"):
+        with torch.no_grad(), attack_mode(self, "train"):
             right = soft_margin(self.model(batch.x), batch.y) < 0
         radius = self.margins[batch.index].clamp(self.min_eps, 1.05 * self.d_max)
         x_pgd = self.run_attack(
@@ -95,7 +95,7 @@ class Mma(Method):
     def _bisect(self, x: Tensor, y: Tensor, direction: Tensor, start: Tensor) -> Tensor:
         """Where f stops being right along a direction, (B,); close to 1.05 d_max where it does not."""
         low, high, e = torch.zeros_like(start), torch.full_like(start, 1.05 * self.d_max), start
-        with untouched(self), bn_mode(self, self.bisect_bn):
+        with attack_mode(self, self.bisect_bn):
             for _ in range(self.bisections):
                 inside = soft_margin(self.model(along(x, direction, e)), y) < 0
                 low, high = torch.where(inside, e, low), torch.where(inside, high, e)
@@ -106,13 +106,14 @@ class Mma(Method):
         return {}  # steps of a share of each margin
 
     def loss(self, batch: Batch) -> Loss:
-        with bn_mode(self, "batch"):  # running statistics saw the clean batch when right and wrong were told apart
+        # Running statistics saw the clean batch when right and wrong were told apart.
+        with attack_mode(self, "batch", freeze=False):
             natural = self.risk(self.model(batch.x), batch.y).mean()
         mixed = self.model(batch.x_adv)
         pushing = (self.risk(mixed, batch.y) * batch.aux["counts"]).mean()
         terms = {"ce": natural.detach(), "mma": pushing.detach(), "margin": batch.aux["margin"].mean()}
         total = (1 - self.clean_weight) * pushing + self.clean_weight * natural
-        return Loss(total, {**terms, "accuracy": accuracy(mixed, batch.y)})
+        return Loss(total, terms, mixed)
 
     def after_update(self, batch: Batch) -> None:
         self.margins[self.gather(batch.index)] = self.gather(batch.aux["margin"])

@@ -13,6 +13,7 @@ from atbench.data import Batch
 from atbench.methods.base import FixedSteps
 from atbench.methods.multi_norm import check_norms, step_length
 from atbench.methods.pgd_at import PgdAt
+from atbench.models import attack_mode
 
 
 class Msd(PgdAt):
@@ -54,7 +55,7 @@ class Msd(PgdAt):
 
     def perturb(self, batch: Batch) -> Batch:
         objective = Objective(self.model, cross_entropy, batch.y)
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             return batch.with_adv(self.union(objective, batch.x, rng=self.rng()))
 
     def fixed_steps(self) -> dict[str, FixedSteps]:

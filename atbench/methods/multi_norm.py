@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import BALLS, L2, GradientAttack, Objective, cross_entropy, margin
+from atbench.attacks.norms.lp_ball import Radius
 from atbench.config.ranges import AnyCount, NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
+from atbench.methods.base import FixedSteps, Loss, Method, Round
+from atbench.models import attack_mode
 
 RULES = ("avg", "max", "alternate", "sequential")
 
@@ -105,11 +107,11 @@ class MultiNorm(Method):
         """The adversarial images in one norm, (B, C, H, W)."""
         search = self.searches[norm]
         eps = search.eps / 3 if self.clock.fraction < self.warmup else search.eps
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             return search(Objective(self.model, margin, batch.y), batch.x, eps=eps, rng=self.rng(norm))
 
     def _worst(self, batch: Batch, candidates: list[Tensor]) -> Tensor:
-        with torch.no_grad(), self.attack_mode():
+        with torch.no_grad(), attack_mode(self, self.attack.bn):
             losses = torch.stack([cross_entropy(self.model(x_adv), batch.y) for x_adv in candidates])
         rows = torch.arange(len(batch), device=batch.x.device)
         return torch.stack(candidates)[losses.argmax(dim=0), rows]
@@ -117,7 +119,7 @@ class MultiNorm(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         y = batch.y.repeat(len(logits) // len(batch))
-        return Loss(self.risk(logits, y).mean(), {"accuracy": accuracy(logits, y)})
+        return Loss(self.risk(logits, y).mean(), {}, logits)
 
     def forward_cost(self, steps: int) -> float:
         norms = self._norms()
@@ -131,7 +133,7 @@ class FreeL2(L2):
     and be clipped.
     """
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Radius) -> Tensor:
         stuck = ((x_adv <= 0) & (grad < 0)) | ((x_adv >= 1) & (grad > 0))
         return super().ascend(x_adv, grad.masked_fill(stuck, 0), length)
 

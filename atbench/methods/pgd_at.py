@@ -7,7 +7,7 @@ from torch import nn
 
 from atbench.attacks import GradientAttack
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 
 
 class PgdAt(Method):
@@ -33,7 +33,7 @@ class PgdAt(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"accuracy": accuracy(logits, batch.y)})
+        return Loss(total, {}, logits)
 
     @torch.no_grad()
     def after_update(self, batch: Batch) -> None:

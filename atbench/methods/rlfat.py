@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch
-from atbench.methods.base import Clock, Loss, Method, accuracy
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.base import Clock, Loss, Method
+from atbench.methods.trades import Trades
 from atbench.seeding import generator
 
 
@@ -44,8 +45,8 @@ class Rlfat(Method):
         shuffled = self.model(block_shuffle(batch.x_adv, self.blocks, self.clock))
         whole = self.model(batch.x_adv)
         risk, gap = self.risk(shuffled, batch.y).mean(), squared_distance(shuffled, whole)
-        terms = {"ce": risk.detach(), "transfer": gap.detach(), "accuracy": accuracy(shuffled, batch.y)}
-        return Loss(risk + self.transfer * gap, terms)
+        terms = {"ce": risk.detach(), "transfer": gap.detach()}
+        return Loss(risk + self.transfer * gap, terms, shuffled)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 6
@@ -82,11 +83,13 @@ class RlfatTrades(Trades):
         clean = self.model(batch.x)
         shuffled = self.model(block_shuffle(batch.x_adv, self.blocks, self.clock))
         whole = self.model(batch.x_adv)
-        natural, boundary = self.risk(clean, batch.y).mean(), symmetric_gradient_kl(clean, shuffled).mean()
+        natural = self.risk(clean, batch.y).mean()
+        log_p, log_q = clean.log_softmax(dim=1), shuffled.log_softmax(dim=1)
+        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
         gap = squared_distance(shuffled, whole)
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "transfer": gap.detach()}
         total = natural + self.beta * boundary + self.transfer * gap
-        return Loss(total, {**terms, "accuracy": accuracy(shuffled, batch.y)})
+        return Loss(total, terms, shuffled)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 10

@@ -9,7 +9,7 @@ from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 
 FORMS = ("trades", "pgd_at")
 
@@ -69,7 +69,7 @@ class Score(Method):
         if self.form == "pgd_at":
             logits = self.model(batch.x_adv)
             each = self._to_label(logits, batch.y)
-            terms = {"accuracy": accuracy(logits, batch.y)}
+            terms: dict[str, Tensor] = {}
         else:
             if self.adversarial_first:
                 logits, clean = self.model(batch.x_adv), self.model(batch.x)
@@ -78,18 +78,14 @@ class Score(Method):
             natural = self._to_label(clean, batch.y)
             robust = (squared_distance(logits, clean.softmax(dim=1)) - self.clip).relu()
             each = natural + self.beta * robust
-            terms = {
-                "square": natural.mean().detach(),
-                "drift": robust.mean().detach(),
-                "accuracy": accuracy(logits, batch.y),
-            }
+            terms = {"square": natural.mean().detach(), "drift": robust.mean().detach()}
         if self.total_clip:
             each = (each - self.total_clip).relu()
-        return Loss(each.mean(), terms)
+        return Loss(each.mean(), terms, logits)
 
     def _to_label(self, logits: Tensor, y: Tensor) -> Tensor:
         """‖p − t‖² per example, t the label with the run's smoothing as torch means it."""
-        s, target = self.label_smoothing, shares_of(y, logits)
+        s, target = self.risk.label_smoothing, shares_of(y, logits)
         return squared_distance(logits, (1 - s) * target + s / logits.shape[1])
 
     def forward_cost(self, steps: int) -> float:

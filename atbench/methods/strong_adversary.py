@@ -10,8 +10,8 @@ from atbench.attacks.norms.lp_ball import flat_norm, per_example
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, accuracy
-from atbench.models import Network
+from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.models import Network, attack_mode
 
 DIRECTIONS = ("loss", "alpha", "representation")
 #: The norm in which gradients are measured where perturbations are measured in p.
@@ -79,7 +79,7 @@ class StrongAdversary(Method):
         return super().perturb(batch)
 
     def _beyond_boundary(self, x: Tensor, y: Tensor) -> Tensor:
-        with self.attack_mode(), torch.enable_grad():
+        with attack_mode(self, self.attack.bn), torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.model(x)
             others = (y[:, None] + torch.arange(1, logits.shape[1], device=y.device)) % logits.shape[1]
@@ -90,7 +90,7 @@ class StrongAdversary(Method):
         return ball.project(x.detach(), ball.ascend(x.detach(), way, eps), eps)
 
     def _of_representation(self, x: Tensor, y: Tensor) -> Tensor:
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             with torch.no_grad():
                 h = self.network.features(x, self.layer)
             with torch.enable_grad():
@@ -107,7 +107,7 @@ class StrongAdversary(Method):
         else:
             logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"accuracy": accuracy(logits, batch.y)})
+        return Loss(total, {}, logits)
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
         return super().fixed_steps() if self.direction == "loss" else {}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
 from atbench.config.ranges import BelowOne, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
 from atbench.methods.pgd_at import PgdAt
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.trades import Trades
 
 
 class Ensembling(nn.Module):
@@ -109,7 +110,7 @@ class PgdAtTe(PgdAt):
             return cross_entropy(logits, y) + w * disagreement(logits, target)
 
         visit = self.ensembling.visit(batch.index, self.probabilities(batch.x))
-        objective = Objective(self.model, value, batch.y, visit["target"])
+        objective = Objective(self.model, value, (batch.y, visit["target"]))
         return batch.with_adv(self.run_attack(objective, batch.x), **visit)
 
     def loss(self, batch: Batch) -> Loss:
@@ -118,8 +119,8 @@ class PgdAtTe(PgdAt):
             return super().loss(batch)
         logits = self.model(batch.x_adv)
         risk, drift = self.risk(logits, batch.y).mean(), disagreement(logits, batch.aux["target"]).mean()
-        terms = {"ce": risk.detach(), "mse": drift.detach(), "accuracy": accuracy(logits, batch.y)}
-        return Loss(risk + w * drift, terms)
+        terms = {"ce": risk.detach(), "mse": drift.detach()}
+        return Loss(risk + w * drift, terms, logits)
 
     def after_update(self, batch: Batch) -> None:
         self.ensembling.remember(self, batch)
@@ -171,7 +172,7 @@ class TradesTe(Trades):
 
         p = self.probabilities(batch.x)
         visit = self.ensembling.visit(batch.index, p)
-        objective = Objective(self.model, value, p, visit["target"])
+        objective = Objective(self.model, value, (p, visit["target"]))
         return batch.with_adv(self.run_attack(objective, batch.x), **visit)
 
     def loss(self, batch: Batch) -> Loss:
@@ -180,11 +181,12 @@ class TradesTe(Trades):
             return super().loss(batch)
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         natural, drift = self.risk(clean, batch.y).mean(), disagreement(clean, batch.aux["target"]).mean()
-        boundary = symmetric_gradient_kl(clean, adversarial).mean()
+        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
+        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
         terms = {"ce": natural, "kl": boundary, "mse": drift}
         terms = {name: term.detach() for name, term in terms.items()}
         total = natural + self.beta * boundary + w * drift
-        return Loss(total, {**terms, "accuracy": accuracy(adversarial, batch.y)})
+        return Loss(total, terms, adversarial)
 
     def after_update(self, batch: Batch) -> None:
         self.ensembling.remember(self, batch)

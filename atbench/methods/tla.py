@@ -10,8 +10,8 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch, Stream, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Loss, Method, accuracy
-from atbench.models import Network, bn_mode, untouched
+from atbench.methods.base import Loss, Method
+from atbench.models import Network, attack_mode
 
 
 class Tla(Method):
@@ -106,7 +106,7 @@ class Tla(Method):
         """
         assert self.pool is not None, "setup(data) comes first"
         pool = self.pool.batch(self.clock.epoch, self.clock.step)
-        with torch.no_grad(), untouched(self), bn_mode(self, "eval"):
+        with torch.no_grad(), attack_mode(self, "eval"):
             anchors = F.normalize(self._features(batch.x_adv), dim=1)
             # In parts of a batch: the pool needs no more memory than an update does.
             keys = torch.cat([F.normalize(self._features(z), dim=1) for z in pool.x.split(len(batch))])
@@ -135,7 +135,7 @@ class Tla(Method):
         risk, triplet, norm = self.risk(logits, batch.y).mean(), torch.stack(hinges).sum(), torch.stack(squares).sum()
         terms = {"ce": risk.detach(), "triplet": triplet.detach(), "norm": norm.detach()}
         total = risk + self.triplet_weight * (triplet + self.norm_weight * norm)
-        return Loss(total, {**terms, "accuracy": accuracy(logits, batch.y)})
+        return Loss(total, terms, logits)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 10 + 3 * self.own_triplet + self.negatives

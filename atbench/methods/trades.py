@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, accuracy
+from atbench.methods.base import Loss, Method
+from atbench.models import attack_mode
 
 
 class Trades(Method):
@@ -38,24 +40,22 @@ class Trades(Method):
         self.beta = beta
 
     def perturb(self, batch: Batch) -> Batch:
-        objective = Objective(self.model, kl_from, self.probabilities(batch.x))
-        return batch.with_adv(self.run_attack(objective, batch.x))
+        with attack_mode(self, self.attack.bn):
+            with torch.no_grad():
+                p = self.model(batch.x).softmax(dim=1)
+            x_adv = self.attack(Objective(self.model, kl_from, p), batch.x, rng=self.rng())
+        return replace(batch, x_adv=x_adv)
 
     def loss(self, batch: Batch) -> Loss:
         if self.adversarial_first:
             adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
         else:
             clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
         natural = self.risk(clean, batch.y).mean()
-        boundary = symmetric_gradient_kl(clean, adversarial).mean()
-        terms = {"ce": natural.detach(), "kl": boundary.detach(), "accuracy": accuracy(adversarial, batch.y)}
-        return Loss(natural + self.beta * boundary, terms)
+        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        terms = {"ce": natural.detach(), "kl": boundary.detach()}
+        return Loss(natural + self.beta * boundary, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 7
-
-
-def symmetric_gradient_kl(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(clean) ‖ softmax(adversarial)) per example, (B,), differentiable in both arguments."""
-    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(adversarial, dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -12,8 +12,8 @@ from atbench.attacks.norms.lp_ball import clip
 from atbench.config.ranges import Count
 from atbench.data import Batch
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, Round, accuracy
-from atbench.models import Network
+from atbench.methods.base import FixedSteps, Loss, Method, Round
+from atbench.models import Network, attack_mode
 
 FIRST_LAYER_GRADIENTS = ("hamiltonian", "full", "both")
 
@@ -94,7 +94,7 @@ class Yopo(Method):
 
     def _ascend(self, x: Tensor, eta: Tensor, adjoint: Tensor) -> Tensor:
         """n steps of η up the linearised loss ⟨∂CE/∂f₀, f₀(x + η)⟩, inside ball and box."""
-        with self.attack_mode():
+        with attack_mode(self, self.attack.bn):
             for _ in range(self.n):
                 eta = eta.detach().requires_grad_()
                 rise = (self._first(clip(x + eta)) * adjoint).sum()
@@ -120,5 +120,5 @@ class Yopo(Method):
         risk = self.risk(logits, batch.y).mean()
         # The adjoint is read off the one backward pass there is, for `inner_updates` to ascend with.
         entry.register_hook(lambda grad: batch.aux.__setitem__("adjoint", grad.detach() * self.m))
-        terms = {"loss": risk.detach(), "accuracy": accuracy(logits, batch.y)}
-        return Loss((risk + total) / self.m, terms)
+        terms = {"loss": risk.detach()}
+        return Loss((risk + total) / self.m, terms, logits)

@@ -1,6 +1,6 @@
 """Networks: [0, 1] images in, logits out."""
 
-from atbench.models.batchnorm import BN_MODES, Frozen, bn_mode, capture_batch_statistics, untouched
+from atbench.models.batchnorm import BN_MODES, Frozen, attack_mode, capture_batch_statistics
 from atbench.models.cnn import CNN
 from atbench.models.dtype import Cast, image_type
 from atbench.models.heads import Hypersphere
@@ -14,8 +14,7 @@ __all__ = [
     "Frozen",
     "Hypersphere",
     "Network",
-    "bn_mode",
+    "attack_mode",
     "capture_batch_statistics",
     "image_type",
-    "untouched",
 ]

@@ -39,29 +39,38 @@ class Frozen(nn.Module):
 
 
 @contextmanager
-def bn_mode(network: nn.Module, mode: str) -> Iterator[None]:
+def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[None]:
     """Run a block with `network` in an attack's mode, and restore every module's own mode afterwards.
 
     - `eval`: the whole network in eval mode (dropout too): running statistics, none updated.
     - `train`: train mode: batch statistics, and every forward of the attack updates the running ones.
     - `batch`: train mode with the running statistics left untouched.
     - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
+
+    With `freeze` no parameter takes a gradient in the block, and the global random state, which dropout would have
+    moved, is restored as well.
     """
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
     tracking = {norm: norm.track_running_stats for norm in norms}
     running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad] if freeze else []
+    cuda = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})
     network.train(mode in ("train", "batch"))
-    if mode == "batch":
-        # In train mode an untracked layer normalises by its batch and neither moves its averages nor counts the batch.
-        for norm in norms:
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    for norm in norms:
+        if mode == "batch":
+            # In train mode an untracked layer normalises by its batch and neither moves its averages nor counts it.
             norm.track_running_stats = False
-    if mode == "fixed":
-        for norm in norms:
+        if mode == "fixed":
             norm.running_mean, norm.running_var = getattr(norm, CAPTURED)
     try:
-        yield
+        with torch.random.fork_rng(devices=cuda, enabled=freeze):
+            yield
     finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
         for norm in norms:
             norm.track_running_stats = tracking[norm]
             norm.running_mean, norm.running_var = running[norm]
@@ -88,20 +97,3 @@ def capture_batch_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
-    """Freeze all parameters for a block and restore their flags; restore the global random state that dropout would
-    have moved.
-    """
-    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    cuda = sorted({parameter.device.index or 0 for parameter in flags if parameter.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)

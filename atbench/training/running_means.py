@@ -9,21 +9,27 @@ from atbench.training.distributed import World
 
 
 class RunningMeans:
-    """Weighted means, summed on the device in double and read once an epoch: no `.item()` in the loop."""
+    """Weighted means, summed on the device in double and read once an epoch: no `.item()` in the loop.
+
+    rounds: (weight w, w · terms) of what is not summed up yet.
+    """
 
     def __init__(self) -> None:
+        self.rounds: list[tuple[float, dict[str, Tensor]]] = []
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
 
-    def add(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add the terms of one round; nothing of a round of weight 0, whatever its values."""
-        for name, value in terms.items() if weight else ():
-            value = weight * value.detach().double()
-            self.totals[name] = self.totals[name] + value if name in self.totals else value
-            self.counts[name] = self.counts.get(name, 0.0) + weight
+    def _sum(self) -> None:
+        """Sum up; nothing of a round of weight 0, whatever its values."""
+        for weight, terms in self.rounds:
+            for name, value in terms.items() if weight else ():
+                self.totals[name] = self.totals[name] + value if name in self.totals else value
+                self.counts[name] = self.counts.get(name, 0.0) + weight
+        self.rounds.clear()
 
     def means(self, world: World) -> dict[str, float]:
         """Weighted mean of every term over the rounds that have it, and over the processes."""
+        self._sum()
         if not self.totals:
             return {}
         names = sorted(self.totals)
@@ -32,10 +38,11 @@ class RunningMeans:
 
     def clear(self) -> None:
         """Begin an epoch."""
-        self.totals, self.counts = {}, {}
+        self.rounds, self.totals, self.counts = [], {}, {}
 
     def state(self) -> dict[str, object]:
         """For a checkpoint in mid-epoch."""
+        self._sum()
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
     def load(self, state: dict[str, dict[str, Tensor]], device: torch.device) -> None:

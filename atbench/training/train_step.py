@@ -12,7 +12,7 @@ import torch
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.base import Loss, Method, Round
-from atbench.models import bn_mode
+from atbench.models import attack_mode
 from atbench.training.distributed import World, data_parallel
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
@@ -85,14 +85,20 @@ class TrainStep:
             average.after_update(method.model, clock)
         nan_now = (self.first_nan < 0) & ~torch.isfinite(loss.total.detach())
         self.first_nan = torch.where(nan_now, clock.epoch * clock.steps + clock.step, self.first_nan)
-        self.means.add({"loss": loss.total, **loss.terms}, round.weight)
+        terms = {"loss": loss.total, **loss.terms}
+        if loss.logits is not None:
+            y = round.batch.y if round.batch.y.ndim == 1 else round.batch.y.argmax(dim=1)
+            terms["accuracy"] = (loss.logits.detach().argmax(dim=1).view(-1, len(y)) == y).float().mean()
+        weighted = {name: round.weight * value.detach().double() for name, value in terms.items()}
+        self.means.rounds.append((round.weight, weighted))
 
     def _perturbed_weights(self, batch: Batch) -> AbstractContextManager[None]:
         """The block of an update under adversarial weight perturbation."""
         assert self.awp is not None
 
         def ascent_gradients() -> Gradients:
-            with bn_mode(self.method, "batch"):  # of all networks: what learns beside the model forwards too
+            # Of all networks: what learns beside the model forwards too.
+            with attack_mode(self.method, "batch", freeze=False):
                 with self.update_precision():
                     loss: Loss = (self.distributed or self.method.loss)(batch)
                 loss.total.backward()

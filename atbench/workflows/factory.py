@@ -165,7 +165,7 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     if data.mix is not None and method.requires_hard_labels:
         mix, name = type(data.mix).__name__, type(method).__name__
         raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
-    method.label_smoothing = float(cfg.train.label_smoothing)
+    method.risk.label_smoothing = float(cfg.train.label_smoothing)
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from atbench.attacks import Objective, State, ball
 from atbench.attacks.ascent import loop
+from atbench.attacks.ascent.gradient_ascent import FixedSteps
 from atbench.attacks.ascent.loop import Ascent, Stepper, where
+from atbench.attacks.norms.lp_ball import Radius
 from atbench.errors import ConfigError
 from tests.support.worlds import F64, attack
 
@@ -24,9 +26,9 @@ class Right(Stepper):
     def __init__(self) -> None:
         self.sizes, self.counts = SIZES, [3]
 
-    def step(self, state: State, ascent: Ascent) -> Tensor:
-        assert len(ascent.x) == len(self.sizes) == len(state.rows)
-        return state.x_adv + self.sizes
+    def step(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        assert len(x_adv) == len(grad) == len(self.sizes)
+        return x_adv + sizes
 
     def take(self, live: Tensor) -> None:
         self.sizes = self.sizes[live]
@@ -86,12 +88,19 @@ def test_steps_go_no_further_than_the_ball() -> None:
 
 
 def test_objective_outputs_and_gradient_are_means_over_the_samples() -> None:
-    slopes = iter([1.0, 2.0, 6.0])
+    slopes = iter([1.0, 2.0, 6.0, 0.0, 0.0, 0.0])
     objective = Objective(lambda z: next(slopes) * z.flatten(1), lambda z: z.sum(dim=1))
-    x = torch.full((2, 1, 1, 1), 0.5, dtype=F64)
-    value, outputs, grad = loop.evaluate(objective, x, None, 0, gradient=True, eot_samples=3)
-    assert grad is not None and value.tolist() == outputs.flatten().tolist() == [1.5, 1.5]
-    assert grad.flatten().tolist() == [3.0, 3.0]
+    x, states = torch.full((2, 1, 1, 1), 0.5, dtype=F64), []
+
+    def stop(state: State) -> Tensor:
+        states.append(state)
+        return torch.zeros(2, dtype=torch.bool)
+
+    stepper = FixedSteps(ball("linf").ascend, 0.1)
+    Ascent(objective, x, ball("linf"), 0.1, stepper, 1, stop, "best", eot_samples=3).run(x)
+    first = states[0]
+    assert first.grad is not None and first.value.tolist() == first.outputs.flatten().tolist() == [1.5, 1.5]
+    assert first.grad.flatten().tolist() == [3.0, 3.0]
 
 
 def test_states_merge_row_by_row() -> None:
@@ -126,7 +135,8 @@ def test_an_objective_may_differentiate_a_gradient(point: str) -> None:
     search = attack(eps=0.1, step_size=0.05, steps=2, start="zero", return_point=point)
     with torch.no_grad():
         x_adv = search(SquaredSlope(), x)
-        result = search.ascent(SquaredSlope(), x).run(x)
+        stepper = FixedSteps(ball("linf").ascend, 0.05)
+        result = Ascent(SquaredSlope(), x, ball("linf"), 0.1, stepper, 2, return_point=point).run(x)
     torch.testing.assert_close(x_adv, x + 0.1, rtol=0, atol=1e-12)
     assert not x_adv.requires_grad and not result.value.requires_grad
     if point != "last":

@@ -121,7 +121,7 @@ def test_steepest_of_l1_is_exact_with_one_pixel_and_sparse_with_more() -> None:
 
 def test_a_projector_projects(kind: Ball) -> None:
     x, far, eps = images(), images() + noise(), torch.linspace(0, 1, len(images()), dtype=torch.float64)
-    project = kind.projector(x, eps)
+    project = kind.projector(x, eps.view(-1, 1, 1, 1))
     for point in (far, x, 2 * far):
         assert torch.equal(project(point), kind.project(x, point, eps))
 

@@ -26,14 +26,14 @@ def test_adam_is_torchs() -> None:
     for grad in gradients(6):
         point.grad = grad.clone()
         optimizer.step()
-        ours = rule.step(ours, grad, LENGTH)
+        ours = rule(ours, grad, LENGTH)
         torch.testing.assert_close(ours, point.detach(), rtol=0, atol=1e-12)
 
 
 def test_averaged_is_the_mean_of_the_directions() -> None:
     grads, x = gradients(3), torch.zeros((4, 1, 3, 3), dtype=torch.float64)
     rule = Averaged(ball("linf"), x, 0.9)
-    last = [rule.step(x, grad, LENGTH) for grad in grads][-1]
+    last = [rule(x, grad, LENGTH) for grad in grads][-1]
     a, b, c = (grad.sign() for grad in grads)
     torch.testing.assert_close(last, 0.1 * 0.1 * (0.81 * a + 0.9 * b + c), rtol=0, atol=1e-15)
 
@@ -51,10 +51,10 @@ def test_what_is_remembered_follows_the_examples(name: str) -> None:
     grads, x = gradients(5), torch.zeros((4, 1, 3, 3), dtype=torch.float64)
     whole, cut, live = make(x), make(x), torch.tensor([True, False, True, False])
     for number, grad in enumerate(grads):
-        expected = whole.step(x, grad, LENGTH)[live]
+        expected = whole(x, grad, LENGTH)[live]
         if number == 2:
             cut.take(live)
-        found = cut.step(x, grad, LENGTH)[live] if number < 2 else cut.step(x[live], grad[live], LENGTH)
+        found = cut(x, grad, LENGTH)[live] if number < 2 else cut(x[live], grad[live], LENGTH)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 

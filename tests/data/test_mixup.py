@@ -119,7 +119,7 @@ def test_risk_of_shares_is_the_mean_risk_of_classes() -> None:
     method = Method(linear(), attack())
     logits, first, second = torch.randn(5, 3).double(), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([1, 1, 0, 2, 0])
     for smoothing in (0.0, 0.4):
-        method.label_smoothing = smoothing
+        method.risk.label_smoothing = smoothing
         soft = 0.3 * torch.eye(3).double()[first] + 0.7 * torch.eye(3).double()[second]
         expected = 0.3 * method.risk(logits, first) + 0.7 * method.risk(logits, second)
         torch.testing.assert_close(method.risk(logits, soft), expected)

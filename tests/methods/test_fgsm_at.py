@@ -102,7 +102,7 @@ def test_the_attack_is_a_constant_of_the_update() -> None:
 def test_label_smoothing_is_of_both_losses_and_not_of_the_attack() -> None:
     method, batch = make()
     plain = method.perturb(batch)
-    method.label_smoothing = 0.3
+    method.risk.label_smoothing = 0.3
     assert torch.equal(method.perturb(batch).x_adv, plain.x_adv)
     smooth = []
     for logits in (method.model(plain.x), method.model(plain.x_adv)):

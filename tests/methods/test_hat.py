@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.data import Batch, TrainData
 from atbench.methods.hat import Hat
 from atbench.methods.trades import Trades
-from atbench.models import bn_mode
+from atbench.models import attack_mode
 from tests.support import reference, worlds
 
 
@@ -96,7 +96,7 @@ def test_the_helper_stays_as_it_was(bn: str) -> None:
     x_adv = method.perturb(batch).x_adv
     assert torch.equal(method.perturb(batch).aux["said"], said(method.helper.network.eval(), x_adv))
     worlds.steps(method, given, 4)
-    with bn_mode(method, "batch"):
+    with attack_mode(method, "batch", freeze=False):
         method.loss(method.perturb(batch))
     after = worlds.snapshot(method)
     frozen = {name for name in after if name.startswith("helper")}

@@ -14,7 +14,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.llr import Distance, Llr
 from atbench.methods.standard import Standard
-from atbench.models import Network, bn_mode, capture_batch_statistics
+from atbench.models import Network, attack_mode, capture_batch_statistics
 from atbench.training import World
 from tests.support import reference, worlds
 from tests.support.contract import Log, trainer_of
@@ -90,11 +90,11 @@ def test_gradient_flows_through_the_tangent_and_the_statistics(norm: str, linear
 def test_everything_is_normalised_by_the_clean_batch() -> None:
     method, batch = make(smooth("batch"))
     batch = moved(batch)
-    with torch.no_grad(), bn_mode(method.model, "batch"), capture_batch_statistics(method.model):
+    with torch.no_grad(), attack_mode(method.model, "batch", freeze=False), capture_batch_statistics(method.model):
         value = F.cross_entropy(method.model(batch.x), batch.y, reduction="none")
-    with torch.no_grad(), bn_mode(method.model, "fixed"):
+    with torch.no_grad(), attack_mode(method.model, "fixed", freeze=False):
         ahead = F.cross_entropy(method.model(batch.x_adv), batch.y, reduction="none")
-    with bn_mode(method.model, "batch"):
+    with attack_mode(method.model, "batch", freeze=False):
         x = batch.x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(F.cross_entropy(method.model(x), batch.y, reduction="sum"), x)
     foretold = ((batch.x_adv - batch.x) * grad).flatten(1).sum(dim=1)
@@ -254,7 +254,7 @@ def test_label_smoothing_is_the_risk_s_alone() -> None:
     method, batch = make()
     batch = moved(batch)
     plain = method.loss(batch).terms
-    method.label_smoothing = 0.2
+    method.risk.label_smoothing = 0.2
     smoothed = method.loss(batch).terms
     assert smoothed["ce"] != plain["ce"]
     assert smoothed["linearity"] == plain["linearity"] and smoothed["slope"] == plain["slope"]

@@ -15,7 +15,7 @@ from atbench.data import TrainData
 from atbench.errors import ConfigError
 from atbench.methods.mma import Mma
 from atbench.methods.standard import Standard
-from atbench.models import bn_mode
+from atbench.models import attack_mode
 from tests.support import worlds
 
 D_MAX, MIN_EPS = 0.15, 0.03
@@ -118,7 +118,7 @@ def test_boundaries_are_those_of_the_bisections_mode() -> None:
     assert torch.equal(found["train"], found["batch"]) and not torch.equal(found["train"], found["eval"])
     pushed = (found["eval"] > 0) & (found["eval"] < 0.4)
     assert bool(pushed.any()), "eval ran last: its running statistics are still those of its search"
-    with bn_mode(method, "eval"):
+    with attack_mode(method, "eval", freeze=False):
         slack = soft_margin(method.model(batch.x_adv).detach(), batch.y)
     assert float(slack[pushed].abs().max()) < 1e-6
     with pytest.raises(ConfigError, match=r"method\.bisect_bn: fixed"):

@@ -17,7 +17,9 @@ def test_loss_is_cross_entropy_on_the_adversarial_images() -> None:
     loss = method.loss(batch)
     logits = method.model(batch.x_adv)
     assert loss.total.item() == pytest.approx(reference.mean(reference.ce(logits, batch.y)), abs=1e-12)
-    assert loss.terms["accuracy"].item() == pytest.approx((logits.argmax(1) == batch.y).double().mean().item())
+    assert (loss.logits.argmax(1).view(-1, len(batch)) == batch.y).double().mean().item() == pytest.approx(
+        (logits.argmax(1) == batch.y).double().mean().item()
+    )
 
 
 def test_label_smoothing_is_of_the_update_and_not_of_the_attack() -> None:
@@ -25,7 +27,7 @@ def test_label_smoothing_is_of_the_update_and_not_of_the_attack() -> None:
     worlds.start(method, given)
     batch = given.batch(0, 0)
     plain = method.perturb(batch)
-    method.label_smoothing = 0.3
+    method.risk.label_smoothing = 0.3
     assert torch.equal(method.perturb(batch).x_adv, plain.x_adv)
     logits = method.model(plain.x_adv)
     every = [reference.ce(logits, torch.full_like(batch.y, k)) for k in range(3)]

@@ -22,7 +22,7 @@ Change = dict[str, Any]
 
 def make(attack: Change | None = None, smoothing: float = 0.0, **options: Any) -> tuple[Score, Batch]:
     given, method = worlds.data(), Score(worlds.cnn(), worlds.attack(**(attack or {})), **options)
-    method.label_smoothing = smoothing
+    method.risk.label_smoothing = smoothing
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -80,7 +80,7 @@ def test_smoothing_is_torchs_and_the_authors_after_conversion(form: str) -> None
     batch = method.perturb(batch)
     assert method.loss(batch).total.item() == pytest.approx(slow(method, batch, 1 - theirs), abs=1e-12)
     soft = replace(batch, y=torch.tensor([smoothed(y, 1 - theirs) for y in batch.y.tolist()], dtype=torch.float64))
-    method.label_smoothing = 0.0
+    method.risk.label_smoothing = 0.0
     assert method.loss(soft).total.item() == pytest.approx(slow(method, batch, 1 - theirs), abs=1e-12)
 
 

@@ -181,7 +181,7 @@ def test_the_stages_before_the_representation_learn_and_the_perturbation_is_a_co
 def test_label_smoothing_is_of_the_update_and_not_of_the_attack(direction: str) -> None:
     method, batch = perturbed(direction)
     sharp = method.loss(batch).total
-    method.label_smoothing = 0.3
+    method.risk.label_smoothing = 0.3
     again = method.perturb(batch)
     assert torch.equal(again.x_adv, batch.x_adv) and method.loss(again).total != sharp
     assert direction != "representation" or torch.equal(again.aux["r"], batch.aux["r"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atbench.models import BN_MODES, Frozen, bn_mode, capture_batch_statistics, untouched
+from atbench.models import BN_MODES, Frozen, attack_mode, capture_batch_statistics
 
 F64 = torch.float64
 
@@ -54,7 +54,7 @@ def normalised(net: Net, x: Tensor, how: str) -> Tensor:
 def test_what_a_mode_normalises_by(net: Net, mode: str, how: str) -> None:
     x = batch()
     expected = normalised(net, x, how)
-    with bn_mode(net, mode):
+    with attack_mode(net, mode, freeze=False):
         torch.testing.assert_close(net[1](net[0](x)), expected, rtol=0, atol=1e-12)
 
 
@@ -63,7 +63,7 @@ def test_fixed_normalises_by_the_captured_batch(net: Net) -> None:
     with capture_batch_statistics(net):
         net(x)
     expected = normalised(net, x, "batch")
-    with bn_mode(net, "fixed"):
+    with attack_mode(net, "fixed", freeze=False):
         torch.testing.assert_close(net[1](net[0](x)), expected, rtol=0, atol=1e-12)
         whole, row = net(other), net(other[:1])
         torch.testing.assert_close(row, whole[:1], rtol=0, atol=1e-12)  # examples do not see each other
@@ -77,7 +77,7 @@ def test_only_train_moves_running_statistics(net: Net, mode: str) -> None:
         net.train()
         net[4].eval()
     before = state(net)
-    with bn_mode(net, mode):
+    with attack_mode(net, mode, freeze=False):
         net(batch())
         net(batch(2))
     after = state(net)
@@ -95,7 +95,7 @@ def test_everything_is_put_back_even_after_an_error(net: Net, mode: str) -> None
     layers = [net[1], net[4]]
     before = [(m.training, m.track_running_stats, id(m.running_mean), id(m.running_var)) for m in layers]
     modes = [m.training for m in net.modules()]
-    with pytest.raises(RuntimeError, match="inside"), bn_mode(net, mode):
+    with pytest.raises(RuntimeError, match="inside"), attack_mode(net, mode, freeze=False):
         raise RuntimeError("inside")
     assert [(m.training, m.track_running_stats, id(m.running_mean), id(m.running_var)) for m in layers] == before
     assert [m.training for m in net.modules()] == modes
@@ -104,9 +104,9 @@ def test_everything_is_put_back_even_after_an_error(net: Net, mode: str) -> None
 
 def test_train_mode_keeps_dropout_and_eval_does_not(net: Net) -> None:
     x = batch()
-    with bn_mode(net, "eval"):
+    with attack_mode(net, "eval", freeze=False):
         assert torch.equal(net(x), net(x))
-    with bn_mode(net, "batch"):
+    with attack_mode(net, "batch", freeze=False):
         assert not torch.equal(net(x), net(x))
 
 
@@ -115,7 +115,7 @@ def test_frozen_cannot_be_woken() -> None:
     outer = nn.ModuleDict({"teacher": Frozen(inner), "student": Net()})
     outer.train()
     assert outer["student"].training and not any(m.training for m in outer["teacher"].modules())
-    with bn_mode(outer, "train"):
+    with attack_mode(outer, "train", freeze=False):
         before = state(inner)
         x = batch().requires_grad_()
         outer["teacher"](x).sum().backward()
@@ -124,20 +124,20 @@ def test_frozen_cannot_be_woken() -> None:
     assert all(p.grad is None and not p.requires_grad for p in inner.parameters())
 
 
-def test_untouched_freezes_and_restores_flags_and_random_state(net: Net) -> None:
+def test_it_freezes_and_restores_flags_and_random_state(net: Net) -> None:
     net[0].weight.requires_grad_(False)
     flags = [p.requires_grad for p in net.parameters()]
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), untouched(net):
+    with pytest.raises(RuntimeError, match="inside"), attack_mode(net, "batch"):
         assert not any(p.requires_grad for p in net.parameters())
-        net.train()(batch())  # dropout draws
+        net(batch())  # dropout draws
         raise RuntimeError("inside")
     assert [p.requires_grad for p in net.parameters()] == flags and flags[0] is False
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_gradients_reach_the_input_of_an_untouched_network(net: Net) -> None:
+def test_gradients_reach_the_input_of_a_frozen_network(net: Net) -> None:
     x = batch().requires_grad_()
-    with untouched(net), bn_mode(net, "eval"):
+    with attack_mode(net, "eval"):
         net(x).sum().backward()
     assert x.grad is not None and all(p.grad is None for p in net.parameters())

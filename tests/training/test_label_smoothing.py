@@ -47,12 +47,12 @@ def test_pang_et_al_s_amount_is_a_ninth_more_of_ours_with_ten_classes() -> None:
 
 @pytest.mark.parametrize("name", ["trades", "mart", "rlfat_trades", "tla"])
 def test_any_method_takes_it(name: str) -> None:
-    assert trainer_of(name, ALONE, Log(), "plus=label_smoothing").method.label_smoothing == 0.1
+    assert trainer_of(name, ALONE, Log(), "plus=label_smoothing").method.risk.label_smoothing == 0.1
 
 
 def test_it_goes_with_an_average_and_wins_over_a_recipe() -> None:
     trainer = trainer_of("pgd_at", ALONE, Log(), "plus=[label_smoothing,ema]", "train.epochs=1")
-    assert len(trainer.averages) == 1 and trainer.method.label_smoothing == 0.1
+    assert len(trainer.averages) == 1 and trainer.method.risk.label_smoothing == 0.1
     trainer.fit()
     cfg = configuration("pgd_at", "recipe=fastat", "plus=[ema,label_smoothing]")
     assert cfg.train.label_smoothing == 0.1 and set(cfg.plus) == {"ema", "label_smoothing"}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from atbench.config.instantiate import build
 from atbench.methods import Clock
-from atbench.models import bn_mode
+from atbench.models import attack_mode
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 from tests.support.configs import resolved
 from tests.support.contract import ALONE, Log, trainer_of
@@ -32,7 +32,7 @@ def test_size_direction_and_restoration() -> None:
 
     def ascend() -> Gradients:
         names = dict(model.named_parameters())
-        with bn_mode(model, "batch"):
+        with attack_mode(model, "batch", freeze=False):
             found = torch.autograd.grad(loss(model, x, y), list(names.values()))
         gradients.update(zip(names, found, strict=True))
         return dict(zip(names.values(), found, strict=True))

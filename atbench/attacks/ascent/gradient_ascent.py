@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -97,26 +100,15 @@ class GradientAttack:
         dropped from the computation. It is called at every point, the start included, and the final one unless
         `return_point="last"`.
         """
-        start = self.begin(x, self.eps if eps is None else eps, rng) if start is None else start.detach()
-        return self.ascent(objective, x, eps, step_size, steps, stop).run(start).x_adv
-
-    def ascent(
-        self,
-        objective: Objective,
-        x: Tensor,
-        eps: Radius | None = None,
-        step_size: Radius | None = None,
-        steps: int | None = None,
-        stop: Stop | None = None,
-    ) -> Ascent:
-        """One run of the loop with these settings."""
-        x, steps = x.detach(), self.steps if steps is None else steps
-        sizes = per_example(self.step_size if step_size is None else step_size, x)
+        x, eps, sizes = x.detach(), self.eps if eps is None else eps, self.step_size if step_size is None else step_size
+        start = self.begin(x, eps, rng) if start is None else start
+        eps, sizes = (per_example(value, x) if isinstance(value, Tensor) else value for value in (eps, sizes))
         if self.backtrack:
-            sizes = sizes.expand(len(x), *[1] * (x.ndim - 1)).clone()
-        stepper = FixedSteps(make_rule(self.rule, self.ball, x, self.momentum), sizes, self.backtrack)
-        eps = self.eps if eps is None else eps
-        return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point)
+            sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
+        plain = self.rule == "steepest" and not self.momentum
+        step = self.ball.ascend if plain else make_rule(self.rule, self.ball, x, self.momentum)
+        stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
+        return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
 
     def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
         """The starting point; needs `rng` unless it is `zero`."""
@@ -133,17 +125,14 @@ class GradientAttack:
         return start.clamp_(0, 1) if self.clip_start else start
 
 
+@dataclass
 class FixedSteps(Stepper):
     """A step rule with constant step sizes or, with `backtrack`, sizes that shrink where the objective fell."""
 
+    step: Callable[[Tensor, Tensor, Radius], Tensor]
+    sizes: Radius
+    backtrack: float = 0.0
     any_start = True  # TRADES does not clip its noise
-
-    def __init__(self, rule: Rule, sizes: Tensor, backtrack: float) -> None:
-        self.rule, self.sizes, self.backtrack, self.backtracks = rule, sizes, backtrack, backtrack > 0
-
-    def step(self, state: State, ascent: Ascent) -> Tensor:
-        assert state.grad is not None
-        return self.rule.step(state.x_adv, state.grad, self.sizes)
 
     def accept(self, old: State, new: State) -> State:
         fell = new.value < old.value
@@ -152,5 +141,6 @@ class FixedSteps(Stepper):
         return where(~fell, new, old)
 
     def take(self, live: Tensor) -> None:
-        self.rule.take(live)
-        self.sizes = self.sizes[live] if self.sizes.ndim else self.sizes
+        if isinstance(self.step, Rule):
+            self.step.take(live)
+        self.sizes = self.sizes[live] if isinstance(self.sizes, Tensor) and self.sizes.ndim else self.sizes

@@ -11,7 +11,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from atbench.attacks.ascent.loop import evaluate
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import L1, SLIDE, Radius, ball, per_example
 from atbench.errors import ConfigError
@@ -25,9 +24,10 @@ class FrozenL1(L1):
     neither exactly 0 or 1 nor closer to the bound that they would move to than length/k.
     """
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Radius) -> Tensor:
         flat, point = grad.flatten(1), x_adv.flatten(1)
         k = max(1, round(self.sparsity * flat.shape[1]))
+        length = per_example(length, grad)
         pixel = (length.flatten(1) if length.ndim else length) / k
         stuck = (point <= 0) | (point >= 1) | ((flat < 0) & (point <= pixel)) | ((flat > 0) & (point >= 1 - pixel))
         free = flat.masked_fill(stuck, 0)
@@ -99,22 +99,21 @@ class MultiSteepest:
         x = x.detach()
         point = self.begin(x, rng) if start is None else start.detach()
         projects = {norm: its.projector(x, self.radii[norm]) for norm, its in self.balls.items()}
-        lengths = {norm: per_example(self.step_sizes[norm], x) for norm in self.balls}
         best = _nearest(point, [project(point) for project in projects.values()])
         if self.steps == 0:
             return best
-        value, _, grad = evaluate(objective, point, None, 0, gradient=True)
+        value, grad = _evaluate(objective, point, 0, gradient=True)
         most, alone = value, len(self.balls) == 1
         for step, sparsity in enumerate(self._sparsities(x, rng), start=1):
             balls = {norm: self.l1(sparsity) if norm == "l1" else its for norm, its in self.balls.items()}
             assert grad is not None
-            ahead = [projects[norm](its.ascend(point, grad, lengths[norm])) for norm, its in balls.items()]
+            ahead = [projects[norm](its.ascend(point, grad, self.step_sizes[norm])) for norm, its in balls.items()]
             more = step < self.steps
             point, value, grad = _worst(objective, ahead, step, gradient=more and alone)
             better = value > most
             best, most = _where(better, point, best), torch.where(better, value, most)
             if more and not alone:
-                _, _, grad = evaluate(objective, point, None, step, gradient=True)
+                _, grad = _evaluate(objective, point, step, gradient=True)
         return best
 
     def begin(self, x: Tensor, rng: Draws | None) -> Tensor:
@@ -141,13 +140,22 @@ class MultiSteepest:
         return [min(int(rng.scalar(least, greatest + 1)), greatest) / size for _ in range(self.steps)]
 
 
+def _evaluate(objective: Objective, x_adv: Tensor, step: int, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The objective (b,) and, if asked for, its gradient."""
+    x_adv = x_adv.detach().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        value, _ = objective(x_adv, None, step)
+        grad = torch.autograd.grad(value.sum(), x_adv)[0] if gradient else None
+    return value.detach(), grad
+
+
 def _worst(
     objective: Objective, points: Sequence[Tensor], step: int, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Per example the point of highest objective, the later one of equals; its value; the last point's gradient."""
     worst, most = points[0], points[0].new_zeros(0)
     for number, point in enumerate(points):
-        value, _, grad = evaluate(objective, point, None, step, gradient)
+        value, grad = _evaluate(objective, point, step, gradient)
         if number == 0:
             most = value
             continue

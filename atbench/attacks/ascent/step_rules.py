@@ -1,4 +1,4 @@
-"""Step rules: from a gradient to the next point, before the projection."""
+"""Step rules with a memory: from a gradient to the next point, before the projection."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from atbench.attacks.norms.lp_ball import Ball
+from atbench.attacks.norms.lp_ball import Ball, Radius
 
 
 class Rule(ABC):
-    """A step rule of one run. Its memory is per example and is cut to the examples still searched."""
+    """A step rule with a memory, for one run; the memory is per example, cut to the examples still searched."""
 
     @abstractmethod
-    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
-        """The point after a step from `x_adv`, before the projection; `lengths` is a number or (B, 1, 1, 1). A new
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        """The point after a step from `x_adv`, before the projection; `sizes` is a number or (B, 1, 1, 1). A new
         tensor.
         """
 
@@ -24,29 +24,16 @@ class Rule(ABC):
         """Cut the memory to the examples `live` (a mask)."""
 
 
-class Steepest(Rule):
-    """x' + step_size · d(∇), d the ball's steepest direction."""
-
-    def __init__(self, ball: Ball) -> None:
-        self.ball = ball
-
-    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
-        return self.ball.ascend(x_adv, grad, lengths)
-
-    def take(self, live: Tensor) -> None:
-        """No memory to cut."""
-
-
 class Momentum(Rule):
     """g ← μ·g + ∇ / mean|∇|, then x' + step_size · d(g) (MI-FGSM, Dong et al. 2018, CVPR, arXiv 1710.06081)."""
 
     def __init__(self, ball: Ball, like: Tensor, momentum: float) -> None:
         self.ball, self.momentum, self.velocity = ball, momentum, torch.zeros_like(like)
 
-    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
         scale = grad.abs().flatten(1).mean(dim=1).clamp_min(1e-12).view(-1, *[1] * (grad.ndim - 1))
         self.velocity = self.momentum * self.velocity + grad / scale
-        return self.ball.ascend(x_adv, self.velocity, lengths)
+        return self.ball.ascend(x_adv, self.velocity, sizes)
 
     def take(self, live: Tensor) -> None:
         self.velocity = self.velocity[live]
@@ -58,9 +45,9 @@ class Averaged(Rule):
     def __init__(self, ball: Ball, like: Tensor, momentum: float) -> None:
         self.ball, self.momentum, self.velocity = ball, momentum, torch.zeros_like(like)
 
-    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
         self.velocity = self.momentum * self.velocity + (1 - self.momentum) * self.ball.steepest(grad)
-        return x_adv + lengths * self.velocity
+        return x_adv + sizes * self.velocity
 
     def take(self, live: Tensor) -> None:
         self.velocity = self.velocity[live]
@@ -77,12 +64,12 @@ class Adam(Rule):
     def __init__(self, like: Tensor) -> None:
         self.mean, self.square, self.count = torch.zeros_like(like), torch.zeros_like(like), 0
 
-    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
         self.count += 1
         self.mean = torch.lerp(grad, self.mean, self.BETA1)
         self.square = torch.lerp(grad.square(), self.square, self.BETA2)
         mean, square = self.mean / (1 - self.BETA1**self.count), self.square / (1 - self.BETA2**self.count)
-        return x_adv + lengths * mean / (square.sqrt() + self.TINY)
+        return x_adv + sizes * mean / (square.sqrt() + self.TINY)
 
     def take(self, live: Tensor) -> None:
         self.mean, self.square = self.mean[live], self.square[live]
@@ -92,9 +79,7 @@ RULES: tuple[str, ...] = ("steepest", "averaged", "adam")
 
 
 def make_rule(name: str, ball: Ball, like: Tensor, momentum: float) -> Rule:
-    """The rule called `name` for a search around `like`; `steepest` with a momentum is `Momentum`."""
+    """The rule called `name` with its memory, for a search around `like`; `steepest` with a momentum is `Momentum`."""
     if name == "adam":
         return Adam(like)
-    if name == "averaged":
-        return Averaged(ball, like, momentum)
-    return Momentum(ball, like, momentum) if momentum else Steepest(ball)
+    return (Averaged if name == "averaged" else Momentum)(ball, like, momentum)

@@ -62,7 +62,7 @@ class APGD(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         def restart(key: Key, args: tuple[Tensor, ...], rows: Tensor) -> Candidates:
-            objective = Objective(target.logits, self.value, y[rows], *(tensor[rows] for tensor in args))
+            objective = Objective(target.logits, self.value, (y[rows], *(tensor[rows] for tensor in args)))
             return self.restart(objective, y[rows], x[rows], rng.take(rows).at(*key))
 
         return run_restarts(x, (partial(restart, key, args) for key, args in self.restart_args(target, x, y)))

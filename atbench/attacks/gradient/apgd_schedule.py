@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.loop import Ascent, State, Stepper, where
-from atbench.attacks.norms.lp_ball import Ball
+from atbench.attacks.norms.lp_ball import Ball, Radius
 
 
 @dataclass
@@ -53,22 +53,26 @@ class APGDSteps(Stepper):
 
     FIRST = 2.0  # η⁰ / ε, sec. 3.2
     INERTIA = 0.25  # 1 − α, sec. 3.1
+    adapts = True
     memory: _Progress | None = None
 
     def __init__(self, ball: Ball, eps: float, steps: int, rho: float) -> None:
         self.ball, self.eps, self.rho, self.checkpoints = ball, eps, rho, checkpoints(steps)
 
-    def step(self, state: State, ascent: Ascent) -> Tensor:
+    def adapt(self, state: State, ascent: Ascent) -> State:
         assert ascent.best is not None
-        first, c = self.memory is None, self.INERTIA
-        state, memory = self._review(state, ascent.best)
-        assert state.grad is not None
-        x_adv, ahead = state.x_adv, self.ball.ascend(state.x_adv, state.grad, memory.size)
-        if not first:
+        self.project = None if self.memory is None else ascent.project
+        state, self.memory = self._review(state, ascent.best)
+        self.sizes = self.memory.size
+        return state
+
+    def step(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        assert self.memory is not None
+        c, ahead = self.INERTIA, self.ball.ascend(x_adv, grad, sizes)
+        if self.project is not None:  # from the second step on
             # x + (1 − c)(u − x) + c(x − x_older) = (1 − c)u + 2c·x − c·x_older
-            u = ascent.project(ahead)
-            ahead = u.mul_(1 - c).add_(x_adv, alpha=2 * c).sub_(memory.older, alpha=c)
-        self.memory = replace(memory, older=x_adv)
+            ahead = self.project(ahead).mul_(1 - c).add_(x_adv, alpha=2 * c).sub_(self.memory.older, alpha=c)
+        self.memory = replace(self.memory, older=x_adv)
         return ahead
 
     def take(self, live: Tensor) -> None:
@@ -128,22 +132,27 @@ class SparseAPGDSteps(Stepper):
     # What is nearer to x than this is rounding. The authors' code counts it as a pixel moved, so that in L1 it steps on
     # more pixels than its formula says.
     MOVED = 1e-6
+    adapts = True
     memory: _Sparsity | None = None
 
     def __init__(self, eps: float, steps: int) -> None:
         self.eps, self.interval = eps, max(int(self.INTERVAL * steps), 1)
 
-    def step(self, state: State, ascent: Ascent) -> Tensor:
+    def adapt(self, state: State, ascent: Ascent) -> State:
         assert ascent.best is not None
         state, self.memory = self._review(state, ascent.best, ascent.x)
-        assert state.grad is not None
-        size, magnitude = self.memory.size, state.grad.abs().flatten(1)
+        self.sizes = self.memory.size
+        return state
+
+    def step(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        assert self.memory is not None
+        magnitude = grad.abs().flatten(1)
         d = magnitude.shape[1]
         first = ((1 - self.memory.share) * d).clamp_(0, d - 1).long()
         least = magnitude.sort(dim=1).values.gather(1, first[:, None])
-        direction = state.grad.sign() * (magnitude >= least).view_as(state.grad)
-        count = direction.abs().flatten(1).sum(dim=1).clamp_min_(1).view(size.shape)
-        return state.x_adv + size / count * direction
+        direction = grad.sign() * (magnitude >= least).view_as(grad)
+        count = direction.abs().flatten(1).sum(dim=1).clamp_min_(1).view(-1, *[1] * (grad.ndim - 1))
+        return x_adv + sizes / count * direction
 
     def take(self, live: Tensor) -> None:
         self.memory = self.memory and self.memory.take(live)

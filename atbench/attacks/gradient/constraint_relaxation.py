@@ -140,7 +140,7 @@ class _TargetedPass:
         def stop(state: State) -> Tensor:
             return self._judge(rows[state.rows], state, state.step < outside)
 
-        objective = Objective(self.tracker.target.logits, towards, self.tracker.y[rows], self.t[rows])
+        objective = Objective(self.tracker.target.logits, towards, (self.tracker.y[rows], self.t[rows]))
         x_adv = self.pgd(
             objective,
             self.x[rows],

@@ -57,11 +57,12 @@ class FeatureDistance(Objective):
     """cos(h(x'), g) for features h and target features g (B, D)."""
 
     def __init__(self, hook: FeatureHook, features: Tensor) -> None:
-        super().__init__(hook, lambda h, g: F.cosine_similarity(h, g, dim=1), features)
+        super().__init__(hook, lambda h, g: F.cosine_similarity(h, g, dim=1))
+        self.features = features
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:
         h, logits = self.network(x_adv)
-        g = self.args[0] if rows is None else self.args[0][rows]
+        g = self.features if rows is None else self.features[rows]
         return self.value(h, g), logits
 
 

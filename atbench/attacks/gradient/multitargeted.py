@@ -95,5 +95,5 @@ class Targeted(Attack):
         self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, rows: Tensor
     ) -> Candidates:
         x, y, rng = x[rows], y[rows], rng.take(rows)
-        objective = Objective(target.logits, self.value, y, towards[rows])
+        objective = Objective(target.logits, self.value, (y, towards[rows]))
         return ascend(self.pgd, objective, y, x, self.pgd.begin(x, self.eps, rng))

@@ -135,9 +135,9 @@ class Averaged(Objective):
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], *args: Tensor, eot_samples: Count
+        self, network: Callable[[Tensor], Any], value: Callable[..., Tensor], args: Tensor, eot_samples: Count
     ) -> None:
-        super().__init__(network, value, *args)
+        super().__init__(network, value, args)
         self.eot_samples = eot_samples
 
     def __call__(self, x_adv: Tensor, rows: Tensor | None = None, step: int = 0) -> tuple[Tensor, Tensor]:

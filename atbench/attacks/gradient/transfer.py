@@ -14,7 +14,7 @@ from atbench.attacks.losses import Objective, fewest_classes, label_objective
 from atbench.attacks.restarts import RobustTracker
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
-from atbench.models import Cast, bn_mode, untouched
+from atbench.models import Cast, attack_mode
 from atbench.seeding import ExampleDraws
 
 
@@ -68,7 +68,7 @@ class Transfer(Attack):
                 logits = target.logits(state.x_adv)
             return tracker.update(state.rows, state.x_adv, logits)
 
-        with untouched(surrogate), bn_mode(surrogate, "eval"):
+        with attack_mode(surrogate, "eval"):
             network = Cast(surrogate)
             self._check_shapes(network, x, y)
             objective = Objective(network, self.value, y)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Ball(ABC):
         """A point with ‖x_adv − x‖_p ≤ ε and pixels in [0, 1]; `x_adv` itself where it already is one. A new tensor."""
 
     def projector(self, x: Tensor, eps: Radius) -> Callable[[Tensor], Tensor]:
-        """`project` around one x and ε, for a loop: what depends on them alone is computed once."""
+        """`project` around one x and ε (a number or (B, 1, 1, 1)), for a loop: bounds are computed once."""
         return lambda x_adv: self.project(x, x_adv, eps)
 
     @abstractmethod
@@ -67,8 +68,8 @@ class Ball(ABC):
         L1).
         """
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
-        """`x_adv` a step of `length` (a number, or one per example) along the steepest direction. A new tensor."""
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Radius) -> Tensor:
+        """`x_adv` a step of `length` (a number or (B, 1, 1, 1)) along the steepest direction. A new tensor."""
         return self.steepest(grad).mul_(length).add_(x_adv)
 
     @abstractmethod
@@ -86,12 +87,13 @@ class Linf(Ball):
     p = float("inf")
 
     def project(self, x: Tensor, x_adv: Tensor, eps: Radius) -> Tensor:
-        return self.projector(x, eps)(x_adv)
+        return self.projector(x, per_example(eps, x))(x_adv)
 
     def projector(self, x: Tensor, eps: Radius) -> Callable[[Tensor], Tensor]:
-        eps = per_example(eps, x)
-        low, high = (x - eps).clamp_(min=0), (x + eps).clamp_(max=1)
-        return lambda x_adv: torch.clamp(x_adv, low, high)
+        return partial(torch.clamp, min=(x - eps).clamp_(min=0), max=(x + eps).clamp_(max=1))
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Radius) -> Tensor:
+        return grad.sign().mul_(length).add_(x_adv)
 
     def shrink(self, delta: Tensor, eps: Radius) -> Tensor:
         eps = per_example(eps, delta)
@@ -159,7 +161,7 @@ class L1(Ball):
         rows = flat.abs().topk(k, dim=1).indices
         return torch.zeros_like(flat).scatter_(1, rows, flat.gather(1, rows).sign() / k).view_as(grad)
 
-    def ascend(self, x_adv: Tensor, grad: Tensor, length: Tensor) -> Tensor:
+    def ascend(self, x_adv: Tensor, grad: Tensor, length: Radius) -> Tensor:
         """The steepest step within the box (Croce & Hein 2021, Prop. 2.2): pixels in the order of their |gradient|,
         each as far as the box and its share of the step let it, until the length is spent or no pixel is left.
 
@@ -167,6 +169,7 @@ class L1(Ball):
         """
         flat, point = grad.flatten(1), x_adv.flatten(1)
         k = max(1, round(self.sparsity * flat.shape[1]))
+        length = per_example(length, grad)
         length = length.flatten(1) if length.ndim else length
         room = torch.where(flat > 0, 1 - point, point).clamp_min(0) * (flat != 0)
         order = flat.abs().argsort(dim=1, descending=True)
