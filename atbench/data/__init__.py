@@ -3,7 +3,7 @@
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
 from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
-from atbench.data.loader import Share, Stream, TrainData
+from atbench.data.loader import Shard, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "MixUp",
     "OneOf",
     "PadCropFlip",
-    "Share",
+    "Shard",
     "Source",
     "Stream",
     "TrainData",

@@ -20,7 +20,7 @@ from atbench.seeding import Draws, generator
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """This process's part of a joint batch: process `rank` of `world`, which have equally many rows."""
 
     rank: int = 0
@@ -94,7 +94,7 @@ class TrainData:
 
     Args:
         source: the data set. Its test split is not touched here.
-        batch_size: joint batch over all processes; a multiple of `share.world`.
+        batch_size: joint batch over all processes; a multiple of `shard.world`.
         augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Images
             of an unlabelled pool have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
@@ -120,13 +120,13 @@ class TrainData:
         labelled: float | None = None,
         pool: Images | None = None,
         extra: float = 0.0,
-        share: Share | None = None,
+        shard: Shard | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
-        self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
+        self.shard, self.device, self.dtype = shard or Shard(), torch.device(device), dtype
         held, kept = source.split_indices()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
@@ -178,9 +178,9 @@ class TrainData:
         self.extra_size = 0
 
     def _check_shares(self) -> None:
-        if self.batch_size % self.share.world or self.extra_size % self.share.world:
-            why = f"it must split evenly over {self.share.world} processes, its unlabelled part too"
-            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
+        if self.batch_size % self.shard.world or self.extra_size % self.shard.world:
+            why = f"it must split evenly over {self.shard.world} processes, its unlabelled part too"
+            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.shard.world}")
 
     def order(self, images: Images, name: str) -> PermutationSampler | MixedSampler:
         """The sampler of `images`: mixed, in the configured share, if some of them are generated."""
@@ -190,8 +190,8 @@ class TrainData:
 
     def stream(self, name: str, size: int) -> Stream:
         """A further independent stream over the labelled train images, `size` of them a step over all processes."""
-        if size % self.share.world:
-            why = f"its stream of {size} images must split evenly over {self.share.world} processes"
+        if size % self.shard.world:
+            why = f"its stream of {size} images must split evenly over {self.shard.world} processes"
             raise ConfigError("train.batch_size", self.batch_size, why, "use a multiple of their number")
         return Stream(self, self.train, name, size)
 
@@ -212,8 +212,8 @@ class TrainData:
 
     def own(self, joint: Tensor) -> Tensor:
         """This process's part of the joint rows."""
-        rows = len(joint) // self.share.world
-        return joint[self.share.rank * rows : (self.share.rank + 1) * rows]
+        rows = len(joint) // self.shard.world
+        return joint[self.shard.rank * rows : (self.shard.rank + 1) * rows]
 
     def _permutation(self, epoch: int) -> Tensor:
         """The permutation of an epoch; that of the last epoch asked for is cached."""
@@ -243,7 +243,7 @@ class TrainData:
         return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
 
     def _draws(self, *place: int | str) -> Draws:
-        return Draws(generator(self.device, self.seed, *place), self.share.rank, self.share.world)
+        return Draws(generator(self.device, self.seed, *place), self.shard.rank, self.shard.world)
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""

@@ -65,7 +65,6 @@ class TorchVision(Network):
             raise ConfigError("model.head", head, f"{name} does not end in a linear layer", "use model.head=linear")
         ours = make_head(head, final.in_features, classes, head_scale) if head != HEADS[0] else final
         super().__init__(sequential(**split_stages(net)), ours, mean, std)
-        #: key in a state dict of torchvision's → key in ours
         self.published = {
             theirs[id(tensor)]: key for key, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in theirs
         }

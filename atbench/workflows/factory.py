@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from atbench.config.instantiate import accepted_kwargs, build, build_errors, locate
-from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
+from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.data.overlap import count_shared
 from atbench.errors import AtbenchError, ConfigError, hint
@@ -62,7 +62,7 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
         labelled=cfg.train.extra_data.labelled,
         pool=make_pool(cfg, source),
         extra=cfg.train.extra_data.fraction,
-        share=Share(world.rank, world.size),
+        shard=Shard(world.rank, world.size),
         device=world.device,
         dtype=torch.get_default_dtype(),
     )
