@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atbench.config.tree import select
 from atbench.reporting.results import STANDARD, bound_text, is_autoattack, robustness_unknown
-from atbench.reporting.run_folder import lookup
 
 
 def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name
         "authors": None,
         "additional_data": _additional_data(config),
         "number_forward_passes": 1,
-        "dataset": lookup(config, "dataset.about.name"),
+        "dataset": select(config, "dataset.about.name"),
         "venue": None,
-        "architecture": lookup(config, "model.about.name") or lookup(config, "model._target_"),
+        "architecture": select(config, "model.about.name") or select(config, "model._target_"),
         "eps": eps_text(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
         "reported": None if robustness_unknown(record) else _percent(record["robust"]),
@@ -71,4 +71,4 @@ def _percent(figure: Mapping[str, Any]) -> str:
 
 def _additional_data(config: Mapping[str, Any]) -> bool | None:
     """Whether extra data was trained on; None for an external network."""
-    return lookup(config, "train.extra_data.path") is not None if "train" in config else None
+    return select(config, "train.extra_data.path") is not None if "train" in config else None

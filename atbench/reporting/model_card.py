@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from atbench.config.tree import select
 from atbench.reporting.console import bound_line
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
 from atbench.reporting.leaderboard import was_audited
 from atbench.reporting.results import robustness_unknown
-from atbench.reporting.run_folder import lookup
 from atbench.reporting.wording import both_forms, interval, norm_name, options_text, percent
 
 
 def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]) -> Document:
     """The card. `export` is config.json."""
-    model = lookup(config, "model.about.name") or lookup(config, "model._target_")
+    model = select(config, "model.about.name") or select(config, "model._target_")
     blocks = [
         *_verdict(record),
         Facts(tuple(_facts(config, record, export))),
@@ -50,12 +50,12 @@ def _facts(
     shape = "×".join(str(side) for side in export["input"]["shape"])
     yield (
         "network",
-        f"{options_text(export['model']) or lookup(config, 'model._target_')}; {export['parameters']:,} parameters",
+        f"{options_text(export['model']) or select(config, 'model._target_')}; {export['parameters']:,} parameters",
     )
     yield "input", f"{shape}, pixels in [0, 1]; normalised inside"
     yield "output", f"logits of {len(export['classes'])} classes"
     for key in ("name", "formula", "paper"):
-        if value := lookup(config, f"method.about.{key}"):
+        if value := select(config, f"method.about.{key}"):
             yield {"name": "method"}.get(key, key), str(value)
     if "method" not in config:
         yield "trained", "elsewhere; evaluated here"

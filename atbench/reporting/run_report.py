@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from atbench.config.tree import select
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.columns import attack_signature
@@ -14,7 +15,7 @@ from atbench.reporting.evaluation_figures import evaluation_figures
 from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_text, merge_equal_evaluations
 from atbench.reporting.headline import ASK_RAND, compute_headline
 from atbench.reporting.results import EvaluationRecord, bound_text
-from atbench.reporting.run_folder import RunFolder, is_run, lookup, read_run
+from atbench.reporting.run_folder import RunFolder, is_run, read_run
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
@@ -218,7 +219,7 @@ def _node(node: object) -> str:
 
 
 def _selection(run: RunFolder) -> Iterator[Block]:
-    selection = lookup(run.config, "train.selection")
+    selection = select(run.config, "train.selection")
     facts = [("rule", options_text(selection))] if isinstance(selection, dict) and selection else []
     for name, evaluation in run.evaluations.items():
         row = next((row for row in run.rows if row["epoch"] == evaluation.epoch), None)
