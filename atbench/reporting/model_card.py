@@ -7,7 +7,7 @@ from typing import Any
 
 from atbench.config.tree import select
 from atbench.reporting.console import bound_line
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Code, Document, Facts, Heading, Notice, Paragraph, table
 from atbench.reporting.leaderboard import was_audited
 from atbench.reporting.results import robustness_unknown
 from atbench.reporting.wording import both_forms, interval, norm_name, options_text, percent
@@ -21,16 +21,14 @@ def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], expor
         Facts(tuple(_facts(config, record, export))),
         Heading("Accuracy"),
         Paragraph(bound_line(record)),
-    ]
-    blocks += [Table(("attack", "accuracy", "95 % interval", "n"), tuple(_accuracies(record)))]
-    load = "In this folder, with safetensors, torch and the imported packages installed:"
-    blocks += [
+        table(("attack", "accuracy", "95 % interval", "n"), _accuracies(record)),
         Heading("Load the model"),
-        Paragraph(load),
+        Paragraph("In this folder, with safetensors, torch and the imported packages installed:"),
         Code(export["python"], "python"),
         Heading("Evaluate the model"),
+        Code(export["command"]),
     ]
-    return Document(f"{model} for {export['dataset']}", (*blocks, Code(export["command"])))
+    return Document(f"{model} for {export['dataset']}", tuple(blocks))
 
 
 def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
@@ -56,7 +54,7 @@ def _facts(
     yield "output", f"logits of {len(export['classes'])} classes"
     for key in ("name", "formula", "paper"):
         if value := select(config, f"method.about.{key}"):
-            yield {"name": "method"}.get(key, key), str(value)
+            yield "method" if key == "name" else key, str(value)
     if "method" not in config:
         yield "trained", "elsewhere; evaluated here"
     if record["epoch"] is not None:
@@ -66,10 +64,9 @@ def _facts(
     yield "test data, SHA-256", str(record["data_sha256"])
 
 
-def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
-    def row(name: str, figure: Mapping[str, Any]) -> tuple[Cell, ...]:
-        bounds = interval(figure["low"], figure["high"])
-        return Cell(name), Cell(percent(figure["accuracy"])), Cell(bounds), Cell(str(record["n"]))
+def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    def row(name: str, figure: Mapping[str, Any]) -> tuple[str, ...]:
+        return name, percent(figure["accuracy"]), interval(figure["low"], figure["high"]), str(record["n"])
 
     yield row("none", record["clean"])
     for step in record["steps"]:

@@ -10,9 +10,9 @@ from atbench.config.tree import select
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.columns import attack_signature
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, table
 from atbench.reporting.evaluation_figures import evaluation_figures
-from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_text, merge_equal_evaluations
+from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_cell, accuracy_text, merge_equal_evaluations
 from atbench.reporting.headline import ASK_RAND, compute_headline
 from atbench.reporting.results import EvaluationRecord, bound_text
 from atbench.reporting.run_folder import RunFolder, is_run, read_run
@@ -131,17 +131,14 @@ def _all_evaluations(run: RunFolder) -> Iterator[Block]:
     )
     rows = [
         (
-            *(Cell(text) for text in (name, each.name or NOTHING, _ball(each), each.basis)),
-            *(
-                Cell(accuracy_text(figure), figure.value) if figure else Cell(NOTHING)
-                for figure in (each.clean, each.headline)
-            ),
+            *(name, each.name or NOTHING, _ball(each), each.basis),
+            *(accuracy_cell(each.clean), accuracy_cell(each.headline)),
             Cell(f"{each.n:,} of {each.of:,}", each.n),
         )
         for name, found in run.all_evaluations.items()
         for each in found
     ]
-    yield Table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), tuple(rows))
+    yield table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), rows)
 
 
 def _ball(evaluation: EvaluationRecord) -> str:
