@@ -20,32 +20,3 @@ from atbench.attacks.losses import (
     towards,
 )
 from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, Linf, ball
-
-__all__ = [
-    "BALLS",
-    "L1",
-    "L2",
-    "LABEL_OBJECTIVES",
-    "AscentAttack",
-    "Attack",
-    "Ball",
-    "GradientAttack",
-    "Linf",
-    "Objective",
-    "SelfLabelled",
-    "State",
-    "Target",
-    "ball",
-    "carlini",
-    "confidence",
-    "cross_entropy",
-    "dlr",
-    "dlr_towards",
-    "kl_from",
-    "label_objective",
-    "likelihood",
-    "margin",
-    "soft_margin",
-    "towards",
-    "wrong",
-]

@@ -14,7 +14,6 @@ import sysconfig
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from atbench.config.allow_list import BuildRule, rule_for
@@ -23,7 +22,7 @@ from atbench.config.renamed import renamed_class
 from atbench.errors import ConfigError, hint, nearest
 
 # Keys of a node that the run reads itself, so that they are no arguments of the target.
-READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
+READ_BY_RUN: Mapping[str, frozenset[str]] = {"model": frozenset({"members"})}
 # What constructors raise where a setting does not suit them. No OSError: that is about the machine.
 _CONSTRUCTOR_ERRORS = (
     ValueError,

@@ -5,25 +5,3 @@ from atbench.data.batch import Batch
 from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
 from atbench.data.loader import Shard, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp
-
-__all__ = [
-    "Augment",
-    "Batch",
-    "Brightness",
-    "Chain",
-    "CutMix",
-    "Cutout",
-    "EdgePad",
-    "FloatImages",
-    "Images",
-    "Mix",
-    "MixUp",
-    "OneOf",
-    "PadCropFlip",
-    "Shard",
-    "Source",
-    "Stream",
-    "TrainData",
-    "View",
-    "stratified_subset",
-]

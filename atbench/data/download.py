@@ -33,7 +33,8 @@ def fetch(name: str, data_dir: Path) -> None:
     from torchvision.datasets import utils  # a second to import: only where it is used
 
     for download in downloads(name, data_dir):
-        refusals, empty = [], _missing_folders(download.folder)
+        refusals = []
+        empty = [path for path in (download.folder, *download.folder.parents) if not path.exists()]  # innermost first
         for url in download.urls:
             print(f"fetching {url} to {download.folder}", file=sys.stderr)
             try:
@@ -52,11 +53,6 @@ def fetch(name: str, data_dir: Path) -> None:
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
             raise _unreachable(name, data_dir, download, refusals[0])
-
-
-def _missing_folders(folder: Path) -> list[Path]:
-    """`folder` and the folders above it that do not exist, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _unreachable(name: str, data_dir: Path, download: Download, reason: str) -> DataError:

@@ -26,20 +26,14 @@ Rows = Tensor | slice
 GIB = 2**30
 
 
-class DecoderPool:
-    """The worker threads of one data set, started when there is something to decode.
-
-    Args:
-        workers: how many; None is one for each core this process may use, 16 at most.
+class DecoderPool(ThreadPoolExecutor):
+    """The worker threads of one data set, started when there is something to decode: `workers` of them, None for one a
+    core that this process may use, 16 at most.
     """
 
     def __init__(self, workers: int | None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or min(cores, 16)
-
-    @functools.cached_property
-    def threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.workers, "pictures")
+        super().__init__(workers or min(cores, 16), "pictures")
 
 
 class LazyImages:
@@ -111,7 +105,7 @@ class LazyImages:
 
     def check_headers(self) -> None:
         """Read the headers of all files. Raises DataError for one that is no picture."""
-        for _ in self.pool.threads.map(check_header, self.files):
+        for _ in self.pool.map(check_header, self.files):
             pass
 
     def names(self) -> Iterable[tuple[str, int]]:
@@ -127,7 +121,7 @@ class LazyImages:
 
     def _submit(self, rows: NDArray[np.int64]) -> list[Future[Pixels]]:
         work = functools.partial(decode, size=self.size, resize=self.resize)
-        return [self.pool.threads.submit(work, self.files[row]) for row in rows]
+        return [self.pool.submit(work, self.files[row]) for row in rows]
 
 
 # What Pillow raises for damaged files, by format.

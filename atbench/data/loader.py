@@ -249,7 +249,3 @@ class TrainData:
         """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""
         rows = stratified_subset(self.train.y[: len(self.train) - self.generated], count)
         return self.train.take(rows.to(self.device)).to(self.device)
-
-    def sha256(self) -> str:
-        """Checksum of everything that may be trained on, before it is split."""
-        return self.source.train.sha256()

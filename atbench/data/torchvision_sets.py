@@ -37,8 +37,8 @@ class DatasetFiles:
 
     def missing(self, data_dir: Path) -> Path | None:
         """The first file that is not there, packed or unpacked."""
-        names = [name for part in self.files.values() for name in part]
-        return next((path for name in names if not _exists(path := data_dir / self.folder / name)), None)
+        paths = [data_dir / self.folder / name for part in self.files.values() for name in part]
+        return next((path for path in paths if not (path.is_file() or _packed(path).is_file())), None)
 
 
 def published(
@@ -96,10 +96,6 @@ def _reader(data_dir: Path, name: str, download: bool) -> Callable[[str], Images
             raise DataError(name, missing, why, fix)
         fetch(name, data_dir)
     return partial(dataset_files.read, data_dir / dataset_files.folder)
-
-
-def _exists(path: Path) -> bool:
-    return path.is_file() or _packed(path).is_file()
 
 
 def _packed(path: Path) -> Path:

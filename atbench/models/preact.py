@@ -106,8 +106,7 @@ class PreActBlock(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.act1(self.bn1(z))
         skip = z if self.shortcut is None else self.shortcut(z if self.raw else h)
-        total: Tensor = self.residual(h) + skip
-        return total
+        return self.residual(h) + skip
 
 
 def check_block_options(shortcut: str, padding: str, shortcuts: Sequence[str] = PREACT_SHORTCUTS) -> None:

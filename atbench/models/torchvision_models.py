@@ -98,8 +98,7 @@ class Wrapped(Network):
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Normalised images in the type that the module takes, which need not be that of mean and deviation."""
-        out: Tensor = self._module(h) if first == 0 else h
-        return out
+        return self._module(h) if first == 0 else h
 
 
 def size_error(name: str, shape: Shape, error: Exception) -> ConfigError:
@@ -146,8 +145,7 @@ class BasicConv2d(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
+        return self.act(self.bn(self.conv(x)))
 
 
 def use_small_stem(net: nn.Module) -> None:
@@ -245,8 +243,7 @@ class Tokens(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
-        out: Tensor = self.dropout(tokens + self.positions)
-        return out
+        return self.dropout(tokens + self.positions)
 
 
 class ClassToken(nn.Module):

@@ -38,8 +38,7 @@ def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
     if not is_autoattack(record) or robustness_unknown(record):
         return None
-    last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
-    return last
+    return [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
 
 
 def was_audited(record: Mapping[str, Any]) -> bool:

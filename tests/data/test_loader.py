@@ -168,4 +168,4 @@ def test_training_never_opens_the_test_split() -> None:
     epoch_of(given, 0)
     given.stream("a", 12).batch(0, 0)
     given.fit_sample(3)
-    given.sha256()
+    given.source.train.sha256()

@@ -16,6 +16,7 @@ from torch import Tensor
 from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
+from atbench.attacks.restarts import BestCandidates
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
@@ -58,8 +59,7 @@ class GradientEstimation(Attack, ABC):
         """The step of length `step_size` at the `step`-th estimate, from 1, and the memory (…, B, C, H, W) after it."""
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        result, rows = x.clone(), torch.arange(len(x), device=x.device)
-        best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        best, rows = BestCandidates(x), torch.arange(len(x), device=x.device)
         x_adv, memory, at_once = x, x.new_zeros(2, *x.shape), max(len(x), self.AT_ONCE)
         with torch.no_grad():
             for step in range(1, self.steps + 1):
@@ -67,15 +67,14 @@ class GradientEstimation(Attack, ABC):
                 move, memory = self.step(grad, memory, step)
                 x_adv = self.ball.project(x[rows], x_adv + move, self.eps)
                 value = margin(target.logits(x_adv), y[rows])
-                better = (value > best[rows]) & (best[rows] <= 0)
-                result[rows[better]], best[rows[better]] = x_adv[better], value[better]
-                live = best[rows] <= 0
+                best.add(rows, x_adv, value, value > 0)
+                live = ~best.broken[rows]
                 count = int(live.sum())
                 if count == 0:
                     break
                 if count <= (1 - REPACK) * len(live):
                     rows, x_adv, memory, rng = rows[live], x_adv[live], memory[:, live], rng.take(live)
-        return result
+        return best.x_adv
 
     def gradient(self, target: Target, x_adv: Tensor, y: Tensor, rng: ExampleDraws, at_once: int) -> Tensor:
         """g (B, C, H, W), from `samples` queries of each example; no pass takes more than `at_once` pairs."""

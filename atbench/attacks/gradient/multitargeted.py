@@ -13,6 +13,7 @@ from atbench.attacks.ascent.loop import Candidates
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.gradient.pgd import check
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, likelihood, towards
+from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
@@ -76,20 +77,17 @@ class Targeted(Attack):
         with torch.no_grad():
             logits = target.logits(x)
         order = self.order(logits, y, rng)
-        return run_restarts(
-            x,
-            [
-                partial(self._restart, target, x, y, order[:, rank], rng.at("restart", restart, "target", rank))
-                for restart in range(self.restarts)
-                for rank in range(order.shape[1])
-            ],
-        )
+        searches = [
+            partial(self._restart, target, x, y, order[:, rank], rng.at("restart", restart, "target", rank))
+            for restart in range(self.restarts)
+            for rank in range(order.shape[1])
+        ]
+        return run_restarts(x, searches)
 
     def order(self, logits: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         """(B, min(targets, K − 1)) int64: the target classes of each example, by clean logits (B, K)."""
         score = {"top": logits, "least": -logits}[self.rule] if self.rule != "random" else rng.uniform(logits)
-        score = score.scatter(1, y[:, None], -torch.inf)
-        return score.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
+        return others(score, y, self.targets)
 
     def _restart(
         self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, rows: Tensor
