@@ -12,14 +12,12 @@ from math import floor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atbench.attacks import Attack
 from atbench.data import Images
-from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.attack_result import Array, AttackResult
 from atbench.interval import wilson
 
-Array = NDArray[Any]
 #: Names in the files of the attack on images that are right without an attack, and on those that are wrong.
 CONFIDENT, MISCLASSIFIED = "confident", "mistaken"
 #: τ lies so much below the confidence that defines it: what another batch size may change of a confidence.

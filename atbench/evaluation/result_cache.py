@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from atbench.evaluation.attack_result import Array
 from atbench.evaluation.eval_model import EvalModel
 from atbench.runs.run_dir import write_bytes
 
-Array = NDArray[Any]
 Work = Callable[[Tensor], Mapping[str, Tensor]]
 
 
