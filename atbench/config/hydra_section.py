@@ -5,7 +5,7 @@ Hydra builds callbacks, launchers and loggers from it before any job begins, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -19,25 +19,21 @@ from atbench.config.tree import walk
 from atbench.errors import ConfigError
 
 #: What Hydra and its own plugins put under these keys.
-ALLOWED_TARGETS: Mapping[str, frozenset[str]] = {
-    "launcher": frozenset(
-        {
-            "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-            "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-        }
+ALLOWED_TARGETS: Mapping[str, Collection[str]] = {
+    "launcher": (
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     ),
-    "sweeper": frozenset(
-        {
-            "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-            "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
-        }
+    "sweeper": (
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
     ),
-    "sweeper.sampler": frozenset(
-        f"optuna.samplers.{name}Sampler" for name in ("TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid")
-    ),
-    "callbacks.sweep_folder": frozenset({"atbench.runs.sweep.SweepFolder"}),
+    "sweeper.sampler": [
+        f"optuna.samplers.{kind}Sampler" for kind in ["TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid"]
+    ],
+    "callbacks.sweep_folder": ("atbench.runs.sweep.SweepFolder",),
 }
 BUILT = ("callbacks", "launcher", "sweeper")
 LOGGING = ("job_logging", "hydra_logging")
@@ -65,7 +61,7 @@ def check_hydra_section(cfg: DictConfig) -> None:
     node = node["hydra"] if isinstance(node, Mapping) and "hydra" in node else {}
     for path, inner in walk(node):
         named = isinstance(inner, Mapping) and "_target_" in inner
-        if named and str(inner["_target_"]) not in ALLOWED_TARGETS.get(path, frozenset()):
+        if named and str(inner["_target_"]) not in ALLOWED_TARGETS.get(path, ()):
             raise _error(
                 f"{path}._target_", inner["_target_"], "Hydra builds none but its presets here", "leave it out"
             )

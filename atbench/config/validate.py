@@ -82,7 +82,9 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
     _check_device(str(select(cfg, "device")))
-    _check_folder_name("eval.name", select(cfg, "eval.name"))
+    name = select(cfg, "eval.name")
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError("eval.name", name, "cannot be the name of a folder", "use letters, digits, - and _")
     _check_own_attack(cfg)
     return list(_warnings(cfg))
 
@@ -103,13 +105,10 @@ def _check_own_attack(cfg: Mapping[str, Any]) -> None:
     for key, own in (select(cfg, "method.about.attack") or {}).items():
         value = select(cfg, f"attack.{key}")
         if value != own:
-            name = select(cfg, "method.about.name")
+            spelled = f"{own:.4g}" if isinstance(own, float) else str(own)
+            why = f"{select(cfg, 'method.about.name')} is the method that has {spelled} there"
             fix = "leave it out, or name the variant: a method of your own beside --config-dir"
-            raise ConfigError(f"attack.{key}", value, f"{name} is the method that has {_spelled(own)} there", fix)
-
-
-def _spelled(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+            raise ConfigError(f"attack.{key}", value, why, fix)
 
 
 def _check_radius(cfg: Mapping[str, Any]) -> None:
@@ -140,24 +139,15 @@ def _check_device(name: str) -> None:
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
 
 
-def _check_folder_name(key: str, name: Any) -> None:
-    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
-        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
-
-
-def _unusual_radius(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Warnings of a radius far from the data set's own for that norm, in training or evaluation."""
+def _warnings(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Of a radius far from the data set's own for that norm, in training or evaluation; of a rate of 0."""
     for part in ("attack", "eval"):
         norm, eps = select(cfg, f"{part}.norm") or select(cfg, "attack.norm"), select(cfg, f"{part}.eps")
         usual = select(cfg, f"dataset.threat.{norm}.eps")
         if _number(eps) and _number(usual) and eps and usual and not usual / 8 < eps < usual * 8:
             size = "tiny" if eps < usual else "huge"
             yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
-            return
-
-
-def _warnings(cfg: Mapping[str, Any]) -> Iterator[str]:
-    yield from _unusual_radius(cfg)
+            break
     eps, small = select(cfg, "attack.eps"), select(cfg, "dataset.threat.linf.eps")
     if select(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
         yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"
