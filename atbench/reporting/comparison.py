@@ -151,24 +151,20 @@ def compare(paths: Iterable[Path]) -> Comparison:
         except DataError as fault:
             unreadable.append((path, str(fault)))
             continue
-        new = _new_row(run)
+        names = (run.name("method"), run.name("dataset"), run.name("model"))
+        attack = run.config.get("attack") or {}
+        new = Row(*names, run.plus, str(attack.get("norm")), attack.get("eps"), _settings(run))
         row = rows.setdefault((*_names(new), repr(sorted(new.flat.items()))), new)
-        if reason := _reason_left_out(run):
-            row.left_out.append((run, reason))
-        else:
+        if run.state == "done" and run.evaluations:
             row.counted.append(run)
+        else:
+            row.left_out.append((run, run.status_line if run.state != "done" else "done, but not evaluated"))
     merged = _merge_unevaluated(list(rows.values()))
     for row in merged:
         _keep_newest_run(row)
     _set_differences(merged)
     merged.sort(key=lambda row: (row.dataset, row.model, row.method, row.plus, row.label))
     return Comparison(tuple(merged), tuple(unreadable))
-
-
-def _new_row(run: RunFolder) -> Row:
-    names = (run.name("method"), run.name("dataset"), run.name("model"))
-    attack = run.config.get("attack") or {}
-    return Row(*names, run.plus, str(attack.get("norm")), attack.get("eps"), _settings(run))
 
 
 def _settings(run: RunFolder) -> dict[str, object]:
@@ -187,13 +183,6 @@ def _settings(run: RunFolder) -> dict[str, object]:
         apart = ", ".join(f"{number_text(value)} ({name})" for name, value in values.items())
         flat[f"evaluation.{key}"] = first if all(value == first for value in others) else apart
     return flat
-
-
-def _reason_left_out(run: RunFolder) -> str:
-    """Why a run is not in its row's mean; empty if it is."""
-    if run.state != "done":
-        return run.status_line
-    return "" if run.evaluations else "done, but not evaluated"
 
 
 def _merge_unevaluated(rows: Sequence[Row]) -> list[Row]:

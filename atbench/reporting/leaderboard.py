@@ -20,7 +20,8 @@ def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name
         "link": None,
         "name": name,
         "authors": None,
-        "additional_data": _additional_data(config),
+        # Whether extra data was trained on; unknown of an external network.
+        "additional_data": select(config, "train.extra_data.path") is not None if "train" in config else None,
         "number_forward_passes": 1,
         "dataset": select(config, "dataset.about.name"),
         "venue": None,
@@ -50,12 +51,9 @@ def footnote(record: Mapping[str, Any]) -> str:
     """Threat, images, attacks and audit of the accuracies."""
     robust = record["robust"]
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
-    parts = [
-        f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split",
-        f"reported: {bound_text(record)}, 95 % interval {bounds}",
-        f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited",
-    ]
-    return "; ".join(parts)
+    audit = f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited"
+    images = f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split"
+    return f"{images}; reported: {bound_text(record)}, 95 % interval {bounds}; {audit}"
 
 
 def eps_text(eps: float) -> str:
@@ -66,8 +64,3 @@ def eps_text(eps: float) -> str:
 
 def _percent(figure: Mapping[str, Any]) -> str:
     return f"{100 * figure['accuracy']:.2f}"
-
-
-def _additional_data(config: Mapping[str, Any]) -> bool | None:
-    """Whether extra data was trained on; None for an external network."""
-    return select(config, "train.extra_data.path") is not None if "train" in config else None

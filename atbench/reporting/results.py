@@ -125,10 +125,6 @@ class EvaluationRecord:
         return int(self.record.get("of") or self.n)
 
     @property
-    def random(self) -> bool:
-        return is_random(self.record)
-
-    @property
     def headline(self) -> Accuracy | None:
         """The worst case; None for a network with random outputs that was attacked without EOT."""
         return None if robustness_unknown(self.record) else self.robust
@@ -272,14 +268,10 @@ def read_evaluation(path: Path) -> EvaluationRecord:
 
 
 def _attack_figures(entry: Mapping[str, Any]) -> AttackFigures:
-    alone, after = entry["alone"], entry["after"]
-    return AttackFigures(
-        **{key: entry[key] for key in ("name", "access", "settings", "tried", "broken", "broken_eight_bit")},
-        **{key: entry[key] for key in ("seconds", "forwards", "gradients")},
-        alone=None if alone is None else _accuracy(alone),
-        after=_accuracy(after),
-        distance=entry.get("distance"),
-    )
+    plain = ("name", "access", "settings", "tried", "broken", "broken_eight_bit", "seconds", "forwards", "gradients")
+    alone = None if entry["alone"] is None else _accuracy(entry["alone"])
+    given = {key: entry[key] for key in plain}
+    return AttackFigures(**given, alone=alone, after=_accuracy(entry["after"]), distance=entry.get("distance"))
 
 
 def _accuracy(entry: Mapping[str, Any]) -> Accuracy:

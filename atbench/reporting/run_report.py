@@ -70,7 +70,10 @@ def build_run_report(run: RunFolder) -> Document:
         Heading("Audit"),
         *audit_report.audit_blocks(evaluations),
     ]
-    blocks += [Heading("Figures"), *evaluation_figures(evaluations), *_training(run)]
+    blocks += [Heading("Figures"), *evaluation_figures(evaluations)]
+    if run.rows:
+        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
+        blocks.append(Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption))
     blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -108,9 +111,8 @@ def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[B
     if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
         yield Notice("The checkpoints were attacked differently: their worst cases are not comparable.")
     if len({evaluation.n for evaluation in evaluations}) > 1:
-        yield Notice(
-            "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
-        )
+        text = "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
+        yield Notice(text)
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.status_line}")
     for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
@@ -153,13 +155,12 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
         f"{name} ({options_text(node or {})})".replace(" ()", "")
         for name, node in (run.config.get("plus") or {}).items()
     ]
-    model = run.config.get("model") or {}
     facts = [
         ("method", _with_options(run.name("method"), options_text(run.config.get("method") or {}))),
         ("formula", run.about("method", "formula")),
         ("paper", run.about("method", "paper")),
         ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
-        ("model", _with_options(run.name("model"), options_text(model))),
+        ("model", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("threat", threat_text(run)),
         ("attack in training", _with_options(run.name("attack"), _attack_options({**attack}))),
@@ -168,11 +169,7 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
             "epochs, batch",
             f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
         ),
-        *(
-            (key, _node(train.get(key)))
-            for key in ("optimizer", "schedule", "precision", "extra_data")
-            if train.get(key)
-        ),
+        *((key, _node(train[key])) for key in ("optimizer", "schedule", "precision", "extra_data") if train.get(key)),
         ("label smoothing", number_text(train["label_smoothing"]) if train.get("label_smoothing") else None),
         ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
@@ -229,12 +226,6 @@ def _selection(run: RunFolder) -> Iterator[Block]:
         else:
             facts.append((name, f"epoch {evaluation.epoch}"))
     yield Facts(tuple(facts))
-
-
-def _training(run: RunFolder) -> Iterator[Block]:
-    if run.rows:
-        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
-        yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
 
 
 def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:

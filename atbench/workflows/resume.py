@@ -139,9 +139,8 @@ def _complete(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     names = {each.name for each in fields(TrainConfig)}
     try:
-        known = OmegaConf.merge(
-            OmegaConf.structured(TrainConfig), {key: value for key, value in content.items() if key in names}
-        )
+        ours = {key: value for key, value in content.items() if key in names}
+        known = OmegaConf.merge(OmegaConf.structured(TrainConfig), ours)
         lacking = [*sorted(OmegaConf.missing_keys(known)), *(key for key in PARTS if not select(content, key))]
         if lacking:
             raise DataError("run", path, f"is damaged: it lacks {lacking[0]}", RESTORE)
