@@ -53,9 +53,8 @@ def folder(
     images = _decoder(size, resize, memory, workers)
     apart = (root / "train").is_dir()
     classes, files, labels = scan(root / "train" if apart else root)
-    rows, held = torch.arange(len(files)), (files, labels)
     if apart:
-        held = _test_split(root, classes)
+        rows, held = torch.arange(len(files)), _test_split(root, classes)
     else:
         held_rows, rows = stratified(labels, (test_size(test, len(files)),), SPLIT_SEED)
         held = [files[row] for row in held_rows.tolist()], labels[held_rows]
@@ -84,9 +83,8 @@ def tiny_imagenet(
     The arguments are those of `folder`. `val/val_annotations.txt` says what the test pictures show; where there is none
     they lie in class folders.
     """
-    name = next(
-        (name for name in ("tiny_imagenet", "tiny-imagenet-200") if (data_dir / name).is_dir()), "tiny_imagenet"
-    )
+    unpacked = not (data_dir / "tiny_imagenet").is_dir() and (data_dir / "tiny-imagenet-200").is_dir()
+    name = "tiny-imagenet-200" if unpacked else "tiny_imagenet"
     place = data_dir / name
     notes = place / "val" / "val_annotations.txt"
     if not notes.is_file():

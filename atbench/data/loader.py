@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
-from atbench.data.mixup import Mix, one_hot
+from atbench.data.mixup import Mix
 from atbench.errors import ConfigError
 from atbench.seeding import Draws, generator
 
@@ -50,10 +51,8 @@ class MixedSampler:
     """
 
     def __init__(self, first: int, second: int, share: float, seed: int, name: str) -> None:
-        self.first, self.second = (
-            PermutationSampler(first, seed, name),
-            PermutationSampler(second, seed, f"{name}/second"),
-        )
+        self.first = PermutationSampler(first, seed, name)
+        self.second = PermutationSampler(second, seed, f"{name}/second")
         self.share, self.seed, self.name = share, seed, name
 
     def rows(self, start: int, count: int) -> Tensor:
@@ -141,7 +140,9 @@ class TrainData:
         self.pool = pool.to(self.device) if pool is not None else None
         if self.pool is not None and int(self.pool.y.min()) >= 0:
             self._join(self.pool)
-        self._check_shares()
+        if self.batch_size % self.shard.world or self.extra_size % self.shard.world:
+            why = f"it must split evenly over {self.shard.world} processes, its unlabelled part too"
+            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.shard.world}")
         self._labelled = self.order(self.train, "labelled")
         self._pool = (
             Stream(self, self.pool, "pool", self.extra_size) if self.pool is not None and self.extra_size else None
@@ -167,20 +168,12 @@ class TrainData:
         self.pool = None
         if not self.extra_size:
             return
-        if isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor):
-            x = ConcatImages(self.train.x, more.x)
-        else:
-            why = "the data set's images are decoded when they are loaded"
-            raise ConfigError(
-                "train.extra_data.labels", True, why, "raise dataset.source.memory, so that they are kept"
-            )
-        self.train, self.generated = Images(x, torch.cat([self.train.y, more.y])), len(more)
+        if not (isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor)):
+            why, fix = "the data set's images are decoded when they are loaded", "raise dataset.source.memory"
+            raise ConfigError("train.extra_data.labels", True, why, f"{fix}, so that they are kept")
+        images = ConcatImages(self.train.x, more.x)
+        self.train, self.generated = Images(images, torch.cat([self.train.y, more.y])), len(more)
         self.extra_size = 0
-
-    def _check_shares(self) -> None:
-        if self.batch_size % self.shard.world or self.extra_size % self.shard.world:
-            why = f"it must split evenly over {self.shard.world} processes, its unlabelled part too"
-            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.shard.world}")
 
     def order(self, images: Images, name: str) -> PermutationSampler | MixedSampler:
         """The sampler of `images`: mixed, in the configured share, if some of them are generated."""
@@ -233,7 +226,7 @@ class TrainData:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
             others = self.own(joint[order]).to(self.device)
             other, _ = self._augmented(images, others, "partner", name, epoch, step)
-            ours, theirs = (one_hot(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            ours, theirs = F.one_hot(torch.stack([y, images.y[others]]), len(self.source.classes)).to(self.dtype)
             x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
         return Batch(x, y, index, view, extra)
 

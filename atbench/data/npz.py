@@ -168,9 +168,8 @@ def _check_pixels(image: Array, where: str) -> None:
     if image.size == 0:
         raise DataError(where, f"image {image.shape}", "holds no pixel", "check how it was made")
     if image.dtype != np.uint8:
-        raise DataError(
-            where, f"image {image.dtype}{_value_range(image)}", "pixels must be uint8, 0 to 255", _fix(image)
-        )
+        what = f"image {image.dtype}{_value_range(image)}"
+        raise DataError(where, what, "pixels must be uint8, 0 to 255", _fix(image))
     if image.ndim != 4 or image.shape[3] not in (1, 3):
         wanted = "images must be of shape (N, H, W, C) with 1 or 3 channels"
         if image.ndim == 4 and image.shape[1] in (1, 3):

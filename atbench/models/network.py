@@ -72,7 +72,6 @@ class Network(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of stages."""
         return len(self.stages)
 
     def features(self, x: Tensor, upto: int | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, likel
 from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.seeding import ExampleDraws
 
 #: Objectives of (logits, y, t); the likelihood of t ignores y.
@@ -63,9 +63,8 @@ class Targeted(Attack):
         return_point: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps)
-        for key, value, known in (("objective", objective, tuple(OBJECTIVES)), ("rule", rule, RULES)):
-            if value not in known:
-                raise ConfigError(f"attack.{key}", value, "there is no such choice", f"use one of {', '.join(known)}")
+        refuse_unknown("attack.objective", objective, list(OBJECTIVES))
+        refuse_unknown("attack.rule", rule, RULES)
         check(norm, start, return_point, restarts=restarts, targets=targets)
         self.pgd = GradientAttack(
             norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
