@@ -184,7 +184,6 @@ def _import(name: str, key: str) -> Any:
 
 
 def _types(rule: BuildRule) -> tuple[type, ...]:
-    """The types that an object built by a rule must have one of."""
     names = (name.rpartition(".") for name in rule.types)
     return tuple(getattr(importlib.import_module(module), name) for module, _, name in names)
 

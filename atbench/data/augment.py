@@ -128,7 +128,6 @@ class Brightness:
         self.low, self.high = low, high
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
-        """Lighter or darker images."""
         unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
         return (images * (self.low + (self.high - self.low) * unit)).clamp(0, 1), None
 

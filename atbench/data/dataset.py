@@ -60,7 +60,6 @@ class Images:
             self.x.prefetch(index)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The images `index` as floats in [0, 1]."""
         return self.x[index].to(dtype).div_(255)
 
     def sha256(self) -> str:

@@ -64,7 +64,6 @@ def _unreachable(name: str, data_dir: Path, download: Download, reason: str) -> 
 
 
 def downloads(name: str, data_dir: Path) -> list[Download]:
-    """What a set consists of."""
     from torchvision import datasets
 
     if name in ("mnist", "fashion_mnist"):

@@ -197,7 +197,6 @@ class TrainData:
         return batch
 
     def _rows(self, epoch: int, step: int) -> Tensor:
-        """The joint rows of one step's labelled part."""
         size = self.batch_size - self.extra_size
         if self.pool is None and not self.generated:
             return self._permutation(epoch)[step * size : (step + 1) * size]

@@ -127,7 +127,6 @@ def read_extra_npz(path: Path, classes: int | None) -> Images:
 
 
 def _arrays(path: Path, *names: str) -> list[Array]:
-    """Arrays of an npz archive, by name. Raises DataError."""
     if not path.is_file():
         raise DataError("file", path, "is not there", "make it with image uint8 (N, H, W, C) and label int64 (N,)")
     again = "make it again with numpy.savez(path, image=..., label=...)"
@@ -190,7 +189,6 @@ def _value_range(image: Array) -> str:
 
 
 def _fix(image: Array) -> str:
-    """How such pixels become uint8."""
     if image.dtype.kind not in "iuf" or not np.isfinite(image).all():
         return "convert them"
     low, high = image.min(), image.max()

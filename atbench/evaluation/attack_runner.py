@@ -49,7 +49,6 @@ class SweepResult:
 
     @property
     def main(self) -> AttackResult:
-        """The result at the config's own ε."""
         return self.radii[1.0]
 
     @property

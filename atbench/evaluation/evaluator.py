@@ -153,7 +153,6 @@ def evaluate_rejection(runner: AttackRunner, plan: RejectionPlan) -> RejectionRe
 
 
 def held_out_confidences(runner: AttackRunner, images: Images) -> Array:
-    """Confidences of the right predictions on held-out images."""
     right, logits = clean_predictions(runner.eval_model, images, runner.cache, runner.seed, "held_out")
     return softmax_confidence(logits[right.numpy()])
 

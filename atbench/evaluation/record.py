@@ -94,7 +94,6 @@ def _plan(results: EvalResults) -> dict[str, Any]:
 
 
 def mask_accuracy(mask: Tensor) -> dict[str, float]:
-    """The accuracy that a mask is, with its interval."""
     return accuracy_figures(int(mask.sum()), len(mask))
 
 
@@ -122,7 +121,6 @@ def _sweeps(results: EvalResults) -> dict[str, SweepResult]:
 
 
 def step_masks(results: EvalResults) -> list[tuple[int, Tensor]]:
-    """(k, which examples are right after k steps)."""
     return [(k, results.sweep.main.first_broken > k) for k in results.plan.steps] if results.sweep else []
 
 

@@ -68,7 +68,6 @@ class ResultCache:
         return own.select(rows)
 
     def clear(self) -> None:
-        """Remove all parts."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

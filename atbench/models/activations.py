@@ -56,5 +56,4 @@ def activation_factory(name: str) -> ActivationFactory:
 
 
 def activation_modules(network: nn.Module) -> list[nn.Module]:
-    """The activation modules of a network, in order."""
     return [module for module in network.modules() if isinstance(module, ACTIVATION_TYPES)]

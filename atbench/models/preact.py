@@ -242,7 +242,6 @@ class WRN(Network):
 
 
 def remove_affine(network: nn.Module) -> None:
-    """Remove scale and shift from every BatchNorm, in place."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.affine = False

@@ -248,7 +248,6 @@ def translate(network: Network, published: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def rename_key(key: str, rules: tuple[Rule, ...]) -> str:
-    """`key` by the first rule that fits its start."""
     for pattern, replacement in rules:
         name, count = re.subn(f"^{pattern}", replacement, key)
         if count:

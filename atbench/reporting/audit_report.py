@@ -21,7 +21,6 @@ def untrusted_notices(evaluations: Sequence[EvaluationRecord]) -> Iterator[Notic
 
 
 def flag_lines(evaluation: EvaluationRecord) -> Iterator[str]:
-    """One line for every flagged check."""
     for check in evaluation.audit["checks"]:
         if check["verdict"] == "flag":
             yield f"{check['name']}: {check['sentence']}"

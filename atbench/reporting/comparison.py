@@ -82,7 +82,6 @@ class Row:
         return records if len(records) == len(self.counted) else []
 
     def figure(self, checkpoint: str, of: Callable[[EvaluationRecord], Accuracy | None]) -> Spread | None:
-        """An accuracy over the seeds."""
         values = [of(evaluation) for evaluation in self.evaluations(checkpoint)]
         return Spread(tuple(v.value for v in values if v is not None)) if values and None not in values else None
 
@@ -130,7 +129,6 @@ class Comparison:
 
     @property
     def columns(self) -> Columns:
-        """The columns of robust accuracies."""
         return accuracy_columns(self.counted)
 
     @property

@@ -40,7 +40,6 @@ HOW_TO_READ = (
 
 
 def build_comparison_report(comparison: Comparison, title: str) -> Document:
-    """The comparison: table of rows, notices, curves, every run, methods."""
     counted = [row for row in comparison.rows if row.counted]
     blocks: list[Block] = [
         Paragraph(f"{HOW_TO_READ} {comparison.columns.words or 'no attack: the rows have none in common'}."),
@@ -85,7 +84,6 @@ def comparison_notices(comparison: Comparison) -> Iterator[str]:
 
 
 def terminal_table(comparison: Comparison) -> RichTable:
-    """The rows as a table for stdout."""
     columns, rows = table_rows(comparison)
     table = RichTable(*columns, box=None, header_style="dim", pad_edge=False)
     for row in rows:
@@ -94,7 +92,6 @@ def terminal_table(comparison: Comparison) -> RichTable:
 
 
 def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Column heads and rows."""
     shared = comparison.columns
     differs = any(row.differs for row in comparison.rows)
     columns = ["method", *(["settings"] if differs else []), "plus", "dataset", "model", "threat"]

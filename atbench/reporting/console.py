@@ -164,7 +164,6 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
 
 
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
-    """Print warnings, one a line."""
     for warning in warnings:
         print_line(f"warning: {warning}", console, "yellow")
 

@@ -43,7 +43,6 @@ def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def was_audited(record: Mapping[str, Any]) -> bool:
-    """Whether any audit check was run."""
     return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
 

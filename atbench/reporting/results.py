@@ -106,7 +106,6 @@ class EvaluationRecord:
 
     @property
     def attack(self) -> Mapping[str, Any]:
-        """The sweep's PGD."""
         return dict(self.record["attack"])
 
     @property

@@ -40,7 +40,6 @@ class RunFolder:
     all_evaluations: Mapping[str, tuple[EvaluationRecord, ...]]
 
     def about(self, group: str, key: str) -> str | None:
-        """An entry of the `about:` node of a config group."""
         value = select(self.config, f"{group}.about.{key}")
         return None if value is None else str(value)
 

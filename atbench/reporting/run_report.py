@@ -58,7 +58,6 @@ _FOLDERS = {
 
 
 def build_run_report(run: RunFolder) -> Document:
-    """The report of a run with at least one evaluation."""
     evaluations = merge_equal_evaluations(list(run.evaluations.values()))
     blocks = [*_headline(run, evaluations), Heading("Settings")]
     blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]

@@ -61,7 +61,6 @@ def checksum(path: Path | str | None) -> str | None:
 
 
 def _pool(cfg: DictConfig) -> Path | None:
-    """The file or folder of the extra data."""
     path = OmegaConf.select(cfg, "train.extra_data.path")
     if path is None:
         return None

@@ -151,7 +151,6 @@ def _run_eval_config(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
 
 
 def _count(cfg: DictConfig, test: Images) -> int:
-    """How many test images are attacked."""
     return min(cfg.eval.limit or len(test), len(test))
 
 

@@ -117,7 +117,6 @@ def refuse_radius(typed: list[str]) -> None:
 
 
 def network_target(cfg: DictConfig) -> str:
-    """The `_target_` of the network."""
     return str(cfg.model.module._target_ if "module" in cfg.model else cfg.model._target_)
 
 

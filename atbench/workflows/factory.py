@@ -231,7 +231,6 @@ def make_pgd_config(
 
 
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:
-    """The settings of `train` that are not objects."""
     train = cfg.train
     layout = train.channels_last
     return Recipe(

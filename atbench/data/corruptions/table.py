@@ -126,7 +126,6 @@ class CorruptedImages(Images):
         check_corruption(self.name, self.severity)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The corrupted images `index` as floats in [0, 1], of 256 levels."""
         where = index if isinstance(index, slice) else index.cpu()
         rng = ExampleDraws(self.seed, "corruption", self.name, index=self.position[where])
         return corrupt(self.x[index], self.name, self.severity, rng).to(dtype).div_(255)
