@@ -75,7 +75,8 @@ def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any
     if not isinstance(annotation, str):
         return annotation
     # Argument by argument: get_type_hints gives up on all of them when one name exists for the type checker alone.
-    for scope in (getattr(target, "__init__", None), target):
+    # A dataclass has arguments of its bases, whose annotations are those of other modules.
+    for scope in (getattr(target, "__init__", None), *getattr(target, "__mro__", [target])):
         module = sys.modules.get(getattr(scope, "__module__", None) or "")
         try:
             return eval(annotation, vars(module) if module else {})

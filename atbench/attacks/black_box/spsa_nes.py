@@ -8,6 +8,7 @@ SPSA draws v from {−1, 1}^d and follows g with Adam; NES draws v from N(0, I) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class GradientEstimation(Attack, ABC):
     """Ascent along an estimated gradient; subclasses define the noise v and the step along g.
 
@@ -41,14 +43,16 @@ class GradientEstimation(Attack, ABC):
     #: Pairs that one pass may take even where the batch is smaller.
     AT_ONCE = 64
 
-    def __init__(
-        self, norm: str, eps: NotNegative, steps: AnyCount, samples: Count, radius: Positive, rel_step_size: NotNegative
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        if samples < 2 or samples % 2:
+    samples: Count
+    radius: Positive
+    rel_step_size: NotNegative
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2 or self.samples % 2:
             why = "queries are made in pairs, one to either side"
-            raise ConfigError("attack.samples", samples, why, "use an even number of at least 2")
-        self.samples, self.radius, self.step_size = samples, radius, rel_step_size * self.eps
+            raise ConfigError("attack.samples", self.samples, why, "use an even number of at least 2")
+        self.step_size = self.rel_step_size * self.eps
 
     @abstractmethod
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
@@ -96,6 +100,7 @@ class GradientEstimation(Attack, ABC):
         return (value[0] - value[1]) / (2 * self.radius)
 
 
+@dataclass(eq=False, repr=False)
 class SPSA(GradientEstimation):
     """Simultaneous perturbation with Adam (Uesato et al. 2018, ICML, arXiv 1802.05666, Algorithm 1).
 
@@ -107,16 +112,10 @@ class SPSA(GradientEstimation):
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     BETAS = (0.9, 0.999)
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 100,
-        samples: Count = 128,
-        radius: Positive = 0.01,
-        rel_step_size: NotNegative = 0.32,
-    ) -> None:
-        super().__init__(norm, eps, steps, samples, radius, rel_step_size)
+    steps: AnyCount = 100
+    samples: Count = 128
+    radius: Positive = 0.01
+    rel_step_size: NotNegative = 0.32
 
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
         return rng.uniform(like).sign()
@@ -129,6 +128,7 @@ class SPSA(GradientEstimation):
         return self.step_size * scaled, torch.stack([mean, square])
 
 
+@dataclass(eq=False, repr=False)
 class NES(GradientEstimation):
     """Natural evolution strategies (Ilyas et al. 2018, ICML, arXiv 1804.08598, Algorithm 1) with momentum.
 
@@ -140,18 +140,11 @@ class NES(GradientEstimation):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 200,
-        samples: Count = 50,
-        radius: Positive = 0.001,
-        rel_step_size: NotNegative = 0.2,
-        momentum: NotNegative = 0.9,
-    ) -> None:
-        super().__init__(norm, eps, steps, samples, radius, rel_step_size)
-        self.momentum = momentum
+    steps: AnyCount = 200
+    samples: Count = 50
+    radius: Positive = 0.001
+    rel_step_size: NotNegative = 0.2
+    momentum: NotNegative = 0.9
 
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
         return rng.normal(like)
