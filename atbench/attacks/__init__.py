@@ -2,12 +2,11 @@
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.ascent.loop import State
-from atbench.attacks.base import AscentAttack, Attack, Target, wrong
+from atbench.attacks.base import AscentAttack, Attack, Target
 from atbench.attacks.losses import (
     LABEL_OBJECTIVES,
     Objective,
     SelfLabelled,
-    carlini,
     confidence,
     cross_entropy,
     dlr,
@@ -17,6 +16,5 @@ from atbench.attacks.losses import (
     likelihood,
     margin,
     soft_margin,
-    towards,
 )
-from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, Linf, ball
+from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, ball

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from atbench.errors import DataError
 from atbench.reporting import run_folder
@@ -45,9 +44,6 @@ class Spread:
     @property
     def std(self) -> float | None:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def as_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std, "values": list(self.values)}
 
 
 @dataclass
