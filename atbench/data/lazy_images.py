@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -134,13 +135,9 @@ def decode(file: str, size: int, resize: int) -> Pixels:
     The orientation in a photograph's EXIF data is not followed, as torchvision and the published networks have it.
     Raises DataError for a damaged file and one that is no single opaque picture.
     """
-    try:
-        with Image.open(file) as opened:
-            refuse_animation(opened, file)
-            opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
-            picture = to_rgb(opened, file)
-    except _DAMAGE as fault:
-        raise _damaged(file, fault) from fault
+    with _opened(file) as opened:
+        opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
+        picture = to_rgb(opened, file)
     width, height = picture.size
     if min(width, height) != resize:
         scale = resize / min(width, height)
@@ -152,11 +149,20 @@ def decode(file: str, size: int, resize: int) -> Pixels:
 
 def check_header(file: str) -> None:
     """Read the header of a picture. Raises DataError where there is none, or not that of a single picture."""
+    with _opened(file):
+        pass
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    """A picture file, open in the block. Raises DataError for what is damaged, there or in the block."""
     try:
         with Image.open(file) as opened:
             refuse_animation(opened, file)
+            yield opened
     except _DAMAGE as fault:
-        raise _damaged(file, fault) from fault
+        fix = "replace it, or delete it and start a new run"
+        raise DataError("picture", file, f"cannot be decoded ({fault})", fix) from fault
 
 
 def refuse_animation(opened: Image.Image, file: str) -> None:
@@ -198,7 +204,3 @@ def _refuse_dark(highest: int, file: str) -> None:
     if 0 < highest < 4096:
         why = f"has 16 bits a pixel and no level above {highest}: levels of fewer bits, or nearly black"
         raise DataError("picture", file, why, "save it with 8 bits a pixel, scaled as is meant")
-
-
-def _damaged(file: str, fault: BaseException) -> DataError:
-    return DataError("picture", file, f"cannot be decoded ({fault})", "replace it, or delete it and start a new run")

@@ -40,12 +40,10 @@ def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
             path.replace(previous)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         why = f"{len(data)} bytes could not be written ({error.strerror})"
         raise EnvironmentFault("disk", path, why, "make room") from error
-    except BaseException:  # a signal
+    finally:  # a full disk, or a signal
         aside.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
