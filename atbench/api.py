@@ -287,7 +287,6 @@ def _evaluated(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Itera
 
 
 def _images(x: Tensor, y: Tensor) -> FloatImages:
-    """Images and classes, checked."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4 or len(x) == 0:
         what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError("x", what, "must be a float tensor (N, C, H, W)", "divide 8-bit images by 255")

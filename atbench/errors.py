@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE)
 # How torch says it where the class does not: on the CPU, and in CUDA's libraries.
@@ -51,6 +51,12 @@ class ConfigError(AtbenchError):
     """A setting that cannot be run."""
 
     exit_code = 2
+
+
+def refuse_unknown(key: str, value: object, known: Sequence[str], what: str = "choice") -> None:
+    """Raise ConfigError for a value that is none of the known names."""
+    if value not in known:
+        raise ConfigError(key, value, f"there is no such {what}", f"use one of {', '.join(known)}")
 
 
 class DataError(AtbenchError):

@@ -2,12 +2,11 @@
 
 from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.ascent.loop import State
-from atbench.attacks.base import AscentAttack, Attack, Target, wrong
+from atbench.attacks.base import AscentAttack, Attack, Target
 from atbench.attacks.losses import (
     LABEL_OBJECTIVES,
     Objective,
     SelfLabelled,
-    carlini,
     confidence,
     cross_entropy,
     dlr,
@@ -17,35 +16,5 @@ from atbench.attacks.losses import (
     likelihood,
     margin,
     soft_margin,
-    towards,
 )
-from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, Linf, ball
-
-__all__ = [
-    "BALLS",
-    "L1",
-    "L2",
-    "LABEL_OBJECTIVES",
-    "AscentAttack",
-    "Attack",
-    "Ball",
-    "GradientAttack",
-    "Linf",
-    "Objective",
-    "SelfLabelled",
-    "State",
-    "Target",
-    "ball",
-    "carlini",
-    "confidence",
-    "cross_entropy",
-    "dlr",
-    "dlr_towards",
-    "kl_from",
-    "label_objective",
-    "likelihood",
-    "margin",
-    "soft_margin",
-    "towards",
-    "wrong",
-]
+from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, ball

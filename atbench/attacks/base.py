@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from copy import copy
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -31,6 +32,7 @@ class Target(Protocol):
         """(B, K) for images (B, C, H, W) in [0, 1]."""
 
 
+@dataclass(eq=False, repr=False)
 class Attack(ABC):
     """A search for misclassified images in the ball and the box; subclasses implement `perturb`.
 
@@ -50,11 +52,15 @@ class Attack(ABC):
     minimal: ClassVar[bool] = False
     least_classes = 2
 
-    def __init__(self, norm: str, eps: NotNegative, steps: AnyCount) -> None:
-        if norm not in self.norms:
+    norm: str
+    eps: NotNegative
+    steps: AnyCount
+
+    def __post_init__(self) -> None:
+        if self.norm not in self.norms:
             why = f"{type(self).__name__} is not defined for it"
-            raise ConfigError("eval.norm", norm, why, f"use {' or '.join(self.norms)}, or leave the attack out")
-        self.norm, self.ball, self.eps, self.steps = norm, ball(norm), float(eps), steps
+            raise ConfigError("eval.norm", self.norm, why, f"use {' or '.join(self.norms)}, or leave the attack out")
+        self.ball, self.eps = ball(self.norm), float(self.eps)
 
     def __call__(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         """x_adv (B, C, H, W), detached, in the box and, unless the attack is `minimal`, in the ball.

@@ -72,9 +72,9 @@ def _devices() -> list[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    native = (
-        "native" if torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_avx512_bf16() else "emulated, slow"
-    )
+    flags = Path("/proc/cpuinfo")
+    has_bf16 = flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
+    native = "native" if torch.backends.cpu.get_cpu_capability() == "AVX512" and has_bf16 else "emulated, slow"
     findings = [Finding("cpu", f"{cores} cores, {torch.get_num_threads()} threads, bf16 {native}")]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -84,11 +84,6 @@ def _devices() -> list[Finding]:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for the CPU"
         findings.append(Finding("cuda", f"none; {built}", "note"))
     return findings
-
-
-def _has_avx512_bf16() -> bool:
-    flags = Path("/proc/cpuinfo")
-    return flags.is_file() and "avx512_bf16" in flags.read_text(encoding="utf-8")
 
 
 def _writable(runs: Path) -> Finding:

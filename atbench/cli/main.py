@@ -60,15 +60,12 @@ class _JobError(BaseException):
 
 
 class _JobLog:
-    """Jobs started and failed by this call, in this process."""
-
-    started: int
-    results: list[Any]  # what the jobs returned
-    failures: list[BaseException]
-    full_tracebacks: bool  # what the user set: the variable itself is then ours, to make Hydra raise
+    """Jobs started and failed by this call, in this process, and what they returned. `full_tracebacks`: what the user
+    set; the variable itself is then ours, to make Hydra raise.
+    """
 
     def __init__(self) -> None:
-        self.started, self.results, self.failures = 0, [], []
+        self.started, self.results, self.failures = 0, list[Any](), list[BaseException]()
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
@@ -135,9 +132,8 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
         allow_new_model_keys(line)
     allow_new_targets(line)
     if "--multirun" in line.options and "RANK" in os.environ:
-        raise ConfigError(
-            "--multirun", "under torchrun", "every rank would run the sweep", "start the sweep without torchrun"
-        )
+        why = "every rank would run the sweep"
+        raise ConfigError("--multirun", "under torchrun", why, "start the sweep without torchrun")
 
     from hydra.core.global_hydra import GlobalHydra
 
@@ -163,16 +159,14 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
             sweep.remove_refused_sweep()
         if not composing:
             raise
-        raise composition_error(
-            error, [verb, *line.words()], functools.partial(registry.options, folders=folders)
-        ) from error
+        choices = functools.partial(registry.options, folders=folders)
+        raise composition_error(error, [verb, *line.words()], choices) from error
     finally:
         GlobalHydra.instance().clear()
     return 0
 
 
 def _application(verb: str) -> Any:
-    """The job of a verb as a Hydra application."""
     import hydra
 
     from atbench.config.compose import version_base

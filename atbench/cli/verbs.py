@@ -6,7 +6,6 @@ import argparse
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NoReturn
 
 from atbench.config import registry
@@ -21,7 +20,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def report(words: list[str]) -> int:
-    """Write the report of a run, or compare several."""
     parser = _Parser("atbench report", description="Write the report of a run, or compare several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
@@ -33,7 +31,6 @@ def report(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
-    """Write an evaluated network for others to use."""
     parser = _Parser("atbench export", description="Write an evaluated network for others to use.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default) or last")
@@ -46,7 +43,6 @@ def export(words: list[str]) -> int:
 
 
 def list_options(words: list[str]) -> int:
-    """Print what there is to choose from."""
     parser = _Parser("atbench list", description="What there is to choose from.")
     parser.add_argument(
         "kind", nargs="?", metavar="KIND", help=f"one of {', '.join(registry.KINDS)}; without it, the kinds"
@@ -64,7 +60,6 @@ def list_options(words: list[str]) -> int:
 
 
 def doctor(words: list[str]) -> int:
-    """Print what this machine has and lacks."""
     parser = _Parser("atbench doctor", description="What this machine has and lacks.")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
@@ -73,6 +68,9 @@ def doctor(words: list[str]) -> int:
     return int(importlib.import_module("atbench.cli.doctor").main(args.runs, args.data_dir, args.json))
 
 
-PLAIN: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
-    {"report": report, "export": export, "list": list_options, "doctor": doctor}
-)
+PLAIN: Mapping[str, Callable[[list[str]], int]] = {
+    "report": report,
+    "export": export,
+    "list": list_options,
+    "doctor": doctor,
+}

@@ -11,7 +11,13 @@ from typing import Annotated, Any
 
 from atbench.config.ranges import Range
 
-_SCALARS = (bool, int, float, str)
+#: Plain types: what a value of each may be, and what it is called.
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+}
 
 
 def fits(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]) -> bool:
@@ -48,17 +54,13 @@ def _fits(value: Any, annotation: Any) -> bool:
         return value is None
     if annotation is Any:
         return True
-    if annotation is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (bool, str):
-        return isinstance(value, annotation)
+    if annotation in _PLAIN:  # true is an int to Python
+        return isinstance(value, _PLAIN[annotation][0]) and isinstance(value, bool) == (annotation is bool)
     if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
         return _fits_all(value, [option for option in typing.get_args(annotation) if option is not ...])
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and _fits_all(list(value.values()), [typing.get_args(annotation)[1]])
-    if value is None or isinstance(value, _SCALARS):
+    if value is None or isinstance(value, tuple(_PLAIN)):
         # Annotated with something else than a plain value, such as a Tensor: only a class can refuse.
         return not inspect.isclass(annotation) or annotation is inspect.Parameter.empty or isinstance(value, annotation)
     return True
@@ -75,7 +77,8 @@ def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any
     if not isinstance(annotation, str):
         return annotation
     # Argument by argument: get_type_hints gives up on all of them when one name exists for the type checker alone.
-    for scope in (getattr(target, "__init__", None), target):
+    # A dataclass has arguments of its bases, whose annotations are those of other modules.
+    for scope in (getattr(target, "__init__", None), *getattr(target, "__mro__", [target])):
         module = sys.modules.get(getattr(scope, "__module__", None) or "")
         try:
             return eval(annotation, vars(module) if module else {})
@@ -98,13 +101,7 @@ def _describe(annotation: Any) -> Iterator[str]:
         inner = [option for option in typing.get_args(annotation) if option is not ...]
         group = "a mapping" if inspect.isclass(origin) and issubclass(origin, Mapping) else "a list"
         yield f"{group} of {' or '.join(_describe(inner[-1]))}" if inner else group
+    elif annotation in _PLAIN:
+        yield _PLAIN[annotation][1]
     else:
-        known = {
-            float: "a number",
-            int: "an integer",
-            bool: "true or false",
-            str: "a text",
-            type(None): "null",
-            None: "null",
-        }
-        yield known.get(annotation, getattr(annotation, "__name__", str(annotation)))
+        yield "null" if annotation in (None, type(None)) else getattr(annotation, "__name__", str(annotation))

@@ -3,57 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from atbench.config.tree import select, walk
 
 _READS = re.compile(r"\$\{\s*oc\.env\s*:")
 _REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 _DEPTH = 20  # references to references
 
 
-def restore_env_references(value: Any, raw: Any, tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
+def restore_env_references(value: Any, raw: Any, tree: Mapping[str, Any], key: str = "") -> Any:
     """`value`, resolved, with every text that comes from the environment as it stands in `raw`. Numbers stay: a run
     says what it ran with, and a secret is a text.
 
-    `raw` is the same node unresolved, at `path` in the unresolved `tree`.
+    `raw` is the same node unresolved, at the dotted `key` in the unresolved `tree`.
     """
-    if isinstance(value, str):
-        return raw if isinstance(raw, str) and _reads_env(raw, tree, path) else value
+    if isinstance(raw, str):
+        # A whole node may be a reference (`a: ${b}`): kept as one if anything in what it refers to is read.
+        return raw if isinstance(value, (str, Mapping, list)) and _reads_env(raw, tree, key) else value
+
+    def restored(name: object, inner: Any, unresolved: Any) -> Any:
+        return restore_env_references(inner, unresolved, tree, f"{key}.{name}" if key else str(name))
+
     if isinstance(value, Mapping) and isinstance(raw, Mapping):
-        return {
-            key: restore_env_references(inner, raw.get(key), tree, (*path, str(key))) for key, inner in value.items()
-        }
+        return {name: restored(name, inner, raw.get(name)) for name, inner in value.items()}
     if isinstance(value, list) and isinstance(raw, list):
-        pairs = enumerate(zip(value, raw, strict=True))
-        return [restore_env_references(inner, one, tree, (*path, str(position))) for position, (inner, one) in pairs]
-    # A whole node that is a reference (`a: ${b}`): kept as one if anything in what it refers to is read.
-    return raw if isinstance(raw, str) and isinstance(value, (Mapping, list)) and _reads_env(raw, tree, path) else value
+        return [restored(at, inner, one) for at, (inner, one) in enumerate(zip(value, raw, strict=True))]
+    return value
 
 
-def select(tree: Any, path: Sequence[str]) -> Any:
-    """The value at a path of names and positions, None where there is none."""
-    for part in path:
-        if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
-            tree = tree[int(part)]
-        elif isinstance(tree, Mapping) and part in tree:
-            tree = tree[part]
-        else:
-            return None
-    return tree
-
-
-def _reads_env(raw: Any, tree: Mapping[str, Any], path: tuple[str, ...], depth: int = 0) -> bool:
-    """Whether an unresolved value, or what it refers to, reads the environment."""
-    if isinstance(raw, Mapping):
-        return any(_reads_env(inner, tree, (*path, str(key)), depth) for key, inner in raw.items())
-    if isinstance(raw, Sequence) and not isinstance(raw, str):
-        return any(_reads_env(inner, tree, (*path, str(position)), depth) for position, inner in enumerate(raw))
-    if not isinstance(raw, str) or depth > _DEPTH:
-        return False
-    if _READS.search(raw):
-        return True
-    for dots, name in _REFERENCE.findall(raw):
-        whole = (*path[: max(len(path) - len(dots), 0)], *name.split(".")) if dots else tuple(name.split("."))
-        if _reads_env(select(tree, whole), tree, whole, depth + 1):
+def _reads_env(node: Any, tree: Mapping[str, Any], key: str, depth: int = 0) -> bool:
+    """Whether an unresolved node at `key`, or what it refers to, reads the environment."""
+    for place, text in walk(node, key):
+        if not isinstance(text, str) or depth > _DEPTH:
+            continue
+        if _READS.search(text):
             return True
+        for dots, name in _REFERENCE.findall(text):
+            above = place.split(".")[: -len(dots)] if dots else []
+            whole = ".".join([*above, name])
+            if _reads_env(select(tree, whole), tree, whole, depth + 1):
+                return True
     return False

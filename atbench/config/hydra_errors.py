@@ -42,7 +42,9 @@ def composition_error(error: Exception, typed: Sequence[str], choices: Choices) 
         mark = error.problem_mark
         return ConfigError(str(mark.name), f"line {mark.line + 1}", f"is no YAML: {error.problem}", "correct the file")
     if isinstance(error, MissingConfigException):
-        return _missing_option(error.missing_cfg_file or "", choices)
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        what = f"no such {group}" if group else "no such primary config"
+        return ConfigError(group or "--config-name", option, what, hint(option, choices(group)))
     if isinstance(error, OverrideParseException):
         return _not_an_override(error.override, choices)
     cause = _cause(error, OmegaConfBaseException)
@@ -70,12 +72,6 @@ def interpolation_error(error: Exception, tree: Mapping[str, object]) -> ConfigE
     return ConfigError(key, f"${{{reference}}}", f"the configuration has no '{reference}'", hint(part, known))
 
 
-def _missing_option(path: str, choices: Choices) -> ConfigError:
-    group, _, option = path.rpartition("/")
-    what = f"no such {group}" if group else "no such primary config"
-    return ConfigError(group or "--config-name", option, what, hint(option, choices(group)))
-
-
 def _not_an_override(text: str, choices: Choices) -> ConfigError:
     """Hydra could not parse one override: most often a bare name, whose group we may know."""
     key, equals, value = text.partition("=")
@@ -94,32 +90,26 @@ def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> Co
     known = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not parent:
         known = [name for name in (*known, *choices("/")) if name != "hydra"]
-    return ConfigError(
-        key, _value_of(key, typed), f"{parent or 'the configuration'} has no '{leaf}'", hint(leaf, known)
-    )
+    why = f"{parent or 'the configuration'} has no '{leaf}'"
+    return ConfigError(key, _value_of(key, typed), why, hint(leaf, known))
 
 
 def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
     """Compositions that Hydra refuses with words alone."""
     text = str(error)
     if match := _AMBIGUOUS.search(text):
-        return ConfigError(
-            match[1], match[2], "several values for one run", "add -m to sweep over them, or write [a,b] for a list"
-        )
+        fix = "add -m to sweep over them, or write [a,b] for a list"
+        return ConfigError(match[1], match[2], "several values for one run", fix)
     if match := _NO_GROUP.search(text) or _NO_KEY.search(text):
-        key = match[1]
-        return ConfigError(
-            key, _value_of(key, typed), "the configuration has no such group or key", hint(key, choices("/"))
-        )
+        key, why = match[1], "the configuration has no such group or key"
+        return ConfigError(key, _value_of(key, typed), why, hint(key, choices("/")))
     return ConfigError("command line", " ".join(typed), _first_line(error), f"see `{_program(typed)} --help`")
 
 
 def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | None:
-    while error is not None:
-        if isinstance(error, kind):
-            return error
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__
-    return None
+    return error
 
 
 def _first_line(error: BaseException) -> str:

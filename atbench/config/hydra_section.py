@@ -5,7 +5,7 @@ Hydra builds callbacks, launchers and loggers from it before any job begins, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -15,28 +15,25 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from atbench.config.tree import walk
 from atbench.errors import ConfigError
 
 #: What Hydra and its own plugins put under these keys.
-ALLOWED_TARGETS: Mapping[str, frozenset[str]] = {
-    "launcher": frozenset(
-        {
-            "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-            "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-        }
+ALLOWED_TARGETS: Mapping[str, Collection[str]] = {
+    "launcher": (
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
     ),
-    "sweeper": frozenset(
-        {
-            "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-            "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
-        }
+    "sweeper": (
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
     ),
-    "sweeper.sampler": frozenset(
-        f"optuna.samplers.{name}Sampler" for name in ("TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid")
-    ),
-    "callbacks.sweep_folder": frozenset({"atbench.runs.sweep.SweepFolder"}),
+    "sweeper.sampler": [
+        f"optuna.samplers.{kind}Sampler" for kind in ["TPE", "Random", "CmaEs", "NSGAII", "MOTPE", "Grid"]
+    ],
+    "callbacks.sweep_folder": ("atbench.runs.sweep.SweepFolder",),
 }
 BUILT = ("callbacks", "launcher", "sweeper")
 LOGGING = ("job_logging", "hydra_logging")
@@ -62,11 +59,13 @@ def check_hydra_section(cfg: DictConfig) -> None:
     """Raise ConfigError where `hydra` names a class, callback or logger that is neither atbench's nor a preset."""
     node: Any = OmegaConf.to_container(cfg, resolve=False)
     node = node["hydra"] if isinstance(node, Mapping) and "hydra" in node else {}
-    for path, name in _targets(node, ""):
-        if name not in ALLOWED_TARGETS.get(path, frozenset()):
-            raise _error(f"{path}._target_", name, "Hydra builds none but its presets here", "leave it out")
-    for part in BUILT:
-        for path in _references(node.get(part), part):
+    for path, inner in walk(node):
+        named = isinstance(inner, Mapping) and "_target_" in inner
+        if named and str(inner["_target_"]) not in ALLOWED_TARGETS.get(path, ()):
+            raise _error(
+                f"{path}._target_", inner["_target_"], "Hydra builds none but its presets here", "leave it out"
+            )
+        if isinstance(inner, str) and "${" in inner and path.partition(".")[0] in BUILT:
             _refuse_node_reference(cfg, path)
     for key, callback in (node.get("callbacks") or {}).items():
         if f"callbacks.{key}" not in ALLOWED_TARGETS or not callback:
@@ -92,25 +91,6 @@ def _refuse_node_reference(cfg: DictConfig, path: str) -> None:
 
 def _error(key: str, value: object, why: str, fix: str) -> ConfigError:
     return ConfigError(f"hydra.{key}", value, why, fix)
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Path and value of every `_target_`."""
-    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, inner in pairs:
-        if key == "_target_":
-            yield path, str(inner)
-        else:
-            yield from _targets(inner, f"{path}.{key}" if path else str(key))
-
-
-def _references(node: Any, path: str) -> Iterator[str]:
-    """Path of every interpolation."""
-    pairs = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, inner in pairs:
-        yield from _references(inner, f"{path}.{key}")
-    if isinstance(node, str) and "${" in node:
-        yield path
 
 
 def _presets(group: str) -> list[Any]:

@@ -14,7 +14,6 @@ import sysconfig
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from atbench.config.allow_list import BuildRule, rule_for
@@ -22,8 +21,8 @@ from atbench.config.annotations import describe, expects_mapping, fits
 from atbench.config.renamed import renamed_class
 from atbench.errors import ConfigError, hint, nearest
 
-# Keys of a node that the run reads itself, so that they are no arguments of the target.
-READ_BY_RUN: Mapping[str, frozenset[str]] = MappingProxyType({"model": frozenset({"members"})})
+# Keys of a node that the run reads itself: no arguments of the target.
+READ_BY_RUN: Mapping[str, frozenset[str]] = {"model": frozenset({"members"})}
 # What constructors raise where a setting does not suit them. No OSError: that is about the machine.
 _CONSTRUCTOR_ERRORS = (
     ValueError,
@@ -107,14 +106,10 @@ def build_errors(node: Mapping[str, Any], path: str) -> Iterator[None]:
             key for key, value in options.items() if re.search(rf"(?<![\w.]){re.escape(str(value))}(?![\w.])", message)
         ]
         target = str(node["_target_"])
-        key, value = (f"{path}.{blamed[0]}", options[blamed[0]]) if len(blamed) == 1 else (path, _settings(options))
+        settings = ", ".join(f"{key}={value}" for key, value in options.items()) or "no settings"
+        key, value = (f"{path}.{blamed[0]}", options[blamed[0]]) if len(blamed) == 1 else (path, settings)
         why = f"{target.rpartition('.')[2]} cannot be built ({type(error).__name__}: {message})"
         raise ConfigError(key, value, why, "correct the value; HYDRA_FULL_ERROR=1 shows where") from error
-
-
-def _settings(options: Mapping[str, Any]) -> str:
-    """Settings in one line."""
-    return ", ".join(f"{key}={value}" for key, value in options.items()) or "no settings"
 
 
 def check_target(node: Mapping[str, Any], path: str, provided: Collection[str] = ()) -> Callable[..., Any]:
@@ -189,7 +184,6 @@ def _import(name: str, key: str) -> Any:
 
 
 def _types(rule: BuildRule) -> tuple[type, ...]:
-    """The types that an object built by a rule must have one of."""
     names = (name.rpartition(".") for name in rule.types)
     return tuple(getattr(importlib.import_module(module), name) for module, _, name in names)
 

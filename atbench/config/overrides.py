@@ -76,7 +76,8 @@ def parse_words(words: Sequence[str]) -> CommandLine:
         name, equals, value = word.partition("=")
         name = _long(name)
         line.options[name] = (value if equals else _value(name, rest)) if name in _VALUED.values() else None
-        _check_choice(name, line.options[name])
+        if name in _CHOICES and (chosen := line.options[name]) not in _CHOICES[name]:
+            raise ConfigError(name, chosen, "there is no such choice", hint(str(chosen), _CHOICES[name]))
     _check_modes(line)
     return line
 
@@ -114,13 +115,11 @@ def quoted(text: str) -> str:
 
 
 def _long(name: str) -> str:
-    short = _FLAGS | _VALUED
-    known = {*short.values()}
-    if name in short:
-        return short[name]
-    if name in known:
-        return name
-    raise ConfigError("option", name, "there is no such option", hint(name, known))
+    name = (_FLAGS | _VALUED).get(name, name)
+    known = {*_FLAGS.values(), *_VALUED.values()}
+    if name not in known:
+        raise ConfigError("option", name, "there is no such option", hint(name, known))
+    return name
 
 
 def _value(name: str, rest: list[str]) -> str:
@@ -129,12 +128,6 @@ def _value(name: str, rest: list[str]) -> str:
     if not rest or (rest[0].startswith("-") and rest[0] != "-"):
         raise ConfigError("option", name, "needs a value", f"write {name} VALUE")
     return rest.pop(0)
-
-
-def _check_choice(name: str, value: str | None) -> None:
-    known = _CHOICES.get(name)
-    if known is not None and value not in known:
-        raise ConfigError(name, value, "there is no such choice", hint(str(value), known))
 
 
 def _check_modes(line: CommandLine) -> None:

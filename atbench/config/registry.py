@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from atbench.errors import ConfigError, hint
 
-KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        "methods": "method",
-        "attacks": "attack",
-        "models": "model",
-        "datasets": "dataset",
-        "recipes": "recipe",
-        "plus": "plus",
-        "evals": "eval",
-        "loggers": "logger",
-        "experiments": "experiment",
-    }
-)
+KINDS: Mapping[str, str] = {
+    "methods": "method",
+    "attacks": "attack",
+    "models": "model",
+    "datasets": "dataset",
+    "recipes": "recipe",
+    "plus": "plus",
+    "evals": "eval",
+    "loggers": "logger",
+    "experiments": "experiment",
+}
 FIELDS = ("name", "family", "use", "paper", "survey", "status", "effect", "formula", "summary")
 _COLUMNS = ("name", "use", "family", "paper", "status", "summary")
 # The C parser is ten times faster; PyYAML is built without it on some machines.

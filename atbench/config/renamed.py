@@ -6,7 +6,6 @@ To be removed with the version after the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 _CLASSES = {
@@ -39,19 +38,17 @@ _CLASSES = {
     "training.awp": "training.weight_perturbation",
 }
 #: Old module or class, by its full name, and the new one.
-CLASSES: Mapping[str, str] = MappingProxyType({f"atbench.{old}": f"atbench.{new}" for old, new in _CLASSES.items()})
+CLASSES: Mapping[str, str] = {f"atbench.{old}": f"atbench.{new}" for old, new in _CLASSES.items()}
 #: Old key of a configuration and the new one; what lies below moves with it.
-KEYS: Mapping[str, str] = MappingProxyType(
-    {
-        "attack.draws": "attack.eot_samples",
-        "attack.keep": "attack.return_point",
-        "eval.survivors": "eval.sequential",
-        "train.decay": "train.weight_decay_on",
-        "train.minutes": "train.time_limit",
-        "train.pool": "train.extra_data",
-        **{f"method.reach.{norm}": f"method.rel_path_length.{norm}" for norm in ("linf", "l2", "l1")},
-    }
-)
+KEYS: Mapping[str, str] = {
+    "attack.draws": "attack.eot_samples",
+    "attack.keep": "attack.return_point",
+    "eval.survivors": "eval.sequential",
+    "train.decay": "train.weight_decay_on",
+    "train.minutes": "train.time_limit",
+    "train.pool": "train.extra_data",
+    **{f"method.reach.{norm}": f"method.rel_path_length.{norm}" for norm in ("linf", "l2", "l1")},
+}
 _ARGUMENTS = {
     "atbench.attacks.": {"draws": "eot_samples", "keep": "return_point"},
     "atbench.methods.msd.": {"reach": "rel_path_length"},

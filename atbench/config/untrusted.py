@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atbench.config.allow_list import rule_for
+from atbench.config.tree import select, walk
 from atbench.errors import ConfigError
 
 #: The parts of a configuration that an evaluation builds.
@@ -25,7 +26,12 @@ def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence
     nor the user names: on the line `typed`, or in a YAML file below its `--config-dir`.
     """
     known = _user_targets(typed)
-    unlisted = [(key, name) for part in parts for key, name in _targets(config, part) if name not in known]
+    unlisted = [
+        (key, name)
+        for part in parts
+        for key, name in _unlisted_targets(select(config, part), part)
+        if name not in known
+    ]
     if not unlisted:
         return
     key, name = unlisted[0]
@@ -37,7 +43,9 @@ def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence
 
 def target_overrides(config: Mapping[str, Any]) -> str:
     """The `_target_` overrides that a command needs to evaluate this configuration again, with a leading space each."""
-    return "".join(f" {key}={name}" for part in EVALUATED for key, name in _targets(config, part))
+    return "".join(
+        f" {key}={name}" for part in EVALUATED for key, name in _unlisted_targets(select(config, part), part)
+    )
 
 
 def refuse_interpolations(config: Any, overridden: Collection[str] = ()) -> None:
@@ -50,12 +58,9 @@ def refuse_interpolations(config: Any, overridden: Collection[str] = ()) -> None
             raise ConfigError(key, text, why, f"give the value yourself: {key}=...")
 
 
-def interpolations(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def interpolations(config: Any) -> Iterator[tuple[str, str]]:
     """The interpolations in a configuration that should hold plain values: dotted key and text."""
-    if isinstance(node, str) and "${" in node:
-        yield key, node
-    for name, inner in _children(node):
-        yield from interpolations(inner, f"{key}.{name}" if key else name)
+    return ((key, text) for key, text in walk(config, about=False) if isinstance(text, str) and "${" in text)
 
 
 def only_repeats_targets(node: Any, saved: Any) -> bool:
@@ -68,28 +73,13 @@ def only_repeats_targets(node: Any, saved: Any) -> bool:
     return False
 
 
-def _targets(config: Mapping[str, Any], part: str) -> Iterator[tuple[str, str]]:
-    """Key and name of every `_target_` in a part of a configuration that is not in the allow-list."""
-    node: Any = config
-    for name in part.split(".") if part else []:
-        node = node.get(name) if isinstance(node, Mapping) else None
-    yield from _unlisted_targets(node, part)
-
-
-def _unlisted_targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    for name, inner in _children(node):
-        key = f"{path}.{name}" if path else name
-        if name != "_target_":
-            yield from _unlisted_targets(inner, key)
-        elif (rule := rule_for(path)) is None or inner not in rule.names:
-            yield key, str(inner)
-
-
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        yield from ((str(key), inner) for key, inner in node.items() if key != "about")
-    elif isinstance(node, (list, tuple)):
-        yield from ((str(position), inner) for position, inner in enumerate(node))
+def _unlisted_targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Key and name of every `_target_` that is not in the allow-list, in a node that lies at `key`."""
+    for path, inner in walk(node, key, about=False):
+        if isinstance(inner, Mapping) and "_target_" in inner:
+            name, rule = inner["_target_"], rule_for(path)
+            if rule is None or name not in rule.names:
+                yield f"{path}._target_" if path else "_target_", str(name)
 
 
 def _user_targets(typed: Sequence[str]) -> frozenset[str]:

@@ -4,64 +4,60 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from atbench.config.instantiate import check_target
 from atbench.config.ranges import ABOVE_ZERO, ANY_COUNT, BELOW_ONE, COUNT, NOT_NEGATIVE, SEVERITY, SOME_SHARE, Range
+from atbench.config.tree import select, walk
 from atbench.errors import ConfigError, hint
 
 # Ranges of run-level keys; arguments of constructors have theirs in the signature. `*` is any name. null passes,
 # for the schema says which keys may be null.
-RANGES: Mapping[str, Range] = MappingProxyType(
-    {
-        "seed": ANY_COUNT,
-        "threads": COUNT,
-        "model.members": COUNT,
-        "dataset.threat.*.eps": NOT_NEGATIVE,
-        "dataset.threat.*.step_size": NOT_NEGATIVE,
-        "attack.eps": NOT_NEGATIVE,
-        "attack.step_size": NOT_NEGATIVE,
-        "attack.steps": COUNT,
-        "train.optimizer.lr": NOT_NEGATIVE,
-        "train.optimizer.momentum": BELOW_ONE,
-        "train.groups.*.optimizer.lr": NOT_NEGATIVE,
-        "train.groups.*.optimizer.momentum": BELOW_ONE,
-        "train.epochs": COUNT,
-        "train.batch_size": COUNT,
-        "train.clip_norm": ABOVE_ZERO,
-        "train.label_smoothing": BELOW_ONE,
-        "train.extra_data.labelled": SOME_SHARE,
-        "train.extra_data.fraction": BELOW_ONE,
-        "train.selection.steps": ANY_COUNT,
-        "train.selection.n": COUNT,
-        "train.selection.every": COUNT,
-        "train.checkpoint.minutes": ABOVE_ZERO,
-        "train.checkpoint.steps": COUNT,
-        "train.time_limit": ABOVE_ZERO,
-        "eval.steps": ANY_COUNT,
-        "eval.eps": NOT_NEGATIVE,
-        "eval.audit": ANY_COUNT,
-        "eval.corruptions": SEVERITY,
-        "eval.reject": SOME_SHARE,
-        "eval.reject_steps": COUNT,
-        "eval.reject_restarts": COUNT,
-        "eval.restarts": COUNT,
-        "eval.eps_grid": NOT_NEGATIVE,
-        "eval.eps_steps": COUNT,
-        "eval.batch_size": COUNT,
-        "eval.limit": COUNT,
-        "eval.step_size": ABOVE_ZERO,
-    }
-)
-CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "train.precision.attack": ("fp32", "bf16"),
-        "train.precision.update": ("fp32", "bf16"),
-        "train.channels_last": ("auto", True, False),
-        "train.weight_decay_on": ("all", "weights"),
-    }
-)
+RANGES: Mapping[str, Range] = {
+    "seed": ANY_COUNT,
+    "threads": COUNT,
+    "model.members": COUNT,
+    "dataset.threat.*.eps": NOT_NEGATIVE,
+    "dataset.threat.*.step_size": NOT_NEGATIVE,
+    "attack.eps": NOT_NEGATIVE,
+    "attack.step_size": NOT_NEGATIVE,
+    "attack.steps": COUNT,
+    "train.optimizer.lr": NOT_NEGATIVE,
+    "train.optimizer.momentum": BELOW_ONE,
+    "train.groups.*.optimizer.lr": NOT_NEGATIVE,
+    "train.groups.*.optimizer.momentum": BELOW_ONE,
+    "train.epochs": COUNT,
+    "train.batch_size": COUNT,
+    "train.clip_norm": ABOVE_ZERO,
+    "train.label_smoothing": BELOW_ONE,
+    "train.extra_data.labelled": SOME_SHARE,
+    "train.extra_data.fraction": BELOW_ONE,
+    "train.selection.steps": ANY_COUNT,
+    "train.selection.n": COUNT,
+    "train.selection.every": COUNT,
+    "train.checkpoint.minutes": ABOVE_ZERO,
+    "train.checkpoint.steps": COUNT,
+    "train.time_limit": ABOVE_ZERO,
+    "eval.steps": ANY_COUNT,
+    "eval.eps": NOT_NEGATIVE,
+    "eval.audit": ANY_COUNT,
+    "eval.corruptions": SEVERITY,
+    "eval.reject": SOME_SHARE,
+    "eval.reject_steps": COUNT,
+    "eval.reject_restarts": COUNT,
+    "eval.restarts": COUNT,
+    "eval.eps_grid": NOT_NEGATIVE,
+    "eval.eps_steps": COUNT,
+    "eval.batch_size": COUNT,
+    "eval.limit": COUNT,
+    "eval.step_size": ABOVE_ZERO,
+}
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "train.precision.attack": ("fp32", "bf16"),
+    "train.precision.update": ("fp32", "bf16"),
+    "train.channels_last": ("auto", True, False),
+    "train.weight_decay_on": ("all", "weights"),
+}
 
 
 def validate_config(cfg: Mapping[str, Any]) -> list[str]:
@@ -72,52 +68,52 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
     """
     _check_trainable_attack(cfg)
     _check_radius(cfg)  # before the rest: ε = 8 is the costliest mistake, and whatever else is wrong should not hide it
-    for path, node in _targets(cfg, ""):
-        check_target(node, path)
+    for path, node in walk(cfg, about=False):
+        if isinstance(node, Mapping) and "_target_" in node:
+            check_target(node, path)
     for pattern, numbers in RANGES.items():
         for key, value in _matching(cfg, pattern):
             _check_range(key, value, numbers)
     for key, known in CHOICES.items():
-        value = _at(cfg, key)
+        value = select(cfg, key)
         if value is not None and not any(
             value is choice or (value == choice and isinstance(value, str)) for choice in known
         ):
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
-    _check_device(str(_at(cfg, "device")))
-    _check_folder_name("eval.name", _at(cfg, "eval.name"))
+    _check_device(str(select(cfg, "device")))
+    name = select(cfg, "eval.name")
+    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
+        raise ConfigError("eval.name", name, "cannot be the name of a folder", "use letters, digits, - and _")
     _check_own_attack(cfg)
     return list(_warnings(cfg))
 
 
 def _check_trainable_attack(cfg: Mapping[str, Any]) -> None:
     """Refuse an attack that cannot train: those for evaluation take their threat model from it and have no `norm`."""
-    attack = _at(cfg, "attack")
-    if _at(cfg, "method") is not None and isinstance(attack, Mapping) and "norm" not in attack:
+    attack = select(cfg, "attack")
+    if select(cfg, "method") is not None and isinstance(attack, Mapping) and "norm" not in attack:
         why = "it attacks trained networks and maximises no objective of a method's"
         fix = "train with attack=pgd, then write `atbench eval RUN attack=...`"
-        raise ConfigError("attack", _at(cfg, "attack.about.name"), why, fix)
+        raise ConfigError("attack", select(cfg, "attack.about.name"), why, fix)
 
 
 def _check_own_attack(cfg: Mapping[str, Any]) -> None:
     """Refuse an attack that differs from the method's own in the keys that its `about.attack` names, such as FGSM
     training with seven steps. The command line and an experiment are composed after the method and would override it.
     """
-    for key, own in (_at(cfg, "method.about.attack") or {}).items():
-        value = _at(cfg, f"attack.{key}")
+    for key, own in (select(cfg, "method.about.attack") or {}).items():
+        value = select(cfg, f"attack.{key}")
         if value != own:
-            name = _at(cfg, "method.about.name")
+            spelled = f"{own:.4g}" if isinstance(own, float) else str(own)
+            why = f"{select(cfg, 'method.about.name')} is the method that has {spelled} there"
             fix = "leave it out, or name the variant: a method of your own beside --config-dir"
-            raise ConfigError(f"attack.{key}", value, f"{name} is the method that has {_spelled(own)} there", fix)
-
-
-def _spelled(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+            raise ConfigError(f"attack.{key}", value, why, fix)
 
 
 def _check_radius(cfg: Mapping[str, Any]) -> None:
     for part in ("eval", "attack"):
-        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
+        norm, eps = select(cfg, f"{part}.norm") or select(cfg, "attack.norm"), select(cfg, f"{part}.eps")
         if norm == "linf" and isinstance(eps, (int, float)) and eps > 1:
             close = f"did you mean {part}.eps={eps:g}/255?"
             fix = close if eps <= 255 else "write it as a fraction, for example 8/255"
@@ -143,26 +139,17 @@ def _check_device(name: str) -> None:
         raise ConfigError("device", name, "there is no such device", hint(name, ["auto", "cpu", "cuda", "cuda:1"]))
 
 
-def _check_folder_name(key: str, name: Any) -> None:
-    if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
-        raise ConfigError(key, name, "cannot be the name of a folder", "use letters, digits, - and _")
-
-
-def _unusual_radius(cfg: Mapping[str, Any]) -> Iterator[str]:
-    """Warnings of a radius far from the data set's own for that norm, in training or evaluation."""
+def _warnings(cfg: Mapping[str, Any]) -> Iterator[str]:
+    """Of a radius far from the data set's own for that norm, in training or evaluation; of a rate of 0."""
     for part in ("attack", "eval"):
-        norm, eps = _at(cfg, f"{part}.norm") or _at(cfg, "attack.norm"), _at(cfg, f"{part}.eps")
-        usual = _at(cfg, f"dataset.threat.{norm}.eps")
+        norm, eps = select(cfg, f"{part}.norm") or select(cfg, "attack.norm"), select(cfg, f"{part}.eps")
+        usual = select(cfg, f"dataset.threat.{norm}.eps")
         if _number(eps) and _number(usual) and eps and usual and not usual / 8 < eps < usual * 8:
             size = "tiny" if eps < usual else "huge"
             yield f"{part}.eps: {eps:.3g} is {size} for {norm}, where {usual:.3g} is usual for these images"
-            return
-
-
-def _warnings(cfg: Mapping[str, Any]) -> Iterator[str]:
-    yield from _unusual_radius(cfg)
-    eps, small = _at(cfg, "attack.eps"), _at(cfg, "dataset.threat.linf.eps")
-    if _at(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
+            break
+    eps, small = select(cfg, "attack.eps"), select(cfg, "dataset.threat.linf.eps")
+    if select(cfg, "attack.norm") == "l2" and _number(small) and _number(eps) and 0 < eps <= small:
         yield f"attack.eps: {eps:.3g} is the size of an L-infinity radius, and tiny in L2"
     for pattern in ("train.optimizer.lr", "train.groups.*.optimizer.lr"):
         yield from (f"{key}: 0 trains nothing" for key, value in _matching(cfg, pattern) if value == 0)
@@ -172,36 +159,12 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node with `_target_`, outermost first, with its path."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node
-        children: Any = ((str(key), value) for key, value in node.items() if key != "about")
-    elif isinstance(node, Collection) and not isinstance(node, (str, bytes)):
-        children = ((str(position), value) for position, value in enumerate(node))
-    else:
-        return
-    for key, value in children:
-        yield from _targets(value, f"{path}.{key}" if path else key)
-
-
-def _at(cfg: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, None where there is none: a configuration of `eval` has no section `train`."""
-    node: Any = cfg
-    for part in key.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return None
-        node = node[part]
-    return node
-
-
 def _matching(cfg: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
     """Every key of the configuration that fits a dotted pattern, in which `*` is any one name, with its value."""
     first, star, rest = pattern.partition(".*")
     if not star:
-        yield pattern, _at(cfg, pattern)
+        yield pattern, select(cfg, pattern)
         return
-    section = _at(cfg, first)
+    section = select(cfg, first)
     for name in section if isinstance(section, Mapping) else ():
         yield from _matching(cfg, f"{first}.{name}{rest}")

@@ -8,9 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.config.env_variables import restore_env_references, select
+from atbench.config.env_variables import restore_env_references
 from atbench.config.hydra_errors import interpolation_error
 from atbench.config.schema import FRACTION, fraction, register
+from atbench.config.tree import select
 from atbench.errors import ConfigError
 
 # Run-level keys where a/b is a path.
@@ -49,7 +50,7 @@ def recorded(cfg: DictConfig) -> dict[str, Any]:
 
 def as_written(cfg: DictConfig, key: str) -> Any:
     """The value at a key of a resolved configuration, as it is written down."""
-    return select(recorded(cfg), key.split("."))
+    return select(recorded(cfg), key)
 
 
 def _tree(cfg: DictConfig, resolve: bool) -> dict[str, Any]:

@@ -3,27 +3,5 @@
 from atbench.data.augment import Augment, Brightness, Chain, Cutout, EdgePad, OneOf, PadCropFlip, View
 from atbench.data.batch import Batch
 from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
-from atbench.data.loader import Share, Stream, TrainData
+from atbench.data.loader import Shard, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp
-
-__all__ = [
-    "Augment",
-    "Batch",
-    "Brightness",
-    "Chain",
-    "CutMix",
-    "Cutout",
-    "EdgePad",
-    "FloatImages",
-    "Images",
-    "Mix",
-    "MixUp",
-    "OneOf",
-    "PadCropFlip",
-    "Share",
-    "Source",
-    "Stream",
-    "TrainData",
-    "View",
-    "stratified_subset",
-]

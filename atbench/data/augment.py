@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.config.ranges import AnyCount, Count
-from atbench.errors import ConfigError
+from atbench.errors import ConfigError, refuse_unknown
 from atbench.seeding import Draws
 
 PADDING_MODES = ("constant", "reflect")
@@ -62,9 +62,7 @@ class PadCropFlip:
     """
 
     def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant") -> None:
-        if padding_mode not in PADDING_MODES:
-            fix = f"use one of {', '.join(PADDING_MODES)}"
-            raise ConfigError("dataset.padding_mode", padding_mode, "there is no such choice", fix)
+        refuse_unknown("dataset.padding_mode", padding_mode, PADDING_MODES)
         self.pad, self.flip, self.padding_mode = pad, flip, padding_mode
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
@@ -130,7 +128,6 @@ class Brightness:
         self.low, self.high = low, high
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
-        """Lighter or darker images."""
         unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
         return (images * (self.low + (self.high - self.low) * unit)).clamp(0, 1), None
 

@@ -60,7 +60,6 @@ class Images:
             self.x.prefetch(index)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The images `index` as floats in [0, 1]."""
         return self.x[index].to(dtype).div_(255)
 
     def sha256(self) -> str:
@@ -143,22 +142,17 @@ def check_dataset(name: str, images: Images, classes: int, every: bool = True) -
     """
     x, y = images.x, images.y
     if x.dtype != torch.uint8 or x.ndim != 4:
-        raise DataError(
-            name, f"{x.dtype} {tuple(x.shape)}", "images must be uint8 of shape (N, C, H, W)", "convert them"
-        )
+        what = f"{x.dtype} {tuple(x.shape)}"
+        raise DataError(name, what, "images must be uint8 of shape (N, C, H, W)", "convert them")
     if y.dtype != torch.int64 or len(y) != len(x):
-        raise DataError(
-            name, f"{y.dtype} ({len(y)},)", f"labels must be int64, one for each of {len(x)} images", "convert them"
-        )
+        why = f"labels must be int64, one for each of {len(x)} images"
+        raise DataError(name, f"{y.dtype} ({len(y)},)", why, "convert them")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= classes:
-        raise DataError(
-            name, f"label {low if low < 0 else high}", f"labels must lie in 0..{classes - 1}", "check the label file"
-        )
-    if not every:
-        return
+        why = f"labels must lie in 0..{classes - 1}"
+        raise DataError(name, f"label {low if low < 0 else high}", why, "check the label file")
     empty = (torch.bincount(y, minlength=classes) == 0).nonzero().flatten().tolist()
-    if empty:
+    if every and empty:
         raise DataError(name, f"class {empty[0]}", "has no example to train on", "drop the class or add examples")
 
 

@@ -17,14 +17,10 @@ def digits() -> Source:
     """
     images, labels = _load()
     test, train = stratified(labels, (TEST,), SPLIT_SEED)
-
-    def load_test() -> Images:
-        return Images(images[test], labels[test])
-
     return Source(
         name="digits",
         train=Images(images[train], labels[train]),
-        test=load_test,
+        test=lambda: Images(images[test], labels[test]),
         classes=tuple(str(k) for k in range(10)),
         mean=(0.305,),
         std=(0.376,),

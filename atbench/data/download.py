@@ -33,7 +33,8 @@ def fetch(name: str, data_dir: Path) -> None:
     from torchvision.datasets import utils  # a second to import: only where it is used
 
     for download in downloads(name, data_dir):
-        refusals, empty = [], _missing_folders(download.folder)
+        refusals = []
+        empty = [path for path in (download.folder, *download.folder.parents) if not path.exists()]  # innermost first
         for url in download.urls:
             print(f"fetching {url} to {download.folder}", file=sys.stderr)
             try:
@@ -54,11 +55,6 @@ def fetch(name: str, data_dir: Path) -> None:
             raise _unreachable(name, data_dir, download, refusals[0])
 
 
-def _missing_folders(folder: Path) -> list[Path]:
-    """`folder` and the folders above it that do not exist, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
 def _unreachable(name: str, data_dir: Path, download: Download, reason: str) -> DataError:
     path, prepared = download.folder / download.name, data_dir / name
     why = f"is not there, nor is {prepared}/train.npz, and {download.urls[0]} cannot be fetched ({reason})"
@@ -68,7 +64,6 @@ def _unreachable(name: str, data_dir: Path, download: Download, reason: str) -> 
 
 
 def downloads(name: str, data_dir: Path) -> list[Download]:
-    """What a set consists of."""
     from torchvision import datasets
 
     if name in ("mnist", "fashion_mnist"):

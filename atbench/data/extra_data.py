@@ -27,10 +27,8 @@ def load_extra_data(data_dir: Path, path: str, shape: tuple[int, int, int], clas
     if file is not None:
         images = read_extra_npz(file, classes)
         if tuple(images.x.shape[1:]) != shape:
-            ours = tuple(images.x.shape[1:])
-            raise DataError(
-                "train.extra_data.path", path, f"its images are {ours}, the data set's {shape}", "make them alike"
-            )
+            why = f"its images are {tuple(images.x.shape[1:])}, the data set's {shape}"
+            raise DataError("train.extra_data.path", path, why, "make them alike")
         return images
     folder = find_folder(data_dir, path, "train.extra_data.path")
     if classes is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,19 +16,6 @@ from atbench.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 TEST_NAMES = ("test", "val")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How files become rows: `size` and `resize` in pixels, `memory` in GiB, the threads."""
-
-    size: int
-    resize: int
-    memory: float
-    pool: DecoderPool
-
-    def images(self, files: Sequence[str], labels: Tensor) -> Images:
-        return Images(LazyImages(files, self.size, self.resize, self.memory * GIB, self.pool), labels)
 
 
 def folder(
@@ -64,19 +50,18 @@ def folder(
     root = find_folder(data_dir, path, origin=origin)
     if (root / "train.npz").is_file():
         return npz(data_dir, str(root), mean=mean, std=std, validation=validation, test=test)
-    decoding = _decoding(size, resize, memory, workers)
+    images = _decoder(size, resize, memory, workers)
     apart = (root / "train").is_dir()
     classes, files, labels = scan(root / "train" if apart else root)
-    rows, held = torch.arange(len(files)), (files, labels)
     if apart:
-        held = _test_split(root, classes)
+        rows, held = torch.arange(len(files)), _test_split(root, classes)
     else:
         held_rows, rows = stratified(labels, (test_size(test, len(files)),), SPLIT_SEED)
         held = [files[row] for row in held_rows.tolist()], labels[held_rows]
     return Source(
         name=root.name,
-        train=decoding.images([files[row] for row in rows.tolist()], labels[rows]),
-        test=lambda: decoding.images(*held),
+        train=images([files[row] for row in rows.tolist()], labels[rows]),
+        test=lambda: images(*held),
         classes=classes,
         mean=tuple(mean or [0.5] * 3),
         std=tuple(std or [0.25] * 3),
@@ -98,14 +83,13 @@ def tiny_imagenet(
     The arguments are those of `folder`. `val/val_annotations.txt` says what the test pictures show; where there is none
     they lie in class folders.
     """
-    name = next(
-        (name for name in ("tiny_imagenet", "tiny-imagenet-200") if (data_dir / name).is_dir()), "tiny_imagenet"
-    )
+    unpacked = not (data_dir / "tiny_imagenet").is_dir() and (data_dir / "tiny-imagenet-200").is_dir()
+    name = "tiny-imagenet-200" if unpacked else "tiny_imagenet"
     place = data_dir / name
     notes = place / "val" / "val_annotations.txt"
     if not notes.is_file():
         return folder(data_dir, name, 64, None, memory, workers, mean, std, validation, origin=origin)
-    decoding = _decoding(64, None, memory, workers)
+    images = _decoder(64, None, memory, workers)
     classes, files, labels = scan(place / "train")
     number = {name: label for label, name in enumerate(classes)}
     lines = [line.split("\t")[:2] for line in notes.read_text(encoding="utf-8").splitlines() if line]
@@ -117,8 +101,8 @@ def tiny_imagenet(
     answers = torch.tensor([number[name] for _, name in lines])
     return Source(
         name="tiny_imagenet",
-        train=decoding.images(files, labels),
-        test=lambda: decoding.images(shown, answers),
+        train=images(files, labels),
+        test=lambda: images(shown, answers),
         classes=_class_words(place / "words.txt", classes),
         mean=tuple(mean),
         std=tuple(std),
@@ -182,11 +166,15 @@ def _class_words(dictionary: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word if named.count(word) == 1 else name for word, name in zip(named, classes, strict=True))
 
 
-def _decoding(size: int, resize: int | None, memory: float, workers: int | None) -> Decoding:
+def _decoder(
+    size: int, resize: int | None, memory: float, workers: int | None
+) -> Callable[[Sequence[str], Tensor], Images]:
+    """What makes a split of files and labels: `size` and `resize` in pixels, `memory` in GiB, one pool of threads."""
     shorter = size if resize is None else resize
     if size < 1 or shorter < size:
         why = f"the side of what networks see is {size}"
         raise ConfigError("dataset.source.resize", resize, why, "scale the shorter side to as much at least")
     if workers is not None and workers < 1:
         raise ConfigError("dataset.source.workers", workers, "nobody would decode", "use at least 1, or null")
-    return Decoding(size, shorter, memory, DecoderPool(workers))
+    pool = DecoderPool(workers)
+    return lambda files, labels: Images(LazyImages(files, size, shorter, memory * GIB, pool), labels)

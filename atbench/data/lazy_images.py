@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,20 +27,14 @@ Rows = Tensor | slice
 GIB = 2**30
 
 
-class DecoderPool:
-    """The worker threads of one data set, started when there is something to decode.
-
-    Args:
-        workers: how many; None is one for each core this process may use, 16 at most.
+class DecoderPool(ThreadPoolExecutor):
+    """The worker threads of one data set, started when there is something to decode: `workers` of them, None for one a
+    core that this process may use, 16 at most.
     """
 
     def __init__(self, workers: int | None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.workers = workers or min(cores, 16)
-
-    @functools.cached_property
-    def threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.workers, "pictures")
+        super().__init__(workers or min(cores, 16), "pictures")
 
 
 class LazyImages:
@@ -111,7 +106,7 @@ class LazyImages:
 
     def check_headers(self) -> None:
         """Read the headers of all files. Raises DataError for one that is no picture."""
-        for _ in self.pool.threads.map(check_header, self.files):
+        for _ in self.pool.map(check_header, self.files):
             pass
 
     def names(self) -> Iterable[tuple[str, int]]:
@@ -127,7 +122,7 @@ class LazyImages:
 
     def _submit(self, rows: NDArray[np.int64]) -> list[Future[Pixels]]:
         work = functools.partial(decode, size=self.size, resize=self.resize)
-        return [self.pool.threads.submit(work, self.files[row]) for row in rows]
+        return [self.pool.submit(work, self.files[row]) for row in rows]
 
 
 # What Pillow raises for damaged files, by format.
@@ -140,13 +135,9 @@ def decode(file: str, size: int, resize: int) -> Pixels:
     The orientation in a photograph's EXIF data is not followed, as torchvision and the published networks have it.
     Raises DataError for a damaged file and one that is no single opaque picture.
     """
-    try:
-        with Image.open(file) as opened:
-            refuse_animation(opened, file)
-            opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
-            picture = to_rgb(opened, file)
-    except _DAMAGE as fault:
-        raise _damaged(file, fault) from fault
+    with _opened(file) as opened:
+        opened.draft("RGB", (resize, resize))  # a JPEG is decoded at the next larger eighth: several times faster
+        picture = to_rgb(opened, file)
     width, height = picture.size
     if min(width, height) != resize:
         scale = resize / min(width, height)
@@ -158,11 +149,20 @@ def decode(file: str, size: int, resize: int) -> Pixels:
 
 def check_header(file: str) -> None:
     """Read the header of a picture. Raises DataError where there is none, or not that of a single picture."""
+    with _opened(file):
+        pass
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Image.Image]:
+    """A picture file, open in the block. Raises DataError for what is damaged, there or in the block."""
     try:
         with Image.open(file) as opened:
             refuse_animation(opened, file)
+            yield opened
     except _DAMAGE as fault:
-        raise _damaged(file, fault) from fault
+        fix = "replace it, or delete it and start a new run"
+        raise DataError("picture", file, f"cannot be decoded ({fault})", fix) from fault
 
 
 def refuse_animation(opened: Image.Image, file: str) -> None:
@@ -204,7 +204,3 @@ def _refuse_dark(highest: int, file: str) -> None:
     if 0 < highest < 4096:
         why = f"has 16 bits a pixel and no level above {highest}: levels of fewer bits, or nearly black"
         raise DataError("picture", file, why, "save it with 8 bits a pixel, scaled as is meant")
-
-
-def _damaged(file: str, fault: BaseException) -> DataError:
-    return DataError("picture", file, f"cannot be decoded ({fault})", "replace it, or delete it and start a new run")

@@ -8,19 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.data.augment import Augment, View
 from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
-from atbench.data.mixup import Mix, one_hot
+from atbench.data.mixup import Mix
 from atbench.errors import ConfigError
 from atbench.seeding import Draws, generator
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """This process's part of a joint batch: process `rank` of `world`, which have equally many rows."""
 
     rank: int = 0
@@ -50,10 +51,8 @@ class MixedSampler:
     """
 
     def __init__(self, first: int, second: int, share: float, seed: int, name: str) -> None:
-        self.first, self.second = (
-            PermutationSampler(first, seed, name),
-            PermutationSampler(second, seed, f"{name}/second"),
-        )
+        self.first = PermutationSampler(first, seed, name)
+        self.second = PermutationSampler(second, seed, f"{name}/second")
         self.share, self.seed, self.name = share, seed, name
 
     def rows(self, start: int, count: int) -> Tensor:
@@ -94,7 +93,7 @@ class TrainData:
 
     Args:
         source: the data set. Its test split is not touched here.
-        batch_size: joint batch over all processes; a multiple of `share.world`.
+        batch_size: joint batch over all processes; a multiple of `shard.world`.
         augment: None for none; `mix`: the same, and labels of batches and streams become shares (B, K) with it. Images
             of an unlabelled pool have no label to mix.
         labelled: share of the train part that keeps its labels; the others' labels are dropped and they become the
@@ -120,13 +119,13 @@ class TrainData:
         labelled: float | None = None,
         pool: Images | None = None,
         extra: float = 0.0,
-        share: Share | None = None,
+        shard: Shard | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
         self.mix = mix
-        self.share, self.device, self.dtype = share or Share(), torch.device(device), dtype
+        self.shard, self.device, self.dtype = shard or Shard(), torch.device(device), dtype
         held, kept = source.split_indices()
         whole = source.train.take(kept)
         self.steps = len(whole) // batch_size
@@ -141,7 +140,9 @@ class TrainData:
         self.pool = pool.to(self.device) if pool is not None else None
         if self.pool is not None and int(self.pool.y.min()) >= 0:
             self._join(self.pool)
-        self._check_shares()
+        if self.batch_size % self.shard.world or self.extra_size % self.shard.world:
+            why = f"it must split evenly over {self.shard.world} processes, its unlabelled part too"
+            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.shard.world}")
         self._labelled = self.order(self.train, "labelled")
         self._pool = (
             Stream(self, self.pool, "pool", self.extra_size) if self.pool is not None and self.extra_size else None
@@ -167,20 +168,12 @@ class TrainData:
         self.pool = None
         if not self.extra_size:
             return
-        if isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor):
-            x = ConcatImages(self.train.x, more.x)
-        else:
-            why = "the data set's images are decoded when they are loaded"
-            raise ConfigError(
-                "train.extra_data.labels", True, why, "raise dataset.source.memory, so that they are kept"
-            )
-        self.train, self.generated = Images(x, torch.cat([self.train.y, more.y])), len(more)
+        if not (isinstance(self.train.x, Tensor) and isinstance(more.x, Tensor)):
+            why, fix = "the data set's images are decoded when they are loaded", "raise dataset.source.memory"
+            raise ConfigError("train.extra_data.labels", True, why, f"{fix}, so that they are kept")
+        images = ConcatImages(self.train.x, more.x)
+        self.train, self.generated = Images(images, torch.cat([self.train.y, more.y])), len(more)
         self.extra_size = 0
-
-    def _check_shares(self) -> None:
-        if self.batch_size % self.share.world or self.extra_size % self.share.world:
-            why = f"it must split evenly over {self.share.world} processes, its unlabelled part too"
-            raise ConfigError("train.batch_size", self.batch_size, why, f"use a multiple of {2 * self.share.world}")
 
     def order(self, images: Images, name: str) -> PermutationSampler | MixedSampler:
         """The sampler of `images`: mixed, in the configured share, if some of them are generated."""
@@ -190,8 +183,8 @@ class TrainData:
 
     def stream(self, name: str, size: int) -> Stream:
         """A further independent stream over the labelled train images, `size` of them a step over all processes."""
-        if size % self.share.world:
-            why = f"its stream of {size} images must split evenly over {self.share.world} processes"
+        if size % self.shard.world:
+            why = f"its stream of {size} images must split evenly over {self.shard.world} processes"
             raise ConfigError("train.batch_size", self.batch_size, why, "use a multiple of their number")
         return Stream(self, self.train, name, size)
 
@@ -204,7 +197,6 @@ class TrainData:
         return batch
 
     def _rows(self, epoch: int, step: int) -> Tensor:
-        """The joint rows of one step's labelled part."""
         size = self.batch_size - self.extra_size
         if self.pool is None and not self.generated:
             return self._permutation(epoch)[step * size : (step + 1) * size]
@@ -212,8 +204,8 @@ class TrainData:
 
     def own(self, joint: Tensor) -> Tensor:
         """This process's part of the joint rows."""
-        rows = len(joint) // self.share.world
-        return joint[self.share.rank * rows : (self.share.rank + 1) * rows]
+        rows = len(joint) // self.shard.world
+        return joint[self.shard.rank * rows : (self.shard.rank + 1) * rows]
 
     def _permutation(self, epoch: int) -> Tensor:
         """The permutation of an epoch; that of the last epoch asked for is cached."""
@@ -233,7 +225,7 @@ class TrainData:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
             others = self.own(joint[order]).to(self.device)
             other, _ = self._augmented(images, others, "partner", name, epoch, step)
-            ours, theirs = (one_hot(labels, len(self.source.classes), self.dtype) for labels in (y, images.y[others]))
+            ours, theirs = F.one_hot(torch.stack([y, images.y[others]]), len(self.source.classes)).to(self.dtype)
             x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
         return Batch(x, y, index, view, extra)
 
@@ -243,13 +235,9 @@ class TrainData:
         return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
 
     def _draws(self, *place: int | str) -> Draws:
-        return Draws(generator(self.device, self.seed, *place), self.share.rank, self.share.world)
+        return Draws(generator(self.device, self.seed, *place), self.shard.rank, self.shard.world)
 
     def fit_sample(self, count: int) -> Images:
         """`count` fixed examples of the data set's labelled train part, for measuring how far training fits them."""
         rows = stratified_subset(self.train.y[: len(self.train) - self.generated], count)
         return self.train.take(rows.to(self.device)).to(self.device)
-
-    def sha256(self) -> str:
-        """Checksum of everything that may be trained on, before it is split."""
-        return self.source.train.sha256()

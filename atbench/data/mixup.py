@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import sqrt
 
-import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
@@ -61,8 +60,3 @@ class CutMix(Mix):
         mixed = x.clone()
         mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
-
-
-def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """Class indices (B,) as shares (B, K): all of it to one class."""
-    return torch.nn.functional.one_hot(y, classes).to(dtype)

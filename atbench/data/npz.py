@@ -127,7 +127,6 @@ def read_extra_npz(path: Path, classes: int | None) -> Images:
 
 
 def _arrays(path: Path, *names: str) -> list[Array]:
-    """Arrays of an npz archive, by name. Raises DataError."""
     if not path.is_file():
         raise DataError("file", path, "is not there", "make it with image uint8 (N, H, W, C) and label int64 (N,)")
     again = "make it again with numpy.savez(path, image=..., label=...)"
@@ -168,9 +167,8 @@ def _check_pixels(image: Array, where: str) -> None:
     if image.size == 0:
         raise DataError(where, f"image {image.shape}", "holds no pixel", "check how it was made")
     if image.dtype != np.uint8:
-        raise DataError(
-            where, f"image {image.dtype}{_value_range(image)}", "pixels must be uint8, 0 to 255", _fix(image)
-        )
+        what = f"image {image.dtype}{_value_range(image)}"
+        raise DataError(where, what, "pixels must be uint8, 0 to 255", _fix(image))
     if image.ndim != 4 or image.shape[3] not in (1, 3):
         wanted = "images must be of shape (N, H, W, C) with 1 or 3 channels"
         if image.ndim == 4 and image.shape[1] in (1, 3):
@@ -191,7 +189,6 @@ def _value_range(image: Array) -> str:
 
 
 def _fix(image: Array) -> str:
-    """How such pixels become uint8."""
     if image.dtype.kind not in "iuf" or not np.isfinite(image).all():
         return "convert them"
     low, high = image.min(), image.max()

@@ -35,11 +35,6 @@ class DatasetFiles:
     files: Mapping[str, Sequence[str]]
     read: Callable[[Path, str], Images]
 
-    def missing(self, data_dir: Path) -> Path | None:
-        """The first file that is not there, packed or unpacked."""
-        names = [name for part in self.files.values() for name in part]
-        return next((path for name in names if not _exists(path := data_dir / self.folder / name)), None)
-
 
 def published(
     data_dir: Path,
@@ -89,17 +84,14 @@ def _reader(data_dir: Path, name: str, download: bool) -> Callable[[str], Images
         if not (prepared / "test.npz").exists():
             raise DataError(name, prepared / "test.npz", "is not there, but train.npz is", "put both or neither there")
         return lambda split: read_npz(prepared / f"{split}.npz")
-    if (missing := dataset_files.missing(data_dir)) is not None:
+    paths = (data_dir / dataset_files.folder / name for part in dataset_files.files.values() for name in part)
+    if missing := next((path for path in paths if not (path.is_file() or _packed(path).is_file())), None):
         if not download:
             why = f"is not there, nor is {prepared}/train.npz"
             fix = f"put either there, or `atbench train dataset={name} data_dir={data_dir}` where there is a network"
             raise DataError(name, missing, why, fix)
         fetch(name, data_dir)
     return partial(dataset_files.read, data_dir / dataset_files.folder)
-
-
-def _exists(path: Path) -> bool:
-    return path.is_file() or _packed(path).is_file()
 
 
 def _packed(path: Path) -> Path:

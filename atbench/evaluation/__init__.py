@@ -6,16 +6,3 @@ from atbench.evaluation.evaluator import EvalResults, Plan, evaluate_model
 from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
 from atbench.evaluation.record import weights_sha256
 from atbench.evaluation.result_cache import ResultCache
-
-__all__ = [
-    "AttackResult",
-    "EvalModel",
-    "EvalResults",
-    "PGDConfig",
-    "Plan",
-    "ResultCache",
-    "broken_at",
-    "evaluate_model",
-    "robust_after",
-    "weights_sha256",
-]

@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atbench.attacks import Attack, ball
 from atbench.data import Images
-from atbench.evaluation.attack_result import UNBROKEN, AttackResult
+from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.pgd_sweep import PGDConfig, run_pgd
 from atbench.evaluation.result_cache import ResultCache
 from atbench.seeding import ExampleDraws, derive_seed
 
-Array = NDArray[Any]
 #: What rounding may add to a norm: images are float32 in [0, 1].
 SLACK = 1e-6
 GREY_LEVELS = 255
@@ -51,7 +49,6 @@ class SweepResult:
 
     @property
     def main(self) -> AttackResult:
-        """The result at the config's own ε."""
         return self.radii[1.0]
 
     @property

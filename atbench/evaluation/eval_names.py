@@ -40,9 +40,9 @@ def record_dir(folder: Path, config: Mapping[str, Any], name: str) -> Path:
     """Where the records of this evaluation go: where the same evaluation stands, else to `evaluation/` if nothing does,
     else to a folder of its name.
     """
-    top = folder / EVALUATION
+    top, own = folder / EVALUATION, _essence(record_settings(config))
     for where in record_folders(folder):
-        if any(_same_evaluation(_read(path), config) for path in where.glob("*.yaml")):
+        if any(_essence(_read(path)) == own for path in where.glob("*.yaml")):
             return where
     if not any(complete_records(top)):
         return top
@@ -53,21 +53,18 @@ def record_dir(folder: Path, config: Mapping[str, Any], name: str) -> Path:
     raise ConfigError("eval.name", name, "a thousand evaluations are called so", "give another name")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    """The settings beside a record; none where they cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError):
-        return None
-
-
-def _same_evaluation(known: Any, config: Mapping[str, Any]) -> bool:
-    return isinstance(known, Mapping) and _essence(known) == _essence(record_settings(config))
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _essence(config: Mapping[str, Any]) -> Any:
     """Without what is only told about options, and without what changes no number."""
-    part = {**config, "eval": {k: v for k, v in (config.get("eval") or {}).items() if k not in _INCIDENTAL}}
-    return _bare(part)
+    return _bare({**config, "eval": {k: v for k, v in (config.get("eval") or {}).items() if k not in _INCIDENTAL}})
 
 
 def _bare(node: Any) -> Any:

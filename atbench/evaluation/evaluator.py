@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atbench.attacks import Attack
 from atbench.data import Images
 from atbench.data.corruptions import CORRUPTIONS
-from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.attack_result import Array, AttackResult
 from atbench.evaluation.attack_runner import AttackRunner, SweepResult
 from atbench.evaluation.audit.audit import run_audit
 from atbench.evaluation.audit.outputs import randomness_source
@@ -29,8 +28,6 @@ from atbench.evaluation.rejection import (
     softmax_confidence,
 )
 from atbench.evaluation.result_cache import ResultCache
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -112,16 +109,8 @@ def evaluate_model(
     on_progress: Callable[[EvalResults], None] = lambda results: None,
 ) -> EvalResults:
     """Run the plan; `on_progress` is called after each attack with the results so far."""
-    cache, seed, split_size = cache or ResultCache(None, {}), plan.threat.seed, len(images)
-    if plan.limit is not None:
-        images = images.sample(plan.limit)
-    random = randomness_source(eval_model, images)
-    eval_model.random = random is not None
-    clean, logits = clean_predictions(eval_model, images, cache, seed)
-    runner = AttackRunner(eval_model, images, clean, cache, seed)
-    results = EvalResults(plan, images, clean, logits, random=random, split_size=split_size)
-    if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
-        results.corruptions = corruption_accuracy(eval_model, images, list(CORRUPTIONS), plan.corruptions, seed)
+    runner, results = begin_evaluation(eval_model, images, plan, cache or ResultCache(None, {}))
+    images, clean = results.images, results.clean
     if plan.steps:
         results.sweep = runner.run_sweep(plan.threat, plan.eps_grid, plan.eps_steps)
         on_progress(results)
@@ -141,6 +130,21 @@ def evaluate_model(
     return results
 
 
+def begin_evaluation(
+    eval_model: EvalModel, images: Images, plan: Plan, cache: ResultCache
+) -> tuple[AttackRunner, EvalResults]:
+    """What is measured without an attack, and what runs the attacks on the images that the plan chooses."""
+    seed, split_size = plan.threat.seed, len(images)
+    images = images if plan.limit is None else images.sample(plan.limit)
+    random = randomness_source(eval_model, images)
+    eval_model.random = random is not None
+    clean, logits = clean_predictions(eval_model, images, cache, seed)
+    results = EvalResults(plan, images, clean, logits, random=random, split_size=split_size)
+    if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
+        results.corruptions = corruption_accuracy(eval_model, images, list(CORRUPTIONS), plan.corruptions, seed)
+    return AttackRunner(eval_model, images, clean, cache, seed), results
+
+
 def evaluate_rejection(runner: AttackRunner, plan: RejectionPlan) -> RejectionResult:
     """The threshold from the held-out images, and the plan's attack on the images that are wrong without one."""
     held_out = held_out_confidences(runner, plan.held)
@@ -149,7 +153,6 @@ def evaluate_rejection(runner: AttackRunner, plan: RejectionPlan) -> RejectionRe
 
 
 def held_out_confidences(runner: AttackRunner, images: Images) -> Array:
-    """Confidences of the right predictions on held-out images."""
     right, logits = clean_predictions(runner.eval_model, images, runner.cache, runner.seed, "held_out")
     return softmax_confidence(logits[right.numpy()])
 

@@ -41,7 +41,6 @@ def adapt_attacks(
 
 
 def _untargeted(attack: TargetedAPGD) -> tuple[APGD, dict[str, Any]]:
-    """APGD on DLR with the settings of APGD-T."""
     settings: dict[str, Any] = {name: getattr(attack, name) for name in ("steps", "restarts", "rho", "eot_samples")}
     settings["objective"] = "dlr"
     return APGD(attack.norm, attack.eps, **settings), {"_target_": "atbench.attacks.gradient.apgd.APGD", **settings}

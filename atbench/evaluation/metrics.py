@@ -11,11 +11,10 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atbench.evaluation.attack_result import Array
 from atbench.interval import accuracy_figures
 
-Array = NDArray[Any]
 QUARTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 NOTHING = {"accuracy": None, "low": None, "high": None, "n": 0}
 

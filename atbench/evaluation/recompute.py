@@ -9,23 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from atbench.data import Images
-from atbench.data.corruptions import CORRUPTIONS
-from atbench.evaluation.attack_result import UNBROKEN, AttackResult
+from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.attack_runner import AttackRunner, SweepResult
-from atbench.evaluation.audit.outputs import randomness_source
 from atbench.evaluation.audit.verdicts import Check
-from atbench.evaluation.corruption_accuracy import corruption_accuracy
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.evaluator import EvalResults, Plan, clean_predictions, held_out_confidences
+from atbench.evaluation.evaluator import EvalResults, Plan, begin_evaluation, held_out_confidences
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import CONFIDENT, MISCLASSIFIED, RejectionResult, confidence_threshold
 from atbench.evaluation.result_cache import ResultCache
-
-Array = NDArray[Any]
 
 
 def recompute_results(
@@ -36,16 +30,8 @@ def recompute_results(
     What no image is kept of comes from the `outcomes`: logits of the tries that broke nothing, distances of what lies
     outside the ball, the audit's checks.
     """
-    seed, split_size = plan.threat.seed, len(images)
-    images = images if plan.limit is None else images.sample(plan.limit)
-    random = randomness_source(eval_model, images)
-    eval_model.random = random is not None
-    clean, logits = clean_predictions(eval_model, images, ResultCache(None, {}), seed)
-    runner = AttackRunner(eval_model, images, clean, ResultCache(None, {}), seed)
-    kept = _KeptImages(runner, examples, outcomes, logits.shape[1])
-    results = EvalResults(plan, images, clean, logits, random=random, split_size=split_size)
-    if plan.corruptions:
-        results.corruptions = corruption_accuracy(eval_model, images, list(CORRUPTIONS), plan.corruptions, seed)
+    runner, results = begin_evaluation(eval_model, images, plan, ResultCache(None, {}))
+    kept, clean = _KeptImages(runner, examples, outcomes, results.logits.shape[1]), results.clean
     if plan.steps:
         results.sweep = kept.sweep("pgd", plan.threat, sorted({*plan.eps_grid, 1.0} - {0.0}))
     reject = plan.reject

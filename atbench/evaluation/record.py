@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atbench.data import stratified_subset
 from atbench.evaluation import metrics, rejection
 from atbench.evaluation.attack_limits import evaluation_warnings
-from atbench.evaluation.attack_result import UNBROKEN, AttackResult
+from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.attack_runner import SweepResult
 from atbench.evaluation.audit.audit import audit_verdict
 from atbench.evaluation.evaluator import EvalResults
@@ -25,7 +24,6 @@ from atbench.evaluation.rejection import MISCLASSIFIED
 from atbench.interval import accuracy_figures
 
 SHOWN = 8
-Array = NDArray[Any]
 
 
 def build_record(
@@ -41,6 +39,9 @@ def build_record(
     radii = [result for sweep in _sweeps(results).values() for result in sweep.radii.values()]
     everything = [*radii, *results.attacks.values(), *_misclassified(results).values()]
     adversarial = adversarial_logits(results) if adversarial is None else adversarial
+    # Right under the main threat's attacks, and under PGD in every other norm.
+    threats = {plan.threat.norm: results.robust.numpy()}
+    threats |= {name: sweep.robust.numpy() for name, sweep in results.norms.items()}
     class_names = classes or tuple(str(k) for k in range(results.logits.shape[1]))
     return {
         "n": n,
@@ -52,14 +53,17 @@ def build_record(
         "robust": {**mask_accuracy(results.robust), "attacks": names, "eight_bit": _eight_bit(results)},
         "bound": "upper",
         "attack": {"name": "pgd", **{k: v for k, v in asdict(plan.threat).items() if k != "steps"}},
-        "steps": _steps(results),
-        "eps": _eps(results),
+        "steps": [{"k": k, **mask_accuracy(mask)} for k, mask in step_masks(results)],
+        "eps": [
+            {"eps": multiple * plan.threat.eps, "k": plan.eps_steps, **mask_accuracy(mask)}
+            for multiple, mask in eps_masks(results)
+        ],
         "attacks": list(_attacks(results)),
         "norms": {
             name: {"eps": sweep.config.eps, "k": sweep.config.steps, **mask_accuracy(sweep.robust)}
             for name, sweep in results.norms.items()
         },
-        "union": _union(results) if results.norms else None,
+        "union": metrics.union_accuracy(threats) if results.norms else None,
         "corruptions": results.corruptions[0] if results.corruptions else None,
         "reject": _reject(results),
         "classes": metrics.per_class(label, results.robust.numpy(), class_names),
@@ -90,14 +94,7 @@ def _plan(results: EvalResults) -> dict[str, Any]:
 
 
 def mask_accuracy(mask: Tensor) -> dict[str, float]:
-    """The accuracy that a mask is, with its interval."""
     return accuracy_figures(int(mask.sum()), len(mask))
-
-
-def _union(results: EvalResults) -> dict[str, Any]:
-    """Right under the main threat's attacks and under PGD in every other norm."""
-    masks = {name: sweep.robust.numpy() for name, sweep in results.norms.items()}
-    return metrics.union_accuracy({results.plan.threat.norm: results.robust.numpy(), **masks})
 
 
 def _reject(results: EvalResults) -> dict[str, Any] | None:
@@ -123,15 +120,8 @@ def _sweeps(results: EvalResults) -> dict[str, SweepResult]:
     return {**main, **{f"pgd_{name}": sweep for name, sweep in results.norms.items()}}
 
 
-def _steps(results: EvalResults) -> list[dict[str, Any]]:
-    if results.sweep is None:
-        return []
-    return [{"k": k, **mask_accuracy(results.sweep.main.first_broken > k)} for k in results.plan.steps]
-
-
-def _eps(results: EvalResults) -> list[dict[str, Any]]:
-    k, eps = results.plan.eps_steps, results.plan.threat.eps
-    return [{"eps": multiple * eps, "k": k, **mask_accuracy(mask)} for multiple, mask in eps_masks(results)]
+def step_masks(results: EvalResults) -> list[tuple[int, Tensor]]:
+    return [(k, results.sweep.main.first_broken > k) for k in results.plan.steps] if results.sweep else []
 
 
 def eps_masks(results: EvalResults) -> list[tuple[float, Tensor]]:

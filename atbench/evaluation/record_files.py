@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from atbench.config.renamed import renamed_config, renamed_record
 from atbench.errors import DataError
+from atbench.evaluation.attack_result import Array
 from atbench.runs.run_dir import EARLIER, write_bytes, write_json, write_text
 
 KINDS = ("json", "npz", "examples.npz", "yaml")
-Array = NDArray[Any]
 
 
 def save_record(

@@ -12,14 +12,12 @@ from math import floor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atbench.attacks import Attack
 from atbench.data import Images
-from atbench.evaluation.attack_result import AttackResult
-from atbench.interval import wilson
+from atbench.evaluation.attack_result import Array, AttackResult
+from atbench.evaluation.metrics import proportion
 
-Array = NDArray[Any]
 #: Names in the files of the attack on images that are right without an attack, and on those that are wrong.
 CONFIDENT, MISCLASSIFIED = "confident", "mistaken"
 #: τ lies so much below the confidence that defines it: what another batch size may change of a confidence.
@@ -121,11 +119,8 @@ def roc_auc(positive: Array, negative: Array) -> float | None:
 
 def share_figures(counts: Array, among: Array) -> dict[str, Any]:
     """{"share", "low", "high", "n"} of `counts` among `among`; None where there is nothing to take a share of."""
-    n, hits = int(among.sum()), int((counts & among).sum())
-    if n == 0:
-        return {"share": None, "low": None, "high": None, "n": 0}
-    low, high = wilson(hits, n)
-    return {"share": hits / n, "low": float(low), "high": float(high), "n": n}
+    figures = proportion(counts[among])
+    return {"share": figures.pop("accuracy"), **figures}
 
 
 def rejection_figures(

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from atbench.evaluation.attack_result import Array
 from atbench.evaluation.eval_model import EvalModel
 from atbench.runs.run_dir import write_bytes
 
-Array = NDArray[Any]
 Work = Callable[[Tensor], Mapping[str, Tensor]]
+Part = dict[str, Array]  # columns with one entry an example
 
 
 class ResultCache:
@@ -51,25 +51,24 @@ class ResultCache:
         process, and each example's cost: `seconds`, `forwards`, `gradients` (its share of its batch).
         """
         folder = self._measurement_dir(name, settings)
-        cached = _Table(_read_parts(folder) if folder else [])
+        cached = _rows(_read_parts(folder) if folder else [])
         barrier = torch.zeros(1, device=eval_model.device)
         eval_model.reduce(barrier)  # every process has read the same, before any writes
-        own, written_at = _Table([]), time.monotonic()
-        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(cached.rows))]):
-            done = len(cached.rows) + eval_model.world * len(own.rows)
+        parts, done, written_at = list[Part](), len(cached), time.monotonic()
+        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(cached))]):
             eval_model.activity = f"{name}: {done} of {len(rows)} images"
-            own.pieces.append(_measure_batch(eval_model, batch, work))
+            parts.append(_measure_batch(eval_model, batch, work))
+            done += eval_model.world * len(batch)
             if folder and time.monotonic() - written_at > self.SECONDS:
-                own.write(folder, eval_model.rank)
-                written_at = time.monotonic()
+                _write_part(folder, eval_model.rank, parts)
+                parts, written_at = [], time.monotonic()
         if folder:
-            own.write(folder, eval_model.rank)
+            _write_part(folder, eval_model.rank, parts)
             eval_model.reduce(barrier)  # every process has written
-            return _Table(_read_parts(folder)).select(rows)
-        return own.select(rows)
+            parts = _read_parts(folder)
+        return _select(parts, rows)
 
     def clear(self) -> None:
-        """Remove all parts."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -80,7 +79,7 @@ class ResultCache:
         return self.folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _measure_batch(eval_model: EvalModel, batch: Tensor, work: Work) -> dict[str, Array]:
+def _measure_batch(eval_model: EvalModel, batch: Tensor, work: Work) -> Part:
     start, passes, gradients = time.monotonic(), eval_model.passes, eval_model.gradients
     columns = {key: value.detach().cpu().numpy() for key, value in work(batch).items()}
     cost = {
@@ -92,37 +91,28 @@ def _measure_batch(eval_model: EvalModel, batch: Tensor, work: Work) -> dict[str
     return {"rows": batch.numpy(), **columns, **shares}
 
 
-class _Table:
-    """Columns with one entry an example, in pieces."""
-
-    def __init__(self, pieces: list[dict[str, Array]]) -> None:
-        self.pieces, self.written = pieces, 0
-
-    @property
-    def rows(self) -> Array:
-        return np.concatenate([piece["rows"] for piece in self.pieces]) if self.pieces else np.zeros(0, np.int64)
-
-    def write(self, folder: Path, rank: int) -> None:
-        """Write the pieces that are not on the disk yet as one file."""
-        fresh = self.pieces[self.written :]
-        if fresh:
-            joined = {key: np.concatenate([piece[key] for piece in fresh]) for key in fresh[0]}
-            buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **joined)
-            write_bytes(folder / f"{int(joined['rows'][0])}-{len(joined['rows'])}-{rank}.npz", buffer.getvalue())
-            self.written = len(self.pieces)
-
-    def select(self, rows: Tensor) -> dict[str, Array]:
-        if not len(rows):
-            return {}
-        order = {int(row): position for position, row in enumerate(self.rows)}
-        index = np.array([order[int(row)] for row in rows])
-        return {
-            key: np.concatenate([piece[key] for piece in self.pieces])[index] for key in self.pieces[0] if key != "rows"
-        }
+def _rows(parts: list[Part]) -> Array:
+    return np.concatenate([part["rows"] for part in parts]) if parts else np.zeros(0, np.int64)
 
 
-def _read_parts(folder: Path) -> list[dict[str, Array]]:
+def _write_part(folder: Path, rank: int, parts: list[Part]) -> None:
+    """Write parts as one file."""
+    if parts:
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **joined)
+        write_bytes(folder / f"{int(joined['rows'][0])}-{len(joined['rows'])}-{rank}.npz", buffer.getvalue())
+
+
+def _select(parts: list[Part], rows: Tensor) -> Part:
+    if not len(rows):
+        return {}
+    order = {int(row): position for position, row in enumerate(_rows(parts))}
+    index = np.array([order[int(row)] for row in rows])
+    return {key: np.concatenate([part[key] for part in parts])[index] for key in parts[0] if key != "rows"}
+
+
+def _read_parts(folder: Path) -> list[Part]:
     """All readable parts; one that was cut off is removed."""
     parts = []
     for path in sorted(folder.glob("*.npz")):

@@ -9,15 +9,13 @@ from math import isclose
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atbench.data import Images
 from atbench.evaluation import record as records
+from atbench.evaluation.attack_result import Array
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import Plan
 from atbench.evaluation.recompute import recompute_results
-
-Array = NDArray[Any]
 
 #: Fields that are not compared: cost and versions.
 FREE = frozenset({"seconds", "forwards", "gradients", "forward_passes", "gradient_passes", "versions"})

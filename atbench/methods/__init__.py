@@ -1,5 +1,3 @@
 """Methods of adversarial training: one file each, all of them `Method`s."""
 
 from atbench.methods.base import Clock, Decision, Keep, Loss, Method, Report, Restore, Round, Stage, Stop
-
-__all__ = ["Clock", "Decision", "Keep", "Loss", "Method", "Report", "Restore", "Round", "Stage", "Stop"]

@@ -54,7 +54,7 @@ class Clp(Method):
         self.weight, self.penalty, self.noise = weight, penalty, noise
 
     def setup(self, data: TrainData) -> None:
-        rows = (data.batch_size - data.extra_size) // data.share.world
+        rows = (data.batch_size - data.extra_size) // data.shard.world
         if self.penalty == "pairs" and rows % 2:
             why = f"logits are paired, and a process has {rows} labelled images a batch"
             raise ConfigError("train.batch_size", data.batch_size, why, "use one that gives it an even number")

@@ -5,16 +5,3 @@ from atbench.models.cnn import CNN
 from atbench.models.dtype import Cast, image_type
 from atbench.models.heads import Hypersphere
 from atbench.models.network import Ensemble, Network
-
-__all__ = [
-    "BN_MODES",
-    "CNN",
-    "Cast",
-    "Ensemble",
-    "Frozen",
-    "Hypersphere",
-    "Network",
-    "attack_mode",
-    "capture_batch_statistics",
-    "image_type",
-]

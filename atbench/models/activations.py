@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +33,16 @@ class SmoothReLU(nn.Module):
 
 
 # The smooth ones make the gradients of attack and update continuous (Xie et al. 2020), which second-order methods need.
-ACTIVATIONS: Mapping[str, ActivationFactory] = MappingProxyType(
-    {
-        "relu": nn.ReLU,
-        "leaky_relu": partial(nn.LeakyReLU, 0.1),  # Madry's w32-10 and Free-m; VAT
-        "elu": nn.ELU,
-        "gelu": nn.GELU,
-        "silu": nn.SiLU,
-        "softplus": nn.Softplus,
-        "parametric_softplus": partial(nn.Softplus, beta=10.0),  # log(1 + exp(a·x))/a with a = 10, Xie et al. 2020
-        "smooth_relu": SmoothReLU,
-    }
-)
+ACTIVATIONS: Mapping[str, ActivationFactory] = {
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.1),  # Madry's w32-10 and Free-m; VAT
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "parametric_softplus": partial(nn.Softplus, beta=10.0),  # log(1 + exp(a·x))/a with a = 10, Xie et al. 2020
+    "smooth_relu": SmoothReLU,
+}
 
 #: Types of the activations of ours and of torchvision's networks, without gates (sigmoids, the softmax of attention).
 ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
@@ -59,5 +56,4 @@ def activation_factory(name: str) -> ActivationFactory:
 
 
 def activation_modules(network: nn.Module) -> list[nn.Module]:
-    """The activation modules of a network, in order."""
     return [module for module in network.modules() if isinstance(module, ACTIVATION_TYPES)]

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-BnMode = Literal["eval", "train", "batch", "fixed"]
 CAPTURED = "captured_statistics"  # attribute of a layer: batch mean and variance of the last `capture_batch_statistics`
 BN_MODES: tuple[str, ...] = ("eval", "train", "batch", "fixed")
 
@@ -34,8 +32,7 @@ class Frozen(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x)
-        return out
+        return self.network(x)
 
 
 @contextmanager

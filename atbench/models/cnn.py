@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from atbench.config.ranges import Count, Positive
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.models.activations import activation_factory
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, require_side
@@ -34,8 +34,7 @@ class CNN(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        if norm not in NORMS:
-            raise ConfigError("model.norm", norm, "there is no such choice", f"use one of {', '.join(NORMS)}")
+        refuse_unknown("model.norm", norm, NORMS)
         require_side(shape, 8, "cnn")
         act = activation_factory(activation)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 
 HEADS = ("linear", "hypersphere")
 
@@ -27,6 +27,5 @@ class Hypersphere(nn.Linear):
 
 def make_head(kind: str, features: int, classes: int, scale: float) -> nn.Module:
     """The head called `kind` on `features` numbers an image; `scale` is the hypersphere's s."""
-    if kind not in HEADS:
-        raise ConfigError("model.head", kind, "there is no such head", f"use one of {', '.join(HEADS)}")
+    refuse_unknown("model.head", kind, HEADS, "head")
     return Hypersphere(features, classes, scale) if kind == "hypersphere" else nn.Linear(features, classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 
 import torch
@@ -50,6 +50,8 @@ class Network(nn.Module):
 
     mean: Tensor
     std: Tensor
+    #: Of torchvision's networks: a key in a state dict of torchvision's → the key in ours.
+    published: Mapping[str, str] | None = None
 
     def __init__(
         self,
@@ -70,7 +72,6 @@ class Network(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of stages."""
         return len(self.stages)
 
     def features(self, x: Tensor, upto: int | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.config.ranges import Count, Positive, SomeShare
-from atbench.errors import ConfigError
+from atbench.errors import ConfigError, refuse_unknown
 from atbench.models.activations import ActivationFactory, activation_factory
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, has_large_stem, require_side, sequential
@@ -106,15 +106,7 @@ class PreActBlock(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.act1(self.bn1(z))
         skip = z if self.shortcut is None else self.shortcut(z if self.raw else h)
-        total: Tensor = self.residual(h) + skip
-        return total
-
-
-def check_block_options(shortcut: str, padding: str, shortcuts: Sequence[str] = PREACT_SHORTCUTS) -> None:
-    """Raise ConfigError for an unknown shortcut or padding."""
-    for key, value, known in (("model.shortcut", shortcut, shortcuts), ("model.padding", padding, PADDINGS)):
-        if value not in known:
-            raise ConfigError(key, value, "there is no such choice", f"use one of {', '.join(known)}")
+        return self.residual(h) + skip
 
 
 class PreActResNet(Network):
@@ -150,7 +142,8 @@ class PreActResNet(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
     ) -> None:
-        check_block_options(shortcut, padding)
+        refuse_unknown("model.shortcut", shortcut, PREACT_SHORTCUTS)
+        refuse_unknown("model.padding", padding, PADDINGS)
         require_side(shape, 8, "preactresnet")
         act, count = activation_factory(activation), 64
         stages: dict[str, nn.Module] = {}
@@ -212,7 +205,8 @@ class WRN(Network):
         norm_affine: bool = True,
         standardise: str = "dataset",
     ) -> None:
-        check_block_options(shortcut, padding, WRN_SHORTCUTS)
+        refuse_unknown("model.shortcut", shortcut, WRN_SHORTCUTS)
+        refuse_unknown("model.padding", padding, PADDINGS)
         require_side(shape, 8, "wrn")
         number = (depth - 2) // 6
         if number < 1 or depth % 6 not in (2, 4):
@@ -248,7 +242,6 @@ class WRN(Network):
 
 
 def remove_affine(network: nn.Module) -> None:
-    """Remove scale and shift from every BatchNorm, in place."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.affine = False

@@ -18,7 +18,6 @@ from atbench.models.network import Network
 from atbench.models.plain import FastMnist, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
-from atbench.models.torchvision_models import TorchVision
 
 # Keys under which a checkpoint keeps the weights, the best first.
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
@@ -49,33 +48,14 @@ class Layout:
     padding: str | None = None
 
 
-# Parts of a block: ours are flat in the first BatchNorm and the shortcut, and under `residual` in the rest.
-def _part(stage: str, part: str) -> str:
-    return f"stages.{stage}.{part}." if part in ("bn1", "shortcut") else f"stages.{stage}.residual.{part}."
-
-
-def _post_part(match: re.Match[str]) -> str:
-    group, i, part = match.groups()
-    return f"stages.layer{group}_{i}.residual.{part}."
-
-
-def _preact(match: re.Match[str]) -> str:
-    group, i, part = match.groups()
-    return _part(f"layer{group}_{i}", part)
-
-
-def _wide(match: re.Match[str]) -> str:
-    group, i, part = match.groups()
-    return _part(f"block{group}_{i}", "shortcut" if part == "convShortcut" else part)
-
-
+# Of a pre-activation block the first BatchNorm and the shortcut are its own, and the rest lies under `residual`.
 _DEEPMIND = {
     "batchnorm_0": "bn1",
-    "conv_0": "conv1",
-    "conv_2d_1": "conv1",
-    "batchnorm_1": "bn2",
-    "conv_1": "conv2",
-    "conv_2d_2": "conv2",
+    "conv_0": "residual.conv1",
+    "conv_2d_1": "residual.conv1",
+    "batchnorm_1": "residual.bn2",
+    "conv_1": "residual.conv2",
+    "conv_2d_2": "residual.conv2",
     "shortcut": "shortcut",
 }
 
@@ -83,7 +63,7 @@ _DEEPMIND = {
 def _deepmind(prefix: str) -> Callable[[re.Match[str]], str]:
     def ours(match: re.Match[str]) -> str:
         group, i, part = match.groups()
-        return _part(f"{prefix}{int(group) + 1}_{i}", _DEEPMIND[part])  # they count groups from 0
+        return f"stages.{prefix}{int(group) + 1}_{i}.{_DEEPMIND[part]}."  # they count groups from 0
 
     return ours
 
@@ -94,7 +74,9 @@ LAYOUTS = (
         WRN,
         "block1.layer.0.conv1.weight",
         (
-            (r"block(\d)\.layer\.(\d+)\.(\w+)\.", _wide),
+            (r"block(\d)\.layer\.(\d+)\.convShortcut\.", r"stages.block\1_\2.shortcut."),
+            (r"block(\d)\.layer\.(\d+)\.bn1\.", r"stages.block\1_\2.bn1."),
+            (r"block(\d)\.layer\.(\d+)\.(\w+)\.", r"stages.block\1_\2.residual.\3."),
             (r"conv1\.", "stages.conv1."),
             (r"bn1\.", "stages.pool.bn."),
             (r"fc\.", "head."),
@@ -119,8 +101,9 @@ LAYOUTS = (
         PreActResNet,
         "layer1.0.conv1.weight",
         (
-            (r"layer(\d)\.(\d+)\.(shortcut)\.0\.", _preact),
-            (r"layer(\d)\.(\d+)\.(\w+)\.", _preact),
+            (r"layer(\d)\.(\d+)\.shortcut\.0\.", r"stages.layer\1_\2.shortcut."),
+            (r"layer(\d)\.(\d+)\.bn1\.", r"stages.layer\1_\2.bn1."),
+            (r"layer(\d)\.(\d+)\.(\w+)\.", r"stages.layer\1_\2.residual.\3."),
             (r"conv1\.", "stages.conv1."),
             (r"bn\.", "stages.pool.bn."),
             (r"linear\.", "head."),
@@ -146,7 +129,7 @@ LAYOUTS = (
         (
             (r"layer(\d)\.(\d+)\.(?:shortcut|downsample)\.0\.", r"stages.layer\1_\2.shortcut.conv."),
             (r"layer(\d)\.(\d+)\.(?:shortcut|downsample)\.1\.", r"stages.layer\1_\2.shortcut.bn."),
-            (r"layer(\d)\.(\d+)\.(\w+)\.", _post_part),
+            (r"layer(\d)\.(\d+)\.(\w+)\.", r"stages.layer\1_\2.residual.\3."),
             (r"(conv1|bn1)\.", r"stages.\1."),
             (r"(?:fc|linear)\.", "head."),
         ),
@@ -248,9 +231,8 @@ def translate(network: Network, published: Mapping[str, Tensor]) -> dict[str, Te
     known = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
     ours = {known[match[1]]: published[match[0]] for match in map(_MEAN.fullmatch, published) if match is not None}
     rest = {key: value for key, value in published.items() if not _MEAN.fullmatch(key)}
-    if isinstance(network, TorchVision) and not any(key.startswith("stages.") for key in rest):
+    if (names := network.published) is not None and not any(key.startswith("stages.") for key in rest):
         auxiliary = re.compile(r"(?:AuxLogits|aux1|aux2)\.")
-        names = network.published
         return ours | {names.get(key, key): value for key, value in rest.items() if not auxiliary.match(key)}
     layout = next((each for each in LAYOUTS if isinstance(network, each.network) and each.marker in rest), None)
     if layout is None:
@@ -266,7 +248,6 @@ def translate(network: Network, published: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def rename_key(key: str, rules: tuple[Rule, ...]) -> str:
-    """`key` by the first rule that fits its start."""
     for pattern, replacement in rules:
         name, count = re.subn(f"^{pattern}", replacement, key)
         if count:

@@ -83,8 +83,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.enter(z)
-        total: Tensor = self.residual(x) + self.shortcut(x)
-        return total
+        return self.residual(x) + self.shortcut(x)
 
 
 class ResNet(Network):

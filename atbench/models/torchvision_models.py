@@ -65,7 +65,6 @@ class TorchVision(Network):
             raise ConfigError("model.head", head, f"{name} does not end in a linear layer", "use model.head=linear")
         ours = make_head(head, final.in_features, classes, head_scale) if head != HEADS[0] else final
         super().__init__(sequential(**split_stages(net)), ours, mean, std)
-        #: key in a state dict of torchvision's → key in ours
         self.published = {
             theirs[id(tensor)]: key for key, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in theirs
         }
@@ -99,8 +98,7 @@ class Wrapped(Network):
 
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Normalised images in the type that the module takes, which need not be that of mean and deviation."""
-        out: Tensor = self._module(h) if first == 0 else h
-        return out
+        return self._module(h) if first == 0 else h
 
 
 def size_error(name: str, shape: Shape, error: Exception) -> ConfigError:
@@ -147,8 +145,7 @@ class BasicConv2d(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(x)))
-        return out
+        return self.act(self.bn(self.conv(x)))
 
 
 def use_small_stem(net: nn.Module) -> None:
@@ -246,8 +243,7 @@ class Tokens(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
-        out: Tensor = self.dropout(tokens + self.positions)
-        return out
+        return self.dropout(tokens + self.positions)
 
 
 class ClassToken(nn.Module):

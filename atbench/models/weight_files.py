@@ -15,7 +15,6 @@ from torch import nn
 from atbench.errors import DataError
 from atbench.models.network import Network
 from atbench.models.published_weights import find_state_dict, load_named, load_published
-from atbench.models.torchvision_models import Wrapped
 
 SAFETENSORS = ".safetensors"
 
@@ -29,7 +28,12 @@ def read_weights(path: Path, key: str = "checkpoint") -> Mapping[str, Any]:
         raise DataError(key, path, "there is no such file", "correct the path")
     fix = "save its state_dict() with torch.save"
     try:
-        content = _safetensors(path, key) if path.suffix == SAFETENSORS else _torch(path)
+        if path.suffix == SAFETENSORS:
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as fault:
+        raise DataError(key, path, f"is no safetensors file ({fault})", "write it again") from fault
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as fault:
         why = f"cannot be opened as tensors alone ({str(fault).splitlines()[0]})"
         raise DataError(key, path, why, fix) from fault
@@ -38,23 +42,14 @@ def read_weights(path: Path, key: str = "checkpoint") -> Mapping[str, Any]:
     return content
 
 
-def _torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _safetensors(path: Path, key: str) -> Any:
-    try:
-        return load_file(path)
-    except SafetensorError as fault:
-        raise DataError(key, path, f"is no safetensors file ({fault})", "write it again") from fault
-
-
 def load_weights(network: nn.Module, state: Mapping[str, Any]) -> None:
     """Load `state`, or the state dict in it, into `network`, strictly. Raises DataError.
 
     A Network takes published names as well (`published_weights`); the weights of a wrapped module may have the module's
     own names or, from a run of atbench, those of its wrapper.
     """
+    from atbench.models.torchvision_models import Wrapped  # imports torchvision, which takes seconds
+
     if isinstance(network, Wrapped) and not any("stages." in key for key in find_state_dict(state)):
         load_named(network.stages.get_submodule("module"), state)
     elif isinstance(network, Network):

@@ -5,5 +5,3 @@ from __future__ import annotations
 from atbench.reporting import report
 from atbench.reporting.console import Progress, print_facts, print_summary
 from atbench.reporting.metrics_log import MetricsLog, truncate_log
-
-__all__ = ["MetricsLog", "Progress", "print_facts", "print_summary", "report", "truncate_log"]

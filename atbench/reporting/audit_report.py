@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from atbench.reporting.document import Block, Cell, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Notice, Paragraph, table
 from atbench.reporting.results import EvaluationRecord
 from atbench.reporting.wording import NOTHING
 
@@ -21,7 +21,6 @@ def untrusted_notices(evaluations: Sequence[EvaluationRecord]) -> Iterator[Notic
 
 
 def flag_lines(evaluation: EvaluationRecord) -> Iterator[str]:
-    """One line for every flagged check."""
     for check in evaluation.audit["checks"]:
         if check["verdict"] == "flag":
             yield f"{check['name']}: {check['sentence']}"
@@ -33,16 +32,16 @@ def audit_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     if not audited:
         yield Paragraph("Not audited. `eval.audit=250` runs the audit checks on 250 images.")
         return
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[list[Cell | str]] = []
     for evaluation in audited:
         yield Paragraph(f"Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}")
         checks = sorted(evaluation.audit["checks"], key=lambda check: _ORDER.index(check["verdict"]))
-        rows += [(Cell(evaluation.checkpoint), *_row(check)) for check in checks]
-    yield Table(("checkpoint", "check", "verdict", "value", "threshold", "measurement"), tuple(rows))
+        rows += [[evaluation.checkpoint, *_row(check)] for check in checks]
+    yield table(("checkpoint", "check", "verdict", "value", "threshold", "measurement"), rows)
 
 
-def _row(check: Mapping[str, Any]) -> Iterator[Cell]:
-    yield from (Cell(check["name"]), Cell(check["verdict"], _ORDER.index(check["verdict"])))
+def _row(check: Mapping[str, Any]) -> Iterator[Cell | str]:
+    yield from (check["name"], Cell(check["verdict"], _ORDER.index(check["verdict"])))
     for key in ("value", "threshold"):
-        yield Cell(NOTHING) if check[key] is None else Cell(f"{check[key]:.4g}", float(check[key]))
-    yield Cell(check["sentence"])
+        yield NOTHING if check[key] is None else Cell(f"{check[key]:.4g}", float(check[key]))
+    yield check["sentence"]

@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from atbench.errors import DataError
 from atbench.reporting import run_folder
@@ -46,9 +45,6 @@ class Spread:
     def std(self) -> float | None:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def as_json(self) -> dict[str, Any]:
-        return {"mean": self.mean, "std": self.std, "values": list(self.values)}
-
 
 @dataclass
 class Row:
@@ -82,7 +78,6 @@ class Row:
         return records if len(records) == len(self.counted) else []
 
     def figure(self, checkpoint: str, of: Callable[[EvaluationRecord], Accuracy | None]) -> Spread | None:
-        """An accuracy over the seeds."""
         values = [of(evaluation) for evaluation in self.evaluations(checkpoint)]
         return Spread(tuple(v.value for v in values if v is not None)) if values and None not in values else None
 
@@ -130,7 +125,6 @@ class Comparison:
 
     @property
     def columns(self) -> Columns:
-        """The columns of robust accuracies."""
         return accuracy_columns(self.counted)
 
     @property
@@ -151,24 +145,20 @@ def compare(paths: Iterable[Path]) -> Comparison:
         except DataError as fault:
             unreadable.append((path, str(fault)))
             continue
-        new = _new_row(run)
+        names = (run.name("method"), run.name("dataset"), run.name("model"))
+        attack = run.config.get("attack") or {}
+        new = Row(*names, run.plus, str(attack.get("norm")), attack.get("eps"), _settings(run))
         row = rows.setdefault((*_names(new), repr(sorted(new.flat.items()))), new)
-        if reason := _reason_left_out(run):
-            row.left_out.append((run, reason))
-        else:
+        if run.state == "done" and run.evaluations:
             row.counted.append(run)
+        else:
+            row.left_out.append((run, run.status_line if run.state != "done" else "done, but not evaluated"))
     merged = _merge_unevaluated(list(rows.values()))
     for row in merged:
         _keep_newest_run(row)
     _set_differences(merged)
     merged.sort(key=lambda row: (row.dataset, row.model, row.method, row.plus, row.label))
     return Comparison(tuple(merged), tuple(unreadable))
-
-
-def _new_row(run: RunFolder) -> Row:
-    names = (run.name("method"), run.name("dataset"), run.name("model"))
-    attack = run.config.get("attack") or {}
-    return Row(*names, run.plus, str(attack.get("norm")), attack.get("eps"), _settings(run))
 
 
 def _settings(run: RunFolder) -> dict[str, object]:
@@ -187,13 +177,6 @@ def _settings(run: RunFolder) -> dict[str, object]:
         apart = ", ".join(f"{number_text(value)} ({name})" for name, value in values.items())
         flat[f"evaluation.{key}"] = first if all(value == first for value in others) else apart
     return flat
-
-
-def _reason_left_out(run: RunFolder) -> str:
-    """Why a run is not in its row's mean; empty if it is."""
-    if run.state != "done":
-        return run.status_line
-    return "" if run.evaluations else "done, but not evaluated"
 
 
 def _merge_unevaluated(rows: Sequence[Row]) -> list[Row]:

@@ -24,7 +24,7 @@ def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _row_json(row: Row, headline: Column | None) -> dict[str, Any]:
     def spread(value: Spread | None) -> dict[str, Any] | None:
-        return None if value is None else value.as_json()
+        return None if value is None else {"mean": value.mean, "std": value.std, "values": list(value.values)}
 
     evaluations = [e for run in row.counted for e in run.evaluations.values()]
     return {

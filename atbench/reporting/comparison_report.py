@@ -12,7 +12,7 @@ from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.audit_report import flag_lines
 from atbench.reporting.columns import Column, attack_signature
 from atbench.reporting.comparison import Comparison, Row, Spread
-from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table, table
 from atbench.reporting.evaluation_figures import eps_curve, steps_curve
 from atbench.reporting.plots import Curve
 from atbench.reporting.results import Accuracy, EvaluationRecord, bound_text
@@ -40,14 +40,12 @@ HOW_TO_READ = (
 
 
 def build_comparison_report(comparison: Comparison, title: str) -> Document:
-    """The comparison: table of rows, notices, curves, every run, methods."""
     counted = [row for row in comparison.rows if row.counted]
     blocks: list[Block] = [
-        Paragraph(f"{HOW_TO_READ} {_headline(comparison)}."),
+        Paragraph(f"{HOW_TO_READ} {comparison.columns.words or 'no attack: the rows have none in common'}."),
         *(Notice(text) for text in comparison_notices(comparison)),
     ]
-    columns, rows = table_rows(comparison)
-    blocks.append(Table(columns, rows))
+    blocks.append(Table(*table_rows(comparison)))
     if counted:
         blocks += [Heading("Curves"), *_figures(counted, comparison.columns.headline)]
     blocks += [Heading("Every run"), _every_run(comparison)]
@@ -70,8 +68,9 @@ def comparison_notices(comparison: Comparison) -> Iterator[str]:
         yield f"Different numbers of images were attacked ({counts}): their accuracies are not comparable."
     for row in comparison.rows:
         for seed, best, last in row.collapsed:
+            under = next(e.basis for run in row.counted for e in run.evaluations.values())
             yield (
-                f"Collapse: {row.label} on {row.dataset}, seed {seed}: {_under(row)} {100 * best:.1f} % "
+                f"Collapse: {row.label} on {row.dataset}, seed {seed}: {under} {100 * best:.1f} % "
                 f"at the best checkpoint, {100 * last:.1f} % at the last. The mean hides this; see the run's report."
             )
         for run, why in row.left_out:
@@ -85,7 +84,6 @@ def comparison_notices(comparison: Comparison) -> Iterator[str]:
 
 
 def terminal_table(comparison: Comparison) -> RichTable:
-    """The rows as a table for stdout."""
     columns, rows = table_rows(comparison)
     table = RichTable(*columns, box=None, header_style="dim", pad_edge=False)
     for row in rows:
@@ -93,17 +91,7 @@ def terminal_table(comparison: Comparison) -> RichTable:
     return table
 
 
-def _headline(comparison: Comparison) -> str:
-    """The attacks that rows are ranked by."""
-    return comparison.columns.words or "no attack: the rows have none in common"
-
-
-def _under(row: Row) -> str:
-    return next(e.basis for run in row.counted for e in run.evaluations.values())
-
-
 def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Column heads and rows."""
     shared = comparison.columns
     differs = any(row.differs for row in comparison.rows)
     columns = ["method", *(["settings"] if differs else []), "plus", "dataset", "model", "threat"]
@@ -203,17 +191,21 @@ def _every_run(comparison: Comparison) -> Table:
     accuracies = (Column("clean", lambda e: e.clean), *([shared.headline] if shared.headline else shared.columns))
     figures = [(name, column) for name in CHECKPOINTS for column in accuracies]
     columns = ("run", "method", "seed", "in the mean", *(f"{name}: {column.title}" for name, column in figures))
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[list[Cell | str]] = []
     for row, run, why in comparison.runs:
-        cells = [Cell(run.path.name), Cell(row.label), Cell(str(run.seed), run.seed)]
-        cells.append(Cell(f"no: {why}" if why else "yes"))
+        cells: list[Cell | str] = [
+            run.path.name,
+            row.label,
+            Cell(str(run.seed), run.seed),
+            f"no: {why}" if why else "yes",
+        ]
         # Only finished runs have accuracies here: argmax of NaN logits is a class, too.
         shown = run.evaluations if run.state == "done" else {}
         cells += [_accuracy_cell(column.of(shown[name]) if name in shown else None) for name, column in figures]
-        rows.append(tuple(cells))
+        rows.append(cells)
     for path, why in comparison.unreadable:
-        rows.append((Cell(path.name), *[Cell(NOTHING)] * 2, Cell(f"no: {why}"), *[Cell(NOTHING)] * len(figures)))
-    return Table(columns, tuple(rows))
+        rows.append([path.name, NOTHING, NOTHING, f"no: {why}", *[NOTHING] * len(figures)])
+    return table(columns, rows)
 
 
 def _accuracy_cell(accuracy: Accuracy | None) -> Cell:
@@ -227,16 +219,11 @@ def _methods(comparison: Comparison) -> Table:
     seen: dict[tuple[str, str], RunFolder] = {}
     for row, run, _ in comparison.runs:
         seen.setdefault((row.method, threat_text(run)), run)
-    rows = tuple(
-        (
-            Cell(method),
-            Cell(run.about("method", "formula") or NOTHING),
-            Cell(ball),
-            Cell(run.about("method", "paper") or NOTHING),
-        )
+    rows = (
+        (method, run.about("method", "formula") or NOTHING, ball, run.about("method", "paper") or NOTHING)
         for (method, ball), run in seen.items()
     )
-    return Table(("method", "formula", "threat in training", "paper"), rows)
+    return table(("method", "formula", "threat in training", "paper"), rows)
 
 
 def default_folder(runs: Sequence[Path]) -> Path:

@@ -21,7 +21,7 @@ from rich.text import Text
 from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
-from atbench.reporting.wording import NOTHING, interval, percent
+from atbench.reporting.wording import NOTHING, percent, with_interval
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
@@ -164,7 +164,6 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
 
 
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
-    """Print warnings, one a line."""
     for warning in warnings:
         print_line(f"warning: {warning}", console, "yellow")
 
@@ -277,4 +276,4 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _cell(entry: Mapping[str, Any]) -> str:
-    return f"{percent(entry['accuracy'])} {interval(entry['low'], entry['high'])}"
+    return with_interval(entry["accuracy"], entry["low"], entry["high"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from atbench.reporting.figure_format import Drawing
@@ -47,6 +48,12 @@ class Cell:
 class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[Cell | str]]) -> Table:
+    """A table in which a plain text is a cell without a sort key."""
+    cells = (tuple(Cell(cell) if isinstance(cell, str) else cell for cell in row) for row in rows)
+    return Table(tuple(columns), tuple(cells))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ def evaluation_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Bloc
 
 
 def _checkpoint_figures(evaluation: EvaluationRecord) -> Iterator[Block]:
-    """Confidence and confusions of one checkpoint."""
     name, arrays = evaluation.path.stem, evaluation.outcomes or {}
     diagrams = {f"{kind} images": value for kind, value in evaluation.record["calibration"].items() if value}
     if diagrams:
@@ -50,7 +49,6 @@ def steps_curve(evaluation: EvaluationRecord) -> Curve:
 
 
 def eps_curve(evaluation: EvaluationRecord) -> Curve:
-    """Accuracy over ε."""
     return _curve(evaluation.checkpoint, [eps for eps, _, _ in evaluation.eps], [a for _, _, a in evaluation.eps])
 
 

@@ -7,19 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from atbench.reporting.agreement import robust_mask
-from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table, table
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
 from atbench.reporting.wording import (
     NOTHING,
     both_forms,
     duration,
-    interval,
     norm_name,
     number_text,
     percent,
     short_eps,
+    with_interval,
 )
+
+Row = Sequence[Cell | str]
 
 _MOST_ROWS = 20  # of a table over classes: more are not read
 
@@ -59,10 +61,11 @@ def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
 
 def accuracy_text(accuracy: Accuracy) -> str:
     """`61.0 % [56.4, 65.4]`."""
-    return f"{percent(accuracy.value)} {interval(accuracy.low, accuracy.high)}"
+    return with_interval(accuracy.value, accuracy.low, accuracy.high)
 
 
-def _cell(accuracy: Accuracy | None) -> Cell:
+def accuracy_cell(accuracy: Accuracy | None) -> Cell:
+    """`61.0 % [56.4, 65.4]`, sorted by the value."""
     return Cell(NOTHING) if accuracy is None else Cell(accuracy_text(accuracy), accuracy.value)
 
 
@@ -73,14 +76,13 @@ def _count(value: int | None) -> Cell:
 def _attacks(evaluations: Sequence[EvaluationRecord]) -> Table:
     columns = ("checkpoint", "attack", "access", "run on", "broke", "broke as 8-bit", "alone", "after", "forwards",
                "gradients", "time")  # fmt: skip
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for evaluation in evaluations:
-        name, nothing = Cell(evaluation.checkpoint), [Cell(NOTHING)] * 3
-        every = _count(evaluation.n)
-        rows.append((name, Cell("none"), Cell(""), every, *nothing[:2], *[_cell(evaluation.clean)] * 2, *nothing))
+        name, every, clean = evaluation.checkpoint, _count(evaluation.n), accuracy_cell(evaluation.clean)
+        rows.append((name, "none", "", every, NOTHING, NOTHING, clean, clean, NOTHING, NOTHING, NOTHING))
         rows += [(name, *_sweep_row(evaluation))] if evaluation.steps else []
         rows += [(name, *_attack_row(attack)) for attack in evaluation.attacks]
-    return Table(columns, tuple(rows))
+    return table(columns, rows)
 
 
 def _settings(evaluations: Sequence[EvaluationRecord]) -> tuple[tuple[str, str], ...]:
@@ -104,22 +106,27 @@ def _sweep_words(evaluation: EvaluationRecord) -> str:
     return f"{words}; cost of all radii{' and of the other norms' if evaluation.norms else ''}"
 
 
-def _attack_row(attack: AttackFigures) -> Iterator[Cell]:
-    yield from (Cell(attack.name), Cell(attack.access))
+def _attack_row(attack: AttackFigures) -> Iterator[Cell | str]:
+    yield from (attack.name, attack.access)
     yield from (_count(attack.tried), _count(attack.broken), _count(attack.broken_eight_bit))
-    yield from (_cell(attack.alone), _cell(attack.after), _count(attack.forwards), _count(attack.gradients))
+    yield from (
+        accuracy_cell(attack.alone),
+        accuracy_cell(attack.after),
+        _count(attack.forwards),
+        _count(attack.gradients),
+    )
     yield Cell(duration(attack.seconds), attack.seconds)
 
 
-def _sweep_row(evaluation: EvaluationRecord) -> Iterator[Cell]:
+def _sweep_row(evaluation: EvaluationRecord) -> Iterator[Cell | str]:
     """PGD with all of its steps; its cost includes that of its other radii and norms."""
     record, only = evaluation.record, not evaluation.attacks
     right = round(evaluation.clean.value * evaluation.n)
     strongest = evaluation.steps[max(evaluation.steps)]
     rounded = right - round(evaluation.eight_bit.value * evaluation.n) if only else None
-    yield from (Cell(attack_names(record)[0]), Cell("gradient"), _count(right))
+    yield from (attack_names(record)[0], "gradient", _count(right))
     yield from (_count(right - round(strongest.value * evaluation.n)), _count(rounded))
-    yield from (_cell(strongest), _cell(strongest))
+    yield from (accuracy_cell(strongest), accuracy_cell(strongest))
     rest = record.get("reject") or {}
     spent = [
         sum(getattr(attack, key) for attack in evaluation.attacks) + rest.get(key, 0)
@@ -142,11 +149,11 @@ def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     for evaluation in evaluations:
         cells = _surface(evaluation)
         radii = sorted({eps for _, eps in cells})
-        rows = [
-            (Cell(evaluation.checkpoint), Cell(str(k), k), *(_cell(cells.get((k, eps))) for eps in radii))
+        rows: list[Row] = [
+            (evaluation.checkpoint, Cell(str(k), k), *(accuracy_cell(cells.get((k, eps))) for eps in radii))
             for k in sorted({k for k, _ in cells})
         ]
-        yield Table(("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii)), tuple(rows))
+        yield table(("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii)), rows)
 
 
 def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
@@ -163,19 +170,23 @@ def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
 
 
 def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     for evaluation in evaluations:
         if not evaluation.norms:
             continue
-        name, (main, eps) = Cell(evaluation.checkpoint), evaluation.threat
-        rows.append((name, Cell(_ball(main, eps)), Cell(evaluation.basis), _cell(evaluation.robust)))
-        for other, (other_eps, k, accuracy) in evaluation.norms.items():
-            rows.append((name, Cell(_ball(other, other_eps)), Cell(f"PGD-{k}"), _cell(accuracy)))
-        rows.append((name, Cell("all of these"), Cell("union"), _cell(_union(evaluation))))
+        name = evaluation.checkpoint
+        rows.append((name, _ball(*evaluation.threat), evaluation.basis, accuracy_cell(evaluation.robust)))
+        for norm, (eps, k, accuracy) in evaluation.norms.items():
+            rows.append((name, _ball(norm, eps), f"PGD-{k}", accuracy_cell(accuracy)))
+        rows.append((name, "all of these", "union", accuracy_cell(_union(evaluation))))
+    text = "Union: right under all of these threats, example by example."
+    yield from _section("Other norms", text, ("checkpoint", "threat", "attack", "accuracy"), rows)
+
+
+def _section(title: str, text: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[Block]:
+    """A heading, a paragraph and a table; nothing where there is no row."""
     if rows:
-        yield Heading("Other norms", part=True)
-        yield Paragraph("Union: right under all of these threats, example by example.")
-        yield Table(("checkpoint", "threat", "attack", "accuracy"), tuple(rows))
+        yield from (Heading(title, part=True), Paragraph(text), table(columns, rows))
 
 
 def _ball(name: str, eps: float) -> str:
@@ -196,7 +207,7 @@ def _union(evaluation: EvaluationRecord) -> Accuracy | None:
 
 def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Accuracy of each class, or of the worst classes if there are many."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[Row] = []
     lines = []
     for evaluation in evaluations:
         classes = evaluation.record["classes"]
@@ -208,60 +219,50 @@ def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         more = f" The {_MOST_ROWS} worst of {len(seen)} classes are listed." if len(seen) > _MOST_ROWS else ""
         lines.append(f"{evaluation.checkpoint}: the worst class under attack is {worst}, {figure}.{more}")
         shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
-        rows += [(Cell(evaluation.checkpoint), *_class_row(evaluation, entry)) for entry in shown]
-    if rows:
-        yield Heading("Classes", part=True)
-        yield Paragraph(" ".join([*lines, "Its interval does not account for selecting the worst class."]))
-        yield Table(("checkpoint", "class", "n", "clean", "under attack"), tuple(rows))
+        rows += [(evaluation.checkpoint, *_class_row(evaluation, entry)) for entry in shown]
+    text = " ".join([*lines, "Its interval does not account for selecting the worst class."])
+    yield from _section("Classes", text, ("checkpoint", "class", "n", "clean", "under attack"), rows)
 
 
-def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[Cell]:
+def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[Cell | str]:
     names = [each["class"] for each in evaluation.record["classes"]["classes"]]
     arrays = evaluation.outcomes or {}
     clean = None
     if {"clean", "label"} <= set(arrays):
         clean = Accuracy.of(arrays["clean"][arrays["label"] == names.index(entry["class"])])
-    yield from (Cell(str(entry["class"])), _count(entry["n"]), _cell(clean))
-    yield _cell(Accuracy(entry["accuracy"], entry["low"], entry["high"]))
+    yield from (str(entry["class"]), _count(entry["n"]), accuracy_cell(clean))
+    yield accuracy_cell(Accuracy(entry["accuracy"], entry["low"], entry["high"]))
 
 
 def _calibration(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    rows = []
+    rows: list[Row] = []
     for evaluation in evaluations:
         for kind, calibration in evaluation.record["calibration"].items():
             if calibration is not None:
                 values = [100 * calibration["confidence"], 100 * calibration["accuracy"], 100 * calibration["ece"]]
                 cells = [Cell(f"{value:.1f}", value) for value in values]
                 cells += [Cell(f"{calibration[key]:.3f}", calibration[key]) for key in ("nll", "brier")]
-                rows.append((Cell(evaluation.checkpoint), Cell(f"{kind} images"), *cells))
-    if rows:
-        yield Heading("Confidence", part=True)
-        yield Paragraph(
-            "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
-            "each example's misclassified image, else the last attack's; the clean image if it is misclassified."
-        )
-        columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
-        yield Table(columns, tuple(rows))
+                rows.append((evaluation.checkpoint, f"{kind} images", *cells))
+    text = (
+        "ECE: expected calibration error over 15 bins, in points; NLL in nats; Brier score in [0, 2]. Adversarial: "
+        "each example's misclassified image, else the last attack's; the clean image if it is misclassified."
+    )
+    columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
+    yield from _section("Confidence", text, columns, rows)
 
 
 def _distances(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    rows = []
+    rows: list[Row] = []
     for evaluation in evaluations:
         for attack in evaluation.attacks:
             if (far := attack.distance) is not None:
                 quartiles = [_distance(far, key) for key in ("lower_quartile", "median", "upper_quartile")]
                 unbroken = Cell(percent(far["unbroken"]["accuracy"]), far["unbroken"]["accuracy"])
                 of = norm_name(attack.settings.get("norm", evaluation.threat[0]))
-                rows.append(
-                    (Cell(evaluation.checkpoint), Cell(attack.name), Cell(of), _count(far["n"]), *quartiles, unbroken)
-                )
-    if rows:
-        yield Heading("Minimum-norm distances", part=True)
-        yield Paragraph(
-            "Distance to the nearest misclassified image found, an upper bound. Never misclassified counts as ∞."
-        )
-        columns = ("checkpoint", "attack", "norm", "n", "lower quartile", "median", "upper quartile", "never broken")
-        yield Table(columns, tuple(rows))
+                rows.append((evaluation.checkpoint, attack.name, of, _count(far["n"]), *quartiles, unbroken))
+    text = "Distance to the nearest misclassified image found, an upper bound. Never misclassified counts as ∞."
+    columns = ("checkpoint", "attack", "norm", "n", "lower quartile", "median", "upper quartile", "never broken")
+    yield from _section("Minimum-norm distances", text, columns, rows)
 
 
 def _distance(far: Mapping[str, Any], key: str) -> Cell:

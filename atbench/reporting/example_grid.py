@@ -41,9 +41,8 @@ def draw_example_grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> 
         for column in range(count):
             axis = axes[row * count + column]
             # imshow takes (H, W) for grey and (H, W, 3) for colour.
-            axis.imshow(
-                pictures[column].squeeze(-1) if pictures.shape[-1] == 1 else pictures[column], "gray", vmin=0, vmax=1
-            )
+            image = pictures[column].squeeze(-1) if pictures.shape[-1] == 1 else pictures[column]
+            axis.imshow(image, "gray", vmin=0, vmax=1)
             axis.grid(False)
             axis.set(xticks=[], yticks=[])
             wrong = row < 2 and (outcomes["shown_clean"], outcomes["shown_broken"])[row][column] != truth[column]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atbench.reporting.results import Accuracy, EvaluationRecord
+from atbench.reporting.results import Accuracy, EvaluationRecord, is_random
 
 ASK_RAND = "the network's outputs are random and these attacks do not average over passes (EOT): use `eval=rand`"
 
@@ -32,7 +32,7 @@ class Headline:
 def compute_headline(evaluations: Sequence[EvaluationRecord]) -> Headline:
     """The headline of all evaluations of one checkpoint, in the order they were made."""
     members = comparable(evaluations)
-    if any(evaluation.random for evaluation in members):
+    if any(is_random(evaluation.record) for evaluation in members):
         members = tuple(evaluation for evaluation in members if evaluation.headline)
     if not members:
         return Headline(None, ())
@@ -46,12 +46,12 @@ def comparable(evaluations: Sequence[EvaluationRecord]) -> tuple[EvaluationRecor
     """The evaluations on the most images, in the threat of the first of these."""
     most = max(evaluation.n for evaluation in evaluations)
     full = [evaluation for evaluation in evaluations if evaluation.n == most]
-    return tuple(evaluation for evaluation in full if _like(evaluation, full[0]))
 
+    def subject(evaluation: EvaluationRecord) -> tuple[object, ...]:
+        record = evaluation.record
+        return record.get("weights_sha256"), record.get("data_sha256"), evaluation.threat, evaluation.split
 
-def _like(one: EvaluationRecord, other: EvaluationRecord) -> bool:
-    same = all(one.record.get(key) == other.record.get(key) for key in ("weights_sha256", "data_sha256"))
-    return same and one.threat == other.threat and one.split == other.split
+    return tuple(evaluation for evaluation in full if subject(evaluation) == subject(full[0]))
 
 
 def select_evaluation(evaluations: Sequence[EvaluationRecord]) -> EvaluationRecord:

@@ -58,7 +58,6 @@ _PROSE_FROM = 40  # characters from which a cell may break into lines
 
 
 def render_html(document: Document) -> str:
-    """The whole page."""
     title = escape(document.title)
     body = "\n".join(_block(block) for block in document.blocks)
     return (

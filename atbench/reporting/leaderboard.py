@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from atbench.config.tree import select
 from atbench.reporting.results import STANDARD, bound_text, is_autoattack, robustness_unknown
-from atbench.reporting.run_folder import lookup
 
 
 def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -20,11 +20,12 @@ def leaderboard_entry(config: Mapping[str, Any], record: Mapping[str, Any], name
         "link": None,
         "name": name,
         "authors": None,
-        "additional_data": _additional_data(config),
+        # Whether extra data was trained on; unknown of an external network.
+        "additional_data": select(config, "train.extra_data.path") is not None if "train" in config else None,
         "number_forward_passes": 1,
-        "dataset": lookup(config, "dataset.about.name"),
+        "dataset": select(config, "dataset.about.name"),
         "venue": None,
-        "architecture": lookup(config, "model.about.name") or lookup(config, "model._target_"),
+        "architecture": select(config, "model.about.name") or select(config, "model._target_"),
         "eps": eps_text(float(record["threat"]["eps"])),
         "clean_acc": _percent(record["clean"]),
         "reported": None if robustness_unknown(record) else _percent(record["robust"]),
@@ -38,12 +39,10 @@ def after_autoattack(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The accuracy after the last of AutoAttack's four; None where they are not AutoAttack as its authors run it."""
     if not is_autoattack(record) or robustness_unknown(record):
         return None
-    last: Mapping[str, Any] = [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
-    return last
+    return [attack for attack in record["attacks"] if attack["name"] in STANDARD][-1]["after"]
 
 
 def was_audited(record: Mapping[str, Any]) -> bool:
-    """Whether any audit check was run."""
     return any(check["verdict"] != "not run" for check in record["audit"]["checks"])
 
 
@@ -51,12 +50,9 @@ def footnote(record: Mapping[str, Any]) -> str:
     """Threat, images, attacks and audit of the accuracies."""
     robust = record["robust"]
     bounds = f"[{100 * robust['low']:.2f}, {100 * robust['high']:.2f}]"
-    parts = [
-        f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split",
-        f"reported: {bound_text(record)}, 95 % interval {bounds}",
-        f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited",
-    ]
-    return "; ".join(parts)
+    audit = f"audit: {record['audit']['sentence']}" if was_audited(record) else "the evaluation was not audited"
+    images = f"{record['threat']['norm']}, {record['n']} images of the {record['split']} split"
+    return f"{images}; reported: {bound_text(record)}, 95 % interval {bounds}; {audit}"
 
 
 def eps_text(eps: float) -> str:
@@ -67,8 +63,3 @@ def eps_text(eps: float) -> str:
 
 def _percent(figure: Mapping[str, Any]) -> str:
     return f"{100 * figure['accuracy']:.2f}"
-
-
-def _additional_data(config: Mapping[str, Any]) -> bool | None:
-    """Whether extra data was trained on; None for an external network."""
-    return lookup(config, "train.extra_data.path") is not None if "train" in config else None

@@ -5,32 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from atbench.config.tree import select
 from atbench.reporting.console import bound_line
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Code, Document, Facts, Heading, Notice, Paragraph, table
 from atbench.reporting.leaderboard import was_audited
 from atbench.reporting.results import robustness_unknown
-from atbench.reporting.run_folder import lookup
 from atbench.reporting.wording import both_forms, interval, norm_name, options_text, percent
 
 
 def build_model_card(config: Mapping[str, Any], record: Mapping[str, Any], export: Mapping[str, Any]) -> Document:
     """The card. `export` is config.json."""
-    model = lookup(config, "model.about.name") or lookup(config, "model._target_")
+    model = select(config, "model.about.name") or select(config, "model._target_")
     blocks = [
         *_verdict(record),
         Facts(tuple(_facts(config, record, export))),
         Heading("Accuracy"),
         Paragraph(bound_line(record)),
-    ]
-    blocks += [Table(("attack", "accuracy", "95 % interval", "n"), tuple(_accuracies(record)))]
-    load = "In this folder, with safetensors, torch and the imported packages installed:"
-    blocks += [
+        table(("attack", "accuracy", "95 % interval", "n"), _accuracies(record)),
         Heading("Load the model"),
-        Paragraph(load),
+        Paragraph("In this folder, with safetensors, torch and the imported packages installed:"),
         Code(export["python"], "python"),
         Heading("Evaluate the model"),
+        Code(export["command"]),
     ]
-    return Document(f"{model} for {export['dataset']}", (*blocks, Code(export["command"])))
+    return Document(f"{model} for {export['dataset']}", tuple(blocks))
 
 
 def _verdict(record: Mapping[str, Any]) -> Iterator[Block]:
@@ -50,13 +48,13 @@ def _facts(
     shape = "×".join(str(side) for side in export["input"]["shape"])
     yield (
         "network",
-        f"{options_text(export['model']) or lookup(config, 'model._target_')}; {export['parameters']:,} parameters",
+        f"{options_text(export['model']) or select(config, 'model._target_')}; {export['parameters']:,} parameters",
     )
     yield "input", f"{shape}, pixels in [0, 1]; normalised inside"
     yield "output", f"logits of {len(export['classes'])} classes"
     for key in ("name", "formula", "paper"):
-        if value := lookup(config, f"method.about.{key}"):
-            yield {"name": "method"}.get(key, key), str(value)
+        if value := select(config, f"method.about.{key}"):
+            yield "method" if key == "name" else key, str(value)
     if "method" not in config:
         yield "trained", "elsewhere; evaluated here"
     if record["epoch"] is not None:
@@ -66,10 +64,9 @@ def _facts(
     yield "test data, SHA-256", str(record["data_sha256"])
 
 
-def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
-    def row(name: str, figure: Mapping[str, Any]) -> tuple[Cell, ...]:
-        bounds = interval(figure["low"], figure["high"])
-        return Cell(name), Cell(percent(figure["accuracy"])), Cell(bounds), Cell(str(record["n"]))
+def _accuracies(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    def row(name: str, figure: Mapping[str, Any]) -> tuple[str, ...]:
+        return name, percent(figure["accuracy"]), interval(figure["low"], figure["high"]), str(record["n"])
 
     yield row("none", record["clean"])
     for step in record["steps"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from atbench.reporting.document import Block, Cell, Heading, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Heading, Paragraph, table
 from atbench.reporting.results import EvaluationRecord
-from atbench.reporting.wording import NOTHING, interval, percent
+from atbench.reporting.wording import NOTHING, percent, with_interval
 
 #: Titles of the shares that are only defined with rejection.
 _ACCEPTED = {
@@ -21,12 +21,12 @@ _ERRORS = {"error": "clean error", "robust_error": "robust error"}
 
 def rejection_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     """Errors with and without rejection; empty if no checkpoint was evaluated with it."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[Cell | str, ...]] = []
     lines = []
     for evaluation in evaluations:
         if (reject := evaluation.record.get("reject")) is not None:
             lines.append(_threshold(evaluation.checkpoint, reject))
-            rows += [(Cell(evaluation.checkpoint), *row) for row in _rows(reject)]
+            rows += [(evaluation.checkpoint, *row) for row in _rows(reject)]
     if rows:
         yield Heading("With rejection of unsure predictions", part=True)
         yield Paragraph(
@@ -35,7 +35,7 @@ def rejection_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]
             "without rejection it is 1 − the worst case. AUC: the probability that a right prediction is more "
             "confident than an adversarial one. A stronger attack can only raise the robust error."
         )
-        yield Table(("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), tuple(rows))
+        yield table(("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), rows)
 
 
 def rejection_line(checkpoint: str, reject: Mapping[str, Any]) -> str:
@@ -55,19 +55,18 @@ def _threshold(checkpoint: str, reject: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(reject: Mapping[str, Any]) -> Iterator[tuple[Cell, ...]]:
-    nothing = Cell(NOTHING)
+def _rows(reject: Mapping[str, Any]) -> Iterator[tuple[Cell | str, ...]]:
     for key, name in _ERRORS.items():
         without = reject["without"][key]
-        yield Cell(name), _cell(without), _count(without), _cell(reject[key]), _count(reject[key])
+        yield name, _cell(without), _count(without), _cell(reject[key]), _count(reject[key])
     for key, name in _ACCEPTED.items():
-        yield Cell(name), nothing, Cell(""), _cell(reject[key]), _count(reject[key])
+        yield name, NOTHING, "", _cell(reject[key]), _count(reject[key])
     auc = Cell(NOTHING if reject["auc"] is None else f"{reject['auc']:.3f}", reject["auc"])
-    yield Cell("AUC, right vs. adversarial"), nothing, Cell(""), auc, Cell("")
+    yield "AUC, right vs. adversarial", NOTHING, "", auc, ""
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:
-    return Cell(_share_text(entry)) if entry["share"] is None else Cell(_share_text(entry), entry["share"])
+    return Cell(_share_text(entry), entry["share"])
 
 
 def _count(entry: Mapping[str, Any]) -> Cell:
@@ -76,4 +75,4 @@ def _count(entry: Mapping[str, Any]) -> Cell:
 
 def _share_text(entry: Mapping[str, Any]) -> str:
     """`61.0 % [56.4, 65.4]`, a dash where n = 0."""
-    return NOTHING if entry["share"] is None else f"{percent(entry['share'])} {interval(entry['low'], entry['high'])}"
+    return NOTHING if entry["share"] is None else with_interval(entry["share"], entry["low"], entry["high"])

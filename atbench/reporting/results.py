@@ -106,7 +106,6 @@ class EvaluationRecord:
 
     @property
     def attack(self) -> Mapping[str, Any]:
-        """The sweep's PGD."""
         return dict(self.record["attack"])
 
     @property
@@ -123,10 +122,6 @@ class EvaluationRecord:
     def of(self) -> int:
         """How many images the split has; n in records of earlier versions."""
         return int(self.record.get("of") or self.n)
-
-    @property
-    def random(self) -> bool:
-        return is_random(self.record)
 
     @property
     def headline(self) -> Accuracy | None:
@@ -272,14 +267,10 @@ def read_evaluation(path: Path) -> EvaluationRecord:
 
 
 def _attack_figures(entry: Mapping[str, Any]) -> AttackFigures:
-    alone, after = entry["alone"], entry["after"]
-    return AttackFigures(
-        **{key: entry[key] for key in ("name", "access", "settings", "tried", "broken", "broken_eight_bit")},
-        **{key: entry[key] for key in ("seconds", "forwards", "gradients")},
-        alone=None if alone is None else _accuracy(alone),
-        after=_accuracy(after),
-        distance=entry.get("distance"),
-    )
+    plain = ("name", "access", "settings", "tried", "broken", "broken_eight_bit", "seconds", "forwards", "gradients")
+    alone = None if entry["alone"] is None else _accuracy(entry["alone"])
+    given = {key: entry[key] for key in plain}
+    return AttackFigures(**given, alone=alone, after=_accuracy(entry["after"]), distance=entry.get("distance"))
 
 
 def _accuracy(entry: Mapping[str, Any]) -> Accuracy:

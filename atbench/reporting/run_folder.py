@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from atbench.config.renamed import renamed_config
+from atbench.config.tree import select
 from atbench.errors import DataError
 from atbench.reporting.headline import select_evaluation
 from atbench.reporting.results import EvaluationRecord, read_evaluation
@@ -39,8 +40,7 @@ class RunFolder:
     all_evaluations: Mapping[str, tuple[EvaluationRecord, ...]]
 
     def about(self, group: str, key: str) -> str | None:
-        """An entry of the `about:` node of a config group."""
-        value = lookup(self.config, f"{group}.about.{key}")
+        value = select(self.config, f"{group}.about.{key}")
         return None if value is None else str(value)
 
     @property
@@ -52,7 +52,7 @@ class RunFolder:
         """The option of a config group, by `about.name` or its class; an external network's name for the method."""
         if group == "method" and not self.trained:
             return str(self.config.get("name") or "unnamed")
-        return self.about(group, "name") or str(lookup(self.config, f"{group}._target_") or "unnamed")
+        return self.about(group, "name") or str(select(self.config, f"{group}._target_") or "unnamed")
 
     @property
     def plus(self) -> tuple[str, ...]:
@@ -77,16 +77,6 @@ class RunFolder:
         done, of = self.status.get("epoch"), self.status.get("epochs")
         parts = [self.state] + ([f"epoch {done}/{of}"] if done is not None and of is not None else [])
         return ", ".join(parts) + (f": {self.status['message']}" if self.status.get("message") else "")
-
-
-def lookup(node: Mapping[str, Any], dotted: str) -> Any:
-    """The value at `a.b.c`, or None where a key is missing."""
-    value: Any = node
-    for key in dotted.split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            return None
-        value = value[key]
-    return value
 
 
 def is_run(path: Path) -> bool:

@@ -6,15 +6,16 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from atbench.config.tree import select
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.columns import attack_signature
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, table
 from atbench.reporting.evaluation_figures import evaluation_figures
-from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_text, merge_equal_evaluations
+from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_cell, accuracy_text, merge_equal_evaluations
 from atbench.reporting.headline import ASK_RAND, compute_headline
 from atbench.reporting.results import EvaluationRecord, bound_text
-from atbench.reporting.run_folder import RunFolder, is_run, lookup, read_run
+from atbench.reporting.run_folder import RunFolder, is_run, read_run
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
@@ -57,7 +58,6 @@ _FOLDERS = {
 
 
 def build_run_report(run: RunFolder) -> Document:
-    """The report of a run with at least one evaluation."""
     evaluations = merge_equal_evaluations(list(run.evaluations.values()))
     blocks = [*_headline(run, evaluations), Heading("Settings")]
     blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
@@ -69,7 +69,10 @@ def build_run_report(run: RunFolder) -> Document:
         Heading("Audit"),
         *audit_report.audit_blocks(evaluations),
     ]
-    blocks += [Heading("Figures"), *evaluation_figures(evaluations), *_training(run)]
+    blocks += [Heading("Figures"), *evaluation_figures(evaluations)]
+    if run.rows:
+        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
+        blocks.append(Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption))
     blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -107,9 +110,8 @@ def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[B
     if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
         yield Notice("The checkpoints were attacked differently: their worst cases are not comparable.")
     if len({evaluation.n for evaluation in evaluations}) > 1:
-        yield Notice(
-            "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
-        )
+        text = "The checkpoints were evaluated on different numbers of images: their accuracies are not comparable."
+        yield Notice(text)
     if run.state != "done":
         yield Notice(f"This run is not finished: {run.status_line}")
     for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
@@ -130,17 +132,14 @@ def _all_evaluations(run: RunFolder) -> Iterator[Block]:
     )
     rows = [
         (
-            *(Cell(text) for text in (name, each.name or NOTHING, _ball(each), each.basis)),
-            *(
-                Cell(accuracy_text(figure), figure.value) if figure else Cell(NOTHING)
-                for figure in (each.clean, each.headline)
-            ),
+            *(name, each.name or NOTHING, _ball(each), each.basis),
+            *(accuracy_cell(each.clean), accuracy_cell(each.headline)),
             Cell(f"{each.n:,} of {each.of:,}", each.n),
         )
         for name, found in run.all_evaluations.items()
         for each in found
     ]
-    yield Table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), tuple(rows))
+    yield table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), rows)
 
 
 def _ball(evaluation: EvaluationRecord) -> str:
@@ -155,13 +154,12 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
         f"{name} ({options_text(node or {})})".replace(" ()", "")
         for name, node in (run.config.get("plus") or {}).items()
     ]
-    model = run.config.get("model") or {}
     facts = [
         ("method", _with_options(run.name("method"), options_text(run.config.get("method") or {}))),
         ("formula", run.about("method", "formula")),
         ("paper", run.about("method", "paper")),
         ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
-        ("model", _with_options(run.name("model"), options_text(model))),
+        ("model", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
         ("parameters", _thousands(run.environment.get("parameters"))),
         ("threat", threat_text(run)),
         ("attack in training", _with_options(run.name("attack"), _attack_options({**attack}))),
@@ -170,11 +168,7 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
             "epochs, batch",
             f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
         ),
-        *(
-            (key, _node(train.get(key)))
-            for key in ("optimizer", "schedule", "precision", "extra_data")
-            if train.get(key)
-        ),
+        *((key, _node(train[key])) for key in ("optimizer", "schedule", "precision", "extra_data") if train.get(key)),
         ("label smoothing", number_text(train["label_smoothing"]) if train.get("label_smoothing") else None),
         ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
@@ -218,7 +212,7 @@ def _node(node: object) -> str:
 
 
 def _selection(run: RunFolder) -> Iterator[Block]:
-    selection = lookup(run.config, "train.selection")
+    selection = select(run.config, "train.selection")
     facts = [("rule", options_text(selection))] if isinstance(selection, dict) and selection else []
     for name, evaluation in run.evaluations.items():
         row = next((row for row in run.rows if row["epoch"] == evaluation.epoch), None)
@@ -231,12 +225,6 @@ def _selection(run: RunFolder) -> Iterator[Block]:
         else:
             facts.append((name, f"epoch {evaluation.epoch}"))
     yield Facts(tuple(facts))
-
-
-def _training(run: RunFolder) -> Iterator[Block]:
-    if run.rows:
-        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
-        yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
 
 
 def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:

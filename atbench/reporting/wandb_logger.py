@@ -120,7 +120,7 @@ def open_wandb(
         return None
     try:
         settings = _quiet_settings()
-        mode, why = _available_mode(mode, why)
+        mode, why = (mode, why) if mode == "offline" else _reachable(mode, why)
         kwargs = {
             "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
             "name": name, "group": group, "config": config, "dir": str(folder),
@@ -144,10 +144,6 @@ def wandb_mode(logger: Mapping[str, Any]) -> tuple[str, str]:
     if mode == "disabled":
         return mode, why
     _quiet_settings()
-    return _available_mode(mode, why)
-
-
-def _available_mode(mode: str | None, why: str) -> tuple[str, str]:
     return (mode, why) if mode == "offline" else _reachable(mode, why)
 
 
@@ -161,11 +157,8 @@ def _requested_mode(logger: Mapping[str, Any]) -> tuple[str | None, str]:
     variable = os.environ.get("WANDB_MODE")
     if not variable:
         return None, ""
-    return (
-        (variable, f"WANDB_MODE={variable}")
-        if variable in MODES
-        else ("offline", f"WANDB_MODE={variable} is not a mode")
-    )
+    known = variable in MODES
+    return (variable, f"WANDB_MODE={variable}") if known else ("offline", f"WANDB_MODE={variable} is not a mode")
 
 
 def _reachable(mode: str | None, why: str) -> tuple[str, str]:

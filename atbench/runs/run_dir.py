@@ -40,12 +40,10 @@ def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
             path.replace(previous)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         why = f"{len(data)} bytes could not be written ({error.strerror})"
         raise EnvironmentFault("disk", path, why, "make room") from error
-    except BaseException:  # a signal
+    finally:  # a full disk, or a signal
         aside.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,9 +105,8 @@ def new_run_dir(parent: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise EnvironmentFault(
-                "runs", parent, f"cannot be written ({error.strerror})", "set runs=FOLDER"
-            ) from error
+            why = f"cannot be written ({error.strerror})"
+            raise EnvironmentFault("runs", parent, why, "set runs=FOLDER") from error
     raise EnvironmentFault("runs", parent, f"already holds a thousand folders called {stem}", "set name=NAME")
 
 
@@ -186,11 +183,6 @@ def status_recorded(folder: Path) -> Iterator[None]:
             code = exit_code(error)
             state = "diverged" if isinstance(error, NumericalError) else "interrupted" if code >= 75 else "failed"
             with suppress(EnvironmentFault):  # a full disk: what ended the work says more
-                set_status(
-                    folder,
-                    state=state,
-                    exit_code=code,
-                    message=str(expected(error) or error) or type(error).__name__,
-                    ended=now(),
-                )
+                message = str(expected(error) or error) or type(error).__name__
+                set_status(folder, state=state, exit_code=code, message=message, ended=now())
             raise

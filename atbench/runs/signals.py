@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -28,13 +28,8 @@ class SignalFlag:
 
 @contextmanager
 def flag_signals() -> Iterator[SignalFlag]:
-    """A block in which the signals set the flag that it yields. Outside the main thread nothing can be installed: the
-    flag stays 0.
-    """
+    """A block in which the signals set the flag that it yields; outside the main thread it stays 0."""
     flag = SignalFlag()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if flag.code and number == signal.SIGINT:
@@ -57,7 +52,7 @@ def interrupt_on_signals(command: str, folder: Path, before: int = 0) -> Iterato
         raised.append(Interrupted(128 + number, command.split()[1], folder, why, f"go on with `{command}`"))
         raise raised[-1]
 
-    with _handled(leave) if threading.current_thread() is threading.main_thread() else nullcontext():
+    with _handled(leave):
         if before:
             leave(before - 128)
         yield
@@ -67,7 +62,10 @@ def interrupt_on_signals(command: str, folder: Path, before: int = 0) -> Iterato
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """A block with this handler; outside the main thread nothing can be installed."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

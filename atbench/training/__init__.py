@@ -6,19 +6,3 @@ from atbench.training.param_groups import Group, make_group
 from atbench.training.trainer import Callbacks, Recipe, Trainer
 from atbench.training.weight_averaging import Average, Ema, Swa
 from atbench.training.weight_perturbation import WeightPerturbation
-
-__all__ = [
-    "Average",
-    "Callbacks",
-    "Ema",
-    "Group",
-    "Recipe",
-    "Swa",
-    "Trainer",
-    "WeightPerturbation",
-    "World",
-    "checkpoint",
-    "make_group",
-    "threads",
-    "world",
-]

@@ -61,7 +61,6 @@ def checksum(path: Path | str | None) -> str | None:
 
 
 def _pool(cfg: DictConfig) -> Path | None:
-    """The file or folder of the extra data."""
     path = OmegaConf.select(cfg, "train.extra_data.path")
     if path is None:
         return None
@@ -105,28 +104,22 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> l
     extra = "".join(f", {about[key]:,} {kind}" for key, kind in kinds.items() if about[key])
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
-    norms = f" in {attack.norm} and {', '.join(others)}" if (others := _other_norms(cfg)) else ""
+    others = [norm for norm in train.selection.norms if norm != attack.norm]
+    norms = f" in {attack.norm} and {', '.join(others)}" if others else ""
     selection = f"PGD-{train.selection.steps}{norms} on the held-out split; best and last are both evaluated"
     length = f"{train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}"
+    plus = f", plus {', '.join(cfg.plus)}" if cfg.plus else ""
     processes = f", {about['world']} processes" if about["world"] > 1 else ""
     return [
         ("data", f"{cfg.dataset.about.name}: {splits}{extra}; {images}"),
         ("model", f"{members}{cfg.model.about.name}, {about['parameters']:,} parameters"),
         ("threat", f"{attack.norm}, eps {both_forms(attack.eps)}, {steps}"),
         ("method", f"{method.name}: {method.get('formula', '')}  ({method.get('paper', 'your own')})"),
-        ("recipe", f"{cfg.recipe.about.name}: {length}{_plus(cfg)}"),
+        ("recipe", f"{cfg.recipe.about.name}: {length}{plus}"),
         ("device", f"{about['device']}{processes}, {torch.get_num_threads()} threads, {precision}"),
         ("select", selection),
         ("folder", str(resumed) if resumed else f"{cfg.runs}/…"),
     ]
-
-
-def _other_norms(cfg: DictConfig) -> list[str]:
-    return [norm for norm in cfg.train.selection.norms if norm != cfg.attack.norm]
-
-
-def _plus(cfg: DictConfig) -> str:
-    return f", plus {', '.join(cfg.plus)}" if cfg.plus else ""
 
 
 def _version(package: str) -> str | None:
@@ -141,7 +134,6 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     if not (here.parent / ".git").exists():
         return None
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(command, cwd=here, capture_output=True, text=True)
     return answer.stdout.strip() or None

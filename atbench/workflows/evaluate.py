@@ -82,11 +82,15 @@ def evaluate(composed: DictConfig) -> float:
             print_warnings(warnings, Console(stderr=True))
         records = evaluate_checkpoints(cfg, source, processes, folder, names)
         if processes.main:
-            report.write_report(folder)
-            targets = target_overrides(values.recorded(cfg))
-            commands = [f"atbench eval verify={folder}{targets}", f"atbench report {folder}"]
-            print_summary(records, folder, commands, Console())
+            _report(cfg, folder, records, f"atbench report {folder}")
         return float(records[-1]["robust"]["accuracy"])
+
+
+def _report(cfg: DictConfig, folder: Path, records: list[dict[str, Any]], following: str) -> None:
+    """Write the report, and print the results with the commands that verify them and that come next."""
+    report.write_report(folder)
+    verify = f"atbench eval verify={folder}{target_overrides(values.recorded(cfg))}"
+    print_summary(records, folder, [verify, following], Console())
 
 
 def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
@@ -114,10 +118,8 @@ def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
             records = evaluate_checkpoints(cfg, source, processes, folder, list(cfg.eval.checkpoints))
             if processes.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
-                report.write_report(folder)
-                targets = target_overrides(values.recorded(cfg))
-                commands = [f"atbench eval verify={folder}{targets}", f"atbench export {folder}{targets}"]
-                print_summary(records, folder, commands, Console())
+                export = f"atbench export {folder}{target_overrides(values.recorded(cfg))}"
+                _report(cfg, folder, records, export)
         return float(records[-1]["robust"]["accuracy"])
 
 
@@ -149,7 +151,6 @@ def _run_eval_config(composed: DictConfig, saved: dict[str, Any]) -> DictConfig:
 
 
 def _count(cfg: DictConfig, test: Images) -> int:
-    """How many test images are attacked."""
     return min(cfg.eval.limit or len(test), len(test))
 
 

@@ -47,7 +47,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
     folder, names, saved = resolve_target(str(run), [checkpoint])
     refuse_code(saved, ("model", "dataset.source"), argv.as_typed())
     refuse_interpolations({key: saved[key] for key in ("model", "dataset", "data_dir")})
-    name, cfg = names[0], OmegaConf.create(saved)
+    name, title, cfg = names[0], folder.resolve().name, OmegaConf.create(saved)
     if not (records := read_evaluations(folder).get(name)):
         raise DataError("export", folder, f"has no evaluation of '{name}'", f"first `atbench eval {folder}`")
     record = select_evaluation(records).record
@@ -60,10 +60,8 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
     tensors = {key: value.detach().contiguous().clone() for key, value in network.state_dict().items()}
     write_bytes(out / WEIGHTS, save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
     config_json = export_config(cfg, source, network, record)
-    write_json(out / "config.json", {"name": folder.resolve().name, **config_json})
-    write_json(
-        out / f"{folder.resolve().name}.json", leaderboard.leaderboard_entry(saved, record, folder.resolve().name)
-    )
+    write_json(out / "config.json", {"name": title, **config_json})
+    write_json(out / f"{title}.json", leaderboard.leaderboard_entry(saved, record, title))
     write_text(out / "MODEL_CARD.md", markdown.render_markdown(model_card.build_model_card(saved, record, config_json)))
     console = Console()
     for file in sorted(path.name for path in out.iterdir() if path.is_file()):

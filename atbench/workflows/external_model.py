@@ -117,7 +117,6 @@ def refuse_radius(typed: list[str]) -> None:
 
 
 def network_target(cfg: DictConfig) -> str:
-    """The `_target_` of the network."""
     return str(cfg.model.module._target_ if "module" in cfg.model else cfg.model._target_)
 
 
@@ -152,9 +151,8 @@ def check_logits(cfg: DictConfig, network: nn.Module, source: Source, x: Tensor)
         why = f"gives {logits.shape[1]} logits, and {source.name} has {len(source.classes)} classes"
         raise ConfigError("model", name, why, fix)
     if cfg.eval.steps and not logits.requires_grad:
-        raise ConfigError(
-            "model", name, "gives logits without a gradient, and PGD needs one", "leave PGD out: eval.steps=[]"
-        )
+        why = "gives logits without a gradient, and PGD needs one"
+        raise ConfigError("model", name, why, "leave PGD out: eval.steps=[]")
 
 
 def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) -> Tensor:
@@ -171,9 +169,8 @@ def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) 
         size = "×".join(str(side) for side in x.shape[1:])
         raise ConfigError("model", name, f"cannot take {what}, {size} ({message})", fix) from error
     if not isinstance(logits, Tensor):
-        raise ConfigError(
-            "model", name, f"returns a {type(logits).__name__}", "return the logits alone, (images, classes)"
-        )
+        why = f"returns a {type(logits).__name__}"
+        raise ConfigError("model", name, why, "return the logits alone, (images, classes)")
     if logits.ndim != 2 or len(logits) != 1:
         why = f"answers one image with a tensor of {tuple(logits.shape)}"
         raise ConfigError("model", name, why, "return logits, (images, classes)")
@@ -195,11 +192,8 @@ def external_facts(cfg: DictConfig, network: nn.Module, source: Source, images: 
 def create_folder(cfg: DictConfig, network: nn.Module, source: Source, device: torch.device, processes: int) -> Path:
     """The folder of a new evaluation, with command line and environment."""
     folder = new_run_dir(sweep.sweep_folder() or Path(cfg.runs), f"eval-{cfg.name}")
-    about = {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "device": str(device),
-        "world": processes,
-    }
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    about = {"parameters": parameters, "device": str(device), "world": processes}
     write_text(folder / "as_typed.yaml", OmegaConf.to_yaml({"argv": argv.as_typed()}))
     write_json(folder / "environment.json", environment_record(cfg, source, about))
     return folder

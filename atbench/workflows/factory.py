@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from atbench.config.instantiate import accepted_kwargs, build, build_errors, locate
-from atbench.data import Augment, Chain, Images, Mix, Share, Source, TrainData
+from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.data.overlap import count_shared
 from atbench.errors import AtbenchError, ConfigError, hint
@@ -29,10 +29,8 @@ from atbench.training.trainer import Interrupt
 def make_source(cfg: DictConfig) -> Source:
     """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
     node = cfg.dataset.source
-    source: Source = build(
-        node, "dataset.source", **accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
-    )
-    return source
+    given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
+    return build(node, "dataset.source", **given)
 
 
 def shared_source(cfg: DictConfig, world: World) -> Source:
@@ -62,7 +60,7 @@ def make_data(cfg: DictConfig, source: Source, world: World) -> TrainData:
         labelled=cfg.train.extra_data.labelled,
         pool=make_pool(cfg, source),
         extra=cfg.train.extra_data.fraction,
-        share=Share(world.rank, world.size),
+        shard=Shard(world.rank, world.size),
         device=world.device,
         dtype=torch.get_default_dtype(),
     )
@@ -73,9 +71,8 @@ def make_pool(cfg: DictConfig, source: Source) -> Images | None:
     pool = cfg.train.extra_data
     if pool.path is None:
         if pool.labels:
-            raise ConfigError(
-                "train.extra_data.labels", True, "there are no further images", "set train.extra_data.path"
-            )
+            why = "there are no further images"
+            raise ConfigError("train.extra_data.labels", True, why, "set train.extra_data.path")
         return None
     return load_extra_data(Path(cfg.data_dir), pool.path, source.shape, len(source.classes) if pool.labels else None)
 
@@ -87,12 +84,10 @@ def make_augment(cfg: DictConfig) -> tuple[Augment | None, Mix | None]:
     node = cfg.dataset.get("augment") if cfg.train.augment else None
     if node is None:
         return None, None
-    nodes = (
-        {f"dataset.augment.{place}": each for place, each in enumerate(node)}
-        if isinstance(node, ListConfig)
-        else {"dataset.augment": node}
-    )
-    built = [build(each, where) for where, each in nodes.items()]
+    if isinstance(node, ListConfig):
+        built = [build(each, f"dataset.augment.{place}") for place, each in enumerate(node)]
+    else:
+        built = [build(node, "dataset.augment")]
     single, mixes = [each for each in built if not isinstance(each, Mix)], [b for b in built if isinstance(b, Mix)]
     if len(mixes) > 1:
         why = "an example is mixed once"
@@ -236,7 +231,6 @@ def make_pgd_config(
 
 
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:
-    """The settings of `train` that are not objects."""
     train = cfg.train
     layout = train.channels_last
     return Recipe(
@@ -269,12 +263,10 @@ def make_trainer(
 
 def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:
     """What the best checkpoint is chosen by: the run's own threat, then those of `train.selection.norms` besides."""
-    selection = cfg.train.selection
-    named = {
-        norm: make_pgd_config(cfg, selection.steps, norm=norm, key="train.selection.norms") for norm in selection.norms
-    }
-    own = make_pgd_config(cfg, selection.steps)
-    return [own, *(threat for norm, threat in named.items() if norm != own.norm)]
+    steps, key = cfg.train.selection.steps, "train.selection.norms"
+    named = [make_pgd_config(cfg, steps, norm=norm, key=key) for norm in cfg.train.selection.norms]
+    own = make_pgd_config(cfg, steps)
+    return [own, *(threat for threat in named if threat.norm != own.norm)]
 
 
 def describe_run(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from atbench.config.argv import as_typed
 from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
+from atbench.config.tree import select
 from atbench.config.untrusted import interpolations, refuse_code, refuse_interpolations
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
-from atbench.reporting.run_folder import lookup
 from atbench.runs.run_dir import read_json, refuse_links, refuse_path
 from atbench.training import checkpoint
 
@@ -68,7 +68,7 @@ def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> Dict
         if _free(key):
             OmegaConf.update(cfg, key, as_written(now, key), merge=False, force_add=True)
         elif key == "experiment" or difference(old, new, key) or difference(new, old, key):
-            named = lookup(old, "about.name") or ("another" if isinstance(old, dict) or key == "experiment" else old)
+            named = select(old, "about.name") or ("another" if isinstance(old, dict) or key == "experiment" else old)
             why = f"the run has {named}; a resumed run keeps its configuration"
             raise ConfigError(key, value or word, why, "leave it out, or start a new run")
     cfg.resume = str(folder)
@@ -139,10 +139,9 @@ def _complete(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     names = {each.name for each in fields(TrainConfig)}
     try:
-        known = OmegaConf.merge(
-            OmegaConf.structured(TrainConfig), {key: value for key, value in content.items() if key in names}
-        )
-        lacking = [*sorted(OmegaConf.missing_keys(known)), *(key for key in PARTS if not lookup(content, key))]
+        ours = {key: value for key, value in content.items() if key in names}
+        known = OmegaConf.merge(OmegaConf.structured(TrainConfig), ours)
+        lacking = [*sorted(OmegaConf.missing_keys(known)), *(key for key in PARTS if not select(content, key))]
         if lacking:
             raise DataError("run", path, f"is damaged: it lacks {lacking[0]}", RESTORE)
     except OmegaConfBaseException as error:

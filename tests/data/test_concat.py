@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from atbench.data import Batch, CutMix, Images, PadCropFlip, Share, TrainData
+from atbench.data import Batch, CutMix, Images, PadCropFlip, Shard, TrainData
 from atbench.data.concat import ConcatImages
 from atbench.data.digits import digits
 from atbench.data.extra_data import load_extra_data
@@ -102,7 +102,7 @@ class TestBatches:
         """Three generated images of twelve need not split evenly."""
         options = {"augment": PadCropFlip(1, True), "mix": mix}
         joint = data(**options).batch(1, 2)
-        parts = [data(share=Share(rank, world), **options).batch(1, 2) for rank in range(world)]
+        parts = [data(shard=Shard(rank, world), **options).batch(1, 2) for rank in range(world)]
         for name in ("x", "y", "index"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(joint, name))
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from atbench.cli.main import main
-from atbench.data import Images, PadCropFlip, Share, TrainData, lazy_images
+from atbench.data import Images, PadCropFlip, Shard, TrainData, lazy_images
 from atbench.data.image_folder import folder, tiny_imagenet
 from atbench.data.lazy_images import GIB, DecoderPool, LazyImages, decode
 from atbench.errors import ConfigError, DataError
@@ -135,10 +135,10 @@ class TestStreaming:
         assert isinstance(streams.validation.x, torch.Tensor)
 
     @pytest.mark.parametrize("options", [{}, {"labelled": 0.5, "extra": 0.5}], ids=["plain", "pool"])
-    @pytest.mark.parametrize("share", [Share(), Share(1, 2)], ids=["alone", "second"])
-    def test_streamed_batches_are_the_resident_ones(self, tmp_path: Path, options: Any, share: Share) -> None:
+    @pytest.mark.parametrize("shard", [Shard(), Shard(1, 2)], ids=["alone", "second"])
+    def test_streamed_batches_are_the_resident_ones(self, tmp_path: Path, options: Any, shard: Shard) -> None:
         trees(tmp_path / "trees")
-        whole, streamed = (data(tmp_path / "trees", memory, share=share, **options) for memory in (1.0, 5 * ONE))
+        whole, streamed = (data(tmp_path / "trees", memory, shard=shard, **options) for memory in (1.0, 5 * ONE))
         others = [given.stream("other", 4) for given in (whole, streamed)]
         for epoch, step in [(0, 0), (0, 1), (0, 2), (1, 0), (0, 4), (0, 1)]:
             a, b = (given.batch(epoch, step) for given in (whole, streamed))

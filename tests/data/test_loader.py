@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atbench.data import Images, PadCropFlip, Share, Source, TrainData
+from atbench.data import Images, PadCropFlip, Shard, Source, TrainData
 from atbench.data.loader import PermutationSampler
 from atbench.errors import ConfigError
 from tests.support.batches import epoch_of, equal
@@ -70,7 +70,7 @@ def test_augmentation_is_fresh_at_every_visit_and_known() -> None:
 def test_ranks_partition_the_joint_batch(world: int, options: dict[str, float]) -> None:
     augment = PadCropFlip(1, True)
     whole = data(augment=augment, **options)
-    ranks = [data(augment=augment, share=Share(rank, world), **options) for rank in range(world)]
+    ranks = [data(augment=augment, shard=Shard(rank, world), **options) for rank in range(world)]
     for epoch, step in ((0, 0), (1, 3)):
         joint, parts = whole.batch(epoch, step), [given.batch(epoch, step) for given in ranks]
         assert torch.equal(torch.cat([part.x for part in parts]), joint.x)
@@ -151,8 +151,8 @@ def test_fit_sample_is_fixed_and_from_the_train_part() -> None:
     ("options", "key"),
     [
         ({"batch_size": 49}, "train.batch_size"),
-        ({"share": Share(0, 5)}, "train.batch_size"),
-        ({"labelled": 0.5, "extra": 0.25, "share": Share(0, 2)}, "train.batch_size"),
+        ({"shard": Shard(0, 5)}, "train.batch_size"),
+        ({"labelled": 0.5, "extra": 0.25, "shard": Shard(0, 2)}, "train.batch_size"),
         ({"extra": 0.5}, "train.extra_data.fraction"),
         ({"labelled": 0.5, "extra": 1.0}, "train.extra_data.fraction"),
     ],
@@ -168,4 +168,4 @@ def test_training_never_opens_the_test_split() -> None:
     epoch_of(given, 0)
     given.stream("a", 12).batch(0, 0)
     given.fit_sample(3)
-    given.sha256()
+    given.source.train.sha256()

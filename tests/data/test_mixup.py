@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.config.registry import conf_dir, options
-from atbench.data import Chain, CutMix, Cutout, Mix, MixUp, PadCropFlip, Share
+from atbench.data import Chain, CutMix, Cutout, Mix, MixUp, PadCropFlip, Shard
 from atbench.errors import ConfigError
 from atbench.methods import Method
 from atbench.seeding import Draws, generator
@@ -74,7 +74,7 @@ def test_a_batch_is_mixed_with_partners_of_its_own_epoch() -> None:
 def test_processes_together_mix_what_one_would(kind: type[Mix], world: int) -> None:
     options = {"augment": Chain([PadCropFlip(1, True), Cutout(2)]), "mix": kind(1.0)}
     whole = data(**options)
-    parts = [data(share=Share(rank, world), **options).batch(1, 2) for rank in range(world)]
+    parts = [data(shard=Shard(rank, world), **options).batch(1, 2) for rank in range(world)]
     joint = whole.batch(1, 2)
     assert torch.equal(torch.cat([part.x for part in parts]), joint.x)
     assert torch.equal(torch.cat([part.y for part in parts]), joint.y)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.data import Batch, Share, TrainData
+from atbench.data import Batch, Shard, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.adt_exp_am import AdtExpAm, Generator, sample
 from tests.support import reference, worlds
@@ -156,7 +156,7 @@ def test_two_halves_are_told_and_teach_what_the_whole_does(options: dict[str, fl
     expected = [p.grad for p in whole.parameters()]
     total = [torch.zeros_like(p) for p in whole.parameters()]
     for rank in range(2):
-        half, _, part = make(worlds.data(share=Share(rank, 2)), **options)
+        half, _, part = make(worlds.data(shard=Shard(rank, 2)), **options)
         torch.testing.assert_close(part.aux["inputs"], batch.aux["inputs"][6 * rank : 6 * rank + 6], rtol=0, atol=1e-15)
         for t, grad in zip(total, torch.autograd.grad(half.loss(part).total, list(half.parameters())), strict=True):
             t += grad / 2

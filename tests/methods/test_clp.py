@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from atbench.data import Batch, Share, TrainData
+from atbench.data import Batch, Shard, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.clp import PENALTIES, Clp
 from atbench.methods.standard import Standard
@@ -109,7 +109,7 @@ def test_perturb_and_loss_repeat_and_processes_share_them(penalty: str) -> None:
     "given",
     [
         worlds.data(batch_size=9),
-        worlds.data(batch_size=6, share=Share(0, 2)),
+        worlds.data(batch_size=6, shard=Shard(0, 2)),
         worlds.data(batch_size=12, labelled=0.5, extra=0.25),
     ],
     ids=["odd", "odd-for-each-process", "odd-without-the-pool"],

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import cross_entropy
-from atbench.data import Batch, Share, TrainData
+from atbench.data import Batch, Shard, TrainData
 from atbench.methods.dkl import Dkl, logit_deviation
 from atbench.methods.trades import Trades
 from tests.support import reference, worlds
@@ -211,7 +211,7 @@ def test_two_processes_divide_by_the_joint_weight() -> None:
     worlds.steps(trained, given, 5)
     joint, totals = given.batch(1, 0).y, {}
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        part = worlds.data(share=Share(rank, world))
+        part = worlds.data(shard=Shard(rank, world))
         method = make(part, gamma=0.3)
         method.load_state_dict(trained.state_dict())
         method.gather = lambda rows: (trained.table[joint] ** 0.3).sum(dim=1).square()  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
-from atbench.data import Batch, Images, Share, Source, TrainData
+from atbench.data import Batch, Images, Shard, Source, TrainData
 from atbench.methods import Clock, Method
 from atbench.models import CNN, Network
 from atbench.seeding import Draws, generator
@@ -41,7 +41,7 @@ def source(
 
 
 def data(origin: Source | None = None, batch_size: int = 12, seed: int = 0, **options: Any) -> TrainData:
-    """TrainData in float64 without augmentation; `options` go to it (`augment`, `labelled`, `extra`, `share`)."""
+    """TrainData in float64 without augmentation; `options` go to it (`augment`, `labelled`, `extra`, `shard`)."""
     return TrainData(origin or source(), batch_size, seed, **{"dtype": torch.float64, **options})
 
 
@@ -86,7 +86,7 @@ def start(method: Method, given: TrainData, epochs: int = 4) -> Clock:
     """The method in train mode with its clock wound up, as the trainer does it."""
     clock = method.clock
     clock.epochs, clock.steps, clock.seed = epochs, given.steps, given.seed
-    clock.rank, clock.world = given.share.rank, given.share.world
+    clock.rank, clock.world = given.shard.rank, given.shard.world
     method.train()
     return clock
 
@@ -156,7 +156,7 @@ def check_ranks(make: Callable[[TrainData], Method], **options: Any) -> None:
     """Two processes find on their rows what one finds on the joint batch; their mean loss and gradient are its own."""
     outcomes = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        given = data(share=Share(rank, world), **options)
+        given = data(shard=Shard(rank, world), **options)
         method = make(given)
         start(method, given)
         batch = method.perturb(given.batch(0, 0))

@@ -185,26 +185,26 @@ def test_what_was_interrupted_goes_on(
 ) -> None:
     undisturbed = read(only(theirs) / "evaluation" / "x.json")
     shutil.rmtree(theirs / "runs")
-    written, measured = result_cache._Table.write, result_cache._measure_batch
+    written, measured = result_cache._write_part, result_cache._measure_batch
     batches: list[int] = []
 
     def counted(eval_model: Any, batch: Tensor, work: Any) -> Any:
         batches.append(len(batch))
         return measured(eval_model, batch, work)
 
-    def stopped(table: Any, *place: Any) -> None:
-        written(table, *place)
+    def stopped(*part: Any) -> None:
+        written(*part)
         if len(batches) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(result_cache, "_measure_batch", counted)
     monkeypatch.setattr(result_cache.ResultCache, "SECONDS", 0.0)
-    monkeypatch.setattr(result_cache._Table, "write", stopped)
+    monkeypatch.setattr(result_cache, "_write_part", stopped)
     assert evaluate(*MINE, "checkpoint=x.pt", "seed=3", "eval.batch_size=16") == 143
     folder = only(theirs)
     assert "stopped by SIGTERM; go on with `atbench eval runs/" in capsys.readouterr().err
     assert read(folder / "status.json")["state"] == "interrupted" and not (folder / "lock").exists()
-    monkeypatch.setattr(result_cache._Table, "write", written)
+    monkeypatch.setattr(result_cache, "_write_part", written)
     assert main(["eval", str(folder), AGAIN]) == 0
     assert read(folder / "status.json")["state"] == "done"
     again = read(folder / "evaluation" / "x.json")

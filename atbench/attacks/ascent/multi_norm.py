@@ -6,7 +6,6 @@ x^{t+1} = argmax { objective(z) : z = Π_{B_p(x, ε_p) ∩ [0,1]}( x^t + α_p ·
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ class MultiSteepest:
     """
 
     STARTS = ("zero", "uniform")
-    L1_STEPS: Mapping[str, type[L1]] = MappingProxyType({"code": FrozenL1, "steepest": L1})
+    L1_STEPS: Mapping[str, type[L1]] = {"code": FrozenL1, "steepest": L1}
 
     def __init__(
         self,

@@ -49,19 +49,11 @@ class Noise(Attack):
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         at_once = max(1, self.AT_ONCE // x[0].numel())
-        return run_restarts(
-            x,
-            [
-                partial(
-                    self._restart,
-                    target,
-                    x,
-                    y,
-                    _RepeatedDraws(rng.at("block", first), min(at_once, self.steps - first)),
-                )
-                for first in range(0, self.steps, at_once)
-            ],
+        blocks = (
+            _RepeatedDraws(rng.at("block", first), min(at_once, self.steps - first))
+            for first in range(0, self.steps, at_once)
         )
+        return run_restarts(x, (partial(self._restart, target, x, y, block) for block in blocks))
 
     def _restart(self, target: Target, x: Tensor, y: Tensor, rng: _RepeatedDraws, rows: Tensor) -> Candidates:
         count, repeated = rng.count, rng.take(rows)

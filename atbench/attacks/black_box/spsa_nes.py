@@ -8,6 +8,7 @@ SPSA draws v from {−1, 1}^d and follows g with Adam; NES draws v from N(0, I) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
+from atbench.attacks.restarts import BestCandidates
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.errors import ConfigError
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class GradientEstimation(Attack, ABC):
     """Ascent along an estimated gradient; subclasses define the noise v and the step along g.
 
@@ -40,14 +43,16 @@ class GradientEstimation(Attack, ABC):
     #: Pairs that one pass may take even where the batch is smaller.
     AT_ONCE = 64
 
-    def __init__(
-        self, norm: str, eps: NotNegative, steps: AnyCount, samples: Count, radius: Positive, rel_step_size: NotNegative
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        if samples < 2 or samples % 2:
+    samples: Count
+    radius: Positive
+    rel_step_size: NotNegative
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2 or self.samples % 2:
             why = "queries are made in pairs, one to either side"
-            raise ConfigError("attack.samples", samples, why, "use an even number of at least 2")
-        self.samples, self.radius, self.step_size = samples, radius, rel_step_size * self.eps
+            raise ConfigError("attack.samples", self.samples, why, "use an even number of at least 2")
+        self.step_size = self.rel_step_size * self.eps
 
     @abstractmethod
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
@@ -58,8 +63,7 @@ class GradientEstimation(Attack, ABC):
         """The step of length `step_size` at the `step`-th estimate, from 1, and the memory (…, B, C, H, W) after it."""
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        result, rows = x.clone(), torch.arange(len(x), device=x.device)
-        best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        best, rows = BestCandidates(x), torch.arange(len(x), device=x.device)
         x_adv, memory, at_once = x, x.new_zeros(2, *x.shape), max(len(x), self.AT_ONCE)
         with torch.no_grad():
             for step in range(1, self.steps + 1):
@@ -67,15 +71,14 @@ class GradientEstimation(Attack, ABC):
                 move, memory = self.step(grad, memory, step)
                 x_adv = self.ball.project(x[rows], x_adv + move, self.eps)
                 value = margin(target.logits(x_adv), y[rows])
-                better = (value > best[rows]) & (best[rows] <= 0)
-                result[rows[better]], best[rows[better]] = x_adv[better], value[better]
-                live = best[rows] <= 0
+                best.add(rows, x_adv, value, value > 0)
+                live = ~best.broken[rows]
                 count = int(live.sum())
                 if count == 0:
                     break
                 if count <= (1 - REPACK) * len(live):
                     rows, x_adv, memory, rng = rows[live], x_adv[live], memory[:, live], rng.take(live)
-        return result
+        return best.x_adv
 
     def gradient(self, target: Target, x_adv: Tensor, y: Tensor, rng: ExampleDraws, at_once: int) -> Tensor:
         """g (B, C, H, W), from `samples` queries of each example; no pass takes more than `at_once` pairs."""
@@ -97,6 +100,7 @@ class GradientEstimation(Attack, ABC):
         return (value[0] - value[1]) / (2 * self.radius)
 
 
+@dataclass(eq=False, repr=False)
 class SPSA(GradientEstimation):
     """Simultaneous perturbation with Adam (Uesato et al. 2018, ICML, arXiv 1802.05666, Algorithm 1).
 
@@ -108,16 +112,10 @@ class SPSA(GradientEstimation):
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     BETAS = (0.9, 0.999)
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 100,
-        samples: Count = 128,
-        radius: Positive = 0.01,
-        rel_step_size: NotNegative = 0.32,
-    ) -> None:
-        super().__init__(norm, eps, steps, samples, radius, rel_step_size)
+    steps: AnyCount = 100
+    samples: Count = 128
+    radius: Positive = 0.01
+    rel_step_size: NotNegative = 0.32
 
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
         return rng.uniform(like).sign()
@@ -130,6 +128,7 @@ class SPSA(GradientEstimation):
         return self.step_size * scaled, torch.stack([mean, square])
 
 
+@dataclass(eq=False, repr=False)
 class NES(GradientEstimation):
     """Natural evolution strategies (Ilyas et al. 2018, ICML, arXiv 1804.08598, Algorithm 1) with momentum.
 
@@ -141,18 +140,11 @@ class NES(GradientEstimation):
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 200,
-        samples: Count = 50,
-        radius: Positive = 0.001,
-        rel_step_size: NotNegative = 0.2,
-        momentum: NotNegative = 0.9,
-    ) -> None:
-        super().__init__(norm, eps, steps, samples, radius, rel_step_size)
-        self.momentum = momentum
+    steps: AnyCount = 200
+    samples: Count = 50
+    radius: Positive = 0.001
+    rel_step_size: NotNegative = 0.2
+    momentum: NotNegative = 0.9
 
     def noise(self, rng: ExampleDraws, like: Tensor) -> Tensor:
         return rng.normal(like)

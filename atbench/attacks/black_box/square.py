@@ -11,6 +11,7 @@ from torch import Tensor
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.black_box.square_norms import WINDOWS, Windows
 from atbench.attacks.losses import margin
+from atbench.attacks.restarts import BestCandidates
 from atbench.config.ranges import AnyCount, Count, NotNegative, SomeShare
 from atbench.seeding import ExampleDraws
 
@@ -44,18 +45,12 @@ class Square(Attack):
         return self.p_init / 2.0 ** bisect_left(self.HALVINGS, query)
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
-        best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        result, rows = x.clone(), torch.arange(len(x), device=x.device)
+        best = BestCandidates(x)
         with torch.no_grad():
-            for restart in range(self.restarts):
-                run = _Run(self, target, x[rows], y[rows], rng.take(rows).at("restart", restart))
-                image, value = run.result()
-                better = value > best[rows]
-                result[rows[better]], best[rows[better]] = image[better], value[better]
-                rows = (best <= 0).nonzero().squeeze(1)
-                if len(rows) == 0:
-                    break
-        return result
+            for restart, rows in best.restarts(self.restarts):
+                image, value = _Run(self, target, x[rows], y[rows], rng.take(rows).at("restart", restart)).result()
+                best.add(rows, image, value, value > 0)
+        return best.x_adv
 
 
 class _Run:

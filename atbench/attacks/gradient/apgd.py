@@ -13,6 +13,7 @@ from atbench.attacks.ascent.loop import Ascent, Candidates, Stepper, misclassifi
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.gradient.apgd_schedule import APGDSteps, SparseAPGDSteps
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, label_objective
+from atbench.attacks.min_norm.base import others
 from atbench.attacks.norms.lp_ball import flat_norm
 from atbench.attacks.restarts import run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative, Share
@@ -73,7 +74,6 @@ class APGD(Attack):
             yield ("restart", restart), ()
 
     def restart(self, objective: Objective, y: Tensor, x: Tensor, rng: ExampleDraws) -> Candidates:
-        """One run from one random start."""
         if self.norm != "l1":
             t = rng.uniform(x) if self.norm == "linf" else rng.normal(x)
             start = (x + self.eps * t / flat_norm(t, self.ball.p).clamp_min(1e-12)).clamp_(0, 1)
@@ -125,8 +125,6 @@ class TargetedAPGD(APGD):
     def restart_args(self, target: Target, x: Tensor, y: Tensor) -> Iterator[tuple[Key, tuple[Tensor, ...]]]:
         with torch.no_grad():
             logits = target.logits(x)
-        logits = logits.scatter(1, y[:, None], -torch.inf)
-        classes = logits.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
-        for rank, t in enumerate(classes.unbind(dim=1)):
+        for rank, t in enumerate(others(logits, y, self.targets).unbind(dim=1)):
             for restart in range(self.restarts):
                 yield ("target", rank, "restart", restart), (t,)

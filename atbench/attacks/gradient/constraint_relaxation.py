@@ -12,6 +12,7 @@ from atbench.attacks.ascent.gradient_ascent import GradientAttack
 from atbench.attacks.ascent.loop import State
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, cross_entropy, margin, towards
+from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
@@ -75,7 +76,7 @@ class ConstraintRelaxation(Attack):
             return tracker.x_adv
         count = self.count(logits.shape[1])
         rank = torch.zeros(len(x), count, dtype=torch.long, device=x.device)
-        rank[rows] = logits.scatter(1, y[rows, None], -torch.inf).topk(count, dim=1).indices
+        rank[rows] = others(logits, y[rows], count)
         near = torch.zeros(len(x), count, dtype=torch.bool, device=x.device)
         for restart in range(1 + self.restarts):
             for column in range(count):

@@ -12,7 +12,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.seeding import ExampleDraws
 
 REFERENCES = ("start", "clean")
@@ -77,9 +77,7 @@ class GAMA(Attack):
         restarts: Count = 5,
     ) -> None:
         super().__init__(norm, eps, steps)
-        if reference not in REFERENCES:
-            fix = f"use one of {', '.join(REFERENCES)}"
-            raise ConfigError("attack.reference", reference, "there is no such reference", fix)
+        refuse_unknown("attack.reference", reference, REFERENCES, "reference")
         self.drop, self.guide, self.reference, self.restarts = drop, guide, reference, restarts
         self.step_size = rel_step_size * self.eps
 

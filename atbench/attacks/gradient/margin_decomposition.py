@@ -13,7 +13,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, margin
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.seeding import ExampleDraws
 
 SCHEDULES = ("cosine", "constant")
@@ -67,9 +67,7 @@ class MarginDecomposition(Attack):
         retreat: AnyCount = 1,
     ) -> None:
         super().__init__(norm, eps, steps)
-        if schedule not in SCHEDULES:
-            fix = f"use one of {', '.join(SCHEDULES)}"
-            raise ConfigError("attack.schedule", schedule, "there is no such schedule", fix)
+        refuse_unknown("attack.schedule", schedule, SCHEDULES, "schedule")
         self.restarts, self.schedule, self.retreat = restarts, schedule, retreat
         self.first_step, self.step_size = rel_first_step * self.eps, rel_step_size * self.eps
 

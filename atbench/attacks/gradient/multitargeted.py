@@ -13,9 +13,10 @@ from atbench.attacks.ascent.loop import Candidates
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.gradient.pgd import check
 from atbench.attacks.losses import Objective, dlr_towards, fewest_classes, likelihood, towards
+from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.seeding import ExampleDraws
 
 #: Objectives of (logits, y, t); the likelihood of t ignores y.
@@ -62,9 +63,8 @@ class Targeted(Attack):
         return_point: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps)
-        for key, value, known in (("objective", objective, tuple(OBJECTIVES)), ("rule", rule, RULES)):
-            if value not in known:
-                raise ConfigError(f"attack.{key}", value, "there is no such choice", f"use one of {', '.join(known)}")
+        refuse_unknown("attack.objective", objective, list(OBJECTIVES))
+        refuse_unknown("attack.rule", rule, RULES)
         check(norm, start, return_point, restarts=restarts, targets=targets)
         self.pgd = GradientAttack(
             norm, self.eps, steps, rel_step_size * self.eps, start=start, return_point=return_point, momentum=momentum
@@ -76,20 +76,17 @@ class Targeted(Attack):
         with torch.no_grad():
             logits = target.logits(x)
         order = self.order(logits, y, rng)
-        return run_restarts(
-            x,
-            [
-                partial(self._restart, target, x, y, order[:, rank], rng.at("restart", restart, "target", rank))
-                for restart in range(self.restarts)
-                for rank in range(order.shape[1])
-            ],
-        )
+        searches = [
+            partial(self._restart, target, x, y, order[:, rank], rng.at("restart", restart, "target", rank))
+            for restart in range(self.restarts)
+            for rank in range(order.shape[1])
+        ]
+        return run_restarts(x, searches)
 
     def order(self, logits: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         """(B, min(targets, K − 1)) int64: the target classes of each example, by clean logits (B, K)."""
         score = {"top": logits, "least": -logits}[self.rule] if self.rule != "random" else rng.uniform(logits)
-        score = score.scatter(1, y[:, None], -torch.inf)
-        return score.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices
+        return others(score, y, self.targets)
 
     def _restart(
         self, target: Target, x: Tensor, y: Tensor, towards: Tensor, rng: ExampleDraws, rows: Tensor

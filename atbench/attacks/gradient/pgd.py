@@ -74,16 +74,14 @@ class Pgd(Attack):
         if self.restarts == 1 and self.pgd.return_point == "last":
             # No restart follows, so the evaluation's own pass judges the final point.
             return self.pgd(self.objective(target, y, rng), x, start=self.begin(x, rng))
-        return run_restarts(
-            x, [partial(self._restart, target, x, y, rng.at("restart", restart)) for restart in range(self.restarts)]
-        )
+        draws = (rng.at("restart", restart) for restart in range(self.restarts))
+        return run_restarts(x, (partial(self._restart, target, x, y, each) for each in draws))
 
     def _restart(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws, rows: Tensor) -> Candidates:
         x, y, rng = x[rows], y[rows], rng.take(rows)
         return ascend(self.pgd, self.objective(target, y, rng), y, x, self.begin(x, rng))
 
     def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
-        """The starting point of a restart."""
         return self.pgd.begin(x, self.eps, rng)
 
     def objective(self, target: Target, y: Tensor, rng: ExampleDraws) -> Objective:

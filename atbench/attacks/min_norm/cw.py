@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,10 +12,11 @@ from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
 from atbench.attacks.min_norm.base import NearestAdversarial
-from atbench.config.ranges import AnyCount, Count, NotNegative, Positive
+from atbench.config.ranges import AnyCount, Count, Positive
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class CarliniL2(Attack):
     """Squared distance plus c times the margin, with a binary search for each example's c.
 
@@ -46,17 +48,10 @@ class CarliniL2(Attack):
     LEAST = 25
     BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8  # Kingma & Ba 2015, the defaults
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 1000,
-        searches: Count = 9,
-        lr: Positive = 0.01,
-        first_c: Positive = 0.001,
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        self.searches, self.lr, self.first_c = searches, lr, first_c
+    steps: AnyCount = 1000
+    searches: Count = 9
+    lr: Positive = 0.01
+    first_c: Positive = 0.001
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest = NearestAdversarial(self.ball, x)

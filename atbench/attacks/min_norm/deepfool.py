@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class DeepFool(Attack):
     """Steps to the nearest linearised boundary until the label changes (alg. 2).
 
@@ -38,11 +40,9 @@ class DeepFool(Attack):
     #: become ever smaller short of the boundary.
     NUDGE = 1e-4
 
-    def __init__(
-        self, norm: str, eps: NotNegative, steps: AnyCount = 50, overshoot: NotNegative = 0.02, targets: Count = 9
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        self.overshoot, self.targets = overshoot, targets
+    steps: AnyCount = 50
+    overshoot: NotNegative = 0.02
+    targets: Count = 9
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest = NearestAdversarial(self.ball, x)

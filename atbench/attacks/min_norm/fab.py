@@ -6,6 +6,7 @@ arXiv 1907.02044, alg. 1; the targeted form and its 9 targets are those of AutoA
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.min_norm.base import TINY, NearestAdversarial, nearest_boundary, others, wide
 from atbench.attacks.min_norm.fab_projection import to_hyperplane
-from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
+from atbench.config.ranges import AnyCount, Count, Positive, Share
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class FAB(Attack):
     """Steps from boundary to boundary, each linearised where the last step ended, and biased towards `x`.
 
@@ -45,18 +47,11 @@ class FAB(Attack):
 
     minimal: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 100,
-        restarts: Count = 1,
-        alpha_max: Share = 0.1,
-        eta: Positive = 1.05,
-        beta: Share = 0.9,
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        self.restarts, self.alpha_max, self.eta, self.beta = restarts, alpha_max, eta, beta
+    steps: AnyCount = 100
+    restarts: Count = 1
+    alpha_max: Share = 0.1
+    eta: Positive = 1.05
+    beta: Share = 0.9
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest = NearestAdversarial(self.ball, x)
@@ -117,6 +112,7 @@ class FAB(Attack):
         return ((1 - alpha) * ahead + alpha * biased).clamp_(0, 1).view_as(x)
 
 
+@dataclass(eq=False, repr=False)
 class FABT(FAB):
     """FAB-T: a run of FAB with t fixed for each of the `targets` classes whose logits at `x` are the highest but y's.
 
@@ -125,19 +121,7 @@ class FABT(FAB):
     At most K − 1 targets exist.
     """
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 100,
-        restarts: Count = 1,
-        targets: Count = 9,
-        alpha_max: Share = 0.1,
-        eta: Positive = 1.05,
-        beta: Share = 0.9,
-    ) -> None:
-        super().__init__(norm, eps, steps, restarts, alpha_max, eta, beta)
-        self.targets = targets
+    targets: Count = 9
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest = NearestAdversarial(self.ball, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from atbench.config.ranges import AnyCount, NotNegative
 from atbench.seeding import ExampleDraws
 
 
+@dataclass(eq=False, repr=False)
 class FMN(Attack):
     """Normalised gradient steps inside a ball whose radius follows the boundary.
 
@@ -43,16 +45,9 @@ class FMN(Attack):
 
     LAST_STEP, LAST_GAMMA = 0.01, 0.001  # pralab/Fast-Minimum-Norm-FMN-Attack, fmn.py
 
-    def __init__(
-        self,
-        norm: str,
-        eps: NotNegative,
-        steps: AnyCount = 1000,
-        step_size: NotNegative = 1.0,
-        gamma: NotNegative = 0.05,
-    ) -> None:
-        super().__init__(norm, eps, steps)
-        self.step_size, self.gamma = step_size, gamma
+    steps: AnyCount = 1000
+    step_size: NotNegative = 1.0
+    gamma: NotNegative = 0.05
 
     def perturb(self, target: Target, x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
         nearest, p = NearestAdversarial(self.ball, x), self.ball.p

@@ -1,5 +1,3 @@
 """Common corruptions, generated from their definitions; `table` says what they can be compared with."""
 
 from atbench.data.corruptions.table import CORRUPTIONS, CorruptedImages, corrupt
-
-__all__ = ["CORRUPTIONS", "CorruptedImages", "corrupt"]

@@ -93,9 +93,8 @@ def corrupt(images: Tensor, name: str, severity: int, rng: ExampleDraws) -> Tens
 def check_corruption(name: str, severity: int) -> None:
     """Raise ConfigError unless there is a corruption of this name, and this severity of it."""
     if name not in CORRUPTIONS:
-        raise ConfigError(
-            "eval.corruptions", name, "there is no such corruption", f"use some of {', '.join(CORRUPTIONS)}"
-        )
+        fix = f"use some of {', '.join(CORRUPTIONS)}"
+        raise ConfigError("eval.corruptions", name, "there is no such corruption", fix)
     most = len(CORRUPTIONS[name].levels)
     if severity not in range(most + 1):
         why = "there is no such severity"
@@ -127,7 +126,6 @@ class CorruptedImages(Images):
         check_corruption(self.name, self.severity)
 
     def floats(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float32) -> Tensor:
-        """The corrupted images `index` as floats in [0, 1], of 256 levels."""
         where = index if isinstance(index, slice) else index.cpu()
         rng = ExampleDraws(self.seed, "corruption", self.name, index=self.position[where])
         return corrupt(self.x[index], self.name, self.severity, rng).to(dtype).div_(255)

@@ -43,8 +43,6 @@ class AttackChecks:
         second = [self.overfitting(), self.margin(), self.radius(), self.noise()]
         return [*first, *second, self.black_box("queries", SQUARE), self.black_box("transfer", TAU)]
 
-    # Shares of examples.
-
     @property
     def n(self) -> int:
         return len(self.outputs.labels)
@@ -76,8 +74,6 @@ class AttackChecks:
         tried = torch.stack([none, *(result.tried for result in results)]).any(dim=0)
         return tried, torch.stack([none, *(result.broken for result in results)]).any(dim=0)
 
-    # The checks, in the order of NAMES.
-
     def half_range(self) -> Check:
         """Within half of the range (ε = 0.5 in L∞) every image can be made grey, and all get one prediction: accuracy
         is at most chance, or the share of the commonest class, plus 2 points (Carlini et al. 2019).
@@ -87,14 +83,14 @@ class AttackChecks:
         measured = f"Robust accuracy under PGD-{RANGE_STEPS} at half the pixel range is {as_percent(left)}"
         measured += f" (chance: {as_percent(chance)})"
         meaning = "every image can be made grey there, so the attack is broken, within eps too"
-        return threshold_check("half range", left, allowed_share(min(1.0, chance + 0.02), self.n), measured, meaning)
+        return self._share("half range", left, min(1.0, chance + 0.02), measured, meaning)
 
     def whole_range(self) -> Check:
         """Within the whole range (ε = 1 in L∞) every image is allowed, of other classes too: accuracy is 0."""
         left = self.robust_share(self.probes.range(1.0))
         measured = f"Robust accuracy under PGD-{RANGE_STEPS} at the whole pixel range is {as_percent(left)}"
         meaning = "every image is allowed there, so the attack is broken, within eps too"
-        return threshold_check("whole range", left, allowed_share(TAU, self.n), measured, meaning)
+        return self._share("whole range", left, TAU, measured, meaning)
 
     def loss(self) -> Check:
         """The mean objective along PGD-20 from the clean image ends at its highest: at most a tenth of the way from its
@@ -112,9 +108,7 @@ class AttackChecks:
         more = self.probes.pgd(2 * k, objective) & ~self.probes.pgd(k, objective) & ~self.union()[1]
         value = float(more.sum()) / self.n
         measured = f"PGD-{2 * k} breaks {as_points(value)} more than PGD-{k} and all recorded attacks"
-        return threshold_check(
-            "steps", value, allowed_share(0.01, self.n), measured, "PGD has not converged; increase eval.steps"
-        )
+        return self._share("steps", value, 0.01, measured, "PGD has not converged; increase eval.steps")
 
     def restarts(self) -> Check:
         """Ten starts break at most ten points more than all attacks so far (ours: with 20 steps of ε/4, honest robust
@@ -122,17 +116,16 @@ class AttackChecks:
         """
         more = self.probes.restarts(RESTARTS - 1, self.probes.threat.objective) & ~self.union()[1]
         value = float(more.sum()) / self.n
-        measured = (
-            f"{RESTARTS} starts of PGD-{STEPS} break {as_points(value)} more than one start and all recorded attacks"
-        )
+        starts = f"{RESTARTS} starts of PGD-{STEPS}"
+        measured = f"{starts} break {as_points(value)} more than one start and all recorded attacks"
         meaning = "the loss has many local maxima; increase eval.restarts or add other attacks"
-        return threshold_check("restarts", value, allowed_share(0.10, self.n), measured, meaning)
+        return self._share("restarts", value, 0.10, measured, meaning)
 
     def iteration(self) -> Check:
         """PGD leaves at most τ more than FGSM does."""
         value, measured = self._difference(self.pgd(), self.fgsm())
         meaning = "many steps are weaker than one, so the iteration is broken or its gradients mislead"
-        return threshold_check("iteration", value, allowed_share(TAU, self.n), measured, meaning)
+        return self._share("iteration", value, TAU, measured, meaning)
 
     def overfitting(self) -> Check:
         """FGSM leaves at most 20 points more than PGD does, unless FGSM itself breaks more the longer it is. L∞ alone:
@@ -149,9 +142,7 @@ class AttackChecks:
         gain = self.robust_share(self.probes.fgsm(0.5)) - self.robust_share(self.probes.fgsm(1))
         measured += f"; FGSM of half the length leaves {as_points(gain)} more"
         meaning = "the network is robust to FGSM of this length but not to shorter steps: catastrophic overfitting"
-        return threshold_check(
-            "overfitting", value, allowed_share(0.2, self.n), measured, meaning, also=gain < value / 2
-        )
+        return self._share("overfitting", value, 0.2, measured, meaning, also=gain < value / 2)
 
     def margin(self) -> Check:
         """PGD on the margin leaves at most 5 points less than PGD on cross-entropy, which is given ten starts.
@@ -164,7 +155,7 @@ class AttackChecks:
         margin = self.probe_result(f"pgd-{STEPS} on the margin from one", self.probes.pgd(STEPS, "margin"))
         value, measured = self._difference(several, self.recorded("cw_100", "cw_linf") or margin)
         meaning = "cross-entropy is masked by the scale of the logits, and robust accuracy under it is too high"
-        return threshold_check("margin", value, allowed_share(0.05, self.n), measured, meaning)
+        return self._share("margin", value, 0.05, measured, meaning)
 
     def radius(self) -> Check:
         """Independent PGD-20 at 0, ε/4, ε/2, ε, 2ε, 4ε: no larger radius leaves τ more than a smaller one."""
@@ -172,16 +163,9 @@ class AttackChecks:
         shares = [right, *(self.robust_share(self.probes.radius(multiple)) for multiple in RADII)]
         value = max(later - earlier for at, later in enumerate(shares) for earlier in shares[:at])
         radii = f"0, {', '.join(f'{self.probes.threat.eps * multiple:.3g}' for multiple in RADII)}"
-        measured = (
-            f"Robust accuracy under PGD-{STEPS} at eps {radii}: {', '.join(f'{100 * share:.1f}' for share in shares)} %"
-        )
-        return threshold_check(
-            "radius",
-            value,
-            allowed_share(TAU, self.n),
-            measured,
-            "accuracy must not rise with eps, so the attack is broken",
-        )
+        listed = ", ".join(f"{100 * share:.1f}" for share in shares)
+        measured = f"Robust accuracy under PGD-{STEPS} at eps {radii}: {listed} %"
+        return self._share("radius", value, TAU, measured, "accuracy must not rise with eps, so the attack is broken")
 
     def noise(self) -> Check:
         """Uniform noise breaks at most τ of the examples, beyond what gradients break."""
@@ -197,6 +181,10 @@ class AttackChecks:
             return not_run(access, f"No attack by {access} was run; {advice} to compare it with gradient attacks.")
         names = ", ".join(name for name, result in self.results.items() if result.access == access)
         return self._beyond_gradients(access, share, tried, broken, names)
+
+    def _share(self, name: str, value: float, share: float, measured: str, meaning: str, also: bool = True) -> Check:
+        """A check of a share of the audit's examples."""
+        return threshold_check(name, value, allowed_share(share, self.n), measured, meaning, also)
 
     def _difference(self, one: AttackResult, other: AttackResult) -> tuple[float, str]:
         """Robust accuracy under `one` minus that under `other`, of the examples that both tried, and a sentence."""

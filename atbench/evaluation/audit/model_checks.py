@@ -12,11 +12,8 @@ from atbench.evaluation.audit.verdicts import Check, allowed_share, as_percent, 
 
 
 def output_checks(outputs: Outputs) -> Iterator[Check]:
-    yield randomness(outputs)
-    yield batch_dependence(outputs)
-    yield test_time_gradients(outputs)
-    yield probability_outputs(outputs)
-    yield logit_scale(outputs)
+    for check in (randomness, batch_dependence, test_time_gradients, probability_outputs, logit_scale):
+        yield check(outputs)
 
 
 def randomness(outputs: Outputs) -> Check:
@@ -77,22 +74,17 @@ def zero_gradients(magnitudes: Tensor | None) -> Check:
         )
         return Check("zero gradients", 1.0, 0.01, "flag", sentence)
     value = float((magnitudes == 0).double().mean())
-    mean = float(magnitudes.double().mean())
-    measured = (
-        f"{as_percent(value)} of {len(magnitudes)} images have a gradient of exactly zero (mean |gradient| {mean:.2g})"
-    )
+    mean = f"mean |gradient| {float(magnitudes.double().mean()):.2g}"
+    measured = f"{as_percent(value)} of {len(magnitudes)} images have a gradient of exactly zero ({mean})"
     meaning = "gradient attacks do not move there, because the network rounds, thresholds or saturates"
     return threshold_check("zero gradients", value, allowed_share(0.01, len(magnitudes)), measured, meaning)
 
 
 def state_change(outputs: Outputs, before: dict[str, str], after: dict[str, str]) -> Check:
     """Parameters, buffers and modes must be after the audit what they were before, and in eval mode in between."""
-    changed = [name for name in after if after[name] != before.get(name)] + [
-        f"train mode of {m}" for m in outputs.training
-    ]
-    shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-    measured = f"Forward passes changed {len(changed)} parameters, buffers or modes" + (
-        f" ({shown})" if changed else ""
-    )
+    changed = [name for name in after if after[name] != before.get(name)]
+    changed += [f"train mode of {name}" for name in outputs.training]
+    shown = f" ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''})" if changed else ""
+    measured = f"Forward passes changed {len(changed)} parameters, buffers or modes{shown}"
     meaning = "the network changes while it is evaluated, so accuracy depends on the order of the evaluation"
     return threshold_check("state", len(changed), 0, measured, meaning)

@@ -34,10 +34,9 @@ def allowed_share(share: float, n: int) -> float:
 
 def threshold_check(name: str, value: float, threshold: float, measured: str, meaning: str, also: bool = True) -> Check:
     """A check that flags if the value is above its threshold and `also` holds; a flag's sentence adds its meaning."""
-    flag = value > threshold + 1e-9 and also  # shares of n are rounded: equal is not above
-    return Check(
-        name, value, threshold, "flag" if flag else "pass", f"{measured}: {meaning}." if flag else f"{measured}."
-    )
+    if value > threshold + 1e-9 and also:  # shares of n are rounded: equal is not above
+        return Check(name, value, threshold, "flag", f"{measured}: {meaning}.")
+    return Check(name, value, threshold, "pass", f"{measured}.")
 
 
 def not_run(name: str, sentence: str) -> Check:
