@@ -1,21 +1,37 @@
-"""What every test shares: one thread, no W&B, and a command line that trains nothing."""
+"""What every test shares: one thread, no W&B, figures that are not rendered, and a command line that trains nothing."""
 
 from __future__ import annotations
 
 import gzip
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from tests.support.figures import rendered, unrendered
 from tests.support.stub import Stub
 
 pytest_plugins = ["tests.support.tiers", "pytester"]
 os.environ["WANDB_MODE"] = "disabled"
 torch.set_num_threads(1)  # the workers of xdist share the cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Figures are not rendered, unless a test asks for `drawn`."""
+    with unrendered():
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Figures are rendered."""
+    with rendered():
+        yield
 
 
 @pytest.fixture

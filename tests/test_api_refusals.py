@@ -48,6 +48,7 @@ EPS = 0.06
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("call", [atbench.attack, atbench.robust_accuracy])
+@pytest.mark.every_pair("says", "call")
 def test_what_cannot_be_attacked_is_refused(call: Any, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as refused:
         call(**{"model": MODEL, "x": X, "y": Y, "attack": "pgd", "eps": EPS, **changes})

@@ -72,6 +72,7 @@ def searched(method: Method, batch: Batch) -> Batch:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.every_method("name")
+@pytest.mark.every_pair("name", "mode")
 def test_the_search_keeps_to_its_mode(name: str, mode: str) -> None:
     method, layers, batch = make(name, f"attack.bn={mode}")
     before, modes = statistics(layers), [module.training for module in method.modules()]

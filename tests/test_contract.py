@@ -44,6 +44,7 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize(("name", "plus"), JOBS, ids=[f"{name}{'+awp' if plus else ''}" for name, plus in JOBS])
 @pytest.mark.every_method("name")
+@pytest.mark.every_pair("name", "plus")
 def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: TwoProcesses) -> None:
     two.begin(name, plus)
     alone = outcome(name, ALONE, *plus)
@@ -60,6 +61,7 @@ def test_two_processes_equal_one(name: str, plus: tuple[str, ...], two: TwoProce
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("after", [1, 5], ids=["first-epoch", "second-epoch"])
 @pytest.mark.every_method("name")
+@pytest.mark.every_pair("name", "after")
 def test_resume_is_bit_equal(name: str, after: int) -> None:
     whole = Log()
     undisturbed = trainer_of(name, ALONE, whole)

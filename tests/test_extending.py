@@ -46,6 +46,7 @@ def test_the_page_runs(mine: Path) -> None:
     assert main(["eval", str(run), "--config-dir", "mine/conf", "eval=smoke", "eval.limit=40", "threads=1"]) == 0
 
 
+@pytest.mark.slow
 def test_own_and_ours_mix(mine: Path) -> None:
     assert main(["train", "--config-dir", "mine/conf", "method=trades", "model=linear", "dataset=stripes", *QUICK]) == 0
     words = ["method=half", "plus=awp", "train.epochs=1", "model.width=4", *QUICK]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def test_method(name): pass
 @pytest.mark.parametrize(("name", "norm"), [(a, n) for a in "abcd" for n in ("linf", "l2", "l1")])
 @pytest.mark.every_pair("name", "norm")
 def test_pair(name, norm): pass
+
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name in {METHODS} for mode in ("x", "y", "z")])
+@pytest.mark.every_method("name")
+@pytest.mark.every_pair("name", "mode")
+def test_mode(name, mode): pass
 
 def test_plain(): pass
 
@@ -51,13 +57,16 @@ def collected(suite: pytest.Pytester, *words: str) -> set[str]:
 def test_both_tiers_together_are_everything(suite: pytest.Pytester) -> None:
     everything = collected(suite)
     quick, slow = collected(suite, "-m", QUICK), collected(suite, "-m", SLOW)
-    assert len(everything) == len(METHODS) + 12 + 2
+    assert len(everything) == 4 * len(METHODS) + 12 + 2
     assert quick | slow == everything and everything - slow == {"test_plain"}
     assert quick == collected(suite, "-m", QUICK) and "test_slow" not in quick
     of_methods = {
         f"test_method[{name}]" for name in ("trades", "pgd_at_te", "trades_te", *rotating(METHODS, SAMPLE, DAY))
     }
     assert {name for name in quick if "method" in name} == of_methods
+    changed = [name for name in of_methods if re.search(r"\[(trades|pgd_at_te|trades_te)\]", name)]
+    modes = [name for name in quick if name.startswith("test_mode")]
+    assert len(modes) == len(of_methods) + 2 * len(changed), "every pair of what changed, one of the others"
     assert sum("pair" in name for name in quick) == 4
     assert quick != collected(suite, "-m", QUICK, f"--day={DAY + 1}")
 

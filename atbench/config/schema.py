@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -170,8 +171,9 @@ class EvalConfig:
     eval: EvalSection = field(default_factory=EvalSection)
 
 
+@functools.cache  # an eighth of a composition
 def register() -> None:
-    """Register the schemas and `${times:a,b}` with Hydra. Idempotent."""
+    """Register the schemas and `${times:a,b}` with Hydra, once in a process."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

@@ -99,6 +99,7 @@ def old_names(node: Any) -> Any:
     return yaml.safe_load(text)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_version_before_is_resumed_evaluated_verified_and_exported(here: Path) -> None:
     words = [*QUICK, *EVALUATED, "runs=."]
     assert main(["train", *words, "train.time_limit=1e-6", "train.checkpoint.steps=1"]) == 75

@@ -244,6 +244,7 @@ def test_two_lines_of_yaml_train_on_a_folder(here: Path) -> None:
     assert record["n"] == 12 and json.loads((run / "environment.json").read_text())["splits"]["train"] == 43
 
 
+@pytest.mark.slow
 def test_a_folder_larger_than_memory_streams_and_resumes_in_the_middle_of_an_epoch(here: Path) -> None:
     """20 pictures may be held, 43 are trained on: stopped within an epoch, whole, or all held, a run ends alike."""
     trees(here / "flowers")

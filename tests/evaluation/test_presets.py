@@ -28,6 +28,7 @@ def planned(*words: str) -> tuple[DictConfig, Plan]:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.every_pair("preset", "norm")
 def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
     cfg, plan = planned(f"eval={preset}", f"eval.norm={norm}")
     eps = cfg.dataset.threat[norm].eps if norm != cfg.attack.norm else cfg.attack.eps

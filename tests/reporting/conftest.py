@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from atbench.reporting import example_grid, plots
-from atbench.reporting.figure_format import Drawing
 from tests.support.outcomes import STEPS, Made, MakeRun, write
 
 
@@ -18,14 +16,6 @@ from tests.support.outcomes import STEPS, Made, MakeRun, write
 def run_maker() -> MakeRun:
     """`run_maker(folder, ...)`: as make_run, in a folder of the caller's."""
     return _make
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made up but not rendered, which is most of a report's time."""
-    for module in (plots, example_grid):
-        monkeypatch.setattr(module, "vector", lambda figure, name: Drawing("<svg/>", b"\x89PNG"))
-    monkeypatch.setattr(example_grid, "raster", lambda figure: Drawing(None, b"\x89PNG"))
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from atbench.reporting.comparison_report import table_rows
 from atbench.reporting.run_folder import find_runs
 from tests.support.outcomes import STANDARD
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def as_json(capsys, *runs: Path) -> dict:
     assert report.report_runs(list(runs), None, True) == 0

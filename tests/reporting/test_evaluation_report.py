@@ -19,7 +19,6 @@ from atbench.reporting.run_folder import read_run
 from atbench.reporting.run_report import build_run_report
 from tests.support.outcomes import CLASSES, LABEL, STANDARD, Made, write
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 EVERYTHING = Made(attacks=STANDARD, sequential=True, norms=("l2", "l1"))
 CHECK = {"name": "gradients", "value": 0.4, "threshold": 0.01, "verdict": "flag", "sentence": "40 % have none."}
 AUDIT = {

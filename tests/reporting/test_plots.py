@@ -13,6 +13,8 @@ from atbench.reporting import example_grid, plots
 from atbench.reporting.figure_format import canvas
 from atbench.reporting.plots import Curve
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 def curve(label: str) -> Curve:
     return Curve(label, (0.0, 1.0, 10.0), (0.9, 0.7, 0.5), (0.85, 0.6, 0.4), (0.95, 0.8, 0.6))

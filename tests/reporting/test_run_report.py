@@ -13,6 +13,7 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import markdown, report
 from atbench.reporting.document import Cell, Code, Document, Facts, Heading, Notice, Paragraph, Table
+from tests.support.figures import rendered
 from tests.support.outcomes import MakeRun
 
 
@@ -52,7 +53,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_maker(tmp_path_factory.mktemp("report") / "run", evaluated={"warnings": ("steps cannot reach the edge",)})
-    report.write_report(run)
+    with rendered():
+        report.write_report(run)
     return run
 
 
@@ -90,6 +92,7 @@ def test_pictures_of_the_markdown_exist(written: Path) -> None:
     assert (written / "pictures" / "best.png").is_file()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_writing_again_changes_nothing(written: Path) -> None:
     before = {path: path.read_bytes() for path in (written / "report.html", *written.glob("pictures/*.png"))}
     report.write_report(written)
@@ -97,7 +100,6 @@ def test_writing_again_changes_nothing(written: Path) -> None:
     assert not list(written.rglob(".*"))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> None:
     run = make_run()
     path = run / "evaluation" / "best.json"
@@ -117,7 +119,6 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     assert "cannot be checked against per-example outcomes" in (run / "report.md").read_text()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_half_written_last_row_is_no_row(make_run) -> None:
     run = make_run()
     with (run / "metrics.jsonl").open("a") as file:
@@ -144,7 +145,6 @@ def test_refusals_name_the_file_and_the_reason(make_run, spoil, words: str) -> N
     assert str(run) in str(refusal.value)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_one_run_prints_its_figures(make_run, capsys) -> None:
     run = make_run()
     assert report.report_runs([run], None, False) == 0
@@ -176,7 +176,6 @@ def test_a_name_brings_no_markup_along(text: str) -> None:
     assert opening == closing and set(opening) == {"`"} and opening not in text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
     """Without a radius there is no attack, and a length of step is no share of it."""
     folder = make_run(eps=0.0)

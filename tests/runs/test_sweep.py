@@ -72,7 +72,7 @@ def test_what_only_the_user_may_say_is_not_taken_from_the_record(
     assert main(["train", "-m", "resume=mine", word]) == 0 and len(stub.configs) == 4
 
 
-@pytest.mark.parametrize("again", ["resume", "same words"])
+@pytest.mark.parametrize("again", ["resume", pytest.param("same words", marks=pytest.mark.slow)])
 def test_a_sweep_goes_on(again: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One job is done, one was interrupted, one was never begun."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)

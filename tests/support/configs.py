@@ -20,13 +20,13 @@ def composed(*words: str, verb: str = "train") -> DictConfig:
 
 
 def resolved(*words: str) -> DictConfig:
-    """As a run reads it: fractions are numbers, interpolations are resolved, nothing can change."""
-    return deepcopy(_resolved(words))
+    """As a run reads it: fractions are numbers, interpolations are resolved, nothing can change. The same each time."""
+    return _resolved(words)
 
 
 @cache
 def _resolved(words: tuple[str, ...]) -> DictConfig:
-    return values.resolve(composed(*words))
+    return values.resolve(_composed(words, "train"))
 
 
 @cache

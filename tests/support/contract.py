@@ -25,7 +25,8 @@ from atbench.training.cost import Count
 from atbench.workflows import factory
 from tests.support.configs import resolved
 
-SPAWN = mp.get_context("spawn")
+#: A fork has everything imported, which takes longer than a short training; where there is a GPU it cannot be used.
+PROCESSES = mp.get_context("spawn" if torch.accelerator.is_available() else "fork")
 
 OVERRIDES = (
     "model.norm=none",
@@ -145,9 +146,9 @@ class TwoProcesses:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        self.jobs = [SPAWN.SimpleQueue() for _ in range(2)]
+        self.jobs = [PROCESSES.SimpleQueue() for _ in range(2)]
         arguments = [(rank, 2, port, self.folder, jobs) for rank, jobs in enumerate(self.jobs)]
-        self.processes = [SPAWN.Process(target=work, args=each, daemon=True) for each in arguments]
+        self.processes = [PROCESSES.Process(target=work, args=each, daemon=True) for each in arguments]
         for process in self.processes:
             process.start()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import hydra
@@ -71,7 +73,12 @@ def images(network_or_side: int, channels: int = 3, n: int = 4) -> torch.Tensor:
 
 
 def option(name: str, *overrides: str) -> dict[str, Any]:
-    """The node of `model=name`."""
+    """The node of `model=name`. A copy."""
+    return deepcopy(_option(name, overrides))
+
+
+@cache
+def _option(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     with hydra.initialize_config_dir(str(registry.conf_dir()), version_base="1.3"):
         node = OmegaConf.to_container(hydra.compose(f"model/{name}", list(overrides)).model)
     assert isinstance(node, dict)

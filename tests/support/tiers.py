@@ -3,12 +3,13 @@
 Two markers name parameters of a test:
 
     @pytest.mark.every_method("name")        `name` is a method, or the experiment of one
-    @pytest.mark.every_pair("name", "norm")  `name` is an attack, or what else has pairs
+    @pytest.mark.every_pair("name", "norm")  `name` is an attack, a method or what else has pairs
 
 The quick tier (`make test`) runs such a test for the methods whose files differ from the last commit on `main`, for
-`SAMPLE` more that rotate with the day, and for each attack in one norm, the day's. What it leaves out carries the mark
-`slow`; the slow tier (`make test-slow`) runs every one of these tests. Nothing is left out where `--all-methods`, `-k`
-or a single test (`file.py::test`) is asked for. `--day N` runs another day's sample (N is `date.toordinal()`).
+`SAMPLE` more that rotate with the day, and for each attack in one norm, the day's; a method that differs has all its
+pairs. What it leaves out carries the mark `slow`; the slow tier (`make test-slow`) runs every one of these tests.
+Nothing is left out where `--all-methods`, `-k` or a single test (`file.py::test`) is asked for. `--day N` runs another
+day's sample (N is `date.toordinal()`).
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Selection:
     day: int
     methods: list[str]
     everything: bool = False
+    changed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: pytest.Config) -> Selection:
@@ -78,7 +80,7 @@ class Selection:
         files = changed_files()
         changed = rotating([name for name in METHODS if files & files_of(name)], CHANGED, day)
         asked = config.getoption("--all-methods") or config.option.keyword or any("::" in word for word in config.args)
-        return cls(day, sorted({*changed, *rotating(METHODS, SAMPLE, day)}), bool(asked))
+        return cls(day, sorted({*changed, *rotating(METHODS, SAMPLE, day)}), bool(asked), tuple(changed))
 
     def norm(self, attack: str, attacks: list[str], norms: list[str]) -> str:
         """The norm of an attack today: neighbours in the alphabet get different ones."""
@@ -110,11 +112,17 @@ def parameters(item: pytest.Item, mark: str) -> list[Any] | None:
     return [item.callspec.params[name] for name in marker.args] if marker else None  # type: ignore[attr-defined]
 
 
+def tested_method(item: pytest.Item) -> str | None:
+    """The method of a test that holds for every one."""
+    value = parameters(item, "every_method")
+    return method_of(value[0]) if value else None
+
+
 def leave_out_pairs(items: Iterable[pytest.Item], selection: Selection) -> None:
     """Mark as slow every pair but the day's, for each test by itself: not every one has every attack in every norm."""
     tests: dict[Any, list[tuple[pytest.Item, str, str]]] = {}
     for item in items:
-        if pair := parameters(item, "every_pair"):
+        if (pair := parameters(item, "every_pair")) and tested_method(item) not in selection.changed:
             tests.setdefault(item.function, []).append((item, *pair))  # type: ignore[attr-defined]
     for cases in tests.values():
         norms: dict[str, list[str]] = {}
@@ -131,8 +139,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if selection.everything:
         return
     for item in items:
-        value = parameters(item, "every_method")
-        if value and method_of(value[0]) not in selection.methods:
+        method = tested_method(item)
+        if method and method not in selection.methods:
             item.add_marker("slow")
     leave_out_pairs(items, selection)
 

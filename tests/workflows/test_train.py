@@ -35,6 +35,7 @@ def train(*words: str) -> int:
     return main(["train", *QUICK, *words])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_explains_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=trades", "attack.eps=51/255") == 0
     said = capsys.readouterr()
