@@ -1,8 +1,8 @@
 """The tables of docs/methods.md: every method trained on digits, attacked, audited; the same recipe for all.
 
-    python scripts/methods_table.py --seeds 0,1,2 --jobs 2                 train what is missing, then write the tables
-    python scripts/methods_table.py --only 'multi_norm_*' --seeds 0        a part of it
-    python scripts/methods_table.py --seeds 0,1,2 --write                  from the runs that are there, train nothing
+    python -m scripts.methods_table --seeds 0,1,2 --jobs 2                 train what is missing, then write the tables
+    python -m scripts.methods_table --only 'multi_norm_*' --seeds 0        a part of it
+    python -m scripts.methods_table --seeds 0,1,2 --write                  from the runs that are there, train nothing
 
 A run that is done is not repeated and one that was cut off goes on, so the script may be stopped and started at will.
 Every method is trained as it stands in conf/method. Shown is the checkpoint that the held-out part of the training data
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr
@@ -39,6 +37,7 @@ from atbench.training import World, threads
 from atbench.training.cost import Count
 from atbench.workflows import factory
 from atbench.workflows.train import Run
+from scripts.table_runs import done, replace_section, train
 
 TRAIN = ("dataset=digits", "model.width=16", "logger=none", "threads=1")
 EVAL = (
@@ -53,29 +52,12 @@ EVAL = (
 #: Operations are counted in a shorter run whose held-out measurements, which are counted too, are next to nothing.
 COUNTED = ("train.epochs=2", "train.selection.every=2", "train.selection.n=1", "train.selection.steps=1")
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
-BEGIN, END = "<!-- written by scripts/methods_table.py -->", "<!-- end -->"
 
 
-def done(home: Path) -> Path | None:
-    """The finished run in a folder, if there is one."""
-    for path in sorted(home.glob("*/status.json")):
-        finished = json.loads(path.read_text())["state"] == "done" and (path.parent / "evaluation/best.json").exists()
-        if finished:
-            return path.parent
-    return None
-
-
-def train(home: Path, name: str, seed: int) -> str:
-    """One run, from its beginning or from where it was cut off. Returns what to tell."""
-    if done(home):
-        return f"{name} seed {seed}: is there"
-    begun = sorted(home.glob("*/checkpoints/last.pt"))
-    words = [f"resume={begun[-1].parents[1]}"] if begun else [f"method={name}", f"seed={seed}", f"runs={home}", *TRAIN]
-    command = [sys.executable, "-m", "atbench", "train", *words, *EVAL]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    home.mkdir(parents=True, exist_ok=True)  # a refusal makes no folder
-    (home / "log.txt").write_text(ended.stdout + ended.stderr)
-    return f"{name} seed {seed}: {'done' if ended.returncode == 0 else f'exit {ended.returncode}, see {home}/log.txt'}"
+def measure(home: Path, name: str, seed: int) -> str:
+    """A method with one seed, unless that is done. Returns what to tell."""
+    told = "is there" if done(home) else train(home, [f"method={name}", f"seed={seed}", *TRAIN], EVAL)
+    return f"{name} seed {seed}: {told}"
 
 
 def cost(name: str) -> float:
@@ -158,12 +140,9 @@ def main() -> None:
     if not args.write:
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [(args.runs / f"{name}-s{seed}", name, seed) for seed in seeds for name in wanted]
-            for told in pool.map(lambda job: train(*job), jobs):
+            for told in pool.map(lambda job: measure(*job), jobs):
                 print(told, flush=True)
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    written = f"{before}{BEGIN}\n\n{table(args.runs, known, seeds)}\n\n{END}{after}"
-    DOCUMENT.write_text(written, encoding="utf-8")
+    replace_section(DOCUMENT, table(args.runs, known, seeds))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ def _named(package: str, names: str) -> frozenset[str]:
 
 
 SOURCES = _named(
-    "atbench.data", "npz.npz digits.digits image_folder.folder image_folder.tiny_imagenet torchvision_sets.published"
-)  # fmt: skip
+    "atbench.data",
+    "npz.npz digits.digits image_folder.folder image_folder.tiny_imagenet mnist14.mnist14 torchvision_sets.published",
+)
 AUGMENTATIONS = _named(
     "atbench.data",
     "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip"
@@ -23,8 +24,8 @@ AUGMENTATIONS = _named(
 )
 MODELS = _named(
     "atbench.models",
-    "cnn.CNN plain.ConvNet8 plain.FastMnist plain.LeNet plain.TradesMnist preact.PreActResNet preact.WRN"
-    " residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
+    "cnn.CNN plain.ConvNet8 plain.FastMnist plain.LeNet plain.Strided plain.TradesMnist preact.PreActResNet"
+    " preact.WRN residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
 )
 ATTACKS = _named(
     "atbench.attacks",

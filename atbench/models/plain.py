@@ -1,4 +1,4 @@
-"""Plain convolutional networks of the papers: the MNIST nets of TRADES and of fast_adversarial, LeNets, a ConvNet-8.
+"""Plain convolutional networks: the MNIST nets of TRADES and of fast_adversarial, one of ours, LeNets, a ConvNet-8.
 
 All cut before their activations: stage 0 is the first convolution, the last stage the last activation. Their linear
 layers fix the size of the image, which is the data set's.
@@ -79,6 +79,38 @@ class FastMnist(Network):
             conv1=nn.Conv2d(channels, 16, 4, 2, 1),
             conv2=sequential(act=act(), conv=nn.Conv2d(16, 32, 4, 2, 1)),
             fc1=sequential(act=act(), flat=nn.Flatten(), fc=nn.Linear(32 * (height // 4) * (width // 4), 100)),
+            out=act(),
+        )
+        super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)
+
+
+class Strided(Network):
+    """Two 4×4 convolutions of stride 2 (16, 32) with BatchNorm and a layer of 100: FastMnist's form, which adversarial
+    training without BatchNorm left at chance on small images. From 4×4 pixels up.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "relu",
+        head: str = "linear",
+        head_scale: Positive = 15.0,
+    ) -> None:
+        require_side(shape, 4, "strided")
+        act = activation_factory(activation)
+        channels, height, width = shape
+        stages = sequential(
+            conv1=nn.Conv2d(channels, 16, 4, 2, 1, bias=False),
+            conv2=sequential(bn=nn.BatchNorm2d(16), act=act(), conv=nn.Conv2d(16, 32, 4, 2, 1, bias=False)),
+            fc1=sequential(
+                bn=nn.BatchNorm2d(32),
+                act=act(),
+                flat=nn.Flatten(),
+                fc=nn.Linear(32 * (height // 4) * (width // 4), 100),
+            ),
             out=act(),
         )
         super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)

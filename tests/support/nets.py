@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from atbench.config import registry
 from atbench.models import CNN, Network
 from atbench.models.network import Shape
-from atbench.models.plain import ConvNet8, FastMnist, LeNet, TradesMnist
+from atbench.models.plain import ConvNet8, FastMnist, LeNet, Strided, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
 from atbench.models.torchvision_models import TorchVision
@@ -29,6 +29,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "cnn": (CNN, {"width": 4}, 8),
     "mnist_trades": (TradesMnist, {}, 16),
     "mnist_fast": (FastMnist, {}, 4),
+    "strided": (Strided, {}, 4),
     "lenet": (LeNet, {}, 12),
     "lenet_madry": (LeNet, {"channels": (4, 8), "padding": (2, 2), "hidden": (16,)}, 4),
     "lenet_3x3": (LeNet, {"channels": (4, 8), "padding": (1, 1), "hidden": (16,), "kernel": 3}, 4),

@@ -75,6 +75,8 @@ def draws(n: int, seed: int = 0) -> ExampleDraws:
 def node(name: str, **changes: Any) -> dict[str, Any]:
     """The YAML of an attack as a dictionary, `norm` and `eps` left out, with some of its options replaced."""
     content = yaml.safe_load((registry.conf_dir() / "attack" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for base in content.pop("defaults", ()):  # an attack that is another one with changes
+        content = content if base == "_self_" else {**node(base), **content}
     return {key: value for key, value in {**content, **changes}.items() if key not in ("norm", "eps")}
 
 

@@ -1,0 +1,40 @@
+"""Runs behind the tables of documents: started, gone on with, found again; and the section that a table stands in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+BEGIN, END = "<!-- written by a script -->", "<!-- end -->"
+
+
+def done(home: Path, record: str = "evaluation/best.json") -> Path | None:
+    """The finished run in a folder, if there is one with this record."""
+    for path in sorted(home.glob("*/status.json")):
+        if json.loads(path.read_text())["state"] == "done" and (path.parent / record).exists():
+            return path.parent
+    return None
+
+
+def train(home: Path, words: Sequence[str], evaluation: Sequence[str]) -> str:
+    """Train and evaluate, from the beginning or from where it was cut off. Returns what to tell."""
+    begun = sorted(home.glob("*/checkpoints/last.pt"))
+    run = [f"resume={begun[-1].parents[1]}"] if begun else [f"runs={home}", *words]
+    return run_atbench(home, ["train", *run, *evaluation])
+
+
+def run_atbench(home: Path, words: Sequence[str]) -> str:
+    """`atbench WORD ...`, what it prints in `log.txt` of a folder. Returns what to tell."""
+    ended = subprocess.run([sys.executable, "-m", "atbench", *words], capture_output=True, text=True)
+    home.mkdir(parents=True, exist_ok=True)  # a refusal makes no folder
+    (home / "log.txt").write_text(ended.stdout + ended.stderr)
+    return "done" if ended.returncode == 0 else f"exit {ended.returncode}, see {home}/log.txt"
+
+
+def replace_section(document: Path, text: str) -> None:
+    """Put `text` between the two marks of a document."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    document.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
