@@ -158,6 +158,7 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     parts += [f"val PGD{f'-{steps}' if steps else ''} {percent(val['pgd'])}"] if val.get("pgd") is not None else []
     parts += [f"all norms {percent(val['union'])}"] if val.get("union") is not None else []
     parts += [f"gap {100 * row['gap']:.1f}"] if row.get("gap") is not None else []
+    parts += [f"{name} {value:.3g}" for name, value in row.get("method", {}).items() if value is not None]
     parts += [f"{row['examples_per_second']:,.0f} img/s"] if row.get("examples_per_second") is not None else []
     parts += [f"attack {100 * row['attack_share']:.0f} %"] if row.get("attack_share") is not None else []
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)

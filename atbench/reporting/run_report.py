@@ -237,6 +237,10 @@ def _training(run: RunFolder) -> Iterator[Block]:
     if run.rows:
         caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
         yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
+    if plots.has_adaptive_eps(run.rows):
+        caption = "Radii of the training examples. Band: ± one standard deviation; dotted: ε of the threat."
+        drawing = plots.draw_adaptive_eps(run.rows, lookup(run.config, "attack.eps"))
+        yield Figure("adaptive_eps", drawing, caption)
 
 
 def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:
