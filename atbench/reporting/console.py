@@ -19,14 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from atbench.reporting.headline import ASK_RAND
+from atbench.reporting.members_report import terminal_table, transfer_sentence
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
-from atbench.reporting.wording import NOTHING, interval, percent
+from atbench.reporting.wording import NOTHING, accuracy_text, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
 # Fields of a verification that are printed even if they agree, and those of them that are too many.
-_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
+_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows", "members.")
 
 
 def print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
@@ -175,7 +176,7 @@ def print_attack_result(name: str, record: Mapping[str, Any], console: Console) 
     last = record["attacks"][-1] if record["attacks"] else None
     attack = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
     cost = f"  {last['seconds']:.0f} s" if last else ""
-    print_line(f"{name}  {attack}  worst case so far {_cell(record['robust'])}{cost}", console)
+    print_line(f"{name}  {attack}  worst case so far {accuracy_text(record['robust'])}{cost}", console)
 
 
 class Heartbeat:
@@ -207,10 +208,10 @@ def print_summary(
         table.add_row(
             record["checkpoint"],
             NOTHING if record["epoch"] is None else str(record["epoch"]),
-            _cell(record["clean"]),
-            *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
-            *(_cell(by_attack[name]) if name in by_attack else NOTHING for name in attacks),
-            *([NOTHING if robustness_unknown(record) else _cell(record["robust"])] if attacks else []),
+            accuracy_text(record["clean"]),
+            *(accuracy_text(steps[k]) if k in steps else NOTHING for k in shown),
+            *(accuracy_text(by_attack[name]) if name in by_attack else NOTHING for name in attacks),
+            *([NOTHING if robustness_unknown(record) else accuracy_text(record["robust"])] if attacks else []),
             str(record["n"]),
         )
     print_table(table, console)
@@ -226,12 +227,26 @@ def print_summary(
     for record in records:
         if reject := record.get("reject"):
             print_line(f"reject  {rejection_line(record['checkpoint'], reject)}", console)
+    print_transfer(records, console)
     for record in records:
         print_audit(record, console)
     print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
     print_line(Text.assemble(("folder  ", "dim"), str(folder)), console)
     for number, command in enumerate(commands):
         print_line(Text.assemble(("        " if number else "next    ", "dim"), command), console)
+
+
+def print_transfer(records: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the transfer between an ensemble's members, once for checkpoints with equal figures."""
+    found: list[tuple[Mapping[str, Any], list[str]]] = []
+    for record in records:
+        if members := record.get("members"):
+            if not found or found[-1][0] != members:
+                found.append((members, []))
+            found[-1][1].append(record["checkpoint"])
+    for members, names in found:
+        print_line(f"members {' = '.join(names)}: {transfer_sentence(members)}", console)
+        print_table(terminal_table(members), console)
 
 
 def bound_line(record: Mapping[str, Any]) -> str:
@@ -275,7 +290,3 @@ def print_table(table: Table, console: Console) -> None:
     """Print a table; in a pipe, whose width means nothing, without breaking its cells."""
     wide = console if console.is_terminal else Console(file=console.file, width=_PIPE_WIDTH)
     wide.print(table, highlight=False)
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    return f"{percent(entry['accuracy'])} {interval(entry['low'], entry['high'])}"

@@ -20,6 +20,11 @@ def interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def accuracy_text(entry: Mapping[str, float]) -> str:
+    """An accuracy of a record with its interval, `61.0 % [56.4, 65.4]`."""
+    return f"{percent(entry['accuracy'])} {interval(entry['low'], entry['high'])}"
+
+
 def mean_and_spread(mean: float, spread: float | None) -> str:
     """`61.0 ± 1.2`, in percent; without a spread (one seed) only the value."""
     return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"
