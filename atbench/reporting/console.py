@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atbench.reporting.headline import ASK_RAND
-from atbench.reporting.members_report import terminal_table, transfer_sentence
+from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
 from atbench.reporting.wording import NOTHING, accuracy_text, percent
@@ -245,8 +245,10 @@ def print_transfer(records: Sequence[Mapping[str, Any]], console: Console) -> No
                 found.append((members, []))
             found[-1][1].append(record["checkpoint"])
     for members, names in found:
-        print_line(f"members {' = '.join(names)}: {transfer_sentence(members)}", console)
-        print_table(terminal_table(members), console)
+        what = "; accuracy of each member (column) under the attack on one (row)" if members["n"] else ""
+        print_line(f"members {' = '.join(names)}: {transfer_attack(members)}{what}", console)
+        if members["n"]:
+            print_table(terminal_table(members), console)
 
 
 def bound_line(record: Mapping[str, Any]) -> str:

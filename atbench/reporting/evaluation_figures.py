@@ -52,8 +52,8 @@ def _transfer_figure(evaluation: EvaluationRecord) -> Iterator[Block]:
     members = evaluation.record.get("members")
     if members and members["n"]:
         accuracy = np.array([[entry["accuracy"] for entry in row] for row in members["robust"]])
-        attack = f"{transfer_attack(members)} on the member of the row, n = {members['n']}"
-        caption = f"Checkpoint {evaluation.checkpoint}: accuracy of each member, %, under {attack}."
+        what = "accuracy of each member, %, under the attack on the member of the row"
+        caption = f"Checkpoint {evaluation.checkpoint}: {what}: {transfer_attack(members)}."
         yield Figure(f"members-{evaluation.path.stem}", example_grid.draw_transfer(accuracy), caption)
 
 

@@ -19,10 +19,10 @@ def transfer_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         return
     yield Heading("Transfer between members", part=True)
     yield Paragraph(
-        " ".join(f"{checkpoint}: {transfer_sentence(members)}" for checkpoint, members in found)
-        + " On the diagonal a member is attacked white box. Elsewhere a low accuracy means that adversarial images "
-        "transfer: 1 − accuracy is the success rate of the transfer. The figures above are of the ensemble as one "
-        "network."
+        "PGD on one member (row), the last iterates judged by every member (column): its accuracy on the images that "
+        "all members classify right without an attack. On the diagonal a member is attacked white box; elsewhere "
+        "1 − accuracy is the success rate of the transfer. All other figures are of the ensemble as one network. "
+        + " ".join(f"{checkpoint}: {transfer_attack(members)}." for checkpoint, members in found)
     )
     rows = [
         (Cell(checkpoint), Cell(f"member {number}", number), *(_cell(entry) for entry in row))
@@ -34,25 +34,18 @@ def transfer_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         yield Table(("checkpoint", "attacked", *(f"member {number}" for number in range(width))), tuple(rows))
 
 
-def transfer_sentence(members: Mapping[str, Any]) -> str:
-    """`PGD-100 (L∞, ε = 8/255) on one member (row), accuracy of each (column), n = 423 images that ...`."""
-    if not members["n"]:
-        return "no image is classified right by all members."
-    return (
-        f"{transfer_attack(members)} on one member (row), accuracy of each member (column) on its last iterates, "
-        f"on the {members['n']:,} images that all members classify right."
-    )
-
-
 def transfer_attack(members: Mapping[str, Any]) -> str:
-    """The attack on a member: `PGD-100 (L∞, ε = 8/255)`."""
+    """The attack on a member and the number of images: `PGD-100 (L∞, ε = 8/255), n = 423`."""
+    if not members["n"]:
+        return "no image is classified right by all members"
     attack = members["attack"]
     objective = "" if attack["objective"] == "ce" else f", objective {attack['objective']}"
-    return f"PGD-{attack['steps']} ({norm_name(attack['norm'])}, ε = {short_eps(attack['eps'])}{objective})"
+    ball = f"{norm_name(attack['norm'])}, ε = {short_eps(attack['eps'])}"
+    return f"PGD-{attack['steps']} ({ball}{objective}), n = {members['n']:,}"
 
 
 def terminal_table(members: Mapping[str, Any]) -> TerminalTable:
-    """The matrix with intervals."""
+    """The matrix: accuracy of each member (column) under the attack on one of them (row)."""
     rows = members["robust"]
     heads = ["attacked", *(f"member {number}" for number in range(len(rows)))]
     table = TerminalTable(*heads, box=None, header_style="dim", pad_edge=False)
