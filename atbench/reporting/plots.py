@@ -93,7 +93,8 @@ def draw_adaptive_eps(rows: Sequence[Row], eps: float | None = None) -> Drawing:
     axes[0].fill_between(epochs, mean - spread, mean + spread, color=shade(0), alpha=0.16, linewidth=0)
     if eps is not None:
         axes[0].axhline(eps, color=INK, linestyle=":", linewidth=1, alpha=0.6)
-    axes[0].set(xlabel="epoch", ylabel="radius ε_i of an example")
+    axes[0].locator_params("x", integer=True)
+    axes[0].set(xlabel="epoch", ylabel="radius of an example")
     return vector(figure, "adaptive_eps")
 
 
