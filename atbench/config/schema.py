@@ -93,7 +93,8 @@ class EvalSection:
     sweep; `eps_grid`: multiples of ε, each with `eps_steps` steps. `attacks`: further ones in the same ball, by name;
     `sequential`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
-    ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `audit`: on how
+    ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `members`: whether
+    each member of an ensemble is attacked and its images are judged by the others. `audit`: on how
     many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
     so many test images, every class in proportion, always the same ones. `name`: under which this evaluation stands
     beside others of the same network (null: that of the preset).
@@ -115,6 +116,7 @@ class EvalSection:
     reject: Optional[Number] = None
     reject_steps: int = 200
     reject_restarts: int = 4
+    members: bool = True
     audit: int = 0
     examples: bool = True
     batch_size: int = 512

@@ -45,6 +45,16 @@ class EvalModel:
         with attack_mode(self.network, "eval"):
             yield
 
+    @contextmanager
+    def answering_with(self, network: nn.Module) -> Iterator[None]:
+        """A block in which a part of the network, a member of an ensemble, gives the logits."""
+        whole = self.cast_network
+        self.cast_network = Cast(network)
+        try:
+            yield
+        finally:
+            self.cast_network = whole
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits, counted and checked: argmax of NaN is class 0, and would pass for a prediction."""
         self.on_forward(self)

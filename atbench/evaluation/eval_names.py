@@ -15,8 +15,8 @@ import yaml
 from atbench.errors import ConfigError
 from atbench.runs.run_dir import EVALUATION, complete_records, record_folders
 
-#: Keys of `eval` that change no number.
-_INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples"})
+#: Keys of `eval` that change no accuracy of the network; `members` adds figures, and records of 0.1.0 lack the key.
+_INCIDENTAL = frozenset({"about", "name", "batch_size", "checkpoints", "examples", "members"})
 
 
 def record_settings(config: Mapping[str, Any]) -> dict[str, Any]:

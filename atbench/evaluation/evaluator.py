@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from atbench.evaluation.audit.outputs import randomness_source
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.corruption_accuracy import corruption_accuracy
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.members import MemberTransfer, attack_members, ensemble_members
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import (
     CONFIDENT,
@@ -40,6 +41,7 @@ class Plan:
         runs only on what is still robust, as in AutoAttack; otherwise on all that is right without an attack.
     audit: how many examples the audit uses; 0 for no audit.
     norms: PGD in other norms, by name. corruptions: severities of the common corruptions.
+    members: whether each member of an ensemble is attacked and its images are judged by the others.
     reject: rejection of unsure predictions. examples: whether adversarial images are kept. notes: warnings about how
         the plan differs from what was asked for.
     """
@@ -54,9 +56,15 @@ class Plan:
     audit: int = 0
     norms: Mapping[str, PGDConfig] = field(default_factory=dict)
     corruptions: Sequence[int] = ()
+    members: bool = False
     reject: RejectionPlan | None = None
     examples: bool = True
     notes: Sequence[str] = ()
+
+    @property
+    def member_attack(self) -> PGDConfig:
+        """PGD on a member of an ensemble: the main threat's, from one start."""
+        return replace(self.threat, restarts=1)
 
 
 @dataclass
@@ -64,8 +72,9 @@ class EvalResults:
     """Results of an evaluation, filled in as it runs.
 
     clean, logits: (n,) and (n, K), without an attack. sweep: PGD over k and ε. attacks: the further attacks by name.
-    norms: PGD in other norms. corruptions: figures and masks. random: the random source of a network that does not
-    answer an image twice alike (`randomness_source`). split_size: how many images the split has. checks: of the audit.
+    norms: PGD in other norms. corruptions: figures and masks. members: transfer between an ensemble's members.
+    random: the random source of a network that does not answer an image twice alike (`randomness_source`).
+    split_size: how many images the split has. checks: of the audit.
     """
 
     plan: Plan
@@ -76,6 +85,7 @@ class EvalResults:
     attacks: dict[str, AttackResult] = field(default_factory=dict)
     norms: dict[str, SweepResult] = field(default_factory=dict)
     corruptions: tuple[dict[str, Any], Array] | None = None
+    members: MemberTransfer | None = None
     rejection: RejectionResult | None = None
     random: str | None = None
     split_size: int = 0
@@ -124,6 +134,8 @@ def evaluate_model(
         on_progress(results)
     for name, threat in plan.norms.items():
         results.norms[name] = runner.run_sweep(threat, [], threat.steps)
+    if plan.members and ensemble_members(eval_model.network):
+        results.members = attack_members(eval_model, images, plan.member_attack, runner.cache)
     if plan.audit:
         eval_model.activity = "audit"
         results.checks = run_audit(eval_model, images, clean, plan.threat, results.by_attack(), plan.audit)

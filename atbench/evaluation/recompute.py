@@ -17,6 +17,7 @@ from atbench.evaluation.attack_runner import AttackRunner, SweepResult
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import EvalResults, Plan, begin_evaluation, held_out_confidences
+from atbench.evaluation.members import ensemble_members, judge_again
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import CONFIDENT, MISCLASSIFIED, RejectionResult, confidence_threshold
 from atbench.evaluation.result_cache import ResultCache
@@ -42,6 +43,9 @@ def recompute_results(
         results.attacks[name] = replace(kept.result(name, tried, settings, attack.access), minimal=attack.minimal)
     for name, threat in plan.norms.items():
         results.norms[name] = kept.sweep(f"pgd_{name}", threat, [1.0])
+    if plan.members and (members := ensemble_members(eval_model.network)):
+        made = [kept.images(f"member{number}", len(images)) for number in range(len(members))]
+        results.members = judge_again(eval_model, images, plan.member_attack, made)
     if reject:
         held_out = held_out_confidences(runner, reject.held)
         settings = {"norm": plan.threat.norm, "eps": plan.threat.eps, **reject.settings}
@@ -73,7 +77,7 @@ class _KeptImages:
     ) -> AttackResult:
         """The result of an attack; `seed_name` seeds a random network's numbers, by default the attack's name."""
         eval_model, n = self.runner.eval_model, len(tried)
-        rows, x_adv = self._images(name, n)
+        rows, x_adv = self.images(name, n)
         batches: list[dict[str, Tensor]] = []
         with eval_model.ready():
             for part in torch.arange(len(rows)).split(eval_model.batch_size):
@@ -116,7 +120,7 @@ class _KeptImages:
             radii[multiple] = replace(result, first_broken=first_broken)
         return SweepResult(config, radii)
 
-    def _images(self, name: str, n: int) -> tuple[Array, Tensor]:
+    def images(self, name: str, n: int) -> tuple[Array, Tensor]:
         """Rows and images that an attack kept; none where they do not belong together."""
         shape = tuple(self.runner.images.x.shape[1:])
         empty = np.zeros(0, np.int64), torch.zeros((0, *shape))

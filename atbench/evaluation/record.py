@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.data import stratified_subset
-from atbench.evaluation import metrics, rejection
+from atbench.evaluation import members, metrics, rejection
 from atbench.evaluation.attack_limits import evaluation_warnings
 from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.attack_runner import SweepResult
@@ -66,6 +66,7 @@ def build_record(
         "union": metrics.union_accuracy(threats) if results.norms else None,
         "corruptions": results.corruptions[0] if results.corruptions else None,
         "reject": _reject(results),
+        **({"members": members.transfer_figures(results.members)} if results.members else {}),
         "classes": metrics.per_class(label, results.robust.numpy(), class_names),
         "calibration": {
             "clean": metrics.calibration_figures(results.logits, label),
@@ -206,6 +207,8 @@ def outcome_arrays(results: EvalResults) -> dict[str, Array]:
         out[f"broken_at_{name}"] = step_codes(sweep.main.first_broken)
     if results.corruptions:
         out["corrupted"] = results.corruptions[1]
+    if results.members:
+        out["members_right"], out["members_fooled"] = results.members.right, results.members.fooled
     if results.rejection:
         attacks = [*_main_attacks(results), results.rejection.misclassified]
         out["confidence_adversarial"] = rejection.adversarial_confidence(attacks, n)
@@ -232,6 +235,8 @@ def example_arrays(results: EvalResults) -> dict[str, Array]:
             out[f"{name}.{position}.step"] = result.first_broken.numpy()[result.rows].astype(np.int16)
     for name, result in {**results.attacks, **_misclassified(results)}.items():
         out |= _images(name, result)
+    for number, attack in enumerate(results.members.attacks if results.members else ()):
+        out |= {f"member{number}.rows": attack.rows, f"member{number}.x_adv": attack.x_adv}
     return out
 
 

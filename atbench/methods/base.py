@@ -189,6 +189,13 @@ class Method(nn.Module):
         """Called after each epoch with the validation figures, the same on every process."""
         return None
 
+    def epoch_figures(self) -> dict[str, float]:
+        """What the method adapts, by name, for the epoch's row and line: the stage of a curriculum, `eps_spread`.
+
+        Called after each epoch, before `on_epoch`; the same on every process.
+        """
+        return {}
+
     def fixed_steps(self) -> dict[str, FixedSteps]:
         """Attacks of training with a fixed step size, by configuration key; none where step sizes follow from ε."""
         own = self.attack
@@ -247,6 +254,11 @@ class Method(nn.Module):
         parts = [torch.empty_like(tensor) for _ in range(self.clock.world)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
+
+
+def eps_spread(eps: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of the examples' radii `eps` (N,), as the figures `eps_mean` and `eps_std`."""
+    return {"eps_mean": float(eps.mean()), "eps_std": float(eps.std(correction=0))}
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:

@@ -100,8 +100,10 @@ class CatCurriculum(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        terms = {"strength": self.strength.float()}
-        return Loss(total, terms, logits)
+        return Loss(total, {}, logits)
+
+    def epoch_figures(self) -> dict[str, float]:
+        return {"strength": int(self.strength)}
 
     def on_epoch(self, report: Report) -> Decision | None:
         if int(self.strength) == self.max_strength:

@@ -8,7 +8,7 @@ from torch import Tensor
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
-from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.methods.base import FixedSteps, Loss, Method, eps_spread
 from atbench.models import attack_mode
 
 
@@ -88,10 +88,13 @@ class Iaat(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"eps": batch.aux["eps"].mean()}, logits)
+        return Loss(total, {}, logits)
 
     def after_update(self, batch: Batch) -> None:
         self.eps[self.gather(batch.index)] = self.gather(batch.aux["eps"])
+
+    def epoch_figures(self) -> dict[str, float]:
+        return eps_spread(self.eps)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 4 if self._warm else 6 * steps + 6

@@ -10,7 +10,7 @@ from atbench.attacks.norms.lp_ball import per_example
 from atbench.config.ranges import Count, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.methods.base import FixedSteps, Loss, Method, eps_spread
 from atbench.models import attack_mode
 
 MODES = ("train", "batch", "eval")
@@ -111,12 +111,14 @@ class Mma(Method):
             natural = self.risk(self.model(batch.x), batch.y).mean()
         mixed = self.model(batch.x_adv)
         pushing = (self.risk(mixed, batch.y) * batch.aux["counts"]).mean()
-        terms = {"ce": natural.detach(), "mma": pushing.detach(), "margin": batch.aux["margin"].mean()}
-        total = (1 - self.clean_weight) * pushing + self.clean_weight * natural
-        return Loss(total, terms, mixed)
+        terms = {"ce": natural.detach(), "mma": pushing.detach()}
+        return Loss((1 - self.clean_weight) * pushing + self.clean_weight * natural, terms, mixed)
 
     def after_update(self, batch: Batch) -> None:
         self.margins[self.gather(batch.index)] = self.gather(batch.aux["margin"])
+
+    def epoch_figures(self) -> dict[str, float]:
+        return eps_spread(self.margins)  # e_i, what an example is moved by
 
 
 def along(x: Tensor, direction: Tensor, distance: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def record_disagreements(evaluation: EvaluationRecord) -> tuple[str, ...]:
     lines = []
     try:
         for name, value, mask in _claims(evaluation, arrays):
-            if mask.shape != (evaluation.n,) and not name.startswith(("class ", "reject ")):
+            if mask.shape != (evaluation.n,) and not name.startswith(("class ", "reject ", "member ")):
                 lines.append(f"{name}: the record has {evaluation.n} examples, {file} has {mask.size}")
             elif not math.isclose(value, float(mask.mean()), abs_tol=1e-6):
                 lines.append(f"{name}: the record has {value:.6f}, the mask in {file} has mean {mask.mean():.6f}")
@@ -65,6 +65,7 @@ def _claims(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[
     for norm, (_, _, accuracy) in evaluation.norms.items():
         yield norm, accuracy.value, robust_mask(arrays[f"broken_at_{norm}"])
     yield from _rejected(evaluation, arrays)
+    yield from _transferred(evaluation, arrays)
     for position, row in enumerate(evaluation.record["classes"]["classes"]):
         if row["n"]:
             yield f"class {row['class']}", row["accuracy"], arrays["robust"][arrays["label"] == position]
@@ -107,6 +108,18 @@ def _rejected(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterato
         elif len(mask):
             yield f"reject {name}", reject[name]["share"], mask
     yield "reject robust_error without rejection", reject["without"]["robust_error"]["share"], ~right | broken
+
+
+def _transferred(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """Accuracies of an ensemble's members on images made on one another."""
+    if not (members := evaluation.record.get("members")):
+        return
+    shared: Array = np.all(arrays["members_right"], axis=0)
+    yield "images that all members classify right", members["n"] / evaluation.n, shared
+    for number, row in enumerate(members["robust"]):
+        for other, entry in enumerate(row):
+            mask = ~arrays["members_fooled"][number, other][shared]
+            yield f"member {other} on images made on member {number}", entry["accuracy"], mask
 
 
 def _eight_bit(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:

@@ -19,14 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from atbench.reporting.headline import ASK_RAND
+from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
-from atbench.reporting.wording import NOTHING, percent, with_interval
+from atbench.reporting.wording import NOTHING, accuracy_text, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
 # Fields of a verification that are printed even if they agree, and those of them that are too many.
-_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
+_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows", "members.")
 
 
 def print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
@@ -158,6 +159,7 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     parts += [f"val PGD{f'-{steps}' if steps else ''} {percent(val['pgd'])}"] if val.get("pgd") is not None else []
     parts += [f"all norms {percent(val['union'])}"] if val.get("union") is not None else []
     parts += [f"gap {100 * row['gap']:.1f}"] if row.get("gap") is not None else []
+    parts += [f"{name} {value:.3g}" for name, value in row.get("method", {}).items() if value is not None]
     parts += [f"{row['examples_per_second']:,.0f} img/s"] if row.get("examples_per_second") is not None else []
     parts += [f"attack {100 * row['attack_share']:.0f} %"] if row.get("attack_share") is not None else []
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
@@ -173,7 +175,7 @@ def print_attack_result(name: str, record: Mapping[str, Any], console: Console) 
     last = record["attacks"][-1] if record["attacks"] else None
     attack = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
     cost = f"  {last['seconds']:.0f} s" if last else ""
-    print_line(f"{name}  {attack}  worst case so far {_cell(record['robust'])}{cost}", console)
+    print_line(f"{name}  {attack}  worst case so far {accuracy_text(record['robust'])}{cost}", console)
 
 
 class Heartbeat:
@@ -205,10 +207,10 @@ def print_summary(
         table.add_row(
             record["checkpoint"],
             NOTHING if record["epoch"] is None else str(record["epoch"]),
-            _cell(record["clean"]),
-            *(_cell(steps[k]) if k in steps else NOTHING for k in shown),
-            *(_cell(by_attack[name]) if name in by_attack else NOTHING for name in attacks),
-            *([NOTHING if robustness_unknown(record) else _cell(record["robust"])] if attacks else []),
+            accuracy_text(record["clean"]),
+            *(accuracy_text(steps[k]) if k in steps else NOTHING for k in shown),
+            *(accuracy_text(by_attack[name]) if name in by_attack else NOTHING for name in attacks),
+            *([NOTHING if robustness_unknown(record) else accuracy_text(record["robust"])] if attacks else []),
             str(record["n"]),
         )
     print_table(table, console)
@@ -224,12 +226,28 @@ def print_summary(
     for record in records:
         if reject := record.get("reject"):
             print_line(f"reject  {rejection_line(record['checkpoint'], reject)}", console)
+    print_transfer(records, console)
     for record in records:
         print_audit(record, console)
     print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
     print_line(Text.assemble(("folder  ", "dim"), str(folder)), console)
     for number, command in enumerate(commands):
         print_line(Text.assemble(("        " if number else "next    ", "dim"), command), console)
+
+
+def print_transfer(records: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the transfer between an ensemble's members, once for checkpoints with equal figures."""
+    found: list[tuple[Mapping[str, Any], list[str]]] = []
+    for record in records:
+        if members := record.get("members"):
+            if not found or found[-1][0] != members:
+                found.append((members, []))
+            found[-1][1].append(record["checkpoint"])
+    for members, names in found:
+        what = "; accuracy of each member (column) under the attack on one (row)" if members["n"] else ""
+        print_line(f"members {' = '.join(names)}: {transfer_attack(members)}{what}", console)
+        if members["n"]:
+            print_table(terminal_table(members), console)
 
 
 def bound_line(record: Mapping[str, Any]) -> str:
@@ -273,7 +291,3 @@ def print_table(table: Table, console: Console) -> None:
     """Print a table; in a pipe, whose width means nothing, without breaking its cells."""
     wide = console if console.is_terminal else Console(file=console.file, width=_PIPE_WIDTH)
     wide.print(table, highlight=False)
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    return with_interval(entry["accuracy"], entry["low"], entry["high"])

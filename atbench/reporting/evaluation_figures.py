@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from atbench.reporting import example_grid, plots
 from atbench.reporting.document import Block, Figure
+from atbench.reporting.members_report import transfer_attack
 from atbench.reporting.plots import Curve
 from atbench.reporting.results import Accuracy, EvaluationRecord
 
@@ -24,6 +27,7 @@ def evaluation_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Bloc
         yield Figure("eps", plots.draw_accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
     for evaluation in evaluations:
         yield from _checkpoint_figures(evaluation)
+        yield from _transfer_figure(evaluation)
     first = evaluations[0]
     if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
         caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
@@ -40,6 +44,16 @@ def _checkpoint_figures(evaluation: EvaluationRecord) -> Iterator[Block]:
     if "confusion" in arrays and len(classes) <= example_grid.MOST_CLASSES:
         caption = f"Checkpoint {evaluation.checkpoint}: predictions under attack by true class, in examples."
         yield Figure(f"confusion-{name}", example_grid.draw_confusion(arrays["confusion"], classes), caption)
+
+
+def _transfer_figure(evaluation: EvaluationRecord) -> Iterator[Block]:
+    """Transfer between an ensemble's members."""
+    members = evaluation.record.get("members")
+    if members and members["n"]:
+        accuracy = np.array([[entry["accuracy"] for entry in row] for row in members["robust"]])
+        what = "accuracy of each member, %, under the attack on the member of the row"
+        caption = f"Checkpoint {evaluation.checkpoint}: {what}: {transfer_attack(members)}."
+        yield Figure(f"members-{evaluation.path.stem}", example_grid.draw_transfer(accuracy), caption)
 
 
 def steps_curve(evaluation: EvaluationRecord) -> Curve:

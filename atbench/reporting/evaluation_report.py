@@ -8,6 +8,7 @@ from typing import Any
 
 from atbench.reporting.agreement import robust_mask
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table, table
+from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
 from atbench.reporting.wording import (
@@ -53,6 +54,7 @@ def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         yield Facts(settings)
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
+    yield from transfer_blocks(evaluations)
     yield from rejection_blocks(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)

@@ -1,4 +1,4 @@
-"""Drawings of examples: clean and adversarial images, confusion matrix, reliability diagram."""
+"""Drawings of examples: clean and adversarial images, confusion and transfer matrix, reliability diagram."""
 
 from __future__ import annotations
 
@@ -55,20 +55,35 @@ def draw_example_grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> 
 def draw_confusion(counts: np.ndarray, classes: Sequence[str]) -> Drawing:
     """Counts (K, K) of true class by predicted class, coloured by the share of the true class; diagonal: right."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 1.6 + 0.42 * len(classes)
+    texts = [[str(count) if count else "" for count in row] for row in counts]
+    return _matrix(share, texts, classes, "true class", "predicted under attack", 0.42)
+
+
+def draw_transfer(accuracy: np.ndarray) -> Drawing:
+    """Accuracy (M, M) of an ensemble's members (columns) on images made on each of them (rows), in percent."""
+    texts = [[f"{100 * value:.0f}" for value in row] for row in accuracy]
+    names = [str(number) for number in range(len(accuracy))]
+    return _matrix(accuracy, texts, names, "member attacked", "member evaluated", 0.6)
+
+
+def _matrix(
+    share: np.ndarray, texts: Sequence[Sequence[str]], names: Sequence[str], rows: str, columns: str, inches: float
+) -> Drawing:
+    """Shares in [0, 1] as colours with a text in each cell, `inches` wide."""
+    side = 1.6 + inches * len(names)
     figure, axes = canvas(1, 1, (side, side))
     axis = axes[0]
     axis.imshow(share, "Blues", vmin=0, vmax=1)
     axis.grid(False)
     axis.spines[:].set_visible(False)
-    turn = 90 if max(map(len, classes)) > 3 else 0
-    axis.set_xticks(range(len(classes)), classes, rotation=turn)
-    axis.set_yticks(range(len(classes)), classes)
-    axis.set(xlabel="predicted under attack", ylabel="true class")
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            ink = "white" if share[row, column] > 0.55 else INK
-            axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=ink)
+    turn = 90 if max(map(len, names)) > 3 else 0
+    axis.set_xticks(range(len(names)), names, rotation=turn)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel=columns, ylabel=rows)
+    for (row, column), value in np.ndenumerate(share):
+        if text := texts[row][column]:
+            ink = "white" if value > 0.55 else INK
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     return raster(figure)
 
 

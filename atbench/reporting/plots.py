@@ -79,6 +79,25 @@ def draw_training(groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
     return vector(figure, "training")
 
 
+def has_adaptive_eps(rows: Sequence[Row]) -> bool:
+    """Whether rows of metrics.jsonl are of a method whose examples have radii of their own."""
+    return bool(_series(rows, "method.eps_mean"))
+
+
+def draw_adaptive_eps(rows: Sequence[Row], eps: float | None = None) -> Drawing:
+    """Mean radius ε_i of the training examples over epochs, ± one standard deviation; dotted: the attack's `eps`."""
+    figure, axes = canvas(1, 1, (10.0, 3.2))
+    epochs, mean = (np.array(part) for part in zip(*_series(rows, "method.eps_mean").items(), strict=True))
+    spread = np.array(list(_series(rows, "method.eps_std").values()))
+    axes[0].plot(epochs, mean, color=shade(0), marker="o", markersize=3.5, linewidth=1.6)
+    axes[0].fill_between(epochs, mean - spread, mean + spread, color=shade(0), alpha=0.16, linewidth=0)
+    if eps is not None:
+        axes[0].axhline(eps, color=INK, linestyle=":", linewidth=1, alpha=0.6)
+    axes[0].locator_params("x", integer=True)
+    axes[0].set(xlabel="epoch", ylabel="radius of an example")
+    return vector(figure, "adaptive_eps")
+
+
 def _curves(axis: Axes, curves: Sequence[Curve]) -> None:
     for number, curve in enumerate(curves):
         colour, style = shade(number), _STYLES[number // len(SHADES) % len(_STYLES)]

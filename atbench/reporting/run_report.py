@@ -70,9 +70,7 @@ def build_run_report(run: RunFolder) -> Document:
         *audit_report.audit_blocks(evaluations),
     ]
     blocks += [Heading("Figures"), *evaluation_figures(evaluations)]
-    if run.rows:
-        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
-        blocks.append(Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption))
+    blocks += _training(run)
     blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
     blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
     return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
@@ -225,6 +223,16 @@ def _selection(run: RunFolder) -> Iterator[Block]:
         else:
             facts.append((name, f"epoch {evaluation.epoch}"))
     yield Facts(tuple(facts))
+
+
+def _training(run: RunFolder) -> Iterator[Block]:
+    if run.rows:
+        caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
+        yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
+    if plots.has_adaptive_eps(run.rows):
+        caption = "Radii of the training examples. Band: ± one standard deviation; dotted: ε of the threat."
+        drawing = plots.draw_adaptive_eps(run.rows, select(run.config, "attack.eps"))
+        yield Figure("adaptive_eps", drawing, caption)
 
 
 def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:

@@ -96,8 +96,8 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
     """Attack, ε, k, n, accuracy and interval, one row for each robust accuracy of a record."""
 
-    def row(attack: str, eps: float, k: int | None, entry: Mapping[str, Any]) -> list[Any]:
-        return [attack, eps, k, record["n"], *(entry[key] for key in ("accuracy", "low", "high"))]
+    def row(attack: str, eps: float, k: int | None, entry: Mapping[str, Any], n: int = record["n"]) -> list[Any]:
+        return [attack, eps, k, n, *(entry[key] for key in ("accuracy", "low", "high"))]
 
     eps = record["threat"]["eps"]
     for entry in (*record["steps"], *record["eps"]):
@@ -106,6 +106,11 @@ def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
         yield row(f"after {attack['name']}", eps, None, attack["after"])
     for norm, entry in record["norms"].items():
         yield row(f"pgd {norm}", entry["eps"], entry["k"], entry)
+    members = record.get("members") or {"robust": []}
+    for i, entries in enumerate(members["robust"]):
+        for j, entry in enumerate(entries):
+            name, own = f"pgd on member {i}, member {j} evaluated", members["attack"]
+            yield row(name, own["eps"], own["steps"], entry, members["n"])
 
 
 def open_wandb(

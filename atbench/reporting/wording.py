@@ -25,6 +25,11 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{percent(value)} {interval(low, high)}"
 
 
+def accuracy_text(entry: Mapping[str, float]) -> str:
+    """An accuracy of a record with its interval."""
+    return with_interval(entry["accuracy"], entry["low"], entry["high"])
+
+
 def mean_and_spread(mean: float, spread: float | None) -> str:
     """`61.0 ± 1.2`, in percent; without a spread (one seed) only the value."""
     return f"{100 * mean:.1f}" if spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f}"

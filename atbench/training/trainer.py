@@ -192,6 +192,8 @@ class Trainer:
         }
         if clock.epoch + 1 == clock.epochs or (clock.epoch + 1) % self.recipe.select_every == 0:
             self._validate(row)
+        if figures := self.method.epoch_figures():
+            row["method"] = figures
         decision = self.method.on_epoch(Report(row, self._measure))
         self._obey(decision)
         self.means.clear()

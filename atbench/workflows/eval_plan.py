@@ -43,6 +43,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         limit=settings.limit,
         audit=settings.audit,
         corruptions=list(settings.corruptions),
+        members=bool(settings.get("members")),  # an evaluation's configuration of an earlier version lacks the key
         reject=make_rejection(settings, source, plan.threat, world),
         norms={norm: config for norm, config in norms.items() if norm != plan.threat.norm},
         examples=settings.examples,

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from atbench.config import registry, validate
+from atbench.config import registry, validate, values
 from atbench.errors import ConfigError
 from atbench.evaluation import Plan
 from atbench.training import World
@@ -36,6 +36,15 @@ def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
     assert all((attack.norm, attack.eps) == (norm, eps) for attack, _ in plan.attacks.values())
     assert plan.steps or plan.attacks
     assert norm not in plan.norms and all(its.norm == other for other, its in plan.norms.items())
+
+
+def test_members_of_an_ensemble_are_attacked_unless_told_otherwise_or_older() -> None:
+    cfg, plan = planned("eval=smoke", "eval.restarts=3", "model.members=2")
+    assert plan.members and plan.member_attack == replace(plan.threat, restarts=1)
+    assert not planned("eval=smoke", "eval.members=false")[1].members
+    whole, source = values.plain(cfg), factory.make_source(cfg)
+    older = OmegaConf.create({**whole, "eval": {k: v for k, v in whole["eval"].items() if k != "members"}})
+    assert not make_plan(older, source, World(torch.device("cpu")), source.test()).members
 
 
 def test_auto_is_autoattack() -> None:

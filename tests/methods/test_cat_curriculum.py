@@ -15,6 +15,7 @@ from atbench.methods import Keep, Report, Restore
 from atbench.methods.cat_curriculum import CatCurriculum
 from atbench.methods.standard import Standard
 from tests.support import worlds
+from tests.support.contract import ALONE, Log, trainer_of
 
 
 def make(given: TrainData, strength: int = 3, **options: Any) -> CatCurriculum:
@@ -149,6 +150,13 @@ def test_advance_by_training_accuracy_goes_back_to_nothing() -> None:
     method = make(worlds.data(), 0, max_strength=2, advance="training", threshold=0.95)
     assert play(method, [0.0], train=0.95) == [(0, "NoneType")]
     assert play(method, [0.0] * 4, train=0.96) == [(1, "NoneType"), *[(2, "NoneType")] * 3]
+
+
+def test_a_row_has_the_strength_that_its_epoch_was_trained_at() -> None:
+    log = Log()
+    advance = ("method.advance=training", "method.threshold=0", "method.max_strength=2", "train.epochs=4")
+    trainer_of("cat_curriculum", ALONE, log, *advance).fit()
+    assert [row["method"] for row in log.rows] == [{"strength": strength} for strength in (0, 1, 2, 2)]
 
 
 def test_validation_is_at_the_strength_of_the_stage() -> None:

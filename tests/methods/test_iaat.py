@@ -75,6 +75,15 @@ def test_a_visit_is_the_rule_of_the_paper(world: type) -> None:
     assert torch.equal(method.eps[batch.index], batch.aux["eps"])
 
 
+def test_its_figures_are_mean_and_spread_over_all_examples() -> None:
+    method = make(worlds.data(), worlds.linear())
+    method.eps.copy_(torch.linspace(0, 0.1, len(method.eps), dtype=torch.float64) ** 2)
+    values = method.eps.tolist()
+    mean = sum(values) / len(values)
+    spread = (sum((e - mean) ** 2 for e in values) / len(values)) ** 0.5
+    assert method.epoch_figures() == pytest.approx({"eps_mean": mean, "eps_std": spread}, abs=1e-15)
+
+
 def test_radii_settle_just_below_the_margins_of_a_linear_network() -> None:
     given = worlds.data(worlds.source(classes=2, inset=0.3))
     network = worlds.linear(classes=2)

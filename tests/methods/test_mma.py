@@ -55,6 +55,13 @@ def test_margins_of_a_linear_network_are_met_to_the_last_bracket(
         assert torch.equal(method.margins[batch.index], batch.aux["margin"])
 
 
+def test_its_radii_are_the_margins_that_it_remembers() -> None:
+    method = make(worlds.data(), worlds.linear())
+    assert method.epoch_figures() == pytest.approx({"eps_mean": MIN_EPS, "eps_std": 0.0}, abs=1e-15)
+    method.margins[::2] = 3 * MIN_EPS
+    assert method.epoch_figures() == pytest.approx({"eps_mean": 2 * MIN_EPS, "eps_std": MIN_EPS}, abs=1e-15)
+
+
 def test_examples_are_pushed_at_their_boundary() -> None:
     given = worlds.data()
     method = trained(given, bisections=45)

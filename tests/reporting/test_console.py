@@ -33,11 +33,12 @@ def test_one_plain_line_an_epoch() -> None:
             progress.advance(1, examples=128)
         progress.epoch(ROW)
         progress.epoch({"epoch": 4, "epochs": 20, "train": {}, "val": {}})
+        progress.epoch({"epoch": 5, "epochs": 20, "method": {"strength": 3, "eps_mean": 0.03125}, "attack_share": 0.5})
         progress.note("kept [best]")
     assert text(console) == (
         "stage member0  epoch 3/20  loss 0.91  train 61.0 %  val clean 95.0 %  val PGD-10 64.0 %  gap 7.0  "
         "980 img/s  attack 71 %\n"
-        "stage member0  epoch 4/20\nkept [best]\n"
+        "stage member0  epoch 4/20\nstage member0  epoch 5/20  strength 3  eps_mean 0.0312  attack 50 %\nkept [best]\n"
     )
 
 

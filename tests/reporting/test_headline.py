@@ -95,6 +95,7 @@ def test_every_evaluation_has_a_place_of_its_own(tmp_path: Path) -> None:
     assert eval_names.record_dir(tmp_path, config(batch_size=9, about={"name": "other"}), "auto") == top, (
         "the same evaluation"
     )
+    assert eval_names.record_dir(tmp_path, config(members=True), "auto") == top, "a record that does not know the key"
     short = config(limit=40)
     assert done(eval_names.record_dir(tmp_path, short, "auto-n40"), short) == top / "auto-n40"
     assert eval_names.record_dir(tmp_path, config(limit=40, steps=[2]), "auto-n40") == top / "auto-n40-2"

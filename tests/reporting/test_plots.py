@@ -75,6 +75,21 @@ def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
     assert (band.min(), band.max()) == pytest.approx((0.2189, 0.3958), abs=1e-3)  # Wilson, 30 of 100
 
 
+def test_radii_of_examples_are_drawn_as_mean_and_spread_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"epoch": e, "method": {"eps_mean": 0.1 * e, "eps_std": 0.01 * e}} for e in (1, 2, 3)]
+    assert plots.draw_adaptive_eps(rows, 0.25).svg
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "vector", lambda figure, name: drawn.append(figure))
+    plots.draw_adaptive_eps(rows, 0.25)
+    (axis,) = drawn[0].axes
+    mean, eps = lines(axis)
+    assert mean == pytest.approx([0.1, 0.2, 0.3]) and set(eps) == {0.25}
+    band = axis.collections[0].get_paths()[0].vertices
+    assert {(x, round(y, 9)) for x, y in band} == {
+        (e, round((10 + sign) * 0.01 * e, 9)) for e in (1.0, 2.0, 3.0) for sign in (-1, 1)
+    }
+
+
 def test_missing_values_are_gaps_not_failures() -> None:
     rows = [{"epoch": 1, "train": {"loss": None}}, {"epoch": 2}]
     assert plots.draw_training({"a": [rows], "b": [history(0.0), history(0.1)]}).png

@@ -119,6 +119,17 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
     assert "cannot be checked against per-example outcomes" in (run / "report.md").read_text()
 
 
+def test_radii_over_epochs_are_drawn_of_a_method_that_has_them(make_run: MakeRun) -> None:
+    run = make_run()
+    report.write_report(run)
+    assert "adaptive_eps" not in (run / "report.md").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    figures = {"eps_mean": 0.1, "eps_std": 0.02}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "method": figures}) + "\n" for row in rows))
+    report.write_report(run)
+    assert "(pictures/adaptive_eps.png)" in (run / "report.md").read_text(encoding="utf-8")
+
+
 def test_a_half_written_last_row_is_no_row(make_run) -> None:
     run = make_run()
     with (run / "metrics.jsonl").open("a") as file:
