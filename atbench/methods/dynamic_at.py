@@ -26,23 +26,24 @@ class DynamicAt(Method):
     ε·‖g‖_q − ⟨x' − x, g⟩, q = 1 for L∞: what the linearised loss could still gain; never negative, 0 where nothing.
     Inner: PGD on cross-entropy from a uniform start that is not clipped to the box; every example takes one step, and
     stops at the first iterate after it with c ≤ c_t. c_t = max(c_max − c_max · t / T', 0) in epoch t = 0, 1, ...
-    Outer: mean CE(f(x'), y), from the second epoch on with weights w = −log(p_y(x') + 1e-12), p in eval mode and
-    without gradient. Cost: at most (2k + 4) forward passes a batch.
+    Outer: mean CE(f(x'), y); with `weighted_from`, mean w · CE(f(x'), y), w = −log(p_y(x') + 1e-12) in eval mode and
+    without gradient. Cost: at most (2k + 3) forward passes a batch, (2k + 4) with weights.
 
     Paper and code: YisenWang/dynamic_adv_training (pgd_attack.py, train_models.py) differs from the paper (from
-    memory) in two places. (1) The weights w are its own: `weighted_from=1` is the paper. (2) It measures from the noisy
-    start x⁰ in place of x (`origin: start`). c is then negative at some points where the search has not converged, so
-    that examples stop too early, and it does not become full PGD-10 in the last epochs, where c_t = 0; with
-    `origin: clean` it does. Which of the two gave the published figures is not known. The code's weighted mean is
-    divided by the number of weights that are not exactly 0, here by B.
-    Known weakness: c grows with ε and with the gradient: c_max is in nats of the loss. Not on RobustBench; clean
-    85.03 %, PGD-20 48.70 % on a WRN (FAT's README).
+    memory), which is the default here, in two places. (1) It weights from the second epoch on (`weighted_from: 1/120`).
+    (2) It measures from the noisy start x⁰ in place of x (`origin: start`). c is then negative at some points where the
+    search has not converged, so that examples stop too early, and it does not become full PGD-10 in the last epochs,
+    where c_t = 0; with `origin: clean` it does. Which of the two gave the published figures is not known. The code's
+    weighted mean is divided by the number of weights that are not exactly 0, here by B.
+    Known weaknesses: a weighted loss is about the square of cross-entropy, and wants a small learning rate (0.01
+    there): at digits' 0.05 a network does not learn. c_max is in nats of the loss and does not follow ε. Not on
+    RobustBench; clean 85.03 %, PGD-20 48.70 % on a WRN (FAT's README).
 
     Args:
         c_max: FOSC at which examples stop in the first epoch.
         decay: T' as a share of training, in which c_t falls to 0.
         origin: `clean`, x, or `start`, x⁰.
-        weighted_from: share of training after which the loss is weighted; 1: never.
+        weighted_from: share of training after which the loss is weighted; 1 for never.
     """
 
     requires_hard_labels = True
@@ -54,7 +55,7 @@ class DynamicAt(Method):
         c_max: NotNegative = 0.5,
         decay: SomeShare = 100 / 120,
         origin: str = "clean",
-        weighted_from: Share = 1 / 120,
+        weighted_from: Share = 1.0,
     ) -> None:
         super().__init__(model, attack)
         if origin not in ORIGINS:

@@ -151,7 +151,7 @@ def test_the_threshold_is_the_authors_in_every_epoch() -> None:
 
 
 def weighted(given: TrainData, epoch: int, **options: Any) -> tuple[DynamicAt, Batch]:
-    method = make(given, norm="batch", **options)
+    method = make(given, norm="batch", **{"weighted_from": 1 / 120, **options})
     method.clock.epoch = epoch
     return method, method.perturb(given.batch(0, 0))
 
@@ -190,8 +190,7 @@ def test_unknown_origin_is_refused() -> None:
 def test_contract() -> None:
     given = worlds.data()
     for origin in ("clean", "start"):
-        method = make(given, origin=origin, c_max=0.12)
-        method.clock.epoch = 1
+        method = make(given, origin=origin, c_max=0.12, weighted_from=0.0)
         batch = worlds.check_pure(method, given.batch(0, 0))
         assert worlds.legal(method.attack, batch.x, batch.x_adv, 0.1)
 
