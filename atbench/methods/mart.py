@@ -30,13 +30,18 @@ class Mart(Method):
     """
 
     requires_hard_labels = True
+    #: The order of the update's two forwards: running statistics lean to the second.
+    adversarial_first = False
 
     def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: NotNegative = 5.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        if self.adversarial_first:
+            adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
+        else:
+            clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         boosted = (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y)).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
         log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
@@ -45,7 +50,7 @@ class Mart(Method):
         terms = {"bce": boosted.detach(), "kl": weighted.detach()}
         return Loss(boosted + self.beta * weighted, terms, adversarial)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 6
 
 

@@ -57,5 +57,5 @@ class Trades(Method):
         terms = {"ce": natural.detach(), "kl": boundary.detach()}
         return Loss(natural + self.beta * boundary, terms, adversarial)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 7

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from atbench.attacks.ascent.loop import Ascent, State, Stepper, Stop, where
-from atbench.attacks.ascent.step_rules import RULES, Rule, make_rule
+from atbench.attacks.ascent.step_rules import RULES, Rule, StepRule, make_rule
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import SLIDE, Radius, Random, ball, per_example
 from atbench.config.ranges import AnyCount, NotNegative, Share
@@ -40,6 +39,7 @@ class GradientAttack:
         clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
             it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
+        noise: ω; ω·N(0, 1) is added to each step, before the projection (FAT, Zhang et al. 2020).
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, return_point or
     rule.
@@ -62,6 +62,7 @@ class GradientAttack:
         sparsity: Share = SLIDE,
         clip_start: bool | None = None,
         box_first: bool = False,
+        noise: NotNegative = 0.0,
     ) -> None:
         choices = (("start", start, STARTS), ("return_point", return_point, RETURN_POINTS), ("rule", rule, RULES))
         for key, value, known in choices:
@@ -77,7 +78,7 @@ class GradientAttack:
         self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.return_point = start, bn, return_point
-        self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
+        self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
 
     def __call__(
@@ -105,8 +106,9 @@ class GradientAttack:
         eps, sizes = (per_example(value, x) if isinstance(value, Tensor) else value for value in (eps, sizes))
         if self.backtrack:
             sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
-        plain = self.rule == "steepest" and not self.momentum
-        step = self.ball.ascend if plain else make_rule(self.rule, self.ball, x, self.momentum)
+        step: StepRule = self.ball.ascend
+        if self.rule != "steepest" or self.momentum or self.noise:
+            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng)
         stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
 
@@ -129,7 +131,7 @@ class GradientAttack:
 class FixedSteps(Stepper):
     """A step rule with constant step sizes or, with `backtrack`, sizes that shrink where the objective fell."""
 
-    step: Callable[[Tensor, Tensor, Radius], Tensor]
+    step: StepRule
     sizes: Radius
     backtrack: float = 0.0
     any_start = True  # TRADES does not clip its noise

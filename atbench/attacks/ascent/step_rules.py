@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from atbench.attacks.norms.lp_ball import Ball, Radius
+from atbench.attacks.norms.lp_ball import Ball, Radius, Random
+
+#: (x_adv, ∇ objective, sizes) → the next point, before the projection.
+StepRule = Callable[[Tensor, Tensor, Radius], Tensor]
 
 
 class Rule(ABC):
@@ -75,11 +79,40 @@ class Adam(Rule):
         self.mean, self.square = self.mean[live], self.square[live]
 
 
+class Noisy(Rule):
+    """Another rule's point + ω·N(0, 1) in every pixel (FAT, Zhang et al. 2020, ICML, arXiv 2002.11242).
+
+    The noise of a step is drawn for the whole batch, whichever examples are still searched.
+    """
+
+    def __init__(self, rule: StepRule, like: Tensor, omega: float, rng: Random) -> None:
+        self.rule, self.like, self.omega, self.rng = rule, like, omega, rng
+        self.rows = torch.arange(len(like), device=like.device)
+
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        noise = self.rng.normal(self.like)[self.rows]
+        return self.rule(x_adv, grad, sizes).add_(noise, alpha=self.omega)
+
+    def take(self, live: Tensor) -> None:
+        if isinstance(self.rule, Rule):
+            self.rule.take(live)
+        self.rows = self.rows[live]
+
+
 RULES: tuple[str, ...] = ("steepest", "averaged", "adam")
 
 
-def make_rule(name: str, ball: Ball, like: Tensor, momentum: float) -> Rule:
-    """The rule called `name` with its memory, for a search around `like`; `steepest` with a momentum is `Momentum`."""
+def make_rule(
+    name: str, ball: Ball, like: Tensor, momentum: float, noise: float = 0.0, rng: Random | None = None
+) -> StepRule:
+    """The rule called `name`, for a search around `like`; `steepest` with a momentum is `Momentum`. A `noise` needs
+    `rng`.
+    """
+    if noise:
+        assert rng is not None, "noise needs `rng`"
+        return Noisy(make_rule(name, ball, like, momentum), like, noise, rng)
     if name == "adam":
         return Adam(like)
-    return (Averaged if name == "averaged" else Momentum)(ball, like, momentum)
+    if name == "averaged":
+        return Averaged(ball, like, momentum)
+    return Momentum(ball, like, momentum) if momentum else ball.ascend
