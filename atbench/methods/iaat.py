@@ -87,7 +87,8 @@ class Iaat(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
         total = self.risk(logits, batch.y).mean()
-        return Loss(total, {"accuracy": accuracy(logits, batch.y), "eps": batch.aux["eps"].mean()})
+        terms = {"eps_mean": self.eps.mean(), "eps_std": self.eps.std()}
+        return Loss(total, {"accuracy": accuracy(logits, batch.y), **terms})
 
     def after_update(self, batch: Batch) -> None:
         self.eps[self.gather(batch.index)] = self.gather(batch.aux["eps"])

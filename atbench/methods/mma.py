@@ -110,7 +110,8 @@ class Mma(Method):
             natural = self.risk(self.model(batch.x), batch.y).mean()
         mixed = self.model(batch.x_adv)
         pushing = (self.risk(mixed, batch.y) * batch.aux["counts"]).mean()
-        terms = {"ce": natural.detach(), "mma": pushing.detach(), "margin": batch.aux["margin"].mean()}
+        terms = {"ce": natural.detach(), "mma": pushing.detach()}
+        terms |= {"eps_mean": self.margins.mean(), "eps_std": self.margins.std()}
         total = (1 - self.clean_weight) * pushing + self.clean_weight * natural
         return Loss(total, {**terms, "accuracy": accuracy(mixed, batch.y)})
 

@@ -90,6 +90,7 @@ def test_pool_images_are_not_mixed() -> None:
 ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
     "multi_norm_avg",
     "multi_norm_max",
+    *("cat_customized", "gairat", "mail_at", "mail_mart", "mail_trades"),
 }
 
 
