@@ -100,6 +100,7 @@ def test_registry_is_whole() -> None:
         *("pgd_at_te", "trades_te", "hat", "score", "dkl", "lbgat", "kd_swa"),
         *("free_at", "yopo", "iaat", "mma", "dverge", "adt_exp_am", "fgsm_mep", "cat_curriculum", "rst"),
         *("cat_customized", "gairat", "mail_at", "mail_mart", "mail_trades"),
+        *("fat", "fat_trades", "fat_mart", "dynamic_at"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

@@ -61,6 +61,13 @@ def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
             5e-4,
             {0: 0.005, 9: 0.05, 19: 0.1, 29: 0.0525, 39: 0.005, 44: 0.0025, 49: 0.0},
         ),
+        (
+            "wang2019",
+            120,
+            128,
+            4e-3,
+            {0: 0.01, 58: 0.01 / (1 + 2.262), 59: 0.001 / (1 + 2.301), 98: 0.001 / (1 + 3.822), 99: 1e-4 / (1 + 3.861)},
+        ),
         ("rst", 200, 256, 5e-4, {0: 0.1, 100: 0.05}),
         ("shaham", 120, 100, 1e-3, {0: 0.01, 1: 0.01 / (1 + 600 * 5e-6), 100: 0.01 / (1 + 60_000 * 5e-6)}),
         ("gowal2020", 200, 512, 5e-4, {0: 0.2, 99: 0.2, 100: 0.02, 150: 0.002}),
@@ -78,7 +85,12 @@ def test_recipes_are_what_their_sources_say(
 
 
 #: Whose crops are padded by reflection (np.pad, tf.pad or torchvision's Pad in their code); all others pad with zeros.
-REFLECTED = {f"paper/{name}" for name in ("early_stop", "iaat", "l1_penalty_at", "llr", "mma", "msd", "standard")}
+REFLECTED = {
+    *(f"paper/{name}" for name in ("early_stop", "iaat", "l1_penalty_at", "llr", "mma", "msd", "standard")),
+    "paper/dynamic_at",  # repeated edges, which crops here do not have
+}
+#: Whose shifts are up to a fifth of the image.
+WIDE = {"paper/dynamic_at"}
 #: Whose crops are of 36 x 36 pixels (MadryLab/cifar10_challenge, cifar10_input.py, and what is made from it).
 NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
 
@@ -88,7 +100,7 @@ NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
 def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
     dataset = resolved(f"experiment={name}").dataset
     crops = [part for part in dataset.augment or [] if part["_target_"].endswith("PadCropFlip") and part.pad]
-    pad = 16 if dataset.about.name == "imagenet" else 2 if name in NARROW else 4
+    pad = 16 if dataset.about.name == "imagenet" else 2 if name in NARROW else 6 if name in WIDE else 4
     expected = (pad, "reflect" if name in REFLECTED else "constant")
     assert all((part.pad, part.get("padding_mode", "constant")) == expected for part in crops)
     assert crops or name not in REFLECTED | NARROW

@@ -31,20 +31,25 @@ class Mart(Method):
     """
 
     requires_hard_labels = True
+    #: The order of the update's two forwards: running statistics lean to the second.
+    adversarial_first = False
 
     def __init__(self, model: torch.nn.Module, attack: GradientAttack, beta: NotNegative = 5.0) -> None:
         super().__init__(model, attack)
         self.beta = beta
 
     def loss(self, batch: Batch) -> Loss:
-        clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
+        if self.adversarial_first:
+            adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
+        else:
+            clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         boosted = (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y)).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
         weighted = (symmetric_gradient_kl(clean, adversarial) * (1.0000001 - true)).mean()
         terms = {"bce": boosted.detach(), "kl": weighted.detach(), "accuracy": accuracy(adversarial, batch.y)}
         return Loss(boosted + self.beta * weighted, terms)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 6
 
 

@@ -40,5 +40,5 @@ class PgdAt(Method):
         if self.clean_pass:
             self.model(batch.x)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 3 + self.clean_pass

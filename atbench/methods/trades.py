@@ -51,7 +51,7 @@ class Trades(Method):
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "accuracy": accuracy(adversarial, batch.y)}
         return Loss(natural + self.beta * boundary, terms)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 7
 
 

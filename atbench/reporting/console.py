@@ -25,6 +25,8 @@ from atbench.reporting.wording import NOTHING, interval, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
+# Where a curriculum stands, as its method records it.
+_STAGES = ("strength", "tau", "fosc_threshold")
 # Fields of a verification that are printed even if they agree, and those of them that are too many.
 _SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows")
 
@@ -154,6 +156,7 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     parts = [label, f"epoch {row['epoch']}/{row['epochs']}"]
     parts += [f"loss {train['loss']:.3g}"] if train.get("loss") is not None else []
     parts += [f"train {percent(train['accuracy'])}"] if train.get("accuracy") is not None else []
+    parts += [f"{name.replace('_', ' ')} {train[name]:.3g}" for name in _STAGES if name in train]
     parts += [f"val clean {percent(val['clean'])}"] if val.get("clean") is not None else []
     parts += [f"val PGD{f'-{steps}' if steps else ''} {percent(val['pgd'])}"] if val.get("pgd") is not None else []
     parts += [f"all norms {percent(val['union'])}"] if val.get("union") is not None else []

@@ -62,6 +62,16 @@ class InverseTime:
         return 1 / (1 + self.decay * fraction)
 
 
+class Product:
+    """The product of several schedules: Keras' `decay` (`InverseTime`) under drops of the rate (`Piecewise`)."""
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.schedules = list(schedules)
+
+    def __call__(self, fraction: float) -> float:
+        return prod(schedule(fraction) for schedule in self.schedules)
+
+
 class OneCycle:
     """Cosine rise from 1/div to 1 over the share `warmup`, cosine fall to `final` (Smith & Topin 2019; PyTorch's
     OneCycleLR, by step).

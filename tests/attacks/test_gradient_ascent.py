@@ -188,6 +188,7 @@ def done_when_wrong(state: State, y: Tensor) -> Tensor:
     [
         *(({}, keep) for keep in ("last", "best", "first")),
         *(({"momentum": 0.9}, keep) for keep in ("last", "best", "first")),
+        ({"noise": 0.01}, "last"),
         *(({"backtrack": 2.0}, keep) for keep in ("best", "first")),
     ],
     ids=str,
@@ -211,7 +212,7 @@ def test_dropping_finished_rows_changes_nothing(
 
         search = attack(steps=10, step_size=0.01, start="zero", return_point=keep, **settings)
         objective = Objective(network_counted, cross_entropy, y)
-        results.append(search(objective, x, stop=lambda state: done_when_wrong(state, y)))
+        results.append(search(objective, x, stop=lambda state: done_when_wrong(state, y), rng=draws()))
         calls.append(sum(counted))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-14)
     torch.testing.assert_close(results[2], results[0], rtol=0, atol=1e-14)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, margin
-from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Rule
+from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Noisy, Rule, Steepest
 from atbench.attacks.norms.lp_ball import ball
-from tests.support.worlds import attack, linear
+from tests.support.worlds import attack, draws, linear
 
 LENGTH = torch.tensor(0.1, dtype=torch.float64)
 
@@ -38,15 +38,19 @@ def test_averaged_is_the_mean_of_the_directions() -> None:
     torch.testing.assert_close(last, 0.1 * 0.1 * (0.81 * a + 0.9 * b + c), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["momentum", "averaged", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "averaged", "adam", "noisy"])
 def test_what_is_remembered_follows_the_examples(name: str) -> None:
     """Two examples that are dropped on the way leave the others' paths as they were."""
 
     def make(like: Tensor) -> Rule:
         shape = ball("l2")
-        return {"momentum": Momentum(shape, like, 0.9), "averaged": Averaged(shape, like, 0.9), "adam": Adam(like)}[
-            name
-        ]
+        rules: dict[str, Rule] = {
+            "momentum": Momentum(shape, like, 0.9),
+            "averaged": Averaged(shape, like, 0.9),
+            "adam": Adam(like),
+            "noisy": Noisy(Steepest(shape), like, 0.1, draws()),
+        }
+        return rules[name]
 
     grads, x = gradients(5), torch.zeros((4, 1, 3, 3), dtype=torch.float64)
     whole, cut, live = make(x), make(x), torch.tensor([True, False, True, False])
@@ -56,6 +60,21 @@ def test_what_is_remembered_follows_the_examples(name: str) -> None:
             cut.take(live)
         found = cut.step(x, grad, LENGTH)[live] if number < 2 else cut.step(x[live], grad[live], LENGTH)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+def test_noise_is_added_before_the_projection_and_drawn_once_a_step() -> None:
+    """Random numbers in this order: the start, then each step."""
+    network, x = linear(classes=2), torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    y, rng = torch.zeros(2, dtype=torch.long), draws()
+    search = attack(steps=2, step_size=0.02, noise=0.05)
+    expected = x + search.ball.sample(x, 0.1, rng)
+    weight = network.head.weight.detach()
+    for _ in range(2):
+        moved = expected + 0.02 * (weight[1] - weight[0]).sign().view(1, 1, 8, 8) + 0.05 * rng.normal(x)
+        expected = moved.clamp(x - 0.1, x + 0.1)
+    found = search(Objective(network, margin, y), x, rng=draws())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    assert ((found - x).abs() < 0.1 - 1e-9).any()
 
 
 def test_adams_first_step_is_a_sign_step() -> None:

@@ -13,6 +13,9 @@ CLEAN, ADVERSARIAL, OTHER = "clean", "adversarial", "other"
 ORDERS: dict[tuple[str, ...], list[str]] = {
     # YisenWang/MART, mart.py
     ("mart",): [CLEAN, ADVERSARIAL],
+    # zjfheart/Friendly-Adversarial-Training, FAT_for_TRADES.py and FAT_for_MART.py
+    ("fat_trades",): [CLEAN, ADVERSARIAL],
+    ("fat_mart",): [ADVERSARIAL, CLEAN],
     # jiequancui/DKL, train_dkl_cifar10.py
     ("dkl",): [ADVERSARIAL, CLEAN],
     # P2333/SCORE, gowal21uncovering/utils/trades.py and without_DDPM/train_cifar.py

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from atbench.reporting import Progress, print_facts, print_summary
+from atbench.reporting.console import epoch_line
 
 ROW = {
     "event": "epoch", "epoch": 3, "epochs": 20, "step": 54, "examples_per_second": 980.0, "attack_share": 0.71,
@@ -39,6 +40,12 @@ def test_one_plain_line_an_epoch() -> None:
         "980 img/s  attack 71 %\n"
         "stage member0  epoch 4/20\nkept [best]\n"
     )
+
+
+def test_the_stage_of_a_curriculum_is_shown() -> None:
+    train = {"loss": 1.0, "accuracy": 0.5, "fosc_threshold": 0.125, "tau": 2.0}
+    line = epoch_line({"epoch": 1, "epochs": 2, "train": train})
+    assert line == "epoch 1/2  loss 1  train 50.0 %  tau 2  fosc threshold 0.125"
 
 
 def test_other_ranks_are_silent() -> None:

@@ -18,6 +18,7 @@ from atbench.training.schedules import (
     OneCycleByEpoch,
     Piecewise,
     PiecewiseLinear,
+    Product,
     Triangular,
     epoch_of,
 )
@@ -64,6 +65,13 @@ def test_inverse_time_is_torch7s_decay_by_step() -> None:
     schedule = InverseTime(decay * steps)
     for step in (0, 1, 600, 36_000, 71_999):
         assert 0.01 * schedule(step / steps) == pytest.approx(0.01 / (1 + step * decay), rel=1e-12)
+
+
+def test_product_is_keras_decay_with_drops() -> None:
+    """lr / (1 + decay · step), divided by ten at a half."""
+    schedule = Product([InverseTime(1e-4 * 1000), Piecewise([0.5], 0.1)])
+    for step in (0, 499, 500, 999):
+        assert schedule(step / 1000) == pytest.approx((0.1 if step >= 500 else 1.0) / (1 + 1e-4 * step), rel=1e-12)
 
 
 def test_one_cycle_is_torchs_at_every_step() -> None:

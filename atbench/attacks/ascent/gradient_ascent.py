@@ -37,6 +37,7 @@ class GradientAttack:
         clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
             it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
+        noise: ω; ω·N(0, 1) is added to each step, before the projection (FAT, Zhang et al. 2020).
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, return_point or
     rule.
@@ -59,6 +60,7 @@ class GradientAttack:
         sparsity: Share = SLIDE,
         clip_start: bool | None = None,
         box_first: bool = False,
+        noise: NotNegative = 0.0,
     ) -> None:
         choices = (("start", start, STARTS), ("return_point", return_point, RETURN_POINTS), ("rule", rule, RULES))
         for key, value, known in choices:
@@ -74,7 +76,7 @@ class GradientAttack:
         self.norm, self.ball = norm, ball(norm, sparsity, box_first)
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.start, self.bn, self.return_point = start, bn, return_point
-        self.momentum, self.backtrack, self.rule = momentum, backtrack, rule
+        self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
 
     def __call__(
@@ -98,7 +100,7 @@ class GradientAttack:
         `return_point="last"`.
         """
         start = self.begin(x, self.eps if eps is None else eps, rng) if start is None else start.detach()
-        return self.ascent(objective, x, eps, step_size, steps, stop).run(start).x_adv
+        return self.ascent(objective, x, eps, step_size, steps, stop, rng).run(start).x_adv
 
     def ascent(
         self,
@@ -108,13 +110,15 @@ class GradientAttack:
         step_size: Radius | None = None,
         steps: int | None = None,
         stop: Stop | None = None,
+        rng: Random | None = None,
     ) -> Ascent:
-        """One run of the loop with these settings."""
+        """One run of the loop with these settings; a `noise` needs `rng`."""
         x, steps = x.detach(), self.steps if steps is None else steps
         sizes = per_example(self.step_size if step_size is None else step_size, x)
         if self.backtrack:
             sizes = sizes.expand(len(x), *[1] * (x.ndim - 1)).clone()
-        stepper = FixedSteps(make_rule(self.rule, self.ball, x, self.momentum), sizes, self.backtrack)
+        rule = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng)
+        stepper = FixedSteps(rule, sizes, self.backtrack)
         eps = self.eps if eps is None else eps
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point)
 

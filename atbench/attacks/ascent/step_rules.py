@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from atbench.attacks.norms.lp_ball import Ball
+from atbench.attacks.norms.lp_ball import Ball, Random
 
 
 class Rule(ABC):
@@ -88,11 +88,37 @@ class Adam(Rule):
         self.mean, self.square = self.mean[live], self.square[live]
 
 
+class Noisy(Rule):
+    """Another rule's point + ω·N(0, 1) in every pixel (FAT, Zhang et al. 2020, ICML, arXiv 2002.11242).
+
+    The noise of a step is drawn for the whole batch, whichever examples are still searched.
+    """
+
+    def __init__(self, rule: Rule, like: Tensor, omega: float, rng: Random) -> None:
+        self.rule, self.like, self.omega, self.rng = rule, like, omega, rng
+        self.rows = torch.arange(len(like), device=like.device)
+
+    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
+        noise = self.rng.normal(self.like)[self.rows]
+        return self.rule.step(x_adv, grad, lengths).add_(noise, alpha=self.omega)
+
+    def take(self, live: Tensor) -> None:
+        self.rule.take(live)
+        self.rows = self.rows[live]
+
+
 RULES: tuple[str, ...] = ("steepest", "averaged", "adam")
 
 
-def make_rule(name: str, ball: Ball, like: Tensor, momentum: float) -> Rule:
-    """The rule called `name` for a search around `like`; `steepest` with a momentum is `Momentum`."""
+def make_rule(
+    name: str, ball: Ball, like: Tensor, momentum: float, noise: float = 0.0, rng: Random | None = None
+) -> Rule:
+    """The rule called `name` for a search around `like`; `steepest` with a momentum is `Momentum`. A `noise` needs
+    `rng`.
+    """
+    if noise:
+        assert rng is not None, "noise needs `rng`"
+        return Noisy(make_rule(name, ball, like, momentum), like, noise, rng)
     if name == "adam":
         return Adam(like)
     if name == "averaged":
