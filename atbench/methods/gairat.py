@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.attacks.ascent.loop import Stop
 from atbench.config.ranges import Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
@@ -51,17 +52,23 @@ class Gairat(Method):
         self.lam, self.begin = lam, begin
 
     def perturb(self, batch: Batch) -> Batch:
-        kappa = torch.zeros_like(batch.y)
+        kappa, stop = torch.zeros_like(batch.y), self.stop_rule(batch.y)
+        finished = torch.zeros_like(batch.y, dtype=torch.bool)
 
         def count_right(state: State) -> Tensor:
-            right = state.outputs.argmax(dim=1) == batch.y[state.rows]
+            rows = state.rows
             if state.step < self.attack.steps:
-                kappa[state.rows] += right
-            return torch.zeros_like(right)  # no example is finished early
+                kappa[rows] += (state.outputs.argmax(dim=1) == batch.y[rows]) & ~finished[rows]
+            finished[rows] |= stop(state)
+            return finished[rows]
 
         objective = Objective(self.model, cross_entropy, batch.y)
         x_adv = self.run_attack(objective, batch.x, stop=count_right)
         return batch.with_adv(x_adv, kappa=kappa, weights=self._weights(kappa.to(batch.x.dtype)))
+
+    def stop_rule(self, y: Tensor) -> Stop:
+        """Which examples leave the attack early, for labels y (B,): none."""
+        return lambda state: torch.zeros_like(state.rows, dtype=torch.bool)
 
     def _weights(self, kappa: Tensor) -> Tensor:
         """w, (B,), of mean 1 over the joint batch."""
@@ -77,5 +84,5 @@ class Gairat(Method):
         total = (batch.aux["weights"] * self.risk(logits, batch.y)).mean()
         return Loss(total, {"accuracy": accuracy(logits, batch.y), "kappa": batch.aux["kappa"].float().mean()})
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 3

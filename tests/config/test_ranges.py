@@ -18,6 +18,7 @@ RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Ann
 #: Arguments of methods that any number is good for: ρ and λ may be infinite, and stages are counted from either end.
 ANY_NUMBER = {
     "ccat": {"rho"},
+    "gair_fat": {"lam"},
     "gairat": {"lam"},
     **{name: {"bias"} for name in ("mail_at", "mail_mart", "mail_trades")},
     "strong_adversary": {"layer"},
@@ -53,6 +54,7 @@ OUTSIDE = {
     "fgsm_at": {"clean": (1.5, SHARE)},
     "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},
     "free_at": {"replays": (0, COUNT)},
+    "gair_fat": {"begin": (60, SHARE), "tau": (-1, "a whole number from 0")},
     "gairat": {"begin": (60, SHARE)},
     "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
     "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
