@@ -20,8 +20,9 @@ class GairFat(Friendly, Gairat):
     Inner: PGD that leaves an example τ steps after it is first wrong (`Friendly`), so that κ_i counts right points up
     to there. Weights: those of `Gairat`. Cost: at most (2k + 3) forward passes a batch.
 
-    Paper and code: zjfheart/Geometry-aware-Instance-reweighted-Adversarial-Training (GAIR_FAT.py, earlystop.py) returns
-    examples in the order in which they stop, and once weights count it pairs them with the labels of the order before:
+    Paper and code: zjfheart/Geometry-aware-Instance-reweighted-Adversarial-Training (GAIR_FAT.py, earlystop.py) drops
+    rows that have stopped, and then compares the predictions of those left with the labels of other rows; it returns
+    rows in the order in which they stop, and once weights count it pairs them with the labels of the order before. So
     it cannot be what made the published table. Here every example keeps its label, as the paper means it. The code
     forwards the clean images once an attack without need.
     Known weaknesses: as `Gairat`'s. Reported, WRN-32-10: clean 88.59 %, PGD-20 56.21 %; of the last checkpoint 50.64 %.
