@@ -101,6 +101,7 @@ def test_registry_is_whole() -> None:
         *("ccat", "msd", "multi_norm_avg", "multi_norm_max"),
         *("pgd_at_te", "trades_te", "hat", "score", "dkl", "lbgat", "kd_swa"),
         *("free_at", "yopo", "iaat", "mma", "dverge", "adt_exp_am", "fgsm_mep", "cat_curriculum", "rst"),
+        *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
     }
     assert asked <= set(METHODS)

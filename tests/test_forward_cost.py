@@ -27,7 +27,7 @@ SIZE = 32
 #: The floors of the field's three reference steps, k = 10: PGD-AT 2k + 3, TRADES 2k + 7, FGSM-MEP 7.
 KNOWN = {"pgd_at": 23.0, "trades": 27.0, "mart": 26.0, "fgsm_mep": 7.0, "standard": 3.0, "free_at": 24.0}
 #: Whose examples leave the attack one by one.
-STOPPED = {"fat", "fat_trades", "fat_mart", "dynamic_at"}
+STOPPED = {"fat", "gair_fat", "fat_trades", "fat_mart", "dynamic_at"}
 
 
 def method_of(name: str) -> tuple[Method, Batch, int]:

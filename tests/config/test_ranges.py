@@ -15,8 +15,14 @@ from tests.support.configs import resolved
 
 METHODS = registry.options("method", [registry.conf_dir()])
 RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]
-#: Arguments of methods that any number is good for: ρ may be infinite, and stages are counted from either end.
-ANY_NUMBER = {"ccat": {"rho"}, "strong_adversary": {"layer"}}
+#: Arguments of methods that any number is good for: ρ and λ may be infinite, and stages are counted from either end.
+ANY_NUMBER = {
+    "ccat": {"rho"},
+    "gair_fat": {"lam"},
+    "gairat": {"lam"},
+    **{name: {"bias"} for name in ("mail_at", "mail_mart", "mail_trades")},
+    "strong_adversary": {"layer"},
+}
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
 OUTSIDE = {
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
@@ -25,6 +31,12 @@ OUTSIDE = {
         "max_strength": (-1, "a whole number from 0"),
         "patience": (10, SHARE),
         "threshold": (90, SHARE),
+    },
+    "cat_customized": {
+        "eps_max": (0, ABOVE_0),
+        "eta": (-0.01, FROM_0),
+        "smoothing": (1.1, SHARE),
+        "hinge": (-1, FROM_0),
     },
     "ccat": {"share": (1.5, SHARE)},
     "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
@@ -42,6 +54,8 @@ OUTSIDE = {
     "fgsm_at": {"clean": (1.5, SHARE)},
     "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},
     "free_at": {"replays": (0, COUNT)},
+    "gair_fat": {"begin": (60, SHARE), "tau": (-1, "a whole number from 0")},
+    "gairat": {"begin": (60, SHARE)},
     "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
     "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
     "kd_swa": {"temperature": (0, ABOVE_0), "robust": (-0.6, FROM_0)},
@@ -55,6 +69,9 @@ OUTSIDE = {
     "lbgat": {"beta": (-6, FROM_0)},
     "llr": {"linearity": (-4, FROM_0), "warmup": (500, SHARE)},
     "lsq": {"weight": (-0.5, FROM_0)},
+    "mail_at": {"slope": (-10, FROM_0), "begin": (76, SHARE)},
+    "mail_mart": {"beta": (-5, FROM_0), "slope": (-2, FROM_0), "begin": (76, SHARE)},
+    "mail_trades": {"beta": (-5, FROM_0), "slope": (-2, FROM_0), "begin": (76, SHARE)},
     "mart": {"beta": (-5, FROM_0)},
     "mma": {"d_max": (-0.1, FROM_0), "clean_weight": (2, SHARE), "bisections": (0, COUNT)},
     "msd": {

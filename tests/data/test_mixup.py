@@ -91,6 +91,7 @@ ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pg
     *("fat", "fat_trades", "fat_mart", "dynamic_at"),
     "multi_norm_avg",
     "multi_norm_max",
+    *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
 }
 
 

@@ -70,7 +70,8 @@ def test_a_visit_is_the_rule_of_the_paper(world: type) -> None:
         assert float(batch.aux["eps"][i]) == pytest.approx(new, abs=1e-14)
         torch.testing.assert_close(batch.x_adv[i : i + 1], x_adv, rtol=0, atol=1e-12)
         losses.append(F.cross_entropy(network(x_adv), y))
-    torch.testing.assert_close(method.loss(batch).total, torch.stack(losses).mean(), rtol=0, atol=1e-12)
+    loss = method.loss(batch)
+    torch.testing.assert_close(loss.total, torch.stack(losses).mean(), rtol=0, atol=1e-12)
     method.after_update(batch)
     assert torch.equal(method.eps[batch.index], batch.aux["eps"])
 

@@ -189,7 +189,8 @@ def test_search_and_loss_are_those_of_a_slow_reference() -> None:
         kinds.add((weight, e > 0))
     assert len(kinds) > 1, "the reference should see more than one kind of example"
     expected = (2 * torch.stack(pushing).mean() + torch.stack(clean).mean()) / 3
-    torch.testing.assert_close(method.loss(batch).total, expected, rtol=0, atol=1e-10)
+    loss = method.loss(batch)
+    torch.testing.assert_close(loss.total, expected, rtol=0, atol=1e-10)
 
 
 def test_with_two_classes_the_soft_margin_is_the_margin() -> None:
