@@ -37,11 +37,11 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge"
-    " early_stop.EarlyStop fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt hat.Hat iaat.Iaat kd_swa.KdSwa"
+    "adp.Adp adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge"
+    " early_stop.EarlyStop fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gal.Gal hat.Hat iaat.Iaat kd_swa.KdSwa"
     " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mart.Mart mma.Mma msd.Msd"
     " multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rst.Rst score.Score standard.Standard"
-    " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades yopo.Yopo",
+    " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -52,6 +52,20 @@ class Momentum(Rule):
         self.velocity = self.velocity[live]
 
 
+class Summed(Rule):
+    """v ← v + ∇, then x' + step_size · d(v): where a gradient is never cleared (TRS, Yang et al. 2021, its code)."""
+
+    def __init__(self, ball: Ball, like: Tensor) -> None:
+        self.ball, self.total = ball, torch.zeros_like(like)
+
+    def step(self, x_adv: Tensor, grad: Tensor, lengths: Tensor) -> Tensor:
+        self.total = self.total + grad
+        return self.ball.ascend(x_adv, self.total, lengths)
+
+    def take(self, live: Tensor) -> None:
+        self.total = self.total[live]
+
+
 class Averaged(Rule):
     """v ← μ·v + (1 − μ)·d(∇), then x' + step_size · v (CCAT, Stutz et al. 2020, ICML, arXiv 1910.06259, App. B)."""
 
@@ -88,13 +102,15 @@ class Adam(Rule):
         self.mean, self.square = self.mean[live], self.square[live]
 
 
-RULES: tuple[str, ...] = ("steepest", "averaged", "adam")
+RULES: tuple[str, ...] = ("steepest", "averaged", "adam", "summed")
 
 
 def make_rule(name: str, ball: Ball, like: Tensor, momentum: float) -> Rule:
     """The rule called `name` for a search around `like`; `steepest` with a momentum is `Momentum`."""
     if name == "adam":
         return Adam(like)
+    if name == "summed":
+        return Summed(ball, like)
     if name == "averaged":
         return Averaged(ball, like, momentum)
     return Momentum(ball, like, momentum) if momentum else Steepest(ball)
