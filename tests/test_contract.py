@@ -99,6 +99,7 @@ def test_registry_is_whole() -> None:
         *("ccat", "msd", "multi_norm_avg", "multi_norm_max"),
         *("pgd_at_te", "trades_te", "hat", "score", "dkl", "lbgat", "kd_swa"),
         *("free_at", "yopo", "iaat", "mma", "dverge", "adt_exp_am", "fgsm_mep", "cat_curriculum", "rst"),
+        *("adp", "gal", "trs"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

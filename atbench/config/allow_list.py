@@ -18,8 +18,8 @@ SOURCES = _named(
 )  # fmt: skip
 AUGMENTATIONS = _named(
     "atbench.data",
-    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip"
-    " mixup.CutMix mixup.MixUp",
+    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.GaussianNoise augment.OneOf"
+    " augment.PadCropFlip mixup.CutMix mixup.MixUp",
 )
 MODELS = _named(
     "atbench.models",

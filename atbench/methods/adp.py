@@ -68,8 +68,9 @@ class Adp(EnsembleMethod):
             return batch.with_adv(batch.x)
         predicted = self.probabilities(batch.x).argmax(dim=1)
         scale = self.rng("radius").scalar(self.least_eps, 1.0)
-        radius = {"eps": scale * self.attack.eps, "step_size": scale * self.attack.step_size}
-        return batch.with_adv(self.run_attack(Objective(self.model, cross_entropy, predicted), batch.x, **radius))
+        objective = Objective(self.model, cross_entropy, predicted)
+        eps, step_size = scale * self.attack.eps, scale * self.attack.step_size
+        return batch.with_adv(self.run_attack(objective, batch.x, eps=eps, step_size=step_size))
 
     def loss(self, batch: Batch) -> Loss:
         total, terms = self._at(batch.x, batch.y)

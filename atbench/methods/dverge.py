@@ -37,7 +37,7 @@ class Dverge(EnsembleMethod):
     x_s once.
     Known weaknesses: members stop sharing vulnerabilities, so attacks transfer less, but there is next to nothing left
     under a white-box attack at 8/255 (from memory), and no AutoAttack figure is known; the authors warn of a high
-    variance from run to run and blame the drawn layer. With adversarial training on top it withstands white-box attacks.
+    variance from run to run and blame the drawn layer.
 
     Args:
         distill_eps: ε of the distillation, L∞ whatever the run's norm.
