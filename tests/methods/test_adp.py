@@ -153,6 +153,12 @@ def test_nothing_is_attacked_unless_asked_for() -> None:
     assert method.perturb(batch).x_adv is batch.x and method.fixed_steps() == {}
 
 
+def test_two_processes_equal_one() -> None:
+    """Both draw the same radius."""
+    origin = worlds.source(classes=5)
+    worlds.check_ranks(lambda given: make(adversarial=True)[0], origin=origin)
+
+
 def test_more_members_than_wrong_classes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.members: 3 — there are 2 wrong classes"):
         make(members=3, classes=3)

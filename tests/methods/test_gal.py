@@ -113,3 +113,7 @@ def test_one_network_is_refused() -> None:
     for model in (worlds.cnn(), Ensemble([worlds.cnn()])):
         with pytest.raises(ConfigError, match=r"model\.members: 1"):
             Gal(model, worlds.attack())
+
+
+def test_two_processes_equal_one() -> None:
+    worlds.check_ranks(lambda given: make(adversarial=True)[0])

@@ -136,6 +136,11 @@ def test_perturb_and_loss_repeat_and_write_nothing() -> None:
     assert set(make()[0].fixed_steps()) == {"method.smooth_steps"}
 
 
+def test_two_processes_equal_one() -> None:
+    """B is the joint batch's, and so are the rows that are perturbed."""
+    worlds.check_ranks(lambda given: make(given=given, adversarial=True, smoothness=500.0)[0])
+
+
 def test_one_network_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.members: 1"):
         Trs(worlds.cnn(), worlds.attack(), START, END)
