@@ -103,6 +103,7 @@ def test_registry_is_whole() -> None:
         *("free_at", "yopo", "iaat", "mma", "dverge", "adt_exp_am", "fgsm_mep", "cat_curriculum", "rst"),
         *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
+        *("adp", "gal", "trs"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

@@ -19,8 +19,8 @@ SOURCES = _named(
 )
 AUGMENTATIONS = _named(
     "atbench.data",
-    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.OneOf augment.PadCropFlip"
-    " mixup.CutMix mixup.MixUp",
+    "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.GaussianNoise augment.OneOf"
+    " augment.PadCropFlip mixup.CutMix mixup.MixUp",
 )
 MODELS = _named(
     "atbench.models",
@@ -38,13 +38,13 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum cat_customized.CatCustomized ccat.Ccat clp.Clp dkl.Dkl"
-    " dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop fat.Fat fat_mart.FatMart fat_trades.FatTrades"
-    " fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gair_fat.GairFat gairat.Gairat hat.Hat iaat.Iaat kd_swa.KdSwa"
-    " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart"
-    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades"
-    " rst.Rst score.Score standard.Standard strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla"
-    " trades.Trades yopo.Yopo",
+    "adp.Adp adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum cat_customized.CatCustomized ccat.Ccat"
+    " clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop fat.Fat fat_mart.FatMart"
+    " fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gair_fat.GairFat gairat.Gairat"
+    " gal.Gal hat.Hat iaat.Iaat kd_swa.KdSwa kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt"
+    " lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma msd.Msd"
+    " multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rst.Rst score.Score standard.Standard"
+    " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -65,7 +65,7 @@ class TrainSection:
     """The section `train`; a recipe fills it, the command line wins.
 
     `groups` overrides optimizer and schedule by parameter group; `weight_decay_on` is what weight decay acts on: `all`
-    parameters, or `weights` without biases and normalisation.
+    parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone.
     """
 
     epochs: int = MISSING

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.config.ranges import AnyCount, Count
+from atbench.config.ranges import AnyCount, Count, NotNegative, Share
 from atbench.errors import ConfigError, refuse_unknown
 from atbench.seeding import Draws
 
@@ -130,6 +130,20 @@ class Brightness:
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
         unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
         return (images * (self.low + (self.high - self.low) * unit)).clamp(0, 1), None
+
+
+class GaussianNoise:
+    """x + `std`·N(0, 1) on a share of the images, drawn image by image; pixels may leave [0, 1] (GAL, Kariyappa &
+    Qureshi 2019, as zjysteven/DVERGE has it).
+    """
+
+    def __init__(self, std: NotNegative, share: Share = 0.5) -> None:
+        self.std, self.share = std, share
+
+    def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
+        """Noisy images. No view: nothing is moved."""
+        unit = (rng.uniform(images[:, :1, :1, :1]) + 1) / 2
+        return images + (unit < self.share) * self.std * rng.normal(images), None
 
 
 #: Batched augmentation of single images: the images, and the view that moved them, None where nothing is moved.

@@ -74,7 +74,7 @@ class CatCustomized(Method):
         old = self.eps[batch.index]
         raised = old + self.eta if self.rule == "paper" else (old + self.eta).clamp_max(self.eps_max)
         label = self._label(batch.y, old if self.rule == "paper" else raised, "attack label")
-        objective = Objective(self.model, self._attack_loss, batch.y, label, raised)
+        objective = Objective(self.model, self._attack_loss, (batch.y, label, raised))
         x_adv = self.run_attack(objective, batch.x, eps=raised)
         with torch.no_grad(), attack_mode(self, self.attack.bn):
             right = self.model(x_adv).argmax(dim=1) == batch.y

@@ -8,17 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective
+from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch, Stream, TrainData
-from atbench.errors import ConfigError
-from atbench.methods.base import FixedSteps, Loss, Method, Round, Stage
-from atbench.models import Ensemble, attack_mode
+from atbench.methods.base import FixedSteps, Loss, Round, Stage
+from atbench.methods.ensemble import EnsembleMethod
+from atbench.models import attack_mode
 from atbench.models.activations import activation_modules
 from atbench.seeding import generator
 
 
-class Dverge(Method):
+class Dverge(EnsembleMethod):
     """DVERGE (Yang et al. 2020, NeurIPS, arXiv 2009.14720): member i minimises Σ_{j≠i} CE(f_i(x'_j), y).
 
     Inner, for each member j: feature distillation x'_j = argmin_{‖z − x‖∞ ≤ ε} MSE(f_j^l(z), f_j^l(x_s)), so that x'_j
@@ -27,21 +27,25 @@ class Dverge(Method):
     all members, among what their activations are given (in a ResNet-20 the outputs of conv1-bn and of the 18 further
     conv-bn, those behind a block's second with the shortcut) and the logits. Outer: all x'_j from one snapshot, then
     one update a member, each x'_j in a forward of its own; no clean term. Members begin as networks trained on clean
-    images for a whole run each. The run's `attack` serves validation and evaluation; its `bn` is the mode in which
-    images are distilled.
-    Cost: M·(2k + 1) passes of a member up to layer l and 3·M·(M − 1) whole ones a batch.
+    images for a whole run each. With `adversarial` (DVERGE+AT) member i minimises weight · Σ_{j≠i} CE(f_i(x'_j), y) +
+    CE(f_i(x''_i), y), x''_i by the run's attack on member i alone, all from the same snapshot. The attack's `bn` is the
+    mode in which images are distilled as well.
+    Cost: M·(2k + 1) passes of a member up to layer l and 3·M·(M − 1) whole ones a batch; M·(2k + 3) whole ones more
+    with `adversarial`.
 
     Source: zjysteven/DVERGE, train/train_dverge.py and distillation.py; ε = 0.07 with M = 3, on ResNet-20 and CIFAR-10.
     Its target features are recomputed at every step; in train mode only the running statistics notice, here they see
     x_s once.
     Known weaknesses: members stop sharing vulnerabilities, so attacks transfer less, but there is next to nothing left
     under a white-box attack at 8/255 (from memory), and no AutoAttack figure is known; the authors warn of a high
-    variance from run to run and blame the drawn layer. With adversarial training on top it is another method.
+    variance from run to run and blame the drawn layer.
 
     Args:
         distill_eps: ε of the distillation, L∞ whatever the run's norm.
         distill_step, distill_steps: its step size, and k.
         momentum: its momentum, 0 for none.
+        adversarial: whether each member is trained on adversarial images of its own as well.
+        weight: what the images of the other members count then.
     """
 
     def __init__(
@@ -52,18 +56,15 @@ class Dverge(Method):
         distill_step: NotNegative,
         distill_steps: AnyCount = 10,
         momentum: NotNegative = 1.0,
+        adversarial: bool = False,
+        weight: NotNegative = 1.0,
     ) -> None:
-        super().__init__(model, attack)
-        networks(model)  # refuses what is no ensemble
+        super().__init__(model, attack, adversarial)
+        self.weight = weight if adversarial else 1.0
         self.distillation = GradientAttack(
             "linf", distill_eps, distill_steps, distill_step, start="zero", bn=attack.bn, momentum=momentum
         )
         self.stream: Stream | None = None
-
-    @property
-    def members(self) -> list[nn.Module]:
-        """The networks of the ensemble."""
-        return networks(self.model)
 
     def setup(self, data: TrainData) -> None:
         self.stream = data.stream("dverge", data.batch_size - data.extra_size)
@@ -79,7 +80,7 @@ class Dverge(Method):
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
         own = self.distillation
-        return {"method.distill_steps": FixedSteps(own.steps, own.step_size, own.eps)}
+        return {**super().fixed_steps(), "method.distill_steps": FixedSteps(own.steps, own.step_size, own.eps)}
 
     @property
     def layer(self) -> int:
@@ -90,7 +91,9 @@ class Dverge(Method):
     def perturb(self, batch: Batch) -> Batch:
         assert self.stream is not None, "setup(data) comes first"
         other = self.stream.batch(self.clock.epoch, self.clock.step).x
-        return batch.with_adv(distilled=[self._distill(member, batch.x, other) for member in self.members])
+        distilled = [self._distill(member, batch.x, other) for member in self.members]
+        attacked = [self._attack(i, batch) for i in range(len(self.members))] if self.adversarial else []
+        return batch.with_adv(distilled=distilled, attacked=attacked)
 
     def _distill(self, member: nn.Module, x: Tensor, other: Tensor) -> Tensor:
         """x' near `x` with the features that `member` sees in `other`."""
@@ -99,6 +102,10 @@ class Dverge(Method):
             with torch.no_grad():
                 target = network(other)
             return self.distillation(Objective(network, closeness, target), x)
+
+    def _attack(self, i: int, batch: Batch) -> Tensor:
+        """x'' against member i, from a start of its own."""
+        return self.run_attack(Objective(self.members[i], cross_entropy, batch.y), batch.x, stream=f"member{i}")
 
     def inner_updates(self, batch: Batch) -> Iterator[Round]:
         first = Round(batch.with_adv(member=0))
@@ -109,16 +116,11 @@ class Dverge(Method):
     def loss(self, batch: Batch) -> Loss:
         i = batch.aux["member"]
         logits = [self.members[i](x) for j, x in enumerate(batch.aux["distilled"]) if j != i]
-        total = torch.stack([self.risk(each, batch.y).mean() for each in logits]).sum()
+        total = self.weight * torch.stack([self.risk(each, batch.y).mean() for each in logits]).sum()
+        if self.adversarial:
+            logits.append(self.members[i](batch.aux["attacked"][i]))
+            total = total + self.risk(logits[-1], batch.y).mean()
         return Loss(total, {}, torch.cat(logits))
-
-
-def networks(model: nn.Module) -> list[nn.Module]:
-    """The members of an ensemble of two or more; anything else is refused."""
-    members = list(model.members) if isinstance(model, Ensemble) else [model]
-    if len(members) < 2:
-        raise ConfigError("model.members", len(members), "members learn from each other", "use 2 or more, such as 3")
-    return members
 
 
 class Reached(Exception):

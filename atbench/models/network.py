@@ -126,6 +126,10 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = torch.stack([member(x) for member in self.members])
+        return self.combine(torch.stack([member(x) for member in self.members]))
+
+    @staticmethod
+    def combine(logits: Tensor) -> Tensor:
+        """z (B, K) from the logits of the members (M, B, K)."""
         size = logits.logsumexp(dim=2, keepdim=True)
-        return (logits - size).logsumexp(dim=0) - log(len(self.members)) + size.mean(dim=0)
+        return (logits - size).logsumexp(dim=0) - log(len(logits)) + size.mean(dim=0)

@@ -18,7 +18,7 @@ from atbench.models.activations import ActivationFactory, activation_factory
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, has_large_stem, require_side, sequential
 
-RESNET_SHORTCUTS = ("conv", "pad")
+RESNET_SHORTCUTS = ("conv", "raw", "pad")
 
 
 class PadShortcut(nn.Module):
@@ -53,33 +53,37 @@ class ResidualBlock(nn.Module):
         act: ActivationFactory,
         bottleneck: bool,
         shortcut: str,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.enter = enter
         out = 4 * width if bottleneck else width
         if bottleneck:
             self.residual = sequential(
-                conv1=nn.Conv2d(count, width, 1, bias=False),
+                conv1=nn.Conv2d(count, width, 1, bias=bias),
                 bn1=nn.BatchNorm2d(width),
                 act1=act(),
-                conv2=nn.Conv2d(width, width, 3, stride, 1, bias=False),
+                conv2=nn.Conv2d(width, width, 3, stride, 1, bias=bias),
                 bn2=nn.BatchNorm2d(width),
                 act2=act(),
-                conv3=nn.Conv2d(width, out, 1, bias=False),
+                conv3=nn.Conv2d(width, out, 1, bias=bias),
                 bn3=nn.BatchNorm2d(out),
             )
         else:
             self.residual = sequential(
-                conv1=nn.Conv2d(count, width, 3, stride, 1, bias=False),
+                conv1=nn.Conv2d(count, width, 3, stride, 1, bias=bias),
                 bn1=nn.BatchNorm2d(width),
                 act1=act(),
-                conv2=nn.Conv2d(width, out, 3, 1, 1, bias=False),
+                conv2=nn.Conv2d(width, out, 3, 1, 1, bias=bias),
                 bn2=nn.BatchNorm2d(out),
             )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or count != out:
-            projection = sequential(conv=nn.Conv2d(count, out, 1, stride, bias=False), bn=nn.BatchNorm2d(out))
-            self.shortcut = projection if shortcut == "conv" else PadShortcut(out - count, stride)
+            conv = nn.Conv2d(count, out, 1, stride, bias=bias)
+            if shortcut == "conv":
+                self.shortcut = sequential(conv=conv, bn=nn.BatchNorm2d(out))
+            else:
+                self.shortcut = conv if shortcut == "raw" else PadShortcut(out - count, stride)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.enter(z)
@@ -95,7 +99,9 @@ class ResNet(Network):
         blocks: blocks in each group; every group after the first halves the image and doubles the width.
         width: channels of the first group's 3×3 convolutions.
         bottleneck: blocks of three convolutions that leave four times their width.
-        shortcut: where the shape changes, `conv` (1×1 convolution and BatchNorm, option B) or `pad` (option A).
+        shortcut: where the shape changes, `conv` (1×1 convolution and BatchNorm, option B), `raw` (without BatchNorm,
+            as Keras' example) or `pad` (option A).
+        conv_bias: whether convolutions have biases, as Keras' have.
         stem: `small` (3×3, image size kept), `large` (7×7 and pool, a quarter of it), `auto`: large above 64 pixels.
     """
 
@@ -113,6 +119,7 @@ class ResNet(Network):
         activation: str = "relu",
         head: str = "linear",
         head_scale: Positive = 15.0,
+        conv_bias: bool = False,
     ) -> None:
         if shortcut not in RESNET_SHORTCUTS:
             raise ConfigError(
@@ -122,7 +129,7 @@ class ResNet(Network):
         act, large = activation_factory(activation), has_large_stem(stem, shape)
         first = (7, 2, 3) if large else (3, 1, 1)
         stages: dict[str, nn.Module] = {
-            "conv1": nn.Conv2d(shape[0], width, *first, bias=False),
+            "conv1": nn.Conv2d(shape[0], width, *first, bias=conv_bias),
             "bn1": nn.BatchNorm2d(width),
         }
         enter: nn.Module = sequential(act=act(), pool=nn.MaxPool2d(3, 2, 1)) if large else act()
@@ -130,7 +137,7 @@ class ResNet(Network):
         for group, number in enumerate(blocks):
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                block = ResidualBlock(enter, count, width * 2**group, stride, act, bottleneck, shortcut)
+                block = ResidualBlock(enter, count, width * 2**group, stride, act, bottleneck, shortcut, conv_bias)
                 stages[f"layer{group + 1}_{i}"] = block
                 count = width * 2**group * (4 if bottleneck else 1)
                 enter = act()

@@ -13,7 +13,11 @@ from torch.optim import Optimizer
 from atbench.training.schedules import Schedule
 
 Make = Callable[..., Optimizer]
-Decay = Literal["all", "weights"]
+Decay = Literal["all", "weights", "convolutions"]
+
+
+#: Dimensions from which on a parameter is decayed.
+LEAST_DIMENSIONS = {"weights": 2, "convolutions": 4}
 
 
 @dataclass
@@ -57,12 +61,14 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
     """A group over the trainable parameters of `module`.
 
     decay: `all` applies the optimizer's weight decay to every parameter (locuslab/robust_overfitting and most AT code);
-    `weights` spares biases and normalisation layers, i.e. parameters with fewer than two dimensions.
+    `weights` spares biases and normalisation layers, i.e. parameters with fewer than two dimensions; `convolutions`
+    spares all but the kernels of convolutions, i.e. parameters with fewer than four.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if decay == "all":
         return Group(name, module, make(parameters), schedule)
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    sets: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    least = LEAST_DIMENSIONS[decay]
+    decayed = [parameter for parameter in parameters if parameter.ndim >= least]
+    spared = [parameter for parameter in parameters if parameter.ndim < least]
+    sets: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return Group(name, module, make([part for part in sets if part["params"]]), schedule)

@@ -25,6 +25,7 @@ ANY_NUMBER = {
 }
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
 OUTSIDE = {
+    "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "alp": {"weight": (-0.5, FROM_0)},
     "cat_curriculum": {
@@ -41,7 +42,7 @@ OUTSIDE = {
     "ccat": {"share": (1.5, SHARE)},
     "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
     "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
-    "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0)},
+    "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0), "weight": (-1, FROM_0)},
     "dynamic_at": {
         "c_max": (-0.5, FROM_0),
         "decay": (100, "a share above 0, at most 1"),
@@ -56,6 +57,7 @@ OUTSIDE = {
     "free_at": {"replays": (0, COUNT)},
     "gair_fat": {"begin": (60, SHARE), "tau": (-1, "a whole number from 0")},
     "gairat": {"begin": (60, SHARE)},
+    "gal": {"coherence": (-0.5, FROM_0)},
     "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
     "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
     "kd_swa": {"temperature": (0, ABOVE_0), "robust": (-0.6, FROM_0)},
@@ -89,6 +91,7 @@ OUTSIDE = {
     "tla": {"margin": (-0.03, FROM_0), "negatives": (0, COUNT)},
     "trades": {"beta": (-6, FROM_0)},
     "trades_te": {"beta": (-6, FROM_0), "full": (149, SHARE)},
+    "trs": {"similarity": (-40, FROM_0), "smoothness": (-2.5, FROM_0), "eps_end": (-0.03, FROM_0)},
     "yopo": {"m": (0, COUNT), "n": (-3, COUNT)},
 }
 

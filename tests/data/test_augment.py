@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.data import Chain, Cutout, PadCropFlip, View
+from atbench.data import Chain, Cutout, GaussianNoise, PadCropFlip, View
 from atbench.errors import ConfigError
 from tests.support.augmentation import draws, images
 
@@ -119,3 +119,13 @@ def test_a_chain_is_its_steps_and_keeps_the_one_view() -> None:
     assert torch.equal(torch.cat(halves), both)
     with pytest.raises(ConfigError, match="two crops"):
         Chain([PadCropFlip(1, True)] * 2)(x, draws())
+
+
+def test_gaussian_noise_is_on_a_share_of_the_images_and_leaves_the_box() -> None:
+    x = images(400)
+    out, view = GaussianNoise(0.5, 0.3)(x, draws())
+    noise = (out - x).flatten(1)
+    noisy = noise.abs().amax(dim=1) > 0
+    assert view is None and noisy.double().mean().item() == pytest.approx(0.3, abs=0.07)
+    assert noise[noisy].std().item() == pytest.approx(0.5, rel=0.03) and out.min() < 0
+    assert torch.equal(GaussianNoise(0.0)(x, draws())[0], x)

@@ -155,6 +155,23 @@ def batch_for(method: Dverge, given: TrainData, member: int) -> Batch:
 
 
 @pytest.mark.parametrize("i", range(3))
+def test_with_adversarial_training_each_member_is_attacked_alone(i: int) -> None:
+    method, given = make(adversarial=True, weight=0.7)
+    assert set(method.fixed_steps()) == {"attack", "method.distill_steps"}
+    batch = batch_for(method, given, i)
+    z = method.attack.begin(batch.x, 0.1, method.rng(f"member{i}"))
+    for _ in range(3):
+        z = z.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(method.members[i](z), batch.y), z)
+        z = (batch.x + (z.detach() + 0.04 * grad.sign() - batch.x).clamp(-0.1, 0.1)).clamp(0, 1)
+    torch.testing.assert_close(batch.aux["attacked"][i], z, rtol=0, atol=1e-12)
+    others = [x for j, x in enumerate(batch.aux["distilled"]) if j != i]
+    expected = 0.7 * sum(reference.mean(reference.ce(method.members[i](x), batch.y)) for x in others)
+    expected += reference.mean(reference.ce(method.members[i](z), batch.y))
+    assert method.loss(batch).total.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("i", range(3))
 def test_loss_is_the_formula(i: int) -> None:
     method, given = make()
     batch = batch_for(method, given, i)

@@ -36,6 +36,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "convnet8": (ConvNet8, {}, 8),
     "resnet": (ResNet, {"blocks": (1, 2, 1), "width": 8}, 8),
     "resnet_pad": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "pad"}, 8),
+    "resnet_keras": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "raw", "conv_bias": True}, 8),
     "resnet_bottleneck": (ResNet, {"blocks": (1, 1), "width": 8, "bottleneck": True}, 8),
     "resnet_large": (ResNet, {"blocks": (1, 1), "width": 8, "stem": "large"}, 8),
     "preact": (PreActResNet, {"blocks": (1, 1)}, 8),

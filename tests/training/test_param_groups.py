@@ -36,6 +36,8 @@ def test_decay_of_all_and_of_weights_alone() -> None:
     spared = step_without_gradient("weights")
     assert {name for name, ratio in spared.items() if ratio == pytest.approx(0.95)} == {"0.weight", "3.weight"}
     assert {name for name, ratio in spared.items() if ratio == 1} == {"0.bias", "1.weight", "1.bias", "3.bias"}
+    kernels = step_without_gradient("convolutions")
+    assert kernels.pop("0.weight") == pytest.approx(0.95) and set(kernels.values()) == {1}
 
 
 def test_rate_is_the_optimizers_times_the_schedule_and_does_not_compound() -> None:

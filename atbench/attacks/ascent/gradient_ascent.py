@@ -31,7 +31,7 @@ class GradientAttack:
         bn: mode of the normalisation layers during the attack; applied by `Method.run_attack` and by the evaluation.
         return_point: the `last` iterate (the papers' PGD, with no forward beyond the k of the
             gradients), the `best` by objective, or the `first` that the stop rule named.
-        rule: the step rule, `steepest`, `averaged` or `adam` (`step_rules.py`).
+        rule: the step rule, `steepest`, `averaged`, `adam` or `summed` (`step_rules.py`).
         momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
         backtrack: with a factor > 1 a step is rejected where the objective fell, and that example's step size is
             divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.

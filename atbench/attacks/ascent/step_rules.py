@@ -43,6 +43,20 @@ class Momentum(Rule):
         self.velocity = self.velocity[live]
 
 
+class Summed(Rule):
+    """v ← v + ∇, then x' + step_size · d(v): where a gradient is never cleared (TRS, Yang et al. 2021, its code)."""
+
+    def __init__(self, ball: Ball, like: Tensor) -> None:
+        self.ball, self.total = ball, torch.zeros_like(like)
+
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        self.total = self.total + grad
+        return self.ball.ascend(x_adv, self.total, sizes)
+
+    def take(self, live: Tensor) -> None:
+        self.total = self.total[live]
+
+
 class Averaged(Rule):
     """v ← μ·v + (1 − μ)·d(∇), then x' + step_size · v (CCAT, Stutz et al. 2020, ICML, arXiv 1910.06259, App. B)."""
 
@@ -99,7 +113,7 @@ class Noisy(Rule):
         self.rows = self.rows[live]
 
 
-RULES: tuple[str, ...] = ("steepest", "averaged", "adam")
+RULES: tuple[str, ...] = ("steepest", "averaged", "adam", "summed")
 
 
 def make_rule(
@@ -113,6 +127,8 @@ def make_rule(
         return Noisy(make_rule(name, ball, like, momentum), like, noise, rng)
     if name == "adam":
         return Adam(like)
+    if name == "summed":
+        return Summed(ball, like)
     if name == "averaged":
         return Averaged(ball, like, momentum)
     return Momentum(ball, like, momentum) if momentum else ball.ascend
