@@ -26,6 +26,7 @@ STEPS = 10
 SIZE = 32
 #: The floors of the field's three reference steps, k = 10: PGD-AT 2k + 3, TRADES 2k + 7, FGSM-MEP 7.
 KNOWN = {"pgd_at": 23.0, "trades": 27.0, "mart": 26.0, "fgsm_mep": 7.0, "standard": 3.0, "free_at": 24.0}
+VARIES = {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am", "eat"}
 
 
 def method_of(name: str) -> tuple[Method, Batch, int]:
@@ -64,7 +65,9 @@ def used(request: pytest.FixtureRequest) -> Used:
 def test_cost_is_at_the_floor(used: Used) -> None:
     assert used.floor == KNOWN.get(used.name, used.floor), "the declared floor is not the known one"
     if used.floor is None:
-        assert used.name in {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am"}, "a fixed cost must be declared"
+        assert used.name in {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am", "eat"}, (
+            "a fixed cost must be declared"
+        )
         return
     assert 0.9 * used.floor <= used.passes <= 1.02 * used.floor
 

@@ -23,8 +23,8 @@ AUGMENTATIONS = _named(
 )
 MODELS = _named(
     "atbench.models",
-    "cnn.CNN plain.ConvNet8 plain.FastMnist plain.LeNet plain.TradesMnist preact.PreActResNet preact.WRN"
-    " residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
+    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.FastMnist plain.LeNet plain.TradesMnist preact.PreActResNet"
+    " preact.WRN residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
 )
 ATTACKS = _named(
     "atbench.attacks",
@@ -38,7 +38,7 @@ ATTACKS = _named(
 METHODS = _named(
     "atbench.methods",
     "adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge"
-    " early_stop.EarlyStop fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt hat.Hat iaat.Iaat kd_swa.KdSwa"
+    " early_stop.EarlyStop eat.Eat fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt hat.Hat iaat.Iaat kd_swa.KdSwa"
     " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mart.Mart mma.Mma msd.Msd"
     " multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rst.Rst score.Score standard.Standard"
     " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades yopo.Yopo",
