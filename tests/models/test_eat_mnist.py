@@ -35,15 +35,10 @@ def test_networks_are_the_authors(name: str, parameters: int, rates: list[float]
 
 
 def test_an_image_of_mnist_ends_in_one_pixel_of_b() -> None:
-    network = build(
-        EatMnist, (1, 28, 28), convs=((4, 8, 2, 3), (8, 6, 2, 0), (8, 5, 1, 0)), hidden=(), drop_features=0.5
-    )
-    assert network.head.in_features == 8
-    assert [tuple(network.features(torch.rand(1, 1, 28, 28), cut).shape[2:]) for cut in range(3)] == [
-        (14, 14),
-        (5, 5),
-        (1, 1),
-    ]
+    convs = ((4, 8, 2, 3), (8, 6, 2, 0), (8, 5, 1, 0))
+    network = build(EatMnist, (1, 28, 28), convs=convs, hidden=(), drop_features=0.5)
+    sides = [tuple(network.features(torch.rand(1, 1, 28, 28), cut).shape[2:]) for cut in range(3)]
+    assert sides == [(14, 14), (5, 5), (1, 1)] and network.head.in_features == 8
 
 
 @pytest.mark.parametrize("init", ["glorot_uniform", "he_normal"])
