@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from atbench.cli.main import main
 from atbench.data import Source
 from atbench.data.digits import digits
 from atbench.errors import ConfigError, DataError
 from atbench.methods import Stage
+from atbench.methods.eat import Eat
 from atbench.methods.standard import Standard
 from atbench.models import Frozen
 from atbench.models.heads import Hypersphere
@@ -30,6 +33,7 @@ from atbench.workflows.stages import stage_config
 from atbench.workflows.train import Run
 from tests.support.configs import resolved
 from tests.support.contract import ALONE, OVERRIDES
+from tests.support.runs import QUICK, enter, final, only
 
 STANDARD = {"_target_": "atbench.methods.standard.Standard"}
 
@@ -272,3 +276,30 @@ def test_a_stage_that_is_done_is_not_trained_again(asks: Asks, fits: list[Any], 
     assert all(torch.equal(value, given["a"].state_dict()[name]) for name, value in before.items())
     assert (stage / "checkpoints" / "last.pt").read_bytes() == kept
     assert not torch.equal(given["a"].head.weight, given["b"].head.weight)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_behind_its_stages_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fits: list[Any]
+) -> None:
+    """EAT with a source of its own and a finished run: nothing is trained again, and a changed checkpoint is refused."""
+    enter(tmp_path, monkeypatch)
+    assert main(["train", *QUICK, "method=standard", "runs=first"]) == 0
+    (first,) = (tmp_path / "first").iterdir()
+    words = ("method=eat", "~method.sources.conv", "~method.sources.mlp", f"method.sources.there={first}")
+    with monkeypatch.context() as killed:
+        killed.setattr(Eat, "load_pretrained", Mock(side_effect=KeyboardInterrupt))
+        assert main(["train", *QUICK, *words]) == 130
+    run, file = only(tmp_path), first / "checkpoints" / "last.pt"
+    (kept,), right = (run / "stages").glob("same-*/checkpoints/last.pt"), file.read_bytes()
+    trained, fits[:] = kept.read_bytes(), []
+    file.write_bytes((first / "checkpoints" / "best.pt").read_bytes())
+    assert main(["train", f"resume={run}"]) == 3
+    assert "is another checkpoint than this run began with" in capsys.readouterr().err and not fits
+    file.write_bytes(right)
+    assert main(["train", f"resume={run}"]) == 0
+    assert fits == [1, 0] and kept.read_bytes() == trained
+    state, there = final(run)["method"], checkpoint.read(file)["model"]
+    assert all(torch.equal(value, state[f"sources.there.{name}"]) for name, value in there.items())
+    file.unlink()
+    assert main(["train", f"resume={run}"]) == 0, "a finished run is not gone on with"
