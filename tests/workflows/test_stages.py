@@ -282,11 +282,11 @@ def test_a_stage_that_is_done_is_not_trained_again(asks: Asks, fits: list[Any], 
 def test_a_run_that_was_killed_behind_its_stages_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fits: list[Any]
 ) -> None:
-    """EAT with a source of its own and a finished run: nothing is trained again, and a changed checkpoint is refused."""
+    """EAT with a source of its own and a finished run: nothing is trained again, another checkpoint is refused."""
     enter(tmp_path, monkeypatch)
     assert main(["train", *QUICK, "method=standard", "runs=first"]) == 0
     (first,) = (tmp_path / "first").iterdir()
-    words = ("method=eat", "~method.sources.conv", "~method.sources.mlp", f"method.sources.there={first}")
+    words = ("method=eat", "~method.sources.conv", "~method.sources.mlp", f"+method.sources.there={first}")
     with monkeypatch.context() as killed:
         killed.setattr(Eat, "load_pretrained", Mock(side_effect=KeyboardInterrupt))
         assert main(["train", *QUICK, *words]) == 130
