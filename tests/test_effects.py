@@ -44,6 +44,7 @@ OWN = {
     "rlfat": ("train.batch_size=32", "train.epochs=10", "attack.steps=5"),  # shuffled digits are hard to tell apart
     "rlfat_trades": ("train.batch_size=32", "train.epochs=10", "attack.steps=5"),
     "dverge": ("model.members=2", "method.distill_steps=5"),
+    "eat": ("train.batch_size=32", "train.epochs=10"),  # of four images one is its own
     "ccat": ("attack.steps=15",),
     **dict.fromkeys(
         ("msd", "multi_norm_avg", "multi_norm_max"), ("attack.steps=5",)
