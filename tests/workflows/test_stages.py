@@ -1,4 +1,4 @@
-"""Networks that a method needs first: what a stage is configured by, what is refused, and what a folder keeps of it."""
+"""Networks that a method needs first: which it is handed, what is refused, and what a folder keeps of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from atbench.runs.run_dir import set_status, write_text
 from atbench.runs.signals import SignalFlag
 from atbench.training import Trainer, checkpoint
 from atbench.workflows import factory, pretraining
-from atbench.workflows.stages import stage_config
 from atbench.workflows.train import Run
 from tests.support.configs import resolved
 from tests.support.contract import ALONE, OVERRIDES
@@ -104,59 +103,6 @@ def arrays(folder: Path, classes: int, side: int = 8) -> tuple[str, ...]:
     image = np.random.default_rng(0).integers(0, 255, (80, side, side, 1), np.uint8)
     np.savez(folder / "train.npz", image=image, label=np.arange(80) % classes)
     return "dataset=npz", f"dataset.source.path={folder}"
-
-
-# Configurations.
-
-
-def test_without_overrides_it_is_the_run_with_the_stages_method_seed_and_epochs() -> None:
-    cfg = configuration("train.epochs=8", "seed=3", "plus=ema")
-    own = stage_config(cfg, Stage(STANDARD, epochs=0.5, offset=2))
-    assert own.method == STANDARD and own.plus == {} and own.seed == 5 and own.train.epochs == 4
-    assert all(own[part] == cfg[part] for part in ("dataset", "model", "attack"))
-    assert own.train.optimizer == cfg.train.optimizer and own.train.selection == cfg.train.selection
-
-
-def test_another_architecture_is_a_group_with_settings_of_its_own() -> None:
-    own = stage_config(configuration(), Stage(STANDARD, overrides=("model=lenet_madry", "model.hidden=[16]")))
-    assert own.model._target_ == "atbench.models.plain.LeNet" and "width" not in own.model
-    assert own.model.channels == [32, 64] and own.model.hidden == [16]
-
-
-def test_another_data_set_and_another_recipe() -> None:
-    cfg = configuration("train.selection.n=7")
-    words = ("dataset=cifar100", "recipe=trades", "attack.eps=4/255", "train.label_smoothing=0.1")
-    own = stage_config(cfg, Stage(STANDARD, overrides=words))
-    assert own.dataset.about.name == "cifar100" and own.attack.eps == pytest.approx(4 / 255)
-    assert own.train.batch_size == 128 and own.train.optimizer.lr == 0.1 and own.train.label_smoothing == 0.1
-    assert own.train.epochs == cfg.train.epochs and own.train.selection == cfg.train.selection
-    assert own.model == cfg.model, "what is not named stays the run's"
-
-
-def test_an_option_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "mine conf"
-    write_text(folder / "model" / "narrow.yaml", "defaults: [cnn, _self_]\nabout: {name: narrow}\nwidth: 2\n")
-    monkeypatch.setenv("ATBENCH_ARGV", json.dumps(["train", "--config-dir", str(folder)]))
-    assert stage_config(configuration(), Stage(STANDARD, overrides=("model=narrow",))).model.width == 2
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("model=lenet_madri", r"model: lenet_madri .* did you mean 'lenet_madry'"),
-        ("model.widht=3", r"model\.widht: 3 .* did you mean 'width'"),
-        ("model.width=0", r"model\.width: 0 "),
-        ("method=trades", r"stage: method=trades .* use dataset, model, attack, recipe"),
-        ("seed=3", r"stage: seed=3 "),
-        ("runs=elsewhere", r"stage: runs=elsewhere "),
-    ],
-)
-def test_overrides_that_cannot_be_are_refused(word: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        stage_config(configuration(), Stage(STANDARD, overrides=(word,)))
-
-
-# Networks.
 
 
 def test_a_network_comes_frozen_or_live(asks: Asks) -> None:
