@@ -46,6 +46,7 @@ OWN = {
     **dict.fromkeys(("adp", "gal", "trs"), ("model.members=2",)),
     "dverge": ("model.members=2", "method.distill_steps=5"),
     "cat_customized": ("method.eta=0.04",),  # else 14 visits to the largest radius
+    "eat": ("train.batch_size=32", "train.epochs=10"),  # of four images one is its own
     "ccat": ("attack.steps=15",),
     **dict.fromkeys(
         ("msd", "multi_norm_avg", "multi_norm_max"), ("attack.steps=5",)

@@ -24,7 +24,8 @@ AUGMENTATIONS = _named(
 )
 MODELS = _named(
     "atbench.models",
-    "cnn.CNN plain.ConvNet8 plain.FastMnist plain.LeNet plain.Strided plain.TradesMnist preact.PreActResNet"
+    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.FastMnist plain.LeNet plain.Strided plain.TradesMnist"
+    " preact.PreActResNet"
     " preact.WRN residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
 )
 ATTACKS = _named(
@@ -40,7 +41,7 @@ METHODS = _named(
     "atbench.methods",
     "adp.Adp adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum cat_customized.CatCustomized ccat.Ccat"
     " clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop fat.Fat fat_mart.FatMart"
-    " fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gair_fat.GairFat gairat.Gairat"
+    " eat.Eat fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gair_fat.GairFat gairat.Gairat"
     " gal.Gal hat.Hat iaat.Iaat kd_swa.KdSwa kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt"
     " lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma msd.Msd"
     " multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rst.Rst score.Score standard.Standard"

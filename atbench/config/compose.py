@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from atbench.config import registry, schema
+from atbench.config.overrides import quoted
 
 
 def version_base() -> dict[str, str]:
@@ -17,13 +19,16 @@ def version_base() -> dict[str, str]:
     return {"version_base": "1.3"} if old else {}
 
 
-def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of `atbench VERB OVERRIDE ...`, unresolved. Works inside another Hydra application."""
+def compose(verb: str, overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+    """The configuration of `atbench VERB OVERRIDE ...`, with the user's `config_dir` if there is one, unresolved. Works
+    inside another Hydra application.
+    """
     schema.register()
     state = GlobalHydra.instance()
     outer, state.hydra = state.hydra, None
     try:
         with hydra.initialize_config_dir(str(registry.conf_dir()), **version_base()):
-            return hydra.compose(verb, list(overrides))
+            own = [f"hydra.searchpath=[{quoted(f'file://{config_dir}')}]"] if config_dir else []
+            return hydra.compose(verb, [*own, *overrides])
     finally:
         state.hydra = outer

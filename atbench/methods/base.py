@@ -17,7 +17,7 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
-from atbench.models import attack_mode
+from atbench.models import Frozen, attack_mode
 from atbench.seeding import Draws, derive_seed
 
 
@@ -117,17 +117,29 @@ class Report:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run to be trained first, by the same trainer under the same recipe.
+    """A network that a method needs before its own training: of a run that is trained first, or of a finished one.
 
-    method: a `method` node (at least `_target_`); epochs: share of the run's epochs; offset: added to the run's seed;
-    model: changes to the `model` node (`{"members": 1}`); best: hand over the selected epoch instead of the last.
+    method: the run's `method` node (at least `_target_`); None with `checkpoint`.
+    epochs: share of this run's epochs.
+    offset: added to this run's seed.
+    overrides: what else differs from this run, as words of a command line: `model=wrn`, `dataset=cifar100`,
+        `recipe=trades`, `model.members=1`.
+    checkpoint: a finished run's folder, or a checkpoint in it; nothing is trained.
+    best: hand over the selected epoch instead of the last.
+    live: hand the network over trainable and in train mode; otherwise it is `Frozen`.
     """
 
-    method: dict[str, Any]
+    method: dict[str, Any] | None = None
     epochs: float = 1.0
     offset: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    checkpoint: str | None = None
     best: bool = False
+    live: bool = False
+
+    def handed_over(self, network: nn.Module) -> nn.Module:
+        """A network of this stage in the mode in which a method gets it."""
+        return network.requires_grad_(True).train() if self.live else Frozen(network)
 
 
 class Method(nn.Module):
@@ -172,7 +184,7 @@ class Method(nn.Module):
         """Allocate tables and streams; the clock is set. Called at every start, before state is loaded: cheap."""
 
     def pretraining(self) -> dict[str, Stage]:
-        """Runs to train first, by name; stored in the run folder, each resumable by itself."""
+        """Networks needed first, by name; each has a folder in the run folder and is resumable by itself."""
         return {}
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:

@@ -72,7 +72,10 @@ class Dverge(EnsembleMethod):
     def pretraining(self) -> dict[str, Stage]:
         standard = {"_target_": "atbench.methods.standard.Standard"}
         # A seed of its own for each: members that begin alike would share all their vulnerabilities.
-        return {f"member{i}": Stage(standard, offset=i + 1, model={"members": 1}) for i in range(len(self.members))}
+        return {
+            f"member{i}": Stage(standard, offset=i + 1, overrides=("model.members=1",), live=True)
+            for i in range(len(self.members))
+        }
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         for i, member in enumerate(self.members):

@@ -54,5 +54,5 @@ class FgsmAt(Method):
         terms = {"ce": natural.detach(), "adv": robust.detach()}
         return Loss(self.clean * natural + (1 - self.clean) * robust, terms, adversarial)
 
-    def forward_cost(self, steps: int) -> float:
+    def forward_cost(self, steps: int) -> float | None:
         return 2 * steps + 6

@@ -57,7 +57,7 @@ class Hat(Trades):
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         if self.gamma:
-            self.helper.network.load_state_dict(stages["helper"].state_dict())
+            self.helper.load_state_dict(stages["helper"].state_dict())
 
     def perturb(self, batch: Batch) -> Batch:
         batch = super().perturb(batch)

@@ -62,7 +62,7 @@ class KdSwa(Method):
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         for name, teacher in self.teachers.items():
-            teacher.get_submodule("network").load_state_dict(stages[name].state_dict())
+            teacher.load_state_dict(stages[name].state_dict())
 
     def perturb(self, batch: Batch) -> Batch:
         batch = super().perturb(batch)

@@ -61,9 +61,8 @@ class Rst(Trades):
     @torch.no_grad()
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:
         assert self.pool is not None, "`setup` comes first"
-        labeller = stages["labeller"].eval()
         for rows in torch.arange(len(self.pool), device=self.labels.device).split(self.LABEL_CHUNK):
-            self.labels[rows] = labeller(self.pool.floats(rows, self.dtype)).argmax(dim=1)
+            self.labels[rows] = stages["labeller"](self.pool.floats(rows, self.dtype)).argmax(dim=1)
 
     def perturb(self, batch: Batch) -> Batch:
         if batch.extra is None:

@@ -44,8 +44,8 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
     - `batch`: train mode with the running statistics left untouched.
     - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
 
-    With `freeze` no parameter takes a gradient in the block, and the global random state, which dropout would have
-    moved, is restored as well.
+    With `freeze` no parameter takes a gradient in the block, and in `eval` and `fixed` the global random state is
+    restored; in `train` and `batch` dropout moves it, so that the update draws other masks than the attack.
     """
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
@@ -63,7 +63,7 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
         if mode == "fixed":
             norm.running_mean, norm.running_var = getattr(norm, CAPTURED)
     try:
-        with torch.random.fork_rng(devices=cuda, enabled=freeze):
+        with torch.random.fork_rng(devices=cuda, enabled=freeze and mode in ("eval", "fixed")):
             yield
     finally:
         for parameter in trainable:
@@ -77,8 +77,9 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
 
 @contextmanager
 def capture_batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Store the batch statistics of the forward pass in the block for `bn_mode(network, "fixed")`. No gradient flows to
-    them.
+    """Store the batch statistics of the forward pass in the block for `attack_mode(network, "fixed")`.
+
+    No gradient flows to them.
     """
 
     def store(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -32,6 +32,7 @@ from atbench.reporting.run_folder import read_evaluations
 from atbench.runs.run_dir import write_bytes, write_json, write_text
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import load_network
+from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.resume import resolve_target
 
 WEIGHTS = "model.safetensors"
@@ -71,7 +72,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
 
 def export_config(cfg: DictConfig, source: Source, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: everything needed to build the network."""
-    kwargs = factory.model_kwargs(cfg.model, source)
+    kwargs = model_kwargs(cfg.model, source)
     # Unknown for an external module, which takes images in [0, 1] like all others.
     buffers = (network.mean, network.std) if isinstance(network, Network) else ()
     mean, std = [buffer.flatten().tolist() for buffer in buffers] or (None, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,18 +11,20 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from atbench.config.instantiate import accepted_kwargs, build, build_errors, locate
+from atbench.config.instantiate import accepted_kwargs, build, build_errors
 from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.data.overlap import count_shared
 from atbench.errors import AtbenchError, ConfigError, hint
 from atbench.evaluation import PGDConfig
 from atbench.evaluation.attack_limits import step_warnings
-from atbench.methods import Method
+from atbench.methods import Method, Stage
 from atbench.models import Ensemble, Network, weight_files
 from atbench.seeding import derive_seed
 from atbench.training import Callbacks, Group, Recipe, Trainer, World, make_group
 from atbench.training.trainer import Interrupt
+from atbench.workflows.model_kwargs import model_kwargs
+from atbench.workflows.stages import stage_config
 
 
 def make_source(cfg: DictConfig) -> Source:
@@ -107,33 +108,6 @@ def make_model(cfg: DictConfig, source: Source) -> nn.Module:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def _check_normalisation(settings: Mapping[str, Any], node: DictConfig, channels: int) -> None:
-    """Refuse a mean or deviation, of the model's own or of the data set's, that cannot be one of these images."""
-    for name in ("mean", "std"):
-        key, values = f"model.{name}" if name in node else f"dataset.source.{name}", list(settings.get(name, (1.0,)))
-        if len(values) not in (1, channels):
-            why = f"has {len(values)} numbers for images of {channels} channel{'s'[: channels - 1]}"
-            raise ConfigError(key, values, why, "give one a channel")
-        if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
-            why = "must be finite" if name == "mean" else "is what pixels are divided by, and must be above 0"
-            raise ConfigError(key, values, why, "correct the value")
-
-
-def model_kwargs(node: DictConfig, source: Source) -> dict[str, Any]:
-    """What the target of `model` is given of the data set. What is no Network gets only what it names and the
-    configuration does not set: its keywords may mean something else, and be handed on to what does not take them.
-    """
-    offered = {"shape": source.shape, "classes": len(source.classes), "mean": source.mean, "std": source.std}
-    target = locate(str(node["_target_"]), "model._target_")
-    given = accepted_kwargs(node, "model", offered)
-    if isinstance(target, type) and issubclass(target, Network):
-        _check_normalisation({**given, **{str(key): value for key, value in node.items()}}, node, source.shape[0])
-        return given
-    _check_normalisation(given, node, source.shape[0])
-    named = inspect.signature(target).parameters.keys() - node.keys()
-    return {name: value for name, value in given.items() if name in named}
-
-
 def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
     """What a method that names `network` is given: `network(changes)` makes a further, untrained network, the run's
     `model` node with these changes, or the changes alone if they name a `_target_`.
@@ -146,6 +120,24 @@ def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
     return network
 
 
+def stage_network(cfg: DictConfig, stage: Stage, source: Source, world: World) -> nn.Module:
+    """The network that a stage will hand over, untrained, for a method to hold and fill in `load_pretrained`. Raises
+    ConfigError where it is for other images or classes than the run's.
+    """
+    own = stage_config(cfg, stage)
+    data = stage_source(cfg, own, source, world)
+    if (data.shape, len(data.classes)) != (source.shape, len(source.classes)):
+        ours, theirs = (f"{len(each.classes)} classes of {each.shape}" for each in (source, data))
+        why = f"its network is for {theirs}, and {source.name} has {ours}"
+        raise ConfigError("stage", stage.checkpoint or " ".join(stage.overrides), why, "use another")
+    return stage.handed_over(make_model(own, data))
+
+
+def stage_source(cfg: DictConfig, own: DictConfig, source: Source, world: World) -> Source:
+    """The data set of a stage, whose configuration is `own`: the run's, unless it has another."""
+    return source if own.dataset.source == cfg.dataset.source else shared_source(own, world)
+
+
 def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Put published weights, or those of a checkpoint of ours, in the place of the initial ones. Raises DataError."""
     if not isinstance(model, Network):
@@ -155,7 +147,11 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
 
 def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World) -> Method:
     """The method, with its tables allocated, on this process's device."""
-    given = accepted_kwargs(cfg.method, "method", {"network": network_maker(cfg, data.source)})
+    further = {
+        "network": network_maker(cfg, data.source),
+        "stage_network": lambda stage: stage_network(cfg, stage, data.source, world),
+    }
+    given = accepted_kwargs(cfg.method, "method", further)
     method: Method = build(cfg.method, "method", model=model, attack=build(cfg.attack, "attack"), **given)
     if data.mix is not None and method.requires_hard_labels:
         mix, name = type(data.mix).__name__, type(method).__name__

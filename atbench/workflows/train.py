@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from atbench.config import argv, validate, values
 from atbench.config.untrusted import target_overrides
 from atbench.data import Images, Source
 from atbench.errors import DataError, exit_code
-from atbench.methods import Stage
+from atbench.methods import Method
 from atbench.reporting import report
 from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
 from atbench.reporting.metrics_log import MetricsLog, truncate_log
@@ -27,10 +25,11 @@ from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
 from atbench.training import Trainer, World, checkpoint, threads, world
-from atbench.workflows import factory
+from atbench.workflows import factory, pretraining
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
+from atbench.workflows.pretraining import PlannedStage
 from atbench.workflows.resume import find_matching_run, finished_score, refuse_different_config, resumed_config
 
 METRICS = "metrics.jsonl"
@@ -68,6 +67,7 @@ def train(composed: DictConfig) -> TrainResult:
         state = run.read_last_checkpoint() if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.build_trainer(fresh=state is None)
+        pretraining.check(run.plan_stages(trainer.method), resumed)
         about = factory.describe_run(cfg, run.source, trainer)
         environment, changes = processes.from_main(lambda: run.check_environment(about, resumed, state))
         warnings += processes.from_main(lambda: run.check_evaluation_plan(trainer, tests.pop()))
@@ -183,7 +183,11 @@ class Run:
         """Train to the end, from the state of a checkpoint or, at the beginning, after the method's pretraining."""
         method, clock = trainer.method, trainer.method.clock
         if state is None:
-            method.load_pretrained({name: self._stage(name, stage) for name, stage in method.pretraining().items()})
+            planned = self.plan_stages(method)
+            if self.world.main:
+                pretraining.record_checkpoints(planned, self.folder)
+            networks = {name: self._pretrained(name, each) for name, each in planned.items()}
+            method.load_pretrained({name: planned[name].stage.handed_over(each) for name, each in networks.items()})
         else:
             self._load_state(trainer, state)
         if self.world.main:
@@ -242,24 +246,18 @@ class Run:
                 "checkpoint", path, f"does not fit its run ({message})", "use another checkpoint"
             ) from fault
 
-    def _stage(self, name: str, stage: Stage) -> nn.Module:
-        """The network of a pretraining stage, in a folder named by the hash of its configuration: trained once, resumed
-        by itself.
-        """
-        cfg = OmegaConf.create(values.recorded(self.cfg))
-        cfg.method, cfg.plus = stage.method, {}
-        cfg.model = {**cfg.model, **stage.model}
-        cfg.seed = cfg.seed + stage.offset
-        cfg.train.epochs = max(1, round(stage.epochs * cfg.train.epochs))
-        cfg.train.groups = {}
-        resolved = values.plain(cfg)
-        trained = {key: resolved[key] for key in ("seed", "dataset", "model", "attack", "method", "train")}
-        digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
-        folder = self.folder / "stages" / f"{name}-{digest}"
-        label = f"{self.label} stage {name}".strip()
-        run = Run(cfg, self.source, self.world, self.signal, folder, label)
+    def plan_stages(self, method: Method) -> dict[str, PlannedStage]:
+        """The method's stages of pre-training, none of them begun."""
+        return pretraining.plan_stages(self.cfg, method.pretraining(), self.source, self.world)
+
+    def _pretrained(self, name: str, planned: PlannedStage) -> nn.Module:
+        """The network of a stage, which is a run in a folder of its own: trained once, resumed by itself."""
+        if planned.checkpoint is not None:
+            return pretraining.read_network(planned, self.world.device)
+        folder, label = self.folder / planned.folder, f"{self.label} stage {name}".strip()
+        run = Run(planned.cfg, planned.source, self.world, self.signal, folder, label)
         if self.world.main and not folder.exists():
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(planned.cfg))
         self.world.barrier()
         trainer = run.build_trainer(fresh=False)
         with run.hold_folder(folder):
@@ -267,7 +265,7 @@ class Run:
             if self.world.main:
                 run.set_done(trainer, exit_code=0)
         with trainer.evaluated() as network:
-            if stage.best:
+            if planned.stage.best:
                 path = folder / "checkpoints" / "best.pt"
                 network.load_state_dict(checkpoint.read(path, self.world.device)["model"])
             return network

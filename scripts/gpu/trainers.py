@@ -20,6 +20,7 @@ from atbench.errors import Interrupted
 from atbench.seeding import Draws
 from atbench.training import Trainer, World
 from atbench.workflows import factory
+from atbench.workflows.stages import stage_config
 
 
 class Watch(Protocol):
@@ -46,8 +47,8 @@ def make_trainer(cfg: DictConfig, source: Source, device: torch.device, watch: W
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, world)
     stages = {}
     for number, (name, stage) in enumerate(method.pretraining().items()):
-        changed = {**values.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
-        stages[name] = factory.make_model(OmegaConf.create(changed), source).to(device)
+        own = OmegaConf.create({**values.plain(stage_config(cfg, stage)), "seed": 100 + number})
+        stages[name] = stage.handed_over(factory.make_model(own, source).to(device))
     method.load_pretrained(stages)
     return factory.make_trainer(cfg, method, data, world, watch, watch)
 

@@ -238,7 +238,7 @@ def test_members_begin_as_networks_of_their_own_seeds() -> None:
     method, _ = make()
     stages = method.pretraining()
     assert list(stages) == ["member0", "member1", "member2"] and len({stage.offset for stage in stages.values()}) == 3
-    assert all(stage.model == {"members": 1} and stage.epochs == 1.0 for stage in stages.values())
+    assert all(stage.overrides == ("model.members=1",) and stage.epochs == 1.0 for stage in stages.values())
     assert all(stage.method["_target_"] == "atbench.methods.standard.Standard" for stage in stages.values())
     trained: dict[str, nn.Module] = {name: worlds.cnn(seed=10 + k) for k, name in enumerate(stages)}
     method.load_pretrained(trained)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.attacks import State
+from atbench.attacks import State, kl_from
 from atbench.data import Batch, TrainData
 from atbench.methods import Method
 from atbench.methods.fat import Fat, Friendly, misclassified_more_than
@@ -19,7 +19,7 @@ from atbench.methods.fat_mart import FatMart
 from atbench.methods.fat_trades import FatTrades
 from atbench.methods.mart import Mart
 from atbench.methods.pgd_at import PgdAt
-from atbench.methods.trades import Trades, symmetric_gradient_kl
+from atbench.methods.trades import Trades
 from tests.support import reference, worlds
 
 STEPS = 6
@@ -52,7 +52,7 @@ def slow(method: Friendly, batch: Batch, tau: int, omega: float) -> tuple[Tensor
                     break
                 counter -= 1
             kl = isinstance(method, FatTrades)
-            value = symmetric_gradient_kl(clean, logits).sum() if kl else F.cross_entropy(logits, y)
+            value = kl_from(logits, clean.softmax(dim=1)).sum() if kl else F.cross_entropy(logits, y)
             (grad,) = torch.autograd.grad(value, x_adv)
             moved = x_adv.detach() + 0.02 * grad.sign() + omega * noise[step][i : i + 1]
             x_adv, count = torch.max(torch.min(moved, x + 0.1), x - 0.1).clamp(0, 1), count + 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from atbench.data import Batch, TrainData
 from atbench.methods.hat import Hat
 from atbench.methods.trades import Trades
-from atbench.models import attack_mode
+from atbench.models import Frozen, attack_mode
 from tests.support import reference, worlds
 
 
@@ -20,7 +20,7 @@ def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> 
     changes = {key: options.pop(key) for key in ("eps", "bn") if key in options}
     method = Hat(worlds.cnn(norm=norm), worlds.attack(start="gaussian", **changes), **options)
     method.setup(given)
-    method.load_pretrained({"helper": worlds.cnn(norm=norm, seed=9)})
+    method.load_pretrained({"helper": Frozen(worlds.cnn(norm=norm, seed=9))})
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -111,7 +111,7 @@ def test_it_begins_with_a_standard_run_of_its_own_whose_weights_it_copies() -> N
     method, _ = make()
     ((name, stage),) = method.pretraining().items()
     assert (name, stage.method, stage.epochs) == ("helper", {"_target_": "atbench.methods.standard.Standard"}, 1.0)
-    assert stage.offset != 0 and stage.model == {}
+    assert stage.offset != 0 and stage.overrides == () and not stage.live
     given = worlds.cnn(seed=9)
     assert worlds.same(method.helper.network.state_dict(), given.state_dict())
     assert not worlds.same(method.helper.network.state_dict(), method.model.state_dict())

@@ -12,6 +12,7 @@ from torch import Tensor
 from atbench.data import Batch, TrainData
 from atbench.methods.kd_swa import KdSwa, distillation
 from atbench.methods.pgd_at import PgdAt
+from atbench.models import Frozen
 from tests.support import reference, worlds
 from tests.support.configs import resolved
 
@@ -20,7 +21,8 @@ def make(given: TrainData | None = None, norm: str = "none", **options: Any) -> 
     given = given or worlds.data()
     method = KdSwa(worlds.cnn(norm=norm), worlds.attack(bn="train"), **options)
     method.setup(given)
-    method.load_pretrained({"standard": worlds.cnn(norm=norm, seed=7), "robust": worlds.cnn(norm=norm, seed=8)})
+    seeds = {"standard": 7, "robust": 8}
+    method.load_pretrained({name: Frozen(worlds.cnn(norm=norm, seed=seed)) for name, seed in seeds.items()})
     worlds.start(method, given)
     return method, given.batch(0, 0)
 
@@ -79,7 +81,7 @@ def test_each_teacher_is_trained_by_its_method_in_a_run_of_its_own() -> None:
         "robust": "atbench.methods.pgd_at.PgdAt",
     }
     assert len({0, *(stage.offset for stage in stages.values())}) == 3
-    assert all(stage.epochs == 1.0 and stage.model == {} for stage in stages.values())
+    assert all(stage.epochs == 1.0 and stage.overrides == () for stage in stages.values())
     assert list(make(standard=0.0)[0].pretraining()) == ["robust"]
 
 

@@ -10,6 +10,7 @@ from atbench.data import TrainData
 from atbench.errors import ConfigError
 from atbench.methods.rst import Rst
 from atbench.methods.trades import Trades
+from atbench.models import Frozen
 from tests.support import worlds
 
 HALF = {"labelled": 0.5, "extra": 0.5}
@@ -18,7 +19,7 @@ HALF = {"labelled": 0.5, "extra": 0.5}
 def make(given: TrainData) -> Rst:
     method = Rst(worlds.cnn(), worlds.attack(start="gaussian"), beta=6.0)
     method.setup(given)
-    method.load_pretrained({"labeller": worlds.linear(seed=7)})
+    method.load_pretrained({"labeller": Frozen(worlds.linear(seed=7))})
     worlds.start(method, given)
     return method
 
@@ -40,7 +41,7 @@ def test_pseudo_labels_are_the_labellers_in_eval_mode() -> None:
             labeller.train()(images)
     statistics = {name: value.clone() for name, value in labeller.state_dict().items()}
     method.LABEL_CHUNK = 7
-    method.load_pretrained({"labeller": labeller})
+    method.load_pretrained({"labeller": Frozen(labeller)})
     assert worlds.same(statistics, labeller.state_dict())
     expected = labeller.eval()(images).argmax(dim=1)
     assert torch.equal(method.labels, expected)

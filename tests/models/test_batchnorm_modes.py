@@ -124,16 +124,23 @@ def test_frozen_cannot_be_woken() -> None:
     assert all(p.grad is None and not p.requires_grad for p in inner.parameters())
 
 
-def test_it_freezes_and_restores_flags_and_random_state(net: Net) -> None:
+def test_it_freezes_and_restores_flags(net: Net) -> None:
     net[0].weight.requires_grad_(False)
     flags = [p.requires_grad for p in net.parameters()]
-    before = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="inside"), attack_mode(net, "batch"):
         assert not any(p.requires_grad for p in net.parameters())
-        net(batch())  # dropout draws
         raise RuntimeError("inside")
     assert [p.requires_grad for p in net.parameters()] == flags and flags[0] is False
-    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", ["eval", "fixed", "train", "batch"])
+def test_dropout_of_the_update_does_not_repeat_that_of_the_attack(net: Net, mode: str) -> None:
+    with capture_batch_statistics(net):
+        net(batch())
+    before = torch.get_rng_state()
+    with attack_mode(net, mode):
+        net(batch()), torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), before) == (mode in ("eval", "fixed"))
 
 
 def test_gradients_reach_the_input_of_a_frozen_network(net: Net) -> None:

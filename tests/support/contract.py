@@ -23,6 +23,7 @@ from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
 from atbench.training.cost import Count
 from atbench.workflows import factory
+from atbench.workflows.stages import stage_config
 from tests.support.configs import resolved
 
 #: A fork has everything imported, which takes longer than a short training; where there is a GPU it cannot be used.
@@ -43,7 +44,15 @@ ALONE = World(torch.device("cpu"))
 #: Methods whose rounds add up gradients: no weight perturbation on top.
 ACCUMULATE = {"yopo"}
 #: What a method needs to be comparable, or to get into its mechanism within eight steps.
-OWN = {"adt_exp_am": ("method.generator_width=4", "method.generator_norm=none")}
+OWN = {
+    "adt_exp_am": ("method.generator_width=4", "method.generator_norm=none"),
+    # A source of another architecture, without dropout, whose masks differ between processes.
+    "eat": (
+        "~method.sources.mlp",
+        "method.sources.conv=['model=mnist_eat_c','model.convs=[[4,3,1,0]]','model.hidden=[8]',"
+        "'model.drop_features=0','model.drop_hidden=0']",
+    ),
+}
 
 
 class Log:
@@ -97,8 +106,8 @@ def begin_untrained(method: Method, cfg: DictConfig, source: Source) -> None:
     """Hand over untrained networks where the method asked for trained ones."""
     stages = {}
     for number, (name, stage) in enumerate(method.pretraining().items()):
-        changed = {**values.plain(cfg), "seed": 100 + number, "model": {**cfg.model, **stage.model}}
-        stages[name] = factory.make_model(OmegaConf.create(changed), source)
+        own = OmegaConf.create({**values.plain(stage_config(cfg, stage)), "seed": 100 + number})
+        stages[name] = stage.handed_over(factory.make_model(own, source))
     method.load_pretrained(stages)
 
 

@@ -1,0 +1,106 @@
+"""Stages of pre-training in a run's folder: which are trained, and which networks are read from finished runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from atbench.config import values
+from atbench.data import Source
+from atbench.errors import ConfigError, DataError
+from atbench.methods import Stage
+from atbench.models import weight_files
+from atbench.runs.run_dir import read_json, refuse_path, set_status, write_text
+from atbench.training import World, checkpoint
+from atbench.workflows import factory
+from atbench.workflows.environment import checksum
+from atbench.workflows.stages import find_checkpoint, stage_config
+
+STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its configuration, its data set and its folder below the run's, which is named by a hash of what the
+    network depends on; of a finished run also the checkpoint and the SHA-256 of that file.
+    """
+
+    stage: Stage
+    cfg: DictConfig
+    source: Source
+    folder: Path
+    checkpoint: Path | None = None
+    sha256: str | None = None
+
+
+def plan_stages(cfg: DictConfig, stages: Mapping[str, Stage], source: Source, world: World) -> dict[str, PlannedStage]:
+    """The stages of a run, none of them trained yet. Raises ConfigError and DataError for what cannot be: overrides, a
+    checkpoint, images of another shape than the run's.
+    """
+    return {name: _planned(cfg, name, stage, source, world) for name, stage in stages.items()}
+
+
+def _planned(cfg: DictConfig, name: str, stage: Stage, source: Source, world: World) -> PlannedStage:
+    refuse_path("stage", name)
+    own = stage_config(cfg, stage)
+    data = factory.stage_source(cfg, own, source, world)
+    if data.shape != source.shape:
+        why = f"its images are {data.shape}, and those of {source.name} {source.shape}"
+        raise ConfigError(f"stage {name}", data.name, why, "use another data set")
+    if stage.checkpoint is None:
+        return PlannedStage(stage, own, data, Path(STAGES) / f"{name}-{_digest(own)}")
+    path = find_checkpoint(stage.checkpoint, stage.best)[0]
+    sha256 = str(checksum(path))
+    return PlannedStage(stage, own, data, Path(STAGES) / f"{name}-{sha256[:8]}", path, sha256)
+
+
+def _digest(cfg: DictConfig) -> str:
+    resolved = values.plain(cfg)
+    trained = {key: resolved[key] for key in ("seed", "dataset", "model", "attack", "method", "train")}
+    return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check(planned: Mapping[str, PlannedStage], begun: Path | None) -> None:
+    """Raise DataError for a finished run whose weights do not fit its network, or, where the run in the folder `begun`
+    goes on, for a checkpoint that is another than at its start.
+    """
+    for name, each in planned.items():
+        if each.checkpoint is None:
+            continue
+        read_network(each, torch.device("cpu"))
+        others = (begun / STAGES).glob(f"{name}-{'?' * 8}") if begun else ()
+        for folder in others:
+            before = read_json(folder / "status.json").get("sha256")
+            if before != each.sha256:
+                why = f"is another checkpoint than this run began with: SHA-256 {each.sha256}, not {before}"
+                raise DataError(f"stage {name}", each.checkpoint, why, "restore it, or start a new run")
+
+
+def record_checkpoints(planned: Mapping[str, PlannedStage], run: Path) -> None:
+    """Give each stage that is read from a finished run a folder in `run`: with that run's configuration, and a status
+    that says which file it was.
+    """
+    for each in planned.values():
+        if each.checkpoint is not None and not (folder := run / each.folder).exists():
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(each.cfg))
+            said = f"{each.checkpoint}, SHA-256 {each.sha256}"
+            set_status(folder, state="done", exit_code=0, message=said, sha256=each.sha256)
+
+
+def read_network(planned: PlannedStage, device: torch.device) -> nn.Module:
+    """The network of a finished run. Raises DataError for weights that do not fit."""
+    assert planned.checkpoint is not None
+    network = factory.make_model(planned.cfg, planned.source)
+    state = checkpoint.read(planned.checkpoint, needs=("model",))["model"]
+    try:
+        weight_files.load_weights(network, state)
+    except DataError as misfit:
+        raise DataError("checkpoint", planned.checkpoint, misfit.why, "use another checkpoint") from misfit
+    return network.to(device)
