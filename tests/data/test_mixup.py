@@ -88,7 +88,7 @@ def test_pool_images_are_not_mixed() -> None:
 
 
 ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
-    *("fat", "fat_trades", "fat_mart", "dynamic_at"),
+    *("adp", "fat", "fat_trades", "fat_mart", "dynamic_at"),
     "multi_norm_avg",
     "multi_norm_max",
     *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
