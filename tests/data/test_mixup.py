@@ -10,7 +10,7 @@ from atbench.config.registry import conf_dir, options
 from atbench.data import Chain, CutMix, Cutout, Mix, MixUp, PadCropFlip, Shard
 from atbench.errors import ConfigError
 from atbench.methods import Method
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 from atbench.training import World
 from atbench.workflows import factory
 from tests.support.batches import equal
