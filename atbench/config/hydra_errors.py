@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from atbench.config.renamed import renamed_override
 from atbench.errors import AtbenchError, ConfigError, hint
 
 Choices = Callable[[str], Sequence[str]]  # a config group ("" for the primary configs) -> the names of its options
@@ -91,7 +92,9 @@ def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> Co
     if not parent:
         known = [name for name in (*known, *choices("/")) if name != "hydra"]
     why = f"{parent or 'the configuration'} has no '{leaf}'"
-    return ConfigError(key, _value_of(key, typed), why, hint(leaf, known))
+    renamed, _ = renamed_override(key)
+    fix = hint(leaf, known) if renamed == key else f"the key of version 0.1.0 is now {renamed}"
+    return ConfigError(key, _value_of(key, typed), why, fix)
 
 
 def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
@@ -108,7 +111,7 @@ def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigEr
 
 def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | None:
     while error is not None and not isinstance(error, kind):
-        error = error.__cause__
+        error = error.__cause__ or error.__context__  # Hydra wraps what a file of the user's raised without `from`
     return error
 
 

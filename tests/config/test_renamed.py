@@ -127,3 +127,13 @@ def test_a_run_of_the_version_before_is_resumed_evaluated_verified_and_exported(
     assert main(["report", str(run)]) == 0
     assert main(["export", str(run), "--out", "exported"]) == 0
     assert main(["eval", str(run), "eval=smoke", "eval.limit=4", "eval.survivors=true"]) == 0
+
+
+def test_an_old_key_in_a_file_of_the_users_is_refused_with_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "method").mkdir()
+    text = "# @package _global_\ndefaults: [pgd_at]\ntrain: {minutes: 3}\n"
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    assert main(["train", "--config-dir", str(tmp_path), "method=mine", "--cfg", "job"]) == 2
+    assert "train.minutes" in (error := capsys.readouterr().err) and "is now train.time_limit" in error
