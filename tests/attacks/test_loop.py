@@ -12,7 +12,7 @@ from atbench.attacks.ascent.gradient_ascent import FixedSteps
 from atbench.attacks.ascent.loop import Ascent, Stepper, where
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.errors import ConfigError
-from tests.support.worlds import F64, attack
+from tests.support.worlds import F64, attack, draws
 
 #: Steps of three examples from 0, up −(x − 0.2)²: the best points are 0.2, 0.2 and 0.21.
 SIZES = torch.tensor([0.1, 0.1, 0.07], dtype=F64).view(3, 1, 1, 1)
@@ -85,6 +85,15 @@ def test_steps_go_no_further_than_the_ball() -> None:
     for eps, reached in ((0.1, [0.95] * 3), (0.9, [1.0] * 3)):
         result = Ascent(Objective(lambda z: z, parabola), x, ball("linf"), eps, Right(), 4).run(x)
         torch.testing.assert_close(result.x_adv.flatten(), torch.tensor(reached, dtype=F64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("point", ["last", "best", "first"])
+def test_no_image_is_no_forward(point: str) -> None:
+    def network(z: Tensor) -> Tensor:
+        raise AssertionError("there is nothing to forward")
+
+    x = torch.zeros((0, 1, 2, 2), dtype=F64)
+    assert attack(steps=2, return_point=point)(Objective(network, parabola), x, rng=draws()).shape == x.shape
 
 
 def test_objective_outputs_and_gradient_are_means_over_the_samples() -> None:

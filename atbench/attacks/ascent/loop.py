@@ -137,6 +137,7 @@ class Ascent:
     eot_samples: int = 1
     best: State | None = field(default=None, init=False)
     done: Tensor = field(init=False)
+    hits: int = field(default=0, init=False)  # how many are done, without waiting for the device
     result: Candidates | None = field(default=None, init=False)  # of the examples that are done
 
     def run(self, start: Tensor) -> Candidates:
@@ -150,7 +151,7 @@ class Ascent:
         unknown = torch.full((count,), -torch.inf, dtype=self.x.dtype, device=self.x.device)
         x_adv = start.detach()
         state = State(0, torch.arange(count, device=self.x.device), x_adv, unknown, None, None)
-        for step in range(self.steps + 1):
+        for step in range(self.steps + 1 if count else 0):  # BatchNorm cannot forward no image
             more = step < self.steps
             if not more and self.return_point == "last":
                 state = replace(state, step=step, x_adv=x_adv, value=unknown[: len(state.rows)])
@@ -193,11 +194,13 @@ class Ascent:
         if self.stop is None:
             return state
         new = self.stop(state) & ~self.done
-        if not new.any():
+        hits = int(new.sum())
+        if hits == 0:
             return state
         self.done = self.done | new
+        self.hits += hits
         self._write(state, new, best=self.return_point == "best").done[state.rows[new]] = True
-        live = int((~self.done).sum())
+        live = len(self.done) - self.hits
         return state if live > 0 and live > (1 - REPACK) * len(self.done) else self._repack(state)
 
     def _repack(self, state: State) -> State:
@@ -207,7 +210,7 @@ class Ascent:
         self.project = self.ball.projector(self.x, self.eps)
         self.stepper.take(live)
         self.best = self.best and self.best.take(live)
-        self.done = self.done[live]
+        self.done, self.hits = self.done[live], 0
         return state.take(live)
 
     def _write(self, state: State, mask: Tensor, best: bool) -> Candidates:
