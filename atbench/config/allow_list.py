@@ -45,7 +45,7 @@ METHODS = _named(
     " gal.Gal hat.Hat iaat.Iaat kd_swa.KdSwa kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt"
     " lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma msd.Msd"
     " multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rst.Rst score.Score standard.Standard"
-    " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs yopo.Yopo",
+    " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",
