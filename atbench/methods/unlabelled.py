@@ -24,6 +24,7 @@ class PoolMethod(Method):
 
     pool: Images | None = None
     train_size = 0
+    share = 0.0  # of a batch that is pool rows
     dtype = torch.float32
 
     def setup(self, data: TrainData) -> None:
@@ -32,6 +33,7 @@ class PoolMethod(Method):
             fix = "set train.extra_data.labelled=0.5 train.extra_data.fraction=0.5"
             raise ConfigError("train.extra_data.labelled", None, why, fix)
         self.pool, self.train_size, self.dtype = data.pool, len(data.train), data.dtype
+        self.share = data.extra_size / data.batch_size
 
     def pool_labels(self, extra: Batch) -> Tensor:
         """Classes of pool rows; −1 where there are none."""
