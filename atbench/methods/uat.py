@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -67,19 +69,20 @@ class Uat(PseudoLabelled):
     def perturb(self, batch: Batch) -> Batch:
         merged = self.merge(batch)
         labelled = merged.index < self.train_size
-        y, targets = merged.y, merged.y
+        targets = merged.y
         if self.clean or not self.fixed:
             p = self.probabilities(merged.x)
-            y = y if self.fixed else torch.where(labelled, y, p.argmax(dim=1))  # the record's accuracy on pool rows
+            if not self.fixed:  # the record counts how many pool rows keep their prediction
+                merged = replace(merged, y=torch.where(labelled, merged.y, p.argmax(dim=1)))
             towards_y = torch.where(labelled, not self.clean, self.fixed > 0)
-            targets = torch.where(towards_y[:, None], F.one_hot(y, p.shape[1]).to(p.dtype), p)
+            targets = torch.where(towards_y[:, None], F.one_hot(merged.y, p.shape[1]).to(p.dtype), p)
         # Up to the entropy of p, which is constant, cross-entropy to p is KL(p ‖ ·).
         objective = Objective(self.model, cross_entropy, targets)
         x_adv = self.run_attack(objective, merged.x, start=self.merged_start(batch))
-        return merged.with_adv(x_adv, y=y, labelled=labelled)
+        return merged.with_adv(x_adv, labelled=labelled)
 
     def loss(self, batch: Batch) -> Loss:
-        y, labelled = batch.aux["y"], batch.aux["labelled"]
+        y, labelled = batch.y, batch.aux["labelled"]
         logits = self.model(batch.x_adv)
         risk = self.risk(logits, y)
         kl = torch.zeros_like(risk)

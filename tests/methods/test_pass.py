@@ -28,9 +28,7 @@ def make(given: TrainData, weight: float = 0.1, model: nn.Module | None = None, 
 
 def perturbed(weight: float = 0.3) -> tuple[Pass, Batch]:
     given = worlds.data(**HALF)
-    method = make(given, weight)
-    with torch.no_grad():
-        method.model.head.weight *= 30  # so that predictions differ
+    method = make(given, weight, worlds.linear())
     method.clock.epoch, method.clock.step = 2, 0
     return method, method.perturb(given.batch(2, 0))
 

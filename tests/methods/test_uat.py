@@ -121,7 +121,7 @@ def test_no_gradient_passes_the_clean_side(online: float) -> None:
     p = method.model(batch.x).softmax(dim=1).detach()
     parameters = list(method.model.parameters())
     log_q = method.model(batch.x_adv).log_softmax(dim=1)
-    by_hand = -(log_q.gather(1, batch.aux["y"][:, None]).sum() + online * (p * log_q).sum()) / 12
+    by_hand = -(log_q.gather(1, batch.y[:, None]).sum() + online * (p * log_q).sum()) / 12
     wanted = torch.autograd.grad(by_hand, parameters)
     for a, b in zip(torch.autograd.grad(method.loss(batch).total, parameters), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
@@ -141,9 +141,9 @@ def test_online_targets_need_no_labeller_and_fixed_ones_do() -> None:
 def test_pool_rows_are_counted_right_where_they_agree_with_their_target() -> None:
     given = worlds.data(**HALF)
     method, batch = perturbed(given, 1.0, 0.0)
-    assert batch.aux["y"][6:].tolist() == method.model(batch.x[6:]).argmax(dim=1).tolist()
+    assert batch.y[6:].tolist() == method.model(batch.x[6:]).argmax(dim=1).tolist()
     method, batch = perturbed(given, 0.0, 1.0)
-    assert torch.equal(batch.aux["y"][6:], method.labels[batch.index[6:] - len(given.train)])
+    assert torch.equal(batch.y[6:], method.labels[batch.index[6:] - len(given.train)])
 
 
 def test_bad_input_is_refused() -> None:
