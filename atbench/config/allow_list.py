@@ -39,7 +39,7 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "adp.Adp adt_exp_am.AdtExpAm alp.Alp cat_curriculum.CatCurriculum"
+    "adp.Adp adt_exp_am.AdtExpAm adv_pretrain.AdvPretrain alp.Alp cat_curriculum.CatCurriculum"
     " cat_customized.CatCustomized ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop"
     " eat.Eat fat.Fat fat_mart.FatMart fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt"
     " gair_fat.GairFat gairat.Gairat gal.Gal hat.Hat iaat.Iaat kd_swa.KdSwa kurakin_mixed_batch.KurakinMixedBatch"
