@@ -34,7 +34,7 @@ class AdvPretrain(PgdAt):
 
     Args:
         stage_network: makes the network of a stage.
-        pretrain: the words of a command line that tell the stage's run from this one (`[dataset=cifar100]`), or the
+        pretrain: the words of a command line that tell the stage's run from this one (`['dataset=cifar100']`), or the
             folder or a checkpoint of a finished run.
         pretrain_epochs: epochs of the stage as a share of the run's.
     """
