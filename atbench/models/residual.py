@@ -98,6 +98,7 @@ class ResNet(Network):
     Args:
         blocks: blocks in each group; every group after the first halves the image and doubles the width.
         width: channels of the first group's 3×3 convolutions.
+        stem_width: channels of the first convolution; null for `width`.
         bottleneck: blocks of three convolutions that leave four times their width.
         shortcut: where the shape changes, `conv` (1×1 convolution and BatchNorm, option B), `raw` (without BatchNorm,
             as Keras' example) or `pad` (option A).
@@ -120,6 +121,7 @@ class ResNet(Network):
         head: str = "linear",
         head_scale: Positive = 15.0,
         conv_bias: bool = False,
+        stem_width: Count | None = None,
     ) -> None:
         if shortcut not in RESNET_SHORTCUTS:
             raise ConfigError(
@@ -128,12 +130,12 @@ class ResNet(Network):
         require_side(shape, 8, "resnet")
         act, large = activation_factory(activation), has_large_stem(stem, shape)
         first = (7, 2, 3) if large else (3, 1, 1)
+        count = width if stem_width is None else stem_width
         stages: dict[str, nn.Module] = {
-            "conv1": nn.Conv2d(shape[0], width, *first, bias=conv_bias),
-            "bn1": nn.BatchNorm2d(width),
+            "conv1": nn.Conv2d(shape[0], count, *first, bias=conv_bias),
+            "bn1": nn.BatchNorm2d(count),
         }
         enter: nn.Module = sequential(act=act(), pool=nn.MaxPool2d(3, 2, 1)) if large else act()
-        count = width
         for group, number in enumerate(blocks):
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1

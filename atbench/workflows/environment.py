@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from atbench import __version__
 from atbench.data import Source
+from atbench.data.loader import floor_share
 from atbench.errors import AtbenchError, ConfigError, DataError
 from atbench.reporting.wording import both_forms
 
@@ -108,6 +109,9 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> l
     norms = f" in {attack.norm} and {', '.join(others)}" if others else ""
     selection = f"PGD-{train.selection.steps}{norms} on the held-out split; best and last are both evaluated"
     length = f"{train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}"
+    if about["pool"]:
+        unlabelled = floor_share(train.extra_data.fraction, train.batch_size)
+        length += f" ({train.batch_size - unlabelled} labelled, {unlabelled} unlabelled)"
     plus = f", plus {', '.join(cfg.plus)}" if cfg.plus else ""
     processes = f", {about['world']} processes" if about["world"] > 1 else ""
     return [

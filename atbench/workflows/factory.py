@@ -15,6 +15,7 @@ from atbench.config.instantiate import accepted_kwargs, build, build_errors
 from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.data.overlap import count_shared
+from atbench.data.rotations import with_labels
 from atbench.errors import AtbenchError, ConfigError, hint
 from atbench.evaluation import PGDConfig
 from atbench.evaluation.attack_limits import step_warnings
@@ -28,10 +29,16 @@ from atbench.workflows.stages import stage_config
 
 
 def make_source(cfg: DictConfig) -> Source:
-    """The data set that `dataset.source` names, given `data_dir` if it asks for it."""
+    """The data set that `dataset.source` names, given `data_dir` if it asks for it, with the labels of `dataset.labels`
+    (`classes` where there is no such key).
+    """
     node = cfg.dataset.source
     given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
-    return build(node, "dataset.source", **given)
+    return with_labels(build(node, "dataset.source", **given), labels_of(cfg))
+
+
+def labels_of(cfg: DictConfig) -> str:
+    return str(cfg.dataset.get("labels", "classes"))
 
 
 def shared_source(cfg: DictConfig, world: World) -> Source:
@@ -120,13 +127,13 @@ def network_maker(cfg: DictConfig, source: Source) -> Callable[..., nn.Module]:
     return network
 
 
-def stage_network(cfg: DictConfig, stage: Stage, source: Source, world: World) -> nn.Module:
+def stage_network(cfg: DictConfig, stage: Stage, source: Source, world: World, any_classes: bool = False) -> nn.Module:
     """The network that a stage will hand over, untrained, for a method to hold and fill in `load_pretrained`. Raises
-    ConfigError where it is for other images or classes than the run's.
+    ConfigError where it is for other images or, unless `any_classes`, other classes than the run's.
     """
     own = stage_config(cfg, stage)
     data = stage_source(cfg, own, source, world)
-    if (data.shape, len(data.classes)) != (source.shape, len(source.classes)):
+    if data.shape != source.shape or (len(data.classes) != len(source.classes) and not any_classes):
         ours, theirs = (f"{len(each.classes)} classes of {each.shape}" for each in (source, data))
         why = f"its network is for {theirs}, and {source.name} has {ours}"
         raise ConfigError("stage", stage.checkpoint or " ".join(stage.overrides), why, "use another")
@@ -134,8 +141,12 @@ def stage_network(cfg: DictConfig, stage: Stage, source: Source, world: World) -
 
 
 def stage_source(cfg: DictConfig, own: DictConfig, source: Source, world: World) -> Source:
-    """The data set of a stage, whose configuration is `own`: the run's, unless it has another."""
-    return source if own.dataset.source == cfg.dataset.source else shared_source(own, world)
+    """The data set of a stage, whose configuration is `own`: the run's, unless it has another or other labels."""
+    if own.dataset.source != cfg.dataset.source:
+        return shared_source(own, world)
+    if labels_of(own) == labels_of(cfg):
+        return source
+    return with_labels(source, labels_of(own)) if labels_of(cfg) == "classes" else shared_source(own, world)
 
 
 def load_initial_weights(model: nn.Module, path: Path) -> None:
@@ -149,7 +160,7 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     """The method, with its tables allocated, on this process's device."""
     further = {
         "network": network_maker(cfg, data.source),
-        "stage_network": lambda stage: stage_network(cfg, stage, data.source, world),
+        "stage_network": lambda stage, **options: stage_network(cfg, stage, data.source, world, **options),
     }
     given = accepted_kwargs(cfg.method, "method", further)
     method: Method = build(cfg.method, "method", model=model, attack=build(cfg.attack, "attack"), **given)

@@ -45,6 +45,8 @@ PARAMETERS = [
     ("resnet152", IMAGENET, {}, 60_192_808),
     ("resnet20", CIFAR, {"shortcut": "pad"}, 269_722),  # akamaster/pytorch_resnet_cifar10; the paper's 0.27 M
     ("resnet20", CIFAR, {}, 272_474),  # imgclsmob
+    # RuntianZ/adversarial-robustness-unlabeled, model.py.
+    ("resnet32", CIFAR, {"width": 160, "stem_width": 16}, 46_162_714),
     ("resnet32", CIFAR, {"shortcut": "pad"}, 464_154),  # akamaster; the paper's 0.46 M
     ("wrn_28_10", CIFAR, {}, 36_479_194),  # the paper's 36.5 M
     ("wrn_34_10", CIFAR, {}, 46_160_474),  # RobustBench

@@ -38,6 +38,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "eat_mnist": (EatMnist, {"convs": ((8, 4, 2, 1), (8, 3, 1, 0)), "hidden": (16,), "drop_input": 0.2}, 6),
     "eat_mnist_mlp": (EatMnist, {"convs": ((16, 0, 1, 0),), "hidden": (16, 16), "init": "he_normal"}, 4),
     "resnet": (ResNet, {"blocks": (1, 2, 1), "width": 8}, 8),
+    "resnet_stem": (ResNet, {"blocks": (1, 1), "width": 8, "stem_width": 4}, 8),
     "resnet_pad": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "pad"}, 8),
     "resnet_keras": (ResNet, {"blocks": (1, 1), "width": 8, "shortcut": "raw", "conv_bias": True}, 8),
     "resnet_bottleneck": (ResNet, {"blocks": (1, 1), "width": 8, "bottleneck": True}, 8),

@@ -14,7 +14,7 @@ from atbench.attacks.norms.lp_ball import SLIDE, Radius, Random, ball, per_examp
 from atbench.config.ranges import AnyCount, NotNegative, Share
 from atbench.errors import ConfigError
 
-STARTS: tuple[str, ...] = ("zero", "uniform", "gaussian", "corner")
+STARTS: tuple[str, ...] = ("zero", "uniform", "gaussian", "clipped_gaussian", "corner")
 RETURN_POINTS: tuple[str, ...] = ("last", "best", "first")
 
 
@@ -27,7 +27,8 @@ class GradientAttack:
         steps: k, the number of gradient steps; one forward and one backward each.
         step_size: length of a step in the ball's norm.
         start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
-            2019); `corner`: ε·sign(U), a vertex of the L∞ ball.
+            2019); `clipped_gaussian`: x + N(0, (ε/4)²) within the ball of radius ε/2 (PASS, Zhai et al. 2019);
+            `corner`: ε·sign(U), a vertex of the L∞ ball.
         bn: mode of the normalisation layers during the attack; applied by `Method.run_attack` and by the evaluation.
         return_point: the `last` iterate (the papers' PGD, with no forward beyond the k of the
             gradients), the `best` by objective, or the `first` that the stop rule named.
@@ -37,7 +38,7 @@ class GradientAttack:
             divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
         sparsity: for L1 alone, the share of pixels that share a step (0: the steepest step, which moves one).
         clip_start: whether a random start is clipped to the box before the first gradient; null: as Madry et al. do if
-            it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
+            it is `uniform`, `clipped_gaussian` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
         noise: ω; ω·N(0, 1) is added to each step, before the projection (FAT, Zhang et al. 2020).
 
@@ -119,6 +120,9 @@ class GradientAttack:
         assert rng is not None, "a random start needs `rng`"
         if self.start == "gaussian":
             delta = self.GAUSSIAN_SIGMA * rng.normal(x)
+        elif self.start == "clipped_gaussian":
+            eps = per_example(eps, x)
+            delta = self.ball.shrink(eps / 4 * rng.normal(x), eps / 2)
         elif self.start == "corner":
             delta = per_example(eps, x) * rng.uniform(x).sign()
         else:
