@@ -69,8 +69,8 @@ class GuidedMethod(Method):
 class Gat(GuidedMethod):
     """GAT (Sriramanan et al. 2020, NeurIPS, arXiv 2011.14969): CE(f(x), y) + λ · (1/B) Σ ‖p(x'_i) − p(x_i)‖².
 
-    p is the softmax. The squared distance of the probabilities, at most 2, gives the single step of the attack a direction where the
-    cross-entropy alone is masked (see `GuidedMethod`). λ grows by a factor late in training.
+    p is the softmax. The squared distance of the probabilities, at most 2, gives the single step of the attack a
+    direction where the cross-entropy alone is masked (see `GuidedMethod`). λ grows by a factor late in training.
 
     Paper and code: val-iisc/GAMA-GAT, CIFAR10/GAT_cifar10.py. On MNIST its attack has the second term at every step
     (`alternate: false`) and starts at κ = 1; λ = 15 triples at a half of training.

@@ -25,6 +25,7 @@ ANY_NUMBER = {
 }
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
 OUTSIDE = {
+    "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "alp": {"weight": (-0.5, FROM_0)},
@@ -49,10 +50,12 @@ OUTSIDE = {
         "weighted_from": (2, SHARE),
     },
     "early_stop": {"patience": (0, "a share above 0, at most 1")},
+    "elle": {"weight": (-1000, FROM_0), "sensitivity": (-2, FROM_0), "decay": (1.1, SHARE)},
     "fat": {"tau": (-1, "a whole number from 0"), "milestones": ([50, 90], "a list of a share from 0 to 1")},
     "fat_mart": {"beta": (-6, FROM_0), "tau": (0.5, "a whole number from 0")},
     "fat_trades": {"beta": (-6, FROM_0), "milestones": ([30], "a list of a share from 0 to 1")},
     "fgsm_at": {"clean": (1.5, SHARE)},
+    "fgsmr": {"curvature": (-1, FROM_0), "reach": (0, ABOVE_0), "power": (0, ABOVE_0)},
     "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},
     "free_at": {"replays": (0, COUNT)},
     "gair_fat": {"begin": (60, SHARE), "tau": (-1, "a whole number from 0")},
@@ -88,6 +91,7 @@ OUTSIDE = {
     "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},
     "rlfat_trades": {"beta": (-6, FROM_0), "blocks": (0, COUNT)},
     "rst": {"beta": (-6, FROM_0)},
+    "sads": {"dropout": (1, "a number from 0 to below 1"), "decay": (0, "a share above 0, at most 1")},
     "sat_r1": {"weight": (-0.2, FROM_0), "iterations": (0, COUNT)},
     "sat_r2": {"weight": (-5, FROM_0), "noise": (2, SHARE)},
     "sat_r3": {"weight": (-1, FROM_0), "tau": (-0.4, FROM_0), "low": (1.5, SHARE), "noise": (-0.1, SHARE)},
