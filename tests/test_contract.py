@@ -104,7 +104,7 @@ def test_registry_is_whole() -> None:
         *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
         *("adp", "gal", "trs"),
-        *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads"),
+        *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads", "atda"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

@@ -29,6 +29,7 @@ OUTSIDE = {
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "alp": {"weight": (-0.5, FROM_0)},
+    "atda": {"weight": (-1, FROM_0), "rate": (2, SHARE)},
     "cat_curriculum": {
         "max_strength": (-1, "a whole number from 0"),
         "patience": (10, SHARE),
