@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.models.activations import activation_modules
-from atbench.seeding import Draws
+from atbench.runs.seeding import Draws
 
 
 class ScheduledDropout:

@@ -16,7 +16,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.seeding import derive_seed
+from atbench.runs.seeding import derive_seed
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
