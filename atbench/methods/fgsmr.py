@@ -40,7 +40,7 @@ class Fgsmr(Method):
         self,
         model: nn.Module,
         attack: GradientAttack,
-        curvature: NotNegative = 1.0,
+        curvature: NotNegative = 0.3,
         reach: Positive = 1.0,
         power: Positive = 2.0,
         detach: bool = True,
