@@ -6,58 +6,17 @@ To be removed with the version after the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-_CLASSES = {
-    "attacks.apgd": "attacks.gradient.apgd",
-    "attacks.confident.Confident": "attacks.gradient.max_confidence.MaxConfidence",
-    "attacks.cw": "attacks.min_norm.cw",
-    "attacks.deepfool": "attacks.min_norm.deepfool",
-    "attacks.diverse": "attacks.gradient.di_fgsm",
-    "attacks.estimate": "attacks.black_box.spsa_nes",
-    "attacks.fab": "attacks.min_norm.fab",
-    "attacks.feature": "attacks.gradient.feature",
-    "attacks.fmn": "attacks.min_norm.fmn",
-    "attacks.foreign": "attacks.foolbox",
-    "attacks.gama": "attacks.gradient.gama",
-    "attacks.md": "attacks.gradient.margin_decomposition",
-    "attacks.noise": "attacks.black_box.noise",
-    "attacks.odi": "attacks.gradient.odi",
-    "attacks.pgd": "attacks.gradient.pgd",
-    "attacks.relaxation": "attacks.gradient.constraint_relaxation",
-    "attacks.search": "attacks.ascent.gradient_ascent",
-    "attacks.square": "attacks.black_box.square",
-    "attacks.targeted": "attacks.gradient.multitargeted",
-    "attacks.transfer": "attacks.gradient.transfer",
-    "data.arrays": "data.npz",
-    "data.folders": "data.image_folder",
-    "data.mixing": "data.mixup",
-    "data.published": "data.torchvision_sets",
-    "models.library": "models.torchvision_models",
-    "training.averaging": "training.weight_averaging",
-    "training.awp": "training.weight_perturbation",
-}
+import yaml
+
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 #: Old module or class, by its full name, and the new one.
-CLASSES: Mapping[str, str] = {f"atbench.{old}": f"atbench.{new}" for old, new in _CLASSES.items()}
+CLASSES: Mapping[str, str] = {f"atbench.{old}": f"atbench.{new}" for old, new in _TABLE["classes"].items()}
 #: Old key of a configuration and the new one; what lies below moves with it.
-KEYS: Mapping[str, str] = {
-    "attack.draws": "attack.eot_samples",
-    "attack.keep": "attack.return_point",
-    "eval.survivors": "eval.sequential",
-    "train.decay": "train.weight_decay_on",
-    "train.minutes": "train.time_limit",
-    "train.pool": "train.extra_data",
-    **{f"method.reach.{norm}": f"method.rel_path_length.{norm}" for norm in ("linf", "l2", "l1")},
-}
-_ARGUMENTS = {
-    "atbench.attacks.": {"draws": "eot_samples", "keep": "return_point"},
-    "atbench.methods.msd.": {"reach": "rel_path_length"},
-    "atbench.methods.multi_norm.": {"reach": "rel_path_length"},
-}
-_SECTIONS = {
-    "train": {"decay": "weight_decay_on", "minutes": "time_limit", "pool": "extra_data"},
-    "eval": {"survivors": "sequential"},
-}
+KEYS: Mapping[str, str] = _TABLE["keys"]
+_ARGUMENTS, _SECTIONS = _TABLE["arguments"], _TABLE["sections"]
 
 
 def renamed_class(name: str) -> str:
@@ -106,7 +65,9 @@ def _node(node: Any) -> Any:
         target = node.get("_target_")
         if isinstance(target, str):
             target = renamed_class(target)
-            names = next((table for start, table in _ARGUMENTS.items() if target.startswith(start)), {})
+            names: Mapping[str, str] = next(
+                (table for start, table in _ARGUMENTS.items() if target.startswith(start)), {}
+            )
             node = {**_keys(node, names), "_target_": target}
         inner = {key: _node(value) for key, value in node.items()}
         if isinstance(about := inner.get("about"), Mapping):

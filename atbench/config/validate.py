@@ -4,54 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from atbench.config import ranges
 from atbench.config.instantiate import check_target
-from atbench.config.ranges import ABOVE_ZERO, ANY_COUNT, BELOW_ONE, COUNT, NOT_NEGATIVE, SEVERITY, SOME_SHARE, Range
+from atbench.config.ranges import Range
 from atbench.config.tree import select, walk
 from atbench.errors import ConfigError, hint
 
-# Ranges of run-level keys; arguments of constructors have theirs in the signature. `*` is any name. null passes,
-# for the schema says which keys may be null.
-RANGES: Mapping[str, Range] = {
-    "seed": ANY_COUNT,
-    "threads": COUNT,
-    "model.members": COUNT,
-    "dataset.threat.*.eps": NOT_NEGATIVE,
-    "dataset.threat.*.step_size": NOT_NEGATIVE,
-    "attack.eps": NOT_NEGATIVE,
-    "attack.step_size": NOT_NEGATIVE,
-    "attack.steps": COUNT,
-    "train.optimizer.lr": NOT_NEGATIVE,
-    "train.optimizer.momentum": BELOW_ONE,
-    "train.groups.*.optimizer.lr": NOT_NEGATIVE,
-    "train.groups.*.optimizer.momentum": BELOW_ONE,
-    "train.epochs": COUNT,
-    "train.batch_size": COUNT,
-    "train.clip_norm": ABOVE_ZERO,
-    "train.label_smoothing": BELOW_ONE,
-    "train.extra_data.labelled": SOME_SHARE,
-    "train.extra_data.fraction": BELOW_ONE,
-    "train.selection.steps": ANY_COUNT,
-    "train.selection.n": COUNT,
-    "train.selection.every": COUNT,
-    "train.checkpoint.minutes": ABOVE_ZERO,
-    "train.checkpoint.steps": COUNT,
-    "train.time_limit": ABOVE_ZERO,
-    "eval.steps": ANY_COUNT,
-    "eval.eps": NOT_NEGATIVE,
-    "eval.audit": ANY_COUNT,
-    "eval.corruptions": SEVERITY,
-    "eval.reject": SOME_SHARE,
-    "eval.reject_steps": COUNT,
-    "eval.reject_restarts": COUNT,
-    "eval.restarts": COUNT,
-    "eval.eps_grid": NOT_NEGATIVE,
-    "eval.eps_steps": COUNT,
-    "eval.batch_size": COUNT,
-    "eval.limit": COUNT,
-    "eval.step_size": ABOVE_ZERO,
-}
+_NAMES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+RANGES: Mapping[str, Range] = {key: getattr(ranges, name.upper()) for key, name in _NAMES.items()}
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "train.precision.attack": ("fp32", "bf16"),
     "train.precision.update": ("fp32", "bf16"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,6 @@ from torch.optim import Optimizer
 from atbench.training.schedules import Schedule
 
 Make = Callable[..., Optimizer]
-Decay = Literal["all", "weights", "convolutions"]
-
-
 #: Dimensions from which on a parameter is decayed.
 LEAST_DIMENSIONS = {"weights": 2, "convolutions": 4}
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 from atbench.data.corruptions import blur, digital, noise, weather
@@ -30,38 +32,9 @@ class Corruption:
     levels: tuple[tuple[float, ...], ...]
 
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": Corruption(noise.gaussian_noise, ((0.04,), (0.06,), (0.08,), (0.09,), (0.10,))),
-    "shot_noise": Corruption(noise.shot_noise, ((500,), (250,), (100,), (75,), (50,))),
-    "impulse_noise": Corruption(noise.impulse_noise, ((0.01,), (0.02,), (0.03,), (0.05,), (0.07,))),
-    "defocus_blur": Corruption(blur.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-    "glass_blur": Corruption(blur.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
-    "motion_blur": Corruption(blur.motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
-    # Up to 1.06, 1.11, 1.15, 1.2 and 1.25: np.arange(1, 1.06, 0.01) and (1, 1.11, 0.01) contain their ends.
-    "zoom_blur": Corruption(blur.zoom_blur, ((6,), (11,), (15,), (20,), (25,))),
-    "snow": Corruption(
-        weather.snow,
-        (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ),
-    ),
-    "procedural_frost": Corruption(
-        weather.procedural_frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
-    ),
-    "fog": Corruption(weather.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-    "brightness": Corruption(weather.brightness, ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,))),
-    "contrast": Corruption(digital.contrast, ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,))),
-    "elastic_transform": Corruption(
-        digital.elastic_transform,
-        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
-    ),
-    "pixelate": Corruption(digital.pixelate, ((0.95,), (0.9,), (0.85,), (0.75,), (0.65,))),
-    "jpeg_compression": Corruption(digital.jpeg_compression, ((80,), (65,), (58,), (50,), (40,))),
-}
+_LEVELS = yaml.safe_load(Path(__file__).with_name("levels.yaml").read_text(encoding="utf-8"))
+_FUNCTIONS = {**vars(blur), **vars(digital), **vars(noise), **vars(weather)}
+CORRUPTIONS = {name: Corruption(_FUNCTIONS[name], tuple(map(tuple, levels))) for name, levels in _LEVELS.items()}
 LEAST_SIDE = 8
 #: Rows that are computed at once, whatever the batch: in double precision, 64 pictures of 224×224 are 77 MB.
 ROWS = 64
