@@ -20,6 +20,7 @@ from tests.support.tiers import METHODS
 MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
 #: Methods that forward in a mode of their own besides the attack's, and the paper that says so.
 ALSO = {
+    **{name: {MODES["batch"]} for name in ("gat", "nuat")},  # the clean outputs that the attack compares with
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
     "mma": {MODES["train"], MODES["batch"]},  # the clean batch and the bisection; the clean batch again in the loss

@@ -105,6 +105,7 @@ def test_registry_is_whole() -> None:
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
         *("adp", "gal", "trs"),
         *("uat_ot", "uat_ft", "uat_pp", "pass", "rotation_ss", "adv_pretrain"),
+        *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads", "atda"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

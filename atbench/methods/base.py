@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
+from atbench.methods.gather import GatherRows, gather_rows
 from atbench.models import Frozen, attack_mode
 from atbench.runs.seeding import Draws, derive_seed
 
@@ -259,13 +259,15 @@ class Method(nn.Module):
         # A share such as 0.3 is a little off in binary: without the nudge 10 rows could have 2 instead of 3.
         return ((rows + 1) * share + 1e-9).floor() > (rows * share + 1e-9).floor()
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all processes in the order of the joint batch; the tensor itself on a single process."""
+    def gather(self, tensor: Tensor, *, differentiable: bool = False) -> Tensor:
+        """Rows of all processes in the order of the joint batch; the tensor itself on a single process.
+
+        `differentiable`: with gradients to this process's rows, for a loss of the joint batch that every process
+        computes in full.
+        """
         if self.clock.world == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.clock.world)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        return GatherRows.apply(tensor) if differentiable else gather_rows(tensor)
 
 
 def eps_spread(eps: Tensor) -> dict[str, float]:

@@ -41,6 +41,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         enter: what comes before: the activation, and a pool after an ImageNet stem's.
+        rectified: r of the two 3×3 ends with an activation of its own.
         count, width, stride: channels in, channels of the 3×3, its stride.
     """
 
@@ -54,6 +55,7 @@ class ResidualBlock(nn.Module):
         bottleneck: bool,
         shortcut: str,
         bias: bool = False,
+        rectified: bool = False,
     ) -> None:
         super().__init__()
         self.enter = enter
@@ -77,6 +79,8 @@ class ResidualBlock(nn.Module):
                 conv2=nn.Conv2d(width, out, 3, 1, 1, bias=bias),
                 bn2=nn.BatchNorm2d(out),
             )
+            if rectified:
+                self.residual.add_module("act2", act())
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or count != out:
             conv = nn.Conv2d(count, out, 1, stride, bias=bias)
@@ -103,6 +107,8 @@ class ResNet(Network):
         shortcut: where the shape changes, `conv` (1×1 convolution and BatchNorm, option B), `raw` (without BatchNorm,
             as Keras' example) or `pad` (option A).
         conv_bias: whether convolutions have biases, as Keras' have.
+        rectified: an activation behind the residual branch of a block without bottleneck, before the sum
+            (val-iisc/GAMA-GAT and NuAT): as many parameters, and another function; a cut behind it is rectified.
         stem: `small` (3×3, image size kept), `large` (7×7 and pool, a quarter of it), `auto`: large above 64 pixels.
     """
 
@@ -122,6 +128,7 @@ class ResNet(Network):
         head_scale: Positive = 15.0,
         conv_bias: bool = False,
         stem_width: Count | None = None,
+        rectified: bool = False,
     ) -> None:
         if shortcut not in RESNET_SHORTCUTS:
             raise ConfigError(
@@ -139,9 +146,10 @@ class ResNet(Network):
         for group, number in enumerate(blocks):
             for i in range(number):
                 stride = 2 if group > 0 and i == 0 else 1
-                block = ResidualBlock(enter, count, width * 2**group, stride, act, bottleneck, shortcut, conv_bias)
+                out = width * 2**group
+                block = ResidualBlock(enter, count, out, stride, act, bottleneck, shortcut, conv_bias, rectified)
                 stages[f"layer{group + 1}_{i}"] = block
-                count = width * 2**group * (4 if bottleneck else 1)
+                count = out * (4 if bottleneck else 1)
                 enter = act()
         stages["pool"] = sequential(act=enter, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
         super().__init__(sequential(**stages), make_head(head, count, classes, head_scale), mean, std)
