@@ -78,9 +78,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Stop:
-    """End training after this epoch."""
+    """End training here, with the weights of a kept state if `restore` names one."""
 
     why: str
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class Method(nn.Module):
     second_order = False
     #: One update accumulates gradients over several rounds; a weight perturbation (AWP) is refused.
     accumulates = False
+    #: Training searches with one gradient step, which may overfit catastrophically; None: where the attack has one.
+    single_step: bool | None = None
     #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 

@@ -194,11 +194,10 @@ class Trainer:
             self._validate(row)
         if figures := self.method.epoch_figures():
             row["method"] = figures
-        decision = self.method.on_epoch(Report(row, self._measure))
-        self._obey(decision)
+        self._obey(self.method.on_epoch(Report(row, self._measure)))
         self.means.clear()
-        if isinstance(decision, Stop):
-            self.over, row["stopped"] = decision.why, decision.why
+        if self.over is not None:
+            row["stopped"] = self.over
         return row
 
     @torch.no_grad()
@@ -245,6 +244,10 @@ class Trainer:
             if "optimizer" in decision.parts:
                 for group in self.groups:
                     group.optimizer.load_state_dict(deepcopy(kept["optimizer"][group.name]))
+        elif isinstance(decision, Stop):
+            self.over = decision.why
+            if decision.restore:
+                self.method.model.load_state_dict(self.kept[decision.restore]["model"])
 
     # State.
 
