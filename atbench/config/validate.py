@@ -38,6 +38,9 @@ RANGES: Mapping[str, Range] = {
     "train.checkpoint.minutes": ABOVE_ZERO,
     "train.checkpoint.steps": COUNT,
     "train.time_limit": ABOVE_ZERO,
+    "guard.every": COUNT,
+    "guard.n": COUNT,
+    "guard.steps": COUNT,
     "eval.steps": ANY_COUNT,
     "eval.eps": NOT_NEGATIVE,
     "eval.audit": ANY_COUNT,
@@ -56,6 +59,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "train.precision.attack": ("fp32", "bf16"),
     "train.precision.update": ("fp32", "bf16"),
     "train.channels_last": ("auto", True, False),
+    "guard.collapse": ("warn", "stop", "rollback"),
     "train.weight_decay_on": ("all", "weights", "convolutions"),
 }
 

@@ -156,8 +156,6 @@ class Method(nn.Module):
     second_order = False
     #: One update accumulates gradients over several rounds; a weight perturbation (AWP) is refused.
     accumulates = False
-    #: Training searches with one gradient step, which may overfit catastrophically; None: where the attack has one.
-    single_step: bool | None = None
     #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 
@@ -215,6 +213,10 @@ class Method(nn.Module):
         """Attacks of training with a fixed step size, by configuration key; none where step sizes follow from ε."""
         own = self.attack
         return {} if own.rule == "adam" else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
+
+    def single_step(self) -> bool:
+        """Whether training searches with one gradient step, which may overfit catastrophically and is watched."""
+        return self.attack.steps == 1
 
     def groups(self) -> dict[str, nn.Module]:
         """Modules to train, by name, each with an optimizer and a schedule. Others are not trained or clipped."""
