@@ -252,6 +252,13 @@ class Method(nn.Module):
         with attack_mode(self, self.attack.bn):
             return self.attack(objective, x, rng=self.rng(stream), **options)
 
+    def input_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """∇_x CE(f(x), y) of each example and the logits, in the attack's mode with all networks frozen, detached."""
+        with attack_mode(self, self.attack.bn):
+            x = x.detach().requires_grad_()
+            logits = self.model(x)
+            return torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0], logits.detach()
+
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """softmax(f(x)) in the attack's mode, without gradient: the reference of KL-type attacks."""
         with torch.no_grad(), attack_mode(self, self.attack.bn):
