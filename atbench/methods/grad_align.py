@@ -15,13 +15,13 @@ EDGES = ("full", "half")
 
 
 class GradAlign(Method):
-    """GradAlign (Andriushchenko & Flammarion 2020, NeurIPS, arXiv 2007.02617): CE(f(x'), y) + λ·(1 − mean_i cos(g₁, g₂)).
+    """GradAlign (Andriushchenko & Flammarion 2020, NeurIPS, arXiv 2007.02617): CE(f(x'), y) + λ·(1 − mean cos(g₁, g₂)).
 
     g₁ = ∇_x CE(f(x), y), a constant, is also the gradient of the step x' = Π(x + α·d(g₁)), FGSM from x itself; g₂ =
     ∇_x CE(f(x+η), y) with η ~ U(−ε, ε), x + η not clipped to the box, is what the parameters get a gradient through.
     An example with a zero gradient is left out of the mean. All three forwards are in train mode, x then x' then x + η.
     With λ = 0 there is no third one, and this is FGSM training.
-    Cost: 9 forward passes a batch.
+    Cost: 12 forward passes a batch: 2 for the step, 3 for x', and at x + η a gradient that is differentiated again.
 
     Source: tml-epfl/understanding-fast-adv-training, train.py. There g₁ is taken through max(min(x, 1), 0), which
     halves it in pixels that are exactly 0 or 1 (`edge: half`), as digits have them; the README's own snippet takes the
@@ -72,4 +72,4 @@ class GradAlign(Method):
         return (1 - cosine).sum() / count
 
     def forward_cost(self, steps: int) -> float:
-        return 9
+        return 12

@@ -18,7 +18,7 @@ ONE_STEP: dict[str, Any] = {"steps": 1, "step_size": 0.125, "start": "uniform"}
 
 
 def make(checkpoints: int = 4, norm: str = "none", trained: int = 12) -> tuple[KimInterval, Batch]:
-    """Trained a little on clean images, so that some examples are fooled on the way and some are not; three of the batch
+    """Trained a little on clean images, so that some examples are fooled on the way and some are not; three examples
     have a wrong label.
     """
     given, method = worlds.data(), KimInterval(worlds.cnn(norm=norm), worlds.attack(**ONE_STEP), checkpoints)
