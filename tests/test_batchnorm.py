@@ -22,6 +22,7 @@ MODES = {"eval": (False, True), "train": (True, True), "batch": (True, False)}
 ALSO = {
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
+    "kim_interval": {MODES["eval"]},  # the points on the way, of a part of the batch
     "mma": {MODES["train"], MODES["batch"]},  # the clean batch and the bisection; the clean batch again in the loss
     "tla": {MODES["eval"]},  # negatives are mined in eval mode
 }

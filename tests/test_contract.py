@@ -104,6 +104,7 @@ def test_registry_is_whole() -> None:
         *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
         *("adp", "gal", "trs"),
+        *("fast_at", "grad_align", "kim_interval", "multi_grad", "n_fgsm", "zero_grad"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

@@ -44,9 +44,9 @@ METHODS = _named(
     " fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal"
     " grad_align.GradAlign hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval"
     " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart"
-    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades"
-    " rst.Rst score.Score standard.Standard strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla"
-    " trades.Trades trs.Trs yopo.Yopo",
+    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm pgd_at.PgdAt rlfat.Rlfat"
+    " rlfat.RlfatTrades rst.Rst score.Score standard.Standard strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe"
+    " tla.Tla trades.Trades trs.Trs yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -41,6 +41,8 @@ class GradientAttack:
             it is `uniform` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
         noise: ω; ω·N(0, 1) is added to each step, before the projection (FAT, Zhang et al. 2020).
+        zeroed: share of an example's gradient components, the smallest, that a step takes for 0 (ZeroGrad, Golgooni et
+            al. 2021).
         rel_start_size: radius of a `uniform` or `corner` start as a share of ε: 1, as Madry et al. have it; 2 in N-FGSM
             (de Jorge et al. 2022); 1/2 with `corner` and a step of ε/2 in R+FGSM (Tramèr et al. 2018).
         project: whether points are projected on ball and box, or on the box alone, as N-FGSM does.
@@ -67,6 +69,7 @@ class GradientAttack:
         clip_start: bool | None = None,
         box_first: bool = False,
         noise: NotNegative = 0.0,
+        zeroed: Share = 0.0,
         rel_start_size: NotNegative = 1.0,
         project: bool = True,
     ) -> None:
@@ -86,7 +89,7 @@ class GradientAttack:
         self.start, self.bn, self.return_point = start, bn, return_point
         self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
-        self.rel_start_size, self.project = rel_start_size, project
+        self.zeroed, self.rel_start_size, self.project = zeroed, rel_start_size, project
 
     def __call__(
         self,
@@ -114,8 +117,8 @@ class GradientAttack:
         if self.backtrack:
             sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
         step: StepRule = self.ball.ascend
-        if self.rule != "steepest" or self.momentum or self.noise:
-            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng)
+        if self.rule != "steepest" or self.momentum or self.noise or self.zeroed:
+            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng, self.zeroed)
         stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
         eps = eps if self.project else math.inf
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
