@@ -79,7 +79,7 @@ $(VENV)/.installed: $(VENV)/bin/uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --group dev
+	$(INSTALL) --group dev --compile-bytecode  # tests start many processes
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -20,7 +20,7 @@ from atbench.config import registry
 from atbench.config.instantiate import accepted_kwargs, build
 from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.pgd_sweep import run_pgd
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 #: (x, y, rows) → images; rows are places in the data set.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]

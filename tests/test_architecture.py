@@ -31,7 +31,7 @@ LAYERS = (
     {"models", "data"},
     {"runs"},
     {"config"},
-    {"seeding", "errors", "interval"},
+    {"errors", "interval"},
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.parts)

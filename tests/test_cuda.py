@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 from atbench.training import Trainer
 from scripts.gpu.parity import OneStep, compare, first_step
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer

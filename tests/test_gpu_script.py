@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 from scripts.gpu.acceptance import work
 from scripts.gpu.bench import METHODS, cell_of
 from scripts.gpu.parity import compare, first_step, parity

@@ -87,12 +87,14 @@ def test_recipes_are_what_their_sources_say(
 #: Whose crops are padded by reflection (np.pad, tf.pad or torchvision's Pad in their code); all others pad with zeros.
 REFLECTED = {
     *(f"paper/{name}" for name in ("early_stop", "iaat", "l1_penalty_at", "llr", "mma", "msd", "standard")),
-    "paper/dynamic_at",  # repeated edges, which crops here do not have
+    *("paper/adp", "paper/dynamic_at"),  # repeated edges, which crops here do not have
 }
-#: Whose shifts are up to a fifth of the image.
-WIDE = {"paper/dynamic_at"}
-#: Whose crops are of 36 x 36 pixels (MadryLab/cifar10_challenge, cifar10_input.py, and what is made from it).
-NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
+#: Pixels of padding where they are not 4: crops of 36 x 36 (MadryLab/cifar10_challenge, cifar10_input.py, and what is
+#: made from it), and shifts of up to a tenth and a fifth of the image (Keras).
+PADS = {
+    **{f"paper/{name}": 2 for name in ("free_at", "pgd_at", "tla")},
+    **{"paper/adp": 3, "paper/dynamic_at": 6},
+}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -100,10 +102,10 @@ NARROW = {f"paper/{name}" for name in ("free_at", "pgd_at", "tla")}
 def test_crops_are_padded_as_their_source_pads_them(name: str) -> None:
     dataset = resolved(f"experiment={name}").dataset
     crops = [part for part in dataset.augment or [] if part["_target_"].endswith("PadCropFlip") and part.pad]
-    pad = 16 if dataset.about.name == "imagenet" else 2 if name in NARROW else 6 if name in WIDE else 4
+    pad = 16 if dataset.about.name == "imagenet" else PADS.get(name, 4)
     expected = (pad, "reflect" if name in REFLECTED else "constant")
     assert all((part.pad, part.get("padding_mode", "constant")) == expected for part in crops)
-    assert crops or name not in REFLECTED | NARROW
+    assert crops or name not in REFLECTED | PADS.keys()
 
 
 @pytest.mark.parametrize("recipe", ["rice", "maini"])

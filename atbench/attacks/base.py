@@ -20,7 +20,7 @@ from atbench.attacks.losses import Objective, cross_entropy
 from atbench.attacks.norms.lp_ball import ball
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class Target(Protocol):

@@ -20,7 +20,7 @@ from atbench.config.annotations import describe, fits
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError, hint
 from atbench.models import attack_mode
-from atbench.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed
 
 #: What foolbox writes before the name of an attack for one norm, in lower case.
 PREFIXES = {"linf": ("linfinity", "linf"), "l2": ("l2",), "l1": ("l1",)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atbench.config.ranges import AnyCount, Count, NotNegative, Share
 from atbench.errors import ConfigError, refuse_unknown
-from atbench.seeding import Draws
+from atbench.runs.seeding import Draws
 
 PADDING_MODES = ("constant", "reflect")
 

@@ -17,7 +17,7 @@ from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
 from atbench.data.mixup import Mix
 from atbench.errors import ConfigError
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 
 @dataclass(frozen=True)

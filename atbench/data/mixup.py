@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atbench.config.ranges import Positive
 from atbench.errors import ConfigError
-from atbench.seeding import Draws
+from atbench.runs.seeding import Draws
 
 
 class Mix(ABC):

@@ -16,7 +16,7 @@ from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.pgd_sweep import PGDConfig, run_pgd
 from atbench.evaluation.result_cache import ResultCache
-from atbench.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed
 
 #: What rounding may add to a norm: images are float32 in [0, 1].
 SLACK = 1e-6

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.data import Images
 from atbench.errors import NumericalError
 from atbench.models import Cast, attack_mode, image_type
-from atbench.seeding import derive_seed, seed_global
+from atbench.runs.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
 

@@ -25,7 +25,7 @@ from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.result_cache import ResultCache
 from atbench.interval import accuracy_figures
 from atbench.models import Ensemble
-from atbench.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed
 
 Array = NDArray[Any]
 

@@ -18,7 +18,7 @@ from atbench.attacks import GradientAttack, Objective, State, label_objective
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 #: In `broken_at`: this example was never misclassified.
 NEVER = -1

@@ -15,7 +15,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method
 from atbench.models import attack_mode
-from atbench.seeding import generator
+from atbench.runs.seeding import generator
 
 GENERATOR_NORMS = ("batch", "none")
 

@@ -18,7 +18,7 @@ from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
 from atbench.models import Frozen, attack_mode
-from atbench.seeding import Draws, derive_seed
+from atbench.runs.seeding import Draws, derive_seed
 
 
 class Loss(NamedTuple):

@@ -15,7 +15,7 @@ from atbench.methods.base import FixedSteps, Loss, Round, Stage
 from atbench.methods.ensemble import EnsembleMethod
 from atbench.models import attack_mode
 from atbench.models.activations import activation_modules
-from atbench.seeding import generator
+from atbench.runs.seeding import generator
 
 
 class Dverge(EnsembleMethod):

@@ -13,7 +13,7 @@ from atbench.data import Batch
 from atbench.methods.base import Stage
 from atbench.methods.fgsm_at import FgsmAt
 from atbench.models import attack_mode
-from atbench.seeding import generator
+from atbench.runs.seeding import generator
 
 
 class Eat(FgsmAt):

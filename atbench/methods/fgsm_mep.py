@@ -10,7 +10,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 
 class FgsmMep(Method):

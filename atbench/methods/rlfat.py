@@ -11,7 +11,7 @@ from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Clock, Loss, Method
 from atbench.methods.trades import Trades
-from atbench.seeding import generator
+from atbench.runs.seeding import generator
 
 
 class Rlfat(Method):

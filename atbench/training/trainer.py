@@ -16,7 +16,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
-from atbench.seeding import derive_seed
+from atbench.runs.seeding import derive_seed
 from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World

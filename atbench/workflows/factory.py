@@ -21,7 +21,7 @@ from atbench.evaluation import PGDConfig
 from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
 from atbench.models import Ensemble, Network, weight_files
-from atbench.seeding import derive_seed
+from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
 from atbench.workflows.model_kwargs import model_kwargs

@@ -141,7 +141,7 @@ def test_the_table_of_attacks_shows_their_use(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().out.splitlines()
     header, _, *rows = (line.split() for line in lines if line[1:2].strip())  # without what is wrapped
     assert header[:3] == ["name", "use", "family"]
-    assert {row[0] for row in rows if row[1] == "train"} == {"pgd", "fgsm"}
+    assert {row[0] for row in rows if row[1] == "train"} == {"pgd", "pgd_7", "fgsm"}
     assert {row[0] for row in rows if row[1] == "eval"} == set(NAMES)
     registry.show("methods", [registry.conf_dir()], as_json=False, survey=False)
     assert "use" not in capsys.readouterr().out.splitlines()[1].split()

@@ -9,7 +9,7 @@ from torch import Tensor
 from atbench.attacks import BALLS, L1, Ball, ball
 from atbench.attacks.norms.lp_ball import clip
 from atbench.errors import ConfigError
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 SHAPE = (6, 2, 4, 4)
 NORMS = tuple(BALLS)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, margin
-from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Noisy, Rule, Steepest
+from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Noisy, Rule
 from atbench.attacks.norms.lp_ball import ball
 from tests.support.worlds import attack, draws, linear
 
@@ -48,7 +48,7 @@ def test_what_is_remembered_follows_the_examples(name: str) -> None:
             "momentum": Momentum(shape, like, 0.9),
             "averaged": Averaged(shape, like, 0.9),
             "adam": Adam(like),
-            "noisy": Noisy(Steepest(shape), like, 0.1, draws()),
+            "noisy": Noisy(shape.ascend, like, 0.1, draws()),
         }
         return rules[name]
 

@@ -49,6 +49,7 @@ OUTSIDE = {
         "weighted_from": (2, SHARE),
     },
     "early_stop": {"patience": (0, "a share above 0, at most 1")},
+    "eat": {"epochs": (0, ABOVE_0)},
     "fast_at": {"drop": (20, SHARE), "probe_steps": (0, COUNT), "probe_step_size": (-0.25, FROM_0)},
     "fat": {"tau": (-1, "a whole number from 0"), "milestones": ([50, 90], "a list of a share from 0 to 1")},
     "fat_mart": {"beta": (-6, FROM_0), "tau": (0.5, "a whole number from 0")},

@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from atbench.data.corruptions import blur, digital, fields, noise, weather
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 def images(n: int = 4, channels: int = 3, height: int = 12, width: int = 10) -> Tensor:

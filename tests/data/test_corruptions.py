@@ -12,7 +12,7 @@ from torch import Tensor
 from atbench.data import Images
 from atbench.data.corruptions import CORRUPTIONS, CorruptedImages, corrupt
 from atbench.errors import ConfigError, DataError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 #: Several numbers of these change from one severity to the next, not all towards more (table.py).
 MIXED = {"glass_blur", "procedural_frost", "elastic_transform"}

@@ -10,7 +10,7 @@ from atbench.config.registry import conf_dir, options
 from atbench.data import Chain, CutMix, Cutout, Mix, MixUp, PadCropFlip, Shard
 from atbench.errors import ConfigError
 from atbench.methods import Method
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 from atbench.training import World
 from atbench.workflows import factory
 from tests.support.batches import equal
@@ -88,7 +88,7 @@ def test_pool_images_are_not_mixed() -> None:
 
 
 ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
-    *("fat", "fat_trades", "fat_mart", "dynamic_at"),
+    *("adp", "fat", "fat_trades", "fat_mart", "dynamic_at"),
     "multi_norm_avg",
     "multi_norm_max",
     *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),

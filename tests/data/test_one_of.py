@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from atbench.data import Brightness, EdgePad, OneOf, PadCropFlip
 from atbench.errors import ConfigError
-from atbench.seeding import Draws
+from atbench.runs.seeding import Draws
 from tests.support.augmentation import draws, images
 
 

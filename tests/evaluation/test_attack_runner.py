@@ -18,7 +18,7 @@ from atbench.evaluation.attack_result import UNBROKEN
 from atbench.evaluation.attack_runner import AttackRunner, legal, round_to_8bit
 from atbench.evaluation.pgd_sweep import broken_at
 from atbench.evaluation.verify import verify_record
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 from tests.support.flat import Flat, images
 
 THREAT = PGDConfig("linf", 0.02, 0.004, 8)

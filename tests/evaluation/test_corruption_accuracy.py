@@ -13,7 +13,7 @@ from atbench.errors import ConfigError
 from atbench.evaluation import EvalModel
 from atbench.evaluation.corruption_accuracy import corruption_accuracy
 from atbench.interval import accuracy_figures, wilson
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 SIDE, NAMES = 8, ("gaussian_noise", "contrast", "fog")
 

@@ -30,7 +30,7 @@ from atbench.evaluation.rejection import (
 from atbench.evaluation.verify import verify_record
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import read_evaluation
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 from tests.support.flat import rejected
 from tests.support.targets import Aim
 from tests.support.trained import trained

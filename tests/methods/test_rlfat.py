@@ -14,7 +14,7 @@ from atbench.methods import Clock, Method
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.rlfat import Rlfat, RlfatTrades, block_shuffle
 from atbench.methods.trades import Trades
-from atbench.seeding import generator
+from atbench.runs.seeding import generator
 from tests.support import reference, worlds
 
 BOTH = [Rlfat, RlfatTrades]

@@ -162,7 +162,7 @@ def test_deepmind_pads_below_and_to_the_right() -> None:
         ("wrn", {"shortcut": "raw"}, r"model\.shortcut"),
         ("wrn", {"standardise": "batch"}, r"model\.standardise: batch .* dataset or image"),
         ("preact", {"shortcut": "pad"}, r"model\.shortcut"),
-        ("resnet", {"shortcut": "raw"}, r"model\.shortcut"),
+        ("resnet", {"shortcut": "pool"}, r"model\.shortcut"),
         ("resnet", {"stem": "tiny"}, r"model\.stem"),
     ],
 )

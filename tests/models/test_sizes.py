@@ -23,7 +23,8 @@ IAAT = {"shortcut": "pool3x3", "norm_affine": False, "head": "convolution"}
 OPTIONS = registry.options("model", [registry.conf_dir()])
 #: One option of each class of ours.
 CLASSES = (
-    "cnn", "convnet8", "lenet", "mnist_fast", "mnist_trades", "preactresnet50", "resnet50", "strided", "vit_b_16",
+    "cnn", "convnet8", "lenet", "mnist_eat_a", "mnist_fast", "mnist_trades",
+    "preactresnet50", "resnet50", "strided", "vit_b_16",
     "wrn",
 )  # fmt: skip
 
@@ -59,6 +60,13 @@ PARAMETERS = [
     ("wrn", CIFAR, {"depth": 40, "width": 8, "stem_width": 128, "shortcut": "projection"}, 35_894_922),
     ("wrn", CIFAR, {"depth": 32, "width": 10, "shortcut": "pool", "activation": "leaky_relu"}, 45_901_914),
     ("wrn", CIFAR, {"depth": 32, "width": 10, "stem_width": 160, **IAAT}, 46_090_740),
+    # ftramer/ensemble-adv-training, mnist.py.
+    ("mnist_eat_a", MNIST, {}, 3_382_346),
+    ("mnist_eat_b", MNIST, {}, 710_218),
+    ("mnist_eat_c", MNIST, {}, 4_795_082),
+    ("mnist_eat_d", MNIST, {}, 509_410),
+    # P2333/Adaptive-Diversity-Promoting, model.py: a member, without the running statistics that Keras counts.
+    ("resnet20", CIFAR, {"shortcut": "raw", "conv_bias": True}, 273_066),
     ("densenet121", CIFAR, {}, 6_956_298 + 2 * 64),  # pytorch-cifar, which has no BatchNorm behind its small stem
     ("densenet121", IMAGENET, {}, 7_978_856),  # torchvision
     ("densenet161", IMAGENET, {}, 28_681_000),  # torchvision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 
 def images(n: int = 40, channels: int = 2, height: int = 6, width: int = 8) -> Tensor:

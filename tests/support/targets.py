@@ -12,7 +12,7 @@ from atbench.attacks import Attack
 from atbench.config import registry
 from atbench.config.instantiate import accepted_kwargs, build, locate
 from atbench.data import Images
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 CLASSES, SIDE = 5, 6
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}

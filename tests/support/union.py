@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 from tests.support import worlds
 
 RADII = {"l1": 1.5, "l2": 0.4, "linf": 0.08}

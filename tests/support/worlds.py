@@ -15,7 +15,7 @@ from atbench.attacks import GradientAttack
 from atbench.data import Batch, Images, Shard, Source, TrainData
 from atbench.methods import Clock, Method
 from atbench.models import CNN, Network
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 Shape = tuple[int, int, int]
 SHAPE: Shape = (1, 8, 8)

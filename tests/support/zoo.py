@@ -13,7 +13,7 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
 from atbench.data import Images
 from atbench.data.digits import digits
 from atbench.models.cnn import CNN
-from atbench.seeding import Draws, generator
+from atbench.runs.seeding import Draws, generator
 
 SOURCE = digits()
 EPS, STEP = 0.2, 0.05

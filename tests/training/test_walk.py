@@ -17,17 +17,17 @@ from tests.support.contract import Log, trainer_of
 
 PACKAGE = Path(atbench.__file__).parent
 #: Parts from top to bottom: a function calls its own part, and parts below it.
-PARTS = ("training", "methods", "attacks", "models", "data", "seeding")
+PARTS = ("training", "methods", "attacks", "models", "data", "runs")
 #: One step, in the order in which functions are first entered.
 WALK = [
     "training.train_step.TrainStep.__call__",
     "methods.trades.Trades.perturb",
     "models.batchnorm.attack_mode",
     "methods.base.Method.rng",
-    "seeding.derive_seed",
+    "runs.seeding.derive_seed",
     "attacks.ascent.gradient_ascent.GradientAttack.__call__",
     "attacks.ascent.gradient_ascent.GradientAttack.begin",
-    "seeding.Draws.normal",
+    "runs.seeding.Draws.normal",
     "attacks.ascent.loop.Ascent.run",
     "attacks.norms.lp_ball.Linf.projector",
     "attacks.losses.Objective.__call__",

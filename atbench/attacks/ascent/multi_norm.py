@@ -13,7 +13,7 @@ from torch import Tensor
 from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import L1, SLIDE, Radius, ball, per_example
 from atbench.errors import ConfigError
-from atbench.seeding import Draws
+from atbench.runs.seeding import Draws
 
 
 class FrozenL1(L1):

@@ -15,7 +15,7 @@ from atbench.attacks.losses import margin
 from atbench.attacks.restarts import run_restarts
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class Noise(Attack):

@@ -20,7 +20,7 @@ from atbench.attacks.losses import margin
 from atbench.attacks.restarts import BestCandidates
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(eq=False, repr=False)

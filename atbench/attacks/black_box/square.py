@@ -13,7 +13,7 @@ from atbench.attacks.black_box.square_norms import WINDOWS, Windows
 from atbench.attacks.losses import margin
 from atbench.attacks.restarts import BestCandidates
 from atbench.config.ranges import AnyCount, Count, NotNegative, SomeShare
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class Square(Attack):

@@ -17,7 +17,7 @@ from atbench.attacks.min_norm.base import others
 from atbench.attacks.norms.lp_ball import flat_norm
 from atbench.attacks.restarts import run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative, Share
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 Key = tuple[int | str, ...]
 

@@ -16,7 +16,7 @@ from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 FLOOR = 0.05  # of the scale, which halves from cycle to cycle: 0.5, 0.25, 0.125, 0.0625, 0.05
 NEAR = 0.05  # a margin below which an example is worth another pass at this target

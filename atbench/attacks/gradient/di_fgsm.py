@@ -12,7 +12,7 @@ from atbench.attacks.gradient.pgd import Pgd
 from atbench.attacks.losses import Objective
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class Diverse(Pgd):

@@ -14,7 +14,7 @@ from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.models import Ensemble
-from atbench.seeding import ExampleDraws, generator
+from atbench.runs.seeding import ExampleDraws, generator
 
 
 class FeatureHook:

@@ -13,7 +13,7 @@ from atbench.attacks.losses import Objective, margin
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import refuse_unknown
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 REFERENCES = ("start", "clean")
 SCHEDULE = (0.60, 0.85)  # shares of the steps after which the step size is divided by `drop`: 60 and 85 of 100

@@ -14,7 +14,7 @@ from atbench.attacks.losses import Objective, margin
 from atbench.attacks.restarts import AttackStage, RobustTracker
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import refuse_unknown
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 SCHEDULES = ("cosine", "constant")
 Value = Callable[[Tensor, Tensor], Tensor]

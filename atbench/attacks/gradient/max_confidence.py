@@ -13,7 +13,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, confidence
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class MaxConfidence(Attack):

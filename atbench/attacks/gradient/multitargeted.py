@@ -17,7 +17,7 @@ from atbench.attacks.min_norm.base import others
 from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import refuse_unknown
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 #: Objectives of (logits, y, t); the likelihood of t ignores y.
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {

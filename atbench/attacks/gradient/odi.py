@@ -9,7 +9,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import Objective, fewest_classes, label_objective
 from atbench.attacks.restarts import AttackStage, RobustTracker, always
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class OutputDirection(Objective):

@@ -22,7 +22,7 @@ from atbench.attacks.losses import Objective, fewest_classes, label_objective
 from atbench.attacks.restarts import ascend, run_restarts
 from atbench.config.ranges import AnyCount, Count, NotNegative
 from atbench.errors import ConfigError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 #: The points that are judged: the final one, as in the papers, or every point of the path.
 JUDGED = ("last", "first")

@@ -15,7 +15,7 @@ from atbench.attacks.restarts import RobustTracker
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError
 from atbench.models import Cast, attack_mode
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 class Transfer(Attack):

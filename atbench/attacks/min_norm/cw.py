@@ -13,7 +13,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
 from atbench.attacks.min_norm.base import NearestAdversarial
 from atbench.config.ranges import AnyCount, Count, Positive
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(eq=False, repr=False)

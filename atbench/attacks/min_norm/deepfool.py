@@ -12,7 +12,7 @@ from atbench.attacks.ascent.loop import REPACK
 from atbench.attacks.base import Attack, Target
 from atbench.attacks.min_norm.base import TINY, NearestAdversarial, dual_norm, nearest_boundary, others, wide
 from atbench.config.ranges import AnyCount, Count, NotNegative
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(eq=False, repr=False)

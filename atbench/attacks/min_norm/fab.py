@@ -16,7 +16,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.min_norm.base import TINY, NearestAdversarial, nearest_boundary, others, wide
 from atbench.attacks.min_norm.fab_projection import to_hyperplane
 from atbench.config.ranges import AnyCount, Count, Positive, Share
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(eq=False, repr=False)

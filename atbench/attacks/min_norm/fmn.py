@@ -13,7 +13,7 @@ from atbench.attacks.base import Attack, Target
 from atbench.attacks.losses import margin
 from atbench.attacks.min_norm.base import TINY, NearestAdversarial, dual_norm, wide
 from atbench.config.ranges import AnyCount, NotNegative
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(eq=False, repr=False)

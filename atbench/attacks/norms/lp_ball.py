@@ -15,7 +15,7 @@ from torch import Tensor
 
 from atbench.attacks.norms.l1_projection import project_l1, project_l1_box
 from atbench.errors import ConfigError
-from atbench.seeding import Draws, ExampleDraws
+from atbench.runs.seeding import Draws, ExampleDraws
 
 #: Share of pixels that share an L1 step (SLIDE, Tramèr & Boneh 2019, NeurIPS, arXiv 1904.13000, sec. 4).
 SLIDE = 0.01

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.data.corruptions.fields import uniform, unit
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 def scale(x: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atbench.data.corruptions.blur import gaussian
 from atbench.data.corruptions.fields import uniform
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 def contrast(x: Tensor, rng: ExampleDraws, factor: float) -> Tensor:

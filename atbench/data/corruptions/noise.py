@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atbench.data.corruptions.fields import normal, unit
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 def gaussian_noise(x: Tensor, rng: ExampleDraws, sigma: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from atbench.data.corruptions import blur, digital, noise, weather
 from atbench.data.dataset import Images
 from atbench.errors import ConfigError, DataError
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 
 @dataclass(frozen=True)

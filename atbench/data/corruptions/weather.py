@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atbench.data.corruptions.blur import motion, scale, zoom
 from atbench.data.corruptions.fields import normal, plasma, uniform
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

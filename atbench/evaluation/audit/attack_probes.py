@@ -15,7 +15,7 @@ from atbench.attacks.norms.lp_ball import ball
 from atbench.data import Images
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
-from atbench.seeding import ExampleDraws
+from atbench.runs.seeding import ExampleDraws
 
 STEPS = 20  # of PGD where a check names no other number
 LONGEST = 100  # steps beyond which doubling is not tried

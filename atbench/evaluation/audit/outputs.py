@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from atbench.attacks import LABEL_OBJECTIVES
 from atbench.data import Images, stratified_subset
 from atbench.evaluation.eval_model import EvalModel
-from atbench.seeding import seed_global
+from atbench.runs.seeding import seed_global
 
 FORWARDS = 5  # Croce & Hein 2020 (fra31/auto-attack, checks.py) look five times as well
 ALONE = 16  # examples whose logits are computed alone and in a batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atbench.seeding import Draws, ExampleDraws, derive_seed, generator
+from atbench.runs.seeding import Draws, ExampleDraws, derive_seed, generator
 
 
 def test_derive_depends_on_every_part() -> None:
