@@ -23,6 +23,7 @@ ALSO = {
     **{name: {MODES["batch"]} for name in ("gat", "nuat")},  # the clean outputs that the attack compares with
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
+    "kim_interval": {MODES["eval"]},  # the points on the way, of a part of the batch
     "mma": {MODES["train"], MODES["batch"]},  # the clean batch and the bisection; the clean batch again in the loss
     "tla": {MODES["eval"]},  # negatives are mined in eval mode
 }

@@ -61,6 +61,19 @@ class Checkpoint:
 
 
 @dataclass
+class GuardSection:
+    """What a collapse of single-step training leads to: `warn`, `stop` or `rollback` (null: it is not watched).
+
+    The watch: every so many steps PGD-`steps` on `n` held-out examples.
+    """
+
+    collapse: Optional[str] = "warn"
+    every: int = 100
+    n: int = 128
+    steps: int = 10
+
+
+@dataclass
 class TrainSection:
     """The section `train`; a recipe fills it, the command line wins.
 
@@ -144,6 +157,7 @@ class TrainConfig:
     recipe: Any = None
     train: TrainSection = field(default_factory=TrainSection)
     plus: dict[str, Any] = field(default_factory=dict)
+    guard: GuardSection = field(default_factory=GuardSection)
     eval: EvalSection = field(default_factory=EvalSection)
     logger: Any = MISSING
     experiment: Any = None

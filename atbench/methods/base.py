@@ -78,9 +78,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Stop:
-    """End training after this epoch."""
+    """End training here, with the weights of a kept state if `restore` names one."""
 
     why: str
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,10 @@ class Method(nn.Module):
         own = self.attack
         return {} if own.rule == "adam" else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
 
+    def single_step(self) -> bool:
+        """Whether training searches with one gradient step, which may overfit catastrophically and is watched."""
+        return self.attack.steps == 1
+
     def groups(self) -> dict[str, nn.Module]:
         """Modules to train, by name, each with an optimizer and a schedule. Others are not trained or clipped."""
         return {"model": self.model}
@@ -246,6 +251,13 @@ class Method(nn.Module):
         options: dict[str, Any] = {"start": start, "eps": eps, "step_size": step_size, "steps": steps, "stop": stop}
         with attack_mode(self, self.attack.bn):
             return self.attack(objective, x, rng=self.rng(stream), **options)
+
+    def input_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """∇_x CE(f(x), y) of each example and the logits, in the attack's mode with all networks frozen, detached."""
+        with attack_mode(self, self.attack.bn):
+            x = x.detach().requires_grad_()
+            logits = self.model(x)
+            return torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0], logits.detach()
 
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """softmax(f(x)) in the attack's mode, without gradient: the reference of KL-type attacks."""

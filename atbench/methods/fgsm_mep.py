@@ -88,6 +88,9 @@ class FgsmMep(Method):
     def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # one step of ε
 
+    def single_step(self) -> bool:
+        return True
+
     def after_update(self, batch: Batch) -> None:
         ball, eps, grad = self.attack.ball, self.attack.eps, batch.aux["gradient"]
         length = self.gather(grad.abs().flatten(1).sum(dim=1)).sum()

@@ -18,6 +18,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from atbench.reporting.collapse_report import collapse_sentence
 from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
@@ -135,10 +136,10 @@ class Progress:
             self._bar.update(self._task, description=now, share=row.get("attack_share"))
             self._examples, self._since = 0, time.monotonic()  # the rate is that of the epoch in progress
 
-    def note(self, text: str) -> None:
-        """One line that is worth reading among the epochs."""
-        if self._draw:
-            self._print(text)
+    def watched(self, row: Mapping[str, Any]) -> None:
+        """Print a collapse that a row of metrics.jsonl tells of."""
+        if self._draw and "collapse" in row:
+            self._print(f"warning: {collapse_sentence(row)}")
 
     def _describe(self, epoch: int) -> str:
         return f"{self._label}  epoch {epoch}/{self._epochs}".strip()

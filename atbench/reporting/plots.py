@@ -98,6 +98,20 @@ def draw_adaptive_eps(rows: Sequence[Row], eps: float | None = None) -> Drawing:
     return vector(figure, "adaptive_eps")
 
 
+def draw_watch(rows: Sequence[Row]) -> Drawing:
+    """Accuracy under FGSM and PGD over training steps, and dashed lines where training collapsed."""
+    figure, axes = canvas(1, 1, (10.0, 3.2))
+    steps = [row["step"] for row in rows]
+    for number, (key, label) in enumerate((("fgsm", "FGSM"), ("pgd", f"PGD-{rows[-1]['k']}"))):
+        axes[0].plot(steps, [100 * row[key] for row in rows], color=shade(number), linewidth=1.6, label=label)
+    for row in rows:
+        if "collapse" in row:
+            axes[0].axvline(row["step"], color=INK, linestyle="--", linewidth=1, alpha=0.6)
+    axes[0].set(xlabel="training step", ylabel="accuracy, %", ylim=(-2, 102))
+    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    return vector(figure, "watch")
+
+
 def _curves(axis: Axes, curves: Sequence[Curve]) -> None:
     for number, curve in enumerate(curves):
         colour, style = shade(number), _STYLES[number // len(SHADES) % len(_STYLES)]

@@ -27,6 +27,7 @@ CHECKPOINTS = ("best", "last")
 class RunFolder:
     """The content of a run folder when it was read.
 
+    rows: the epochs of metrics.jsonl; watch: its measurements between steps (`guard`).
     evaluations: by checkpoint, the one that `headline.select_evaluation` chooses; all_evaluations: all of them.
     """
 
@@ -36,6 +37,7 @@ class RunFolder:
     status: Mapping[str, Any]
     typed: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
+    watch: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, EvaluationRecord]
     all_evaluations: Mapping[str, tuple[EvaluationRecord, ...]]
 
@@ -113,14 +115,15 @@ def read_run(path: Path) -> RunFolder:
         raise DataError("run", path, "it is not a run folder (no status.json)", "name a folder of `atbench train`")
     if not (path / "config.yaml").is_file():
         raise DataError("run", path, "config.yaml is missing", "restore it from a copy, or run again")
-    evaluations = read_evaluations(path)
+    evaluations, rows = read_evaluations(path), _rows(path / "metrics.jsonl")
     return RunFolder(
         path=path,
         config=renamed_config(_yaml(path / "config.yaml")),
         environment=read_json(path / "environment.json"),
         status=read_json(path / "status.json"),
         typed=_yaml(path / "as_typed.yaml"),
-        rows=_rows(path / "metrics.jsonl"),
+        rows=tuple(row for row in rows if row.get("event") == "epoch"),
+        watch=tuple(row for row in rows if row.get("event") == "watch"),
         evaluations={name: select_evaluation(records) for name, records in evaluations.items()},
         all_evaluations=evaluations,
     )
@@ -147,13 +150,12 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> tuple[dict[str, Any], ...]:
-    """The epochs of `metrics.jsonl`; a last line that was cut off is ignored, other damage raises DataError."""
+    """All rows of `metrics.jsonl`; a last line that was cut off is ignored, other damage raises DataError."""
     if not path.is_file():
         return ()
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        rows = [json.loads(line) for line in lines[:-1]]  # after the last newline: nothing, or an unfinished row
+        return tuple(json.loads(line) for line in lines[:-1])  # after the last newline: nothing, or an unfinished row
     except ValueError as fault:
         why = f"a line is not JSON ({fault})"
         raise DataError("file", path, why, "restore it from a copy, or run again") from fault
-    return tuple(row for row in rows if row.get("event") == "epoch")

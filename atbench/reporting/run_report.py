@@ -9,6 +9,7 @@ from pathlib import Path
 from atbench.config.tree import select
 from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import record_disagreements
+from atbench.reporting.collapse_report import collapse_notices, watch_figure
 from atbench.reporting.columns import attack_signature
 from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, table
 from atbench.reporting.evaluation_figures import evaluation_figures
@@ -38,7 +39,7 @@ _FILES = {
     "as_typed.yaml": "what was typed",
     "environment.json": "versions, device, threads, seeds, checksums",
     "status.json": "state, exit code, times",
-    "metrics.jsonl": "one row an epoch",
+    "metrics.jsonl": "one row an epoch, and those of the watch for collapses",
     "checkpoints/best.pt": "the checkpoint of the best epoch; torch.load(weights_only=True) opens it",
     "checkpoints/last.pt": "the checkpoint of the last epoch, to resume from",
 }
@@ -92,6 +93,7 @@ def threat_text(run: RunFolder) -> str:
 
 def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[Block]:
     yield from audit_report.untrusted_notices(evaluations)
+    yield from collapse_notices(run.watch)
     for evaluation in evaluations:
         epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
         worst = compute_headline(run.all_evaluations[evaluation.path.stem])
@@ -229,6 +231,7 @@ def _training(run: RunFolder) -> Iterator[Block]:
     if run.rows:
         caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
         yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
+    yield from watch_figure(run.watch)
     if plots.has_adaptive_eps(run.rows):
         caption = "Radii of the training examples. Band: ± one standard deviation; dotted: ε of the threat."
         drawing = plots.draw_adaptive_eps(run.rows, select(run.config, "attack.eps"))

@@ -1,8 +1,10 @@
 """The outer minimisation: trainer, training step, optimizers, weight averages, AWP, checkpoints, processes."""
 
 from atbench.training import checkpoint
+from atbench.training.callbacks import Callbacks
+from atbench.training.collapse import CollapseWatch, Guard
 from atbench.training.distributed import World, threads, world
 from atbench.training.param_groups import Group, make_group
-from atbench.training.trainer import Callbacks, Recipe, Trainer
+from atbench.training.trainer import Recipe, Trainer
 from atbench.training.weight_averaging import Average, Ema, Swa
 from atbench.training.weight_perturbation import WeightPerturbation

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from atbench.training.schedules import Schedule
+from atbench.errors import ConfigError
+from atbench.training.schedules import Cyclic, Schedule
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
@@ -27,14 +28,19 @@ class Group:
     schedule: Schedule
 
     def __post_init__(self) -> None:
+        if isinstance(self.schedule, Cyclic) and "momentum" not in self.optimizer.defaults:
+            why = f"it cycles a momentum, and {type(self.optimizer).__name__} has none"
+            raise ConfigError("train.schedule", "Cyclic", why, "use atbench.training.schedules.Triangular")
         for group in self.optimizer.param_groups:
             group["base_lr"] = float(group["lr"])
 
     def set_rate(self, fraction: float) -> None:
-        """Learning rate = the optimizer's own times schedule(fraction)."""
+        """Learning rate = the optimizer's own times schedule(fraction); momentum that of a schedule that cycles it."""
         factor = self.schedule(fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
+            if isinstance(self.schedule, Cyclic):
+                group["momentum"] = self.schedule.momentum(fraction)
 
     @property
     def rate(self) -> float:

@@ -96,6 +96,19 @@ class Triangular:
         return fraction / self.peak if fraction < self.peak else (1 - fraction) / (1 - self.peak)
 
 
+class Cyclic(Triangular):
+    """`Triangular` as PyTorch's CyclicLR has it, which cycles SGD's momentum against the rate: from `max_momentum` to
+    `base_momentum` at the peak and back, whatever the optimizer was given.
+    """
+
+    def __init__(self, peak: Share, base_momentum: Share = 0.8, max_momentum: Share = 0.9) -> None:
+        super().__init__(peak)
+        self.base_momentum, self.max_momentum = base_momentum, max_momentum
+
+    def momentum(self, fraction: float) -> float:
+        return self.max_momentum - (self.max_momentum - self.base_momentum) * self(fraction)
+
+
 class CosineByEpoch:
     """(1 + cos(π·(e + first)/(E + first))) / 2 all through epoch e = 0 … E−1 of `epochs` (Loshchilov & Hutter 2017).
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
 from atbench.runs.seeding import derive_seed
+from atbench.training.callbacks import Callbacks, Interrupt
+from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
@@ -43,22 +45,6 @@ class Recipe:
     time_limit: float | None = None
 
 
-class Callbacks(Protocol):
-    """Progress, metrics and checkpoints of a training run; `epoch` and `save` are called on the main process alone."""
-
-    def advance(self, examples: int, attack_share: float) -> None: ...
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
-
-
-class Interrupt(Protocol):
-    """0, or the exit code with which training should end at the next step (a signal came)."""
-
-    def __call__(self) -> int: ...
-
-
 class Trainer:
     """Trains a method: `fit()` goes on from wherever `state()`, everything a checkpoint needs, was loaded from."""
 
@@ -74,9 +60,10 @@ class Trainer:
         plus: Sequence[WeightPerturbation | Average] = (),
         interrupt: Interrupt = lambda: 0,
         others: Sequence[PGDConfig] = (),
+        watch: CollapseWatch | None = None,
     ) -> None:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
-        self.callbacks, self.interrupt = callbacks, interrupt
+        self.callbacks, self.interrupt, self.watch = callbacks, interrupt, watch
         self.averages = [part for part in plus if isinstance(part, Average)]
         if len(self.averages) > 1:
             raise ConfigError("plus", "ema and swa", "a run selects and evaluates one average", "choose one of them")
@@ -107,14 +94,15 @@ class Trainer:
         while clock.epoch < clock.epochs and self.over is None:
             self.method.train()
             started, examples, attack = time.monotonic(), 0, self.train_step.attack_seconds
-            while clock.step < clock.steps:
+            while clock.step < clock.steps and self.over is None:
                 self.train_batch()
                 clock.step += 1
                 examples += self.data.batch_size
                 elapsed = time.monotonic() - started
                 attack_share = (self.train_step.attack_seconds - attack) / elapsed
                 self.callbacks.advance(self.data.batch_size, attack_share)
-                if clock.step < clock.steps:
+                self._watch_collapse()
+                if clock.step < clock.steps and self.over is None:
                     saved = self._between_steps(began, saved)
             elapsed = time.monotonic() - started
             self.seconds += elapsed
@@ -144,6 +132,14 @@ class Trainer:
                 self.train_step.check_finite()
         clock.round = 0
         self.world.average_norms(self.method)
+
+    def _watch_collapse(self) -> None:
+        """Between two steps: report a collapse, and do what `guard` says."""
+        if self.watch and (found := self.watch.after_step(self.method.model, self.method.clock)):
+            row, decision = found
+            if self.world.main:
+                self.callbacks.watched(row)
+            self._obey(decision)
 
     def _formatted(self, batch: Batch) -> Batch:
         if not self.recipe.channels_last:
@@ -182,8 +178,8 @@ class Trainer:
             "event": "epoch",
             "epoch": clock.epoch + 1,
             "epochs": clock.epochs,
-            "step": (clock.epoch + 1) * clock.steps,
-            "fraction": (clock.epoch + 1) / clock.epochs,
+            "step": clock.epoch * clock.steps + clock.step,
+            "fraction": clock.fraction,
             "seconds": round(seconds, 3),
             "examples_per_second": round(examples / seconds, 1),
             "attack_share": round(attack_share, 3),
@@ -194,11 +190,10 @@ class Trainer:
             self._validate(row)
         if figures := self.method.epoch_figures():
             row["method"] = figures
-        decision = self.method.on_epoch(Report(row, self._measure))
-        self._obey(decision)
+        self._obey(self.method.on_epoch(Report(row, self._measure)))
         self.means.clear()
-        if isinstance(decision, Stop):
-            self.over, row["stopped"] = decision.why, decision.why
+        if self.over is not None:
+            row["stopped"] = self.over
         return row
 
     @torch.no_grad()
@@ -245,6 +240,10 @@ class Trainer:
             if "optimizer" in decision.parts:
                 for group in self.groups:
                     group.optimizer.load_state_dict(deepcopy(kept["optimizer"][group.name]))
+        elif isinstance(decision, Stop):
+            self.over = decision.why
+            if decision.restore:
+                self.method.model.load_state_dict(self.kept[decision.restore]["model"])
 
     # State.
 
@@ -277,6 +276,7 @@ class Trainer:
             "best": dict(self.best),
             "seconds": self.seconds,
             "over": self.over,
+            "watch": self.watch and self.watch.state(),
             "world": self.world.size,
         }
 
@@ -291,4 +291,6 @@ class Trainer:
         self.kept, self.best = state["kept"], state["best"]
         self.means.load(state["sums"], self.world.device)
         self.seconds, self.over = state["seconds"], state["over"]
+        if self.watch and state.get("watch"):  # a run of 0.1.0 has none
+            self.watch.load(state["watch"])
         clock.epoch, clock.step = state["epoch"], state["step"]

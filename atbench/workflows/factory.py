@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from atbench.config import values
 from atbench.config.instantiate import accepted_kwargs, build, build_errors
 from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
@@ -22,8 +23,8 @@ from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
 from atbench.models import Ensemble, Network, weight_files
 from atbench.runs.seeding import derive_seed
-from atbench.training import Callbacks, Group, Recipe, Trainer, World, make_group
-from atbench.training.trainer import Interrupt
+from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
+from atbench.training.callbacks import Interrupt
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.stages import stage_config
 
@@ -265,7 +266,16 @@ def make_trainer(
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
     threat, *others = selection_attacks(cfg)
-    return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others)
+    watch = make_watch(cfg, method, data, world)
+    return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others, watch)
+
+
+def make_watch(cfg: DictConfig, method: Method, data: TrainData, world: World) -> CollapseWatch | None:
+    """The watch of `guard` for catastrophic overfitting, where training takes single steps."""
+    if cfg.guard.collapse is None or not method.single_step():
+        return None
+    guard = Guard(**values.plain(cfg.guard))
+    return CollapseWatch(data, make_pgd_config(cfg, guard.steps), guard, world)
 
 
 def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:

@@ -20,7 +20,7 @@ from atbench.errors import DataError, exit_code
 from atbench.methods import Method
 from atbench.reporting import report
 from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
-from atbench.reporting.metrics_log import MetricsLog, truncate_log
+from atbench.reporting.metrics_log import METRICS, MetricsLog, truncate_log
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
@@ -32,7 +32,6 @@ from atbench.workflows.evaluate import evaluate_checkpoints
 from atbench.workflows.pretraining import PlannedStage
 from atbench.workflows.resume import find_matching_run, finished_score, refuse_different_config, resumed_config
 
-METRICS = "metrics.jsonl"
 #: The parts of `last.pt`.
 STATE = (
     "averages", "best", "config", "epoch", "kept", "method", "metrics", "model", "optimizers", "over", "seconds",
@@ -153,11 +152,8 @@ class Run:
         """Add to environment.json what has changed when a run is resumed."""
         path = self.folder / "environment.json"
         if self.world.main and changes and (before := read_json(path)):
-            entry = {
-                "started": now(),
-                **{key: environment[key] for key in NOTED if before.get(key) != environment[key]},
-            }
-            write_json(path, {**before, "resumed": [*before.get("resumed", []), entry]})
+            entry = {key: environment[key] for key in NOTED if before.get(key) != environment[key]}
+            write_json(path, {**before, "resumed": [*before.get("resumed", []), {"started": now(), **entry}]})
 
     @contextmanager
     def hold_folder(self, folder: Path) -> Iterator[None]:
@@ -212,6 +208,11 @@ class Run:
             self.log.log(row)
         set_status(self.folder, epoch=row["epoch"], epochs=row["epochs"])
 
+    def watched(self, row: dict[str, Any]) -> None:
+        if self.progress and self.log:
+            self.progress.watched(row)
+            self.log.log(row)
+
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.log.position() if self.log else 0
         content = {**state, "config": values.recorded(self.cfg), "metrics": position}
@@ -241,10 +242,8 @@ class Run:
         try:
             trainer.load(state)
         except (KeyError, ValueError, TypeError, RuntimeError) as fault:
-            path, message = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
-            raise DataError(
-                "checkpoint", path, f"does not fit its run ({message})", "use another checkpoint"
-            ) from fault
+            path, why = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
+            raise DataError("checkpoint", path, f"does not fit its run ({why})", "use another checkpoint") from fault
 
     def plan_stages(self, method: Method) -> dict[str, PlannedStage]:
         """The method's stages of pre-training, none of them begun."""

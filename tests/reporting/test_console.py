@@ -26,6 +26,12 @@ def text(console: Console) -> str:
     return console.file.getvalue()
 
 
+COLLAPSE = {
+    **{"event": "watch", "epoch": 5, "step": 300, "fgsm": 0.9141, "pgd": 0.0156},
+    **{"highest": 0.625, "k": 10, "n": 128, "collapse": "warn"},
+}
+
+
 def test_one_plain_line_an_epoch() -> None:
     console = plain()
     with Progress(100, 20, console=console, label="stage member0") as progress:
@@ -34,11 +40,17 @@ def test_one_plain_line_an_epoch() -> None:
         progress.epoch(ROW)
         progress.epoch({"epoch": 4, "epochs": 20, "train": {}, "val": {}})
         progress.epoch({"epoch": 5, "epochs": 20, "method": {"strength": 3, "eps_mean": 0.03125}, "attack_share": 0.5})
-        progress.note("kept [best]")
+        progress.watched(COLLAPSE)
+        progress.watched({**COLLAPSE, "collapse": "rollback"})
+        progress.watched({"event": "watch", "fgsm": 0.5, "pgd": 0.4})
     assert text(console) == (
         "stage member0  epoch 3/20  loss 0.91  train 61.0 %  val clean 95.0 %  val PGD-10 64.0 %  gap 7.0  "
         "980 img/s  attack 71 %\n"
-        "stage member0  epoch 4/20\nstage member0  epoch 5/20  strength 3  eps_mean 0.0312  attack 50 %\nkept [best]\n"
+        "stage member0  epoch 4/20\nstage member0  epoch 5/20  strength 3  eps_mean 0.0312  attack 50 %\n"
+        "warning: catastrophic overfitting at step 300 (epoch 5): FGSM 91.4 %, PGD-10 1.6 % (highest so far 62.5 %) on "
+        "128 held-out examples; training went on (guard.collapse=stop or rollback would not)\n"
+        "warning: catastrophic overfitting at step 300 (epoch 5): FGSM 91.4 %, PGD-10 1.6 % (highest so far 62.5 %) on "
+        "128 held-out examples; training went back to the last healthy measurement\n"
     )
 
 
@@ -47,7 +59,7 @@ def test_other_ranks_are_silent() -> None:
     with Progress(100, 20, draw=False, console=console) as progress:
         progress.advance(1, examples=128)
         progress.epoch(ROW)
-        progress.note("x")
+        progress.watched(COLLAPSE)
     assert text(console) == ""
 
 

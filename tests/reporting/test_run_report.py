@@ -192,3 +192,20 @@ def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
     folder = make_run(eps=0.0)
     report.write_report(folder)
     assert "PGD-50" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_collapse_is_named_with_both_accuracies_and_drawn(make_run, drawn: None) -> None:
+    run = make_run()
+    rows = [
+        {"event": "watch", "epoch": 1, "step": 100, "fgsm": 0.7, "pgd": 0.6, "highest": 0.6, "k": 10, "n": 128},
+        {"event": "watch", "epoch": 2, "step": 200, "fgsm": 0.9, "pgd": 0.02, "highest": 0.6, "k": 10, "n": 128},
+    ]
+    report.write_report(run)
+    assert "Watch for" not in (run / "report.md").read_text()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in (rows[0], {**rows[1], "collapse": "warn"}))
+    report.write_report(run)
+    text = (run / "report.md").read_text().replace("\\", "")
+    assert "Catastrophic overfitting at step 200 (epoch 2): FGSM 90.0 %, PGD-10 2.0 % (highest so far 60.0 %)" in text
+    assert "Watch for catastrophic overfitting: PGD-10 and FGSM on the same 128 held-out" in text
+    assert (run / "pictures" / "watch.png").is_file() and text.count("held-out examples; training went on") == 1

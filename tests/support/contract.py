@@ -60,12 +60,16 @@ class Log:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.watch: list[dict[str, Any]] = []
         self.saved: dict[str, bytes] = {}
 
     def advance(self, examples: int, attack_share: float) -> None: ...
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+
+    def watched(self, row: dict[str, Any]) -> None:
+        self.watch.append(row)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         self.saved[name] = encode(state)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError
+from atbench.training.param_groups import Group
 from atbench.training.schedules import (
     CosineByEpoch,
+    Cyclic,
     ExponentialByEpoch,
     InverseTime,
     OneCycle,
@@ -145,3 +147,26 @@ def test_rounding_moves_no_step_into_another_epoch(epochs: int) -> None:
     for epoch in range(epochs):
         for step in range(STEPS):
             assert epoch_of((epoch * STEPS + step) / (epochs * STEPS), epochs) == epoch
+
+
+def test_cyclic_is_torchs_cyclic_lr_with_its_momentum() -> None:
+    """Rate and momentum of every update, as a group has them."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.SGD([parameter], lr=0.2, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.CyclicLR(theirs, 0.0, 0.2, step_size_up=6, step_size_down=6)
+    ours = Group("model", torch.nn.Linear(1, 1), torch.optim.SGD([parameter], lr=0.2, momentum=0.5), Cyclic(0.5))
+    for step in range(12):
+        ours.set_rate(step / 12)
+        found, wanted = (each.param_groups[0] for each in (ours.optimizer, theirs))
+        assert found["lr"] == pytest.approx(wanted["lr"], abs=1e-15)
+        assert found["momentum"] == pytest.approx(wanted["momentum"], abs=1e-15)
+        theirs.step()
+        scheduler.step()
+    ours.set_rate(0.5)
+    assert ours.optimizer.param_groups[0]["momentum"] == pytest.approx(0.8)
+
+
+def test_a_momentum_is_cycled_only_where_there_is_one() -> None:
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ConfigError, match=r"train\.schedule.*Adam"):
+        Group("model", torch.nn.Linear(1, 1), adam, Cyclic(0.5))

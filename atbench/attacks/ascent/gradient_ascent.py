@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,11 @@ class GradientAttack:
             it is `uniform`, `clipped_gaussian` or `corner`, and as TRADES does not if it is `gaussian`.
         box_first: for L2 alone, project on the box and then on the ball, as TRADES does; others take the ball first.
         noise: ω; ω·N(0, 1) is added to each step, before the projection (FAT, Zhang et al. 2020).
+        zeroed: share of an example's gradient components, the smallest, that a step takes for 0 (ZeroGrad, Golgooni et
+            al. 2021).
+        rel_start_size: radius of a `uniform` or `corner` start as a share of ε: 1, as Madry et al. have it; 2 in N-FGSM
+            (de Jorge et al. 2022); 1/2 with `corner` and a step of ε/2 in R+FGSM (Tramèr et al. 2018).
+        project: whether points are projected on ball and box, or on the box alone, as N-FGSM does.
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, return_point or
     rule.
@@ -64,6 +70,9 @@ class GradientAttack:
         clip_start: bool | None = None,
         box_first: bool = False,
         noise: NotNegative = 0.0,
+        zeroed: Share = 0.0,
+        rel_start_size: NotNegative = 1.0,
+        project: bool = True,
     ) -> None:
         choices = (("start", start, STARTS), ("return_point", return_point, RETURN_POINTS), ("rule", rule, RULES))
         for key, value, known in choices:
@@ -81,6 +90,7 @@ class GradientAttack:
         self.start, self.bn, self.return_point = start, bn, return_point
         self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
+        self.zeroed, self.rel_start_size, self.project = zeroed, rel_start_size, project
 
     def __call__(
         self,
@@ -108,13 +118,14 @@ class GradientAttack:
         if self.backtrack:
             sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
         step: StepRule = self.ball.ascend
-        if self.rule != "steepest" or self.momentum or self.noise:
-            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng)
+        if self.rule != "steepest" or self.momentum or self.noise or self.zeroed:
+            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng, self.zeroed)
         stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
+        eps = eps if self.project else math.inf
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
 
     def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
-        """The starting point; needs `rng` unless it is `zero`."""
+        """The starting point, for the radius `eps` of the ball; needs `rng` unless it is `zero`."""
         if self.start == "zero":
             return x.detach().clone()
         assert rng is not None, "a random start needs `rng`"
@@ -124,9 +135,9 @@ class GradientAttack:
             eps = per_example(eps, x)
             delta = self.ball.shrink(eps / 4 * rng.normal(x), eps / 2)
         elif self.start == "corner":
-            delta = per_example(eps, x) * rng.uniform(x).sign()
+            delta = per_example(self.rel_start_size * eps, x) * rng.uniform(x).sign()
         else:
-            delta = self.ball.sample(x, eps, rng)
+            delta = self.ball.sample(x, self.rel_start_size * eps, rng)
         start = x.detach() + delta
         return start.clamp_(0, 1) if self.clip_start else start
 

@@ -113,18 +113,47 @@ class Noisy(Rule):
         self.rows = self.rows[live]
 
 
+class Zeroed(Rule):
+    """Another rule on the gradient without its smallest components: those below the `share`-quantile of |∇| of their
+    example are 0 (ZeroGrad, Golgooni et al. 2021, arXiv 2103.15476). A sign step leaves their pixels where they are.
+    """
+
+    def __init__(self, rule: StepRule, share: float) -> None:
+        self.rule, self.share = rule, share
+
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        # torch.quantile does just this, for no more than 2^24 numbers.
+        ordered = grad.abs().flatten(1).sort(dim=1).values
+        rank = self.share * (ordered.shape[1] - 1)
+        low, high = ordered[:, int(rank)], ordered[:, min(int(rank) + 1, ordered.shape[1] - 1)]
+        least = torch.lerp(low, high, rank - int(rank)).view(-1, *[1] * (grad.ndim - 1))
+        return self.rule(x_adv, torch.where(grad.abs() < least, 0, grad), sizes)
+
+    def take(self, live: Tensor) -> None:
+        if isinstance(self.rule, Rule):
+            self.rule.take(live)
+
+
 RULES: tuple[str, ...] = ("steepest", "averaged", "adam", "summed")
 
 
 def make_rule(
-    name: str, ball: Ball, like: Tensor, momentum: float, noise: float = 0.0, rng: Random | None = None
+    name: str,
+    ball: Ball,
+    like: Tensor,
+    momentum: float,
+    noise: float = 0.0,
+    rng: Random | None = None,
+    zeroed: float = 0.0,
 ) -> StepRule:
     """The rule called `name`, for a search around `like`; `steepest` with a momentum is `Momentum`. A `noise` needs
     `rng`.
     """
     if noise:
         assert rng is not None, "noise needs `rng`"
-        return Noisy(make_rule(name, ball, like, momentum), like, noise, rng)
+        return Noisy(make_rule(name, ball, like, momentum, zeroed=zeroed), like, noise, rng)
+    if zeroed:
+        return Zeroed(make_rule(name, ball, like, momentum), zeroed)
     if name == "adam":
         return Adam(like)
     if name == "summed":

@@ -120,10 +120,7 @@ class RandomFgsm(Pgd):
         return_point: str = "first",
     ) -> None:
         super().__init__(norm, eps, steps, rel_step_size, start, restarts, objective, return_point=return_point)
-        self.rel_start_size = rel_start_size
-
-    def begin(self, x: Tensor, rng: ExampleDraws) -> Tensor:
-        return self.pgd.begin(x, self.rel_start_size * self.eps, rng)
+        self.pgd.rel_start_size = rel_start_size
 
 
 class Averaged(Objective):
