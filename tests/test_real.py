@@ -12,6 +12,7 @@ import torch
 from atbench.evaluation import EvalModel, broken_at, robust_after
 from atbench.training import World
 from atbench.workflows import factory
+from atbench.workflows.pgd_configs import make_pgd_config
 from tests.support.configs import resolved
 from tests.support.contract import Log
 
@@ -59,6 +60,6 @@ def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path
     few = test.take(torch.arange(256))
     eval_model = EvalModel(factory.make_model(cfg, source), 128)
     clean = eval_model.correct(few)
-    broken = broken_at(eval_model, few, factory.make_pgd_config(cfg, 3), clean)
+    broken = broken_at(eval_model, few, make_pgd_config(cfg, 3), clean)
     assert 0.02 < float(clean.double().mean()) < 0.25
     assert robust_after(broken, 3).sum() <= clean.sum()

@@ -24,6 +24,7 @@ from atbench.evaluation.few_classes import adapt_attacks
 from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
+from atbench.workflows.pgd_configs import make_pgd_config
 from atbench.workflows.resume import is_external, resolve_target
 
 
@@ -34,9 +35,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
     def load(path: str) -> nn.Module:
         return load_run_network(path, source, world.device).requires_grad_(False)
 
-    norms = {
-        norm: factory.make_pgd_config(cfg, settings.eps_steps, settings.restarts, norm=norm) for norm in settings.norms
-    }
+    norms = {norm: make_pgd_config(cfg, settings.eps_steps, settings.restarts, norm=norm) for norm in settings.norms}
     plan = make_robust_plan(cfg, source.name, len(source.classes), test, load)
     return replace(
         plan,
@@ -59,7 +58,7 @@ def make_robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, loa
     settings = cfg.eval
     steps, objective = max(settings.steps, default=settings.eps_steps), settings.objective
     own = settings.step_size, settings.norm, settings.eps
-    threat = factory.make_pgd_config(cfg, steps, settings.restarts, objective, *own)
+    threat = make_pgd_config(cfg, steps, settings.restarts, objective, *own)
     kwargs = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": load}
     attacks = {name: make_attack(node, f"eval.attacks.{name}", kwargs) for name, node in settings.attacks.items()}
     if (needed := fewest_classes(label_objective(threat.objective))) > classes:

@@ -21,6 +21,7 @@ from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, write_json, write_text
 from atbench.workflows import factory
 from atbench.workflows.environment import environment_record
+from atbench.workflows.pgd_configs import make_pgd_config
 
 _FIXED = ("dataset", "model", "name")
 
@@ -94,7 +95,7 @@ def _with_threat(cfg: DictConfig, typed: DictConfig, names: list[str]) -> DictCo
     cfg.eval.checkpoints = names
     if typed.attack is not None:
         cfg.eval.attacks = {**cfg.eval.attacks, typed.attack.about.name: typed.attack}
-    threat = factory.make_pgd_config(cfg, 1, norm=cfg.eval.norm, eps=cfg.eval.eps)
+    threat = make_pgd_config(cfg, 1, norm=cfg.eval.norm, eps=cfg.eval.eps)
     cfg.attack = {"norm": threat.norm, "eps": threat.eps}
     return cfg
 

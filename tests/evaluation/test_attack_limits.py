@@ -9,7 +9,7 @@ from atbench.config.validate import _warnings
 from atbench.errors import ConfigError
 from atbench.evaluation.attack_limits import chance_warning
 from atbench.workflows.external_model import refuse_radius
-from atbench.workflows.factory import make_pgd_config
+from atbench.workflows.pgd_configs import make_pgd_config
 
 
 @pytest.mark.parametrize(("accuracy", "n", "warned"), [(0.1, 400, 1), (0.02, 400, 1), (0.2, 400, 0), (0.1, 5, 0)])

@@ -16,8 +16,8 @@ from atbench.evaluation.attack_limits import evaluation_warnings
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import evaluate_model
 from atbench.training import World
-from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
+from atbench.workflows.pgd_configs import make_pgd_config
 from atbench.workflows.train import Run
 from tests.support.configs import resolved
 from tests.support.worlds import linear, source
@@ -116,4 +116,4 @@ def test_a_radius_of_nothing_leaves_clean_accuracy(words: list[str]) -> None:
 
 def test_a_search_of_the_training_side_at_no_radius_keeps_its_step() -> None:
     cfg = resolved("attack.eps=0")
-    assert factory.make_pgd_config(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"
+    assert make_pgd_config(cfg, 5, eps=0.1).step_size == pytest.approx(0.025), "the data set's ratio"

@@ -11,7 +11,7 @@ from atbench.errors import ConfigError
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.training import World
 from atbench.training.validation import Validation
-from atbench.workflows.factory import selection_attacks
+from atbench.workflows.pgd_configs import selection_attacks
 from tests.support import worlds
 from tests.support.configs import resolved
 from tests.support.contract import Log, trainer_of
