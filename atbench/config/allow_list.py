@@ -24,9 +24,9 @@ AUGMENTATIONS = _named(
 )
 MODELS = _named(
     "atbench.models",
-    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.FastMnist plain.LeNet plain.Strided plain.TradesMnist"
-    " preact.PreActResNet"
-    " preact.WRN residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
+    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.ConvNet9 plain.FastMnist plain.LeNet plain.Strided"
+    " plain.TradesMnist preact.PreActResNet preact.WRN residual.ResNet torchvision_models.TorchVision"
+    " torchvision_models.Wrapped",
 )
 ATTACKS = _named(
     "atbench.attacks",
