@@ -141,6 +141,10 @@ class GradientAttack:
         start = x.detach() + delta
         return start.clamp_(0, 1) if self.clip_start else start
 
+    def step_along(self, x: Tensor, start: Tensor, grad: Tensor) -> Tensor:
+        """`start` one step along a gradient that is known already, projected on the ball around `x`."""
+        return self.ball.project(x, self.ball.ascend(start, grad, self.step_size), self.eps)
+
 
 @dataclass
 class FixedSteps(Stepper):
