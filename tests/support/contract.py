@@ -45,6 +45,8 @@ ALONE = World(torch.device("cpu"))
 ACCUMULATE = {"yopo"}
 #: What a method needs to be comparable, or to get into its mechanism within eight steps.
 OWN = {
+    "elle": ("method.adaptive=true", "method.sensitivity=0"),  # λ jumps and decays from the fourth step on
+    "sads": ("method.decay=1",),  # dropout until the end
     "adt_exp_am": ("method.generator_width=4", "method.generator_norm=none"),
     # A source of another architecture, without dropout, whose masks differ between processes.
     "eat": (
