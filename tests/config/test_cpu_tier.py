@@ -59,4 +59,4 @@ def test_where_training_collapses_single_step_methods_keep_their_search_and_are_
     own = {"fgsm_at": 0.3, "grad_align": 0.3, "n_fgsm": 0.3, "fast_at": 0.375, "kim_interval": 0.375}
     if method in own:
         assert cfg.attack.steps == 1 and cfg.attack.step_size == pytest.approx(own[method])
-    assert cfg.attack.eps == 0.3 and cfg.guard.collapse == "warn"
+    assert cfg.attack.eps == 0.3 and cfg.attack.bn == "eval" and cfg.guard.collapse == "warn"
