@@ -24,10 +24,10 @@ endif
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help train mnist methods cpu-table test test-slow test-faults lint docs gpu clean
+.PHONY: help train mnist methods cpu-table collapse-table test test-slow test-faults lint docs gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="seed=1 ..." to change it)
 	$(PYTHON) -m atbench train method=trades $(ARGS)
@@ -38,8 +38,11 @@ mnist: $(READY) ## train PGD-AT on real MNIST and attack it (the figures of the 
 methods: $(READY) ## train every method on digits and write the table of docs/methods.md (goes on where it was stopped)
 	$(PYTHON) -m scripts.methods_table $(ARGS)
 
-cpu-table: $(READY) ## train every method on MNIST at 14x14 and write the tables of docs/cpu.md (goes on where it was stopped)
+cpu-table: $(READY) ## train every method on MNIST at 14x14 and write the first table of docs/cpu.md (goes on where it was stopped)
 	$(PYTHON) -m scripts.cpu_table $(ARGS)
+
+collapse-table: $(READY) ## train methods where FGSM training collapses, write the second table of docs/cpu.md
+	$(PYTHON) -m scripts.collapse_table $(ARGS)
 
 test: $(READY_DEV) ## run the quick tests: of methods, the changed ones and a sample of the day's (ARGS=--all-methods: all)
 	$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)

@@ -1,6 +1,6 @@
-"""The tables of docs/cpu.md: every method under `experiment=cpu`, seed 0, attacked by FGSM, PGD-20 and AutoAttack.
+"""The first table of docs/cpu.md: every method under `experiment=cpu`, seed 0, attacked by FGSM, PGD-20 and AutoAttack.
 
-    python -m scripts.cpu_table                                        train what is missing, then write the tables
+    python -m scripts.cpu_table                                        train what is missing, then write the table
     python -m scripts.cpu_table --methods pgd_at,trades                a part of it
     python -m scripts.cpu_table --write                                from the runs that are there, train nothing
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from atbench.config.registry import conf_dir, entries
-from scripts.table_runs import done, replace_section, run_atbench, train
+from scripts.table_runs import done, markdown_table, percent, replace_section, run_atbench, train
 
 #: What a method needs besides `experiment=cpu`, and why.
 CHANGED: Mapping[str, tuple[Sequence[str], str]] = {
@@ -28,12 +28,6 @@ CHANGED: Mapping[str, tuple[Sequence[str], str]] = {
         ["train.optimizer.lr=0.05"],
         "at rate 0.2 it ended as a constant network; it makes eight updates a batch",
     ),
-}
-#: Trainings under `experiment=cpu_collapse`.
-COLLAPSE: Mapping[str, tuple[Sequence[str], str]] = {
-    "collapse": ([], "one step from the image"),
-    "collapse_random_start": (["attack.start=uniform", "attack.step_size=0.375"], "one step of 1.25 ε, random start"),
-    "collapse_pgd_7": (["attack=pgd_7"], "PGD-7"),
 }
 PGD = ("eval.limit=5000", "eval.examples=false")
 AUTO = (
@@ -50,8 +44,6 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "cpu.md"
 
 def overrides(name: str) -> list[str]:
     """The words of a row's training."""
-    if name in COLLAPSE:
-        return ["experiment=cpu_collapse", *COLLAPSE[name][0]]
     return ["experiment=cpu", f"method={name}", *CHANGED.get(name, ([], ""))[0]]
 
 
@@ -67,11 +59,6 @@ def measure(home: Path, name: str, data_dir: Path) -> str:
     return f"{name}: {told}"
 
 
-def figure(part: Mapping[str, float]) -> str:
-    """An accuracy in percent with its 95 % interval."""
-    return f"{100 * part['accuracy']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
-
-
 def cells(run: Path) -> list[str]:
     """The figures of a row, in the order of HEAD."""
     last, best, auto = (json.loads((run / name).read_text()) for name in (LAST, BEST, AUTO_LAST))
@@ -79,45 +66,35 @@ def cells(run: Path) -> list[str]:
     seconds = json.loads((run / "status.json").read_text())["train_seconds"]
     return [
         last["threat"]["norm"],
-        *(figure(part) for part in (last["clean"], fgsm["alone"], last["steps"][-1])),
+        *(percent(part) for part in (last["clean"], fgsm["alone"], last["steps"][-1])),
         f"{100 * best['steps'][-1]['accuracy']:.1f}",
-        f"{100 * auto['steps'][-1]['accuracy']:.1f} → {figure(auto['robust'])}",
+        f"{100 * auto['steps'][-1]['accuracy']:.1f} → {percent(auto['robust'])}",
         f"{seconds:.0f}",
     ]
 
 
-HEAD = ["norm", "clean %", "FGSM %", "PGD-20 %", "PGD-20 %, best epoch", "of 500: PGD-20 → AutoAttack %", "seconds"]
-
-
-def table(first: Sequence[str], rows: Sequence[tuple[Path, Sequence[str]]]) -> list[str]:
-    """The rows whose runs are done: what stands in front (under the heads `first`), then the figures."""
-    found = [[*front, *cells(run)] for home, front in rows if (run := done(home, AUTO_LAST))]
-    head = [*first, *HEAD]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *found)]
+HEAD = ["method", "family", "norm", "clean %", "FGSM %", "PGD-20 %", "PGD-20 %, best epoch"]
+HEAD += ["of 500: PGD-20 → AutoAttack %", "seconds"]
 
 
 def section(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
-    """Both tables, and what was changed for a row of the first."""
+    """The rows whose runs are done, and what was changed for one."""
+    found = [(row, run) for row in methods if (run := done(home / row["name"], AUTO_LAST))]
+    table = markdown_table(HEAD, ([f"`{row['name']}`", row["family"], *cells(run)] for row, run in found))
     changed = [f"- `{name}` with `{' '.join(words)}`: {why}." for name, (words, why) in CHANGED.items()]
-    first = [(home / row["name"], [f"`{row['name']}`", row["family"]]) for row in methods]
-    second = [(home / name, [title]) for name, (_, title) in COLLAPSE.items()]
-    parts = [
-        ["## ε = 0.2", "", *table(["method", "family"], first), "", "Changed for a method:", "", *changed],
-        ["## ε = 0.3: catastrophic overfitting", "", *table(["search of training"], second)],
-    ]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n".join([table, "", "Changed for a method:", "", *changed])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/cpu"), help="where the runs lie")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where MNIST lies")
-    parser.add_argument("--methods", help=f"some of them, as a,b; also {', '.join(COLLAPSE)}")
+    parser.add_argument("--methods", help="some of them, as a,b")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--write", action="store_true", help="train nothing")
     args = parser.parse_args(argv)
     methods = entries("methods", [conf_dir()])
-    known = [*(row["name"] for row in methods), *COLLAPSE]
+    known = [row["name"] for row in methods]
     wanted = args.methods.split(",") if args.methods else known
     if unknown := sorted({*wanted} - {*known}):
         parser.error(f"--methods: there is no {', '.join(unknown)}")

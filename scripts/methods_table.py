@@ -14,37 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr
 from fnmatch import fnmatch
 from functools import partial
-from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
-
-from atbench.config import values
-from atbench.config.compose import compose
 from atbench.config.registry import conf_dir, entries
-from atbench.data.digits import digits
-from atbench.runs.run_dir import write_json
-from atbench.runs.signals import flag_signals
-from atbench.training import World, threads
-from atbench.training.cost import Count
-from atbench.workflows import factory
-from atbench.workflows.train import Run
 from scripts.table_runs import done, replace_section, train
+from scripts.training_cost import forward_passes, remembered
 
 TRAIN = ("dataset=digits", "model.width=16", "logger=none", "threads=1")
 PGD = ("eval.steps=[20]", "eval.limit=250", "eval.checkpoints=[best]", "eval.examples=false")
 #: Only the first seed is attacked by more than PGD-20.
 FIRST = ("eval=auto", "eval.norms=[linf,l2,l1]", "eval.audit=50")
-#: Operations are counted in a shorter run whose held-out measurements, which are counted too, are next to nothing.
-COUNTED = ("train.epochs=2", "train.selection.every=2", "train.selection.n=1", "train.selection.steps=1")
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 
 
@@ -55,28 +39,9 @@ def measure(home: Path, name: str, seed: int, first: bool) -> str:
     return f"{name} seed {seed}: {told}"
 
 
-def cost(name: str) -> float:
-    """Forward passes of one network for each train image and epoch: all operations of a training and pre-training."""
-    cfg = values.resolve(compose("train", [f"method={name}", *TRAIN, *COUNTED]))
-    source, here = digits(), World(torch.device("cpu"))
-    single = OmegaConf.create({**values.plain(cfg), "model": {**cfg.model, "members": 1}})
-    with Count() as forward, torch.no_grad():
-        factory.make_model(single, source)(torch.rand(cfg.train.batch_size, *source.shape))
-    with TemporaryDirectory() as folder, flag_signals() as signal, threads(1), redirect_stderr(StringIO()):
-        run = Run(cfg, source, here, signal, Path(folder), label=name)
-        write_json(run.folder / "status.json", {})
-        trainer = run.build_trainer(fresh=True)
-        with Count() as count:
-            run.fit(trainer, None)
-    return count.total / (forward.total * trainer.data.steps * cfg.train.epochs)
-
-
-def remembered(path: Path, make: Callable[[], float]) -> float:
-    """A figure that is made once."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"forward_passes": make()})
-    return float(json.loads(path.read_text())["forward_passes"])
+def counted(name: str) -> dict[str, float]:
+    """The cost of a method's training."""
+    return {"forward_passes": forward_passes([f"method={name}", *TRAIN])}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -116,8 +81,8 @@ def table(home: Path, names: list[dict[str, Any]], seeds: list[int]) -> str:
             found = [first, *(run for run in more if run)]
             records = [json.loads((run / "evaluation/best.json").read_text()) for run in found]
             seconds = [json.loads((run / "status.json").read_text())["train_seconds"] for run in found]
-            passes = remembered(home / "cost" / f"{entry['name']}.json", partial(cost, entry["name"]))
-            rows.append(line(entry, records, seconds, passes))
+            cost = remembered(home / "cost" / f"{entry['name']}.json", partial(counted, entry["name"]))
+            rows.append(line(entry, records, seconds, cost["forward_passes"]))
     return "\n".join(rows)
 
 

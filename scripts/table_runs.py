@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 BEGIN, END = "<!-- written by a script -->", "<!-- end -->"
 
@@ -34,7 +35,23 @@ def run_atbench(home: Path, words: Sequence[str]) -> str:
     return "done" if ended.returncode == 0 else f"exit {ended.returncode}, see {home}/log.txt"
 
 
-def replace_section(document: Path, text: str) -> None:
-    """Put `text` between the two marks of a document."""
-    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    document.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+def replace_section(document: Path, text: str, begin: str = BEGIN) -> None:
+    """Put `text` between two marks of a document, of which the first tells its sections apart."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(begin)
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def percent(part: Mapping[str, float]) -> str:
+    """An accuracy of a record, in percent, with its 95 % interval."""
+    return f"{100 * part['accuracy']:.1f} [{100 * part['low']:.1f}, {100 * part['high']:.1f}]"
+
+
+def read_metrics(run: Path, event: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl of one kind: `epoch`, or `watch` for those of the watch for collapses."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["event"] == event]

@@ -1,4 +1,4 @@
-"""The script of docs/cpu.md on a program that writes records instead of training."""
+"""The scripts of docs/cpu.md on a program that writes records instead of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from atbench.interval import accuracy_figures
-from scripts import cpu_table, table_runs
+from scripts import collapse_table, cpu_table, table_runs
+
+METRICS = (
+    {"event": "watch", "step": 100, "highest": 0.4, "pgd": 0.4, "fgsm": 0.5},
+    {"event": "epoch", "epoch": 1},
+    {"event": "watch", "step": 200, "highest": 0.5, "pgd": 0.02, "fgsm": 0.8, "collapse": "warn"},
+    {"event": "watch", "step": 300, "highest": 0.5, "pgd": 0.01, "fgsm": 0.9},
+)
 
 
 class Program:
@@ -33,6 +40,7 @@ class Program:
             for name, right in (("last", 3950), ("best", 4000)):
                 put(run / "evaluation" / f"{name}.json", right, 5000)
             (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
+            (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in METRICS))
         else:
             put(run / "evaluation" / "auto-n500" / "last.json", 404, 500)
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -54,10 +62,12 @@ def put(path: Path, right: int, n: int) -> None:
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     document = tmp_path / "cpu.md"
-    document.write_text(f"# Kept\n\n{table_runs.BEGIN}\nold\n{table_runs.END}\nafter\n")
+    first, second = (f"{begin}\nold\n{table_runs.END}\n" for begin in (table_runs.BEGIN, collapse_table.BEGIN))
+    document.write_text(f"# Kept\n\n{first}between\n{second}after\n")
     program = Program()
     monkeypatch.setattr(table_runs.subprocess, "run", program)
-    monkeypatch.setattr(cpu_table, "DOCUMENT", document)
+    for script in (cpu_table, collapse_table):
+        monkeypatch.setattr(script, "DOCUMENT", document)
     return program
 
 
@@ -67,20 +77,22 @@ def run(tmp_path: Path, *words: str) -> str:
 
 
 def test_selected_rows_are_trained_attacked_and_written(tmp_path: Path, program: Program) -> None:
-    text = run(tmp_path, "--methods", "pgd_at,free_at,collapse")
+    text = run(tmp_path, "--methods", "pgd_at,free_at")
     first, second = (call for call in program.calls if "method=pgd_at" in call or call[1].endswith("runs/pgd_at/run"))
     assert {"train", "experiment=cpu", "seed=0", "data_dir=images", "eval.limit=5000"} < {*first}
     assert {"eval", "eval=auto", "eval.limit=500", "eval.checkpoints=[last]"} < {*second}
     assert ["train.optimizer.lr=0.05" in call for call in program.calls if "method=free_at" in call] == [True]
-    assert sum("experiment=cpu_collapse" in call for call in program.calls) == 1 and len(program.calls) == 6
+    assert len(program.calls) == 4
     row = next(line for line in text.splitlines() if line.startswith("| `pgd_at`"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == [
         "`pgd_at`", "origin", "linf", "100.0 [99.9, 100.0]", "50.0 [48.6, 51.4]", "79.0 [77.8, 80.1]", "80.0",
         "80.8 → 76.8 [72.9, 80.3]", "45",
     ]  # fmt: skip
-    assert "| one step from the image | linf |" in text and "`trades`" not in text
-    assert text.startswith("# Kept\n") and text.endswith("after\n") and "old" not in text
+    assert "`trades`" not in text and text.startswith("# Kept\n")
+    assert text.endswith(f"between\n{collapse_table.BEGIN}\nold\n{table_runs.END}\nafter\n"), (
+        "the other section is kept"
+    )
     assert "`free_at` with `train.optimizer.lr=0.05`: at rate" in text
 
 
@@ -96,6 +108,21 @@ def test_what_is_done_is_left_and_what_was_stopped_goes_on(tmp_path: Path, progr
     assert [call[0] for call in program.calls[3:]] == ["eval"], "trained once"
     assert "`trades`" in run(tmp_path, "--methods", "trades") and "`trades`" in run(tmp_path, "--write")
     assert len(program.calls) == 4
+
+
+def test_the_collapse_table_has_two_seeds_and_the_step_that_the_watch_named(tmp_path: Path, program: Program) -> None:
+    words = ["--runs", str(tmp_path / "runs"), "--data-dir", "images", "--methods", "fgsm_at"]
+    collapse_table.main(words)
+    assert [call[0] for call in program.calls] == ["train", "train"]
+    for seed, call in enumerate(program.calls):
+        assert {"experiment=cpu_collapse", "method=fgsm_at", "method.clean=0", f"seed={seed}"} < {*call}
+    text = (tmp_path / "cpu.md").read_text()
+    rows = [line for line in text.splitlines() if "fgsm_at" in line]
+    assert [row.split(" | ")[1] for row in rows] == ["0", "1"]
+    assert all("| 79.0 [77.8, 80.1] | 80.0 | 200 (50 → 2) | 45 |" in row for row in rows)
+    assert text.startswith(f"# Kept\n\n{table_runs.BEGIN}\nold\n"), "the other section is kept"
+    collapse_table.main(words)
+    assert len(program.calls) == 2, "trained once"
 
 
 def test_an_unknown_method_is_refused(tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]) -> None:

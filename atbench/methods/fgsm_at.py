@@ -18,7 +18,7 @@ class FgsmAt(Method):
 
     Inner: x' = x + ε·sign(∇_x CE(f(x), t)), one step of length ε from x, t = y. Outer: both losses in train mode, true
     labels, clean and adversarial images in forwards of their own; x' is a constant. Cost: (2k + 6) forward passes a
-    batch, 8 for the one step.
+    batch, 8 for the one step; with a = 0 the clean images are not forwarded, and this is PGD-AT of one step, at 5.
 
     Paper and code: cleverhans-lab/cleverhans, cleverhans_v3.1.0/cleverhans/loss.py (CrossEntropy, adv_coeff = 1 − a);
     as there no gradient flows through the attack. Its MNIST tutorial does not tell the attack the label: it climbs the
@@ -49,10 +49,13 @@ class FgsmAt(Method):
         return batch.with_adv(self.run_attack(predicted, batch.x))
 
     def loss(self, batch: Batch) -> Loss:
+        if self.clean == 0:
+            logits = self.model(batch.x_adv)
+            return Loss(self.risk(logits, batch.y).mean(), {}, logits)
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         natural, robust = self.risk(clean, batch.y).mean(), self.risk(adversarial, batch.y).mean()
         terms = {"ce": natural.detach(), "adv": robust.detach()}
         return Loss(self.clean * natural + (1 - self.clean) * robust, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float | None:
-        return 2 * steps + 6
+        return 2 * steps + (3 if self.clean == 0 else 6)

@@ -78,6 +78,9 @@ class FreeAt(Method):
     def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # a step of ε a replay
 
+    def single_step(self) -> bool:
+        return True  # one gradient an update, whatever `attack.steps` says
+
     def after_update(self, batch: Batch) -> None:
         ahead = self._slots(batch) + self.attack.eps * self.attack.ball.steepest(batch.aux["source"].grad)
         self.delta.copy_(self.gather(self.attack.ball.shrink(ahead, self.attack.eps)))

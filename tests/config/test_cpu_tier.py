@@ -50,4 +50,13 @@ def test_the_collapse_is_one_step_and_its_cures_are_overrides() -> None:
     cured = resolved("experiment=cpu_collapse", "attack.start=uniform", "attack.step_size=0.375")
     assert search(cured) == (1, 0.375, "uniform")
     assert search(resolved("experiment=cpu_collapse", "attack=pgd_7")) == (7, 0.075, "uniform")
-    assert cfg.train.selection.n == 500 and cfg.experiment.about.name == "cpu_collapse"
+    assert cfg.train.selection.n == 500 and cfg.experiment.about.name == "cpu_collapse" and cfg.train.epochs == 30
+
+
+@pytest.mark.parametrize("method", ["fgsm_at", "fast_at", "grad_align", "kim_interval", "n_fgsm", "free_at"])
+def test_where_training_collapses_single_step_methods_keep_their_search_and_are_watched(method: str) -> None:
+    cfg = resolved("experiment=cpu_collapse", f"method={method}")
+    own = {"fgsm_at": 0.3, "grad_align": 0.3, "n_fgsm": 0.3, "fast_at": 0.375, "kim_interval": 0.375}
+    if method in own:
+        assert cfg.attack.steps == 1 and cfg.attack.step_size == pytest.approx(own[method])
+    assert cfg.attack.eps == 0.3 and cfg.attack.bn == "eval" and cfg.guard.collapse == "warn"

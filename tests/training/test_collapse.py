@@ -59,7 +59,8 @@ def test_it_measures_both_attacks_on_the_same_images_and_disturbs_nothing() -> N
 
 def test_only_single_step_training_is_watched() -> None:
     assert trained(Log()).watch is not None and trained(Log(), "attack.steps=2").watch is None
-    assert trainer_of("fgsm_mep", ALONE, Log(), "attack.steps=10").watch is not None
+    for method in ("fgsm_mep", "free_at"):  # their single step is not the attack's
+        assert trainer_of(method, ALONE, Log(), "attack.steps=10").watch is not None
 
 
 def test_a_collapse_is_pgd_falling_while_fgsm_stays(monkeypatch: pytest.MonkeyPatch) -> None:
