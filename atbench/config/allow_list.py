@@ -24,9 +24,9 @@ AUGMENTATIONS = _named(
 )
 MODELS = _named(
     "atbench.models",
-    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.FastMnist plain.LeNet plain.Strided plain.TradesMnist"
-    " preact.PreActResNet"
-    " preact.WRN residual.ResNet torchvision_models.TorchVision torchvision_models.Wrapped",
+    "cnn.CNN eat_mnist.EatMnist plain.ConvNet8 plain.FastMnist plain.LeNet plain.SsdrlMnist plain.Strided"
+    " plain.TradesMnist preact.PreActResNet preact.WRN residual.ResNet"
+    " torchvision_models.TorchVision torchvision_models.Wrapped",
 )
 ATTACKS = _named(
     "atbench.attacks",
@@ -46,7 +46,7 @@ METHODS = _named(
     " kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt"
     " lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad"
     " multi_norm.MultiNorm nuat.Nuat pass_.Pass pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs"
-    " rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score standard.Standard"
+    " rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score ssdrl.Ssdrl standard.Standard"
     " strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
