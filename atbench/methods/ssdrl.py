@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import Count, Positive
 from atbench.data import Batch, TrainData
+from atbench.errors import ConfigError
 from atbench.methods.base import Loss
 from atbench.methods.unlabelled import PoolMethod
 from atbench.models import attack_mode
@@ -54,6 +56,9 @@ class Ssdrl(PoolMethod):
         classes: Count | None = None,
     ) -> None:
         super().__init__(model, attack)
+        if not math.isfinite(lam):
+            why, fix = "weighs no class or one alone", "use classes=1 for the likeliest class, or a large number"
+            raise ConfigError("method.lam", lam, why, fix)
         self.gamma, self.lam, self.classes = gamma, lam, classes
         self.all_classes = 0
 

@@ -178,6 +178,8 @@ def test_its_steps_have_no_length_to_warn_about() -> None:
 
 
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method\.lam: -inf — .*classes=1"):
+        make(worlds.data(**HALF), 1.0, float("-inf"))
     with pytest.raises(ConfigError, match=r"train\.extra_data\.labelled.*unlabelled pool"):
         Ssdrl(worlds.cnn(), worlds.attack(**SEARCH)).setup(worlds.data())
 
