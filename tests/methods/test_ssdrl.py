@@ -12,7 +12,10 @@ from atbench.attacks import Objective, margin
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.ssdrl import RobustSurrogate, Ssdrl, transport_cost
+from atbench.workflows.environment import run_facts
+from atbench.workflows.pgd_configs import selection_attacks
 from tests.support import reference, worlds
+from tests.support.configs import resolved
 
 HALF = {"labelled": 0.5, "extra": 0.5}
 SEARCH: dict[str, Any] = {"start": "zero", "rule": "gradient", "decay": 1.0, "project": False, "step_size": 1.0}
@@ -192,3 +195,12 @@ def test_contract(classes: int | None) -> None:
         assert found.min() >= 0 and found.max() <= 1
     worlds.check_resume(lambda: make(given, 1.0, -1.0, classes), given)
     worlds.check_ranks(lambda share: make(share, 1.0, -1.0, classes), **HALF)
+
+
+def test_it_is_validated_in_the_threat_of_the_data_set_and_says_that_its_search_is_not_bound_by_it() -> None:
+    ours, other = resolved("method=ssdrl"), resolved("method=pgd_at")
+    assert selection_attacks(ours) == selection_attacks(other)
+    about = {"classes": 10, "shape": (1, 8, 8), "train": 6, "validation": 2, "generated": 0, "pool": 6, "steps": 1}
+    about |= {"world": 1, "parameters": 1, "device": "cpu"}
+    threats = [dict(run_facts(cfg, about, None))["threat"] for cfg in (ours, other)]
+    assert ["no bound of the search" in line for line in threats] == [True, False]
