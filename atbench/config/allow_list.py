@@ -39,8 +39,9 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "aaer.Aaer adp.Adp adt_exp_am.AdtExpAm adv_pretrain.AdvPretrain alp.Alp atda.Atda cat_curriculum.CatCurriculum"
-    " cat_customized.CatCustomized ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop"
+    "aaer.Aaer adp.Adp adt_exp_am.AdtExpAm adv_pretrain.AdvPretrain alp.Alp atas.Atas atda.Atda"
+    " cat_curriculum.CatCurriculum cat_customized.CatCustomized ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge"
+    " dynamic_at.DynamicAt early_stop.EarlyStop"
     " eat.Eat elle.Elle fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades fgsm_at.FgsmAt fgsm_mep.FgsmMep"
     " fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign hat.Hat iaat.Iaat"
     " kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt"

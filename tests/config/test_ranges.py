@@ -31,6 +31,10 @@ OUTSIDE = {
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "adv_pretrain": {"pretrain_epochs": (0, ABOVE_0)},
     "alp": {"weight": (-0.5, FROM_0)},
+    "atas": {
+        **{name: (-0.1, FROM_0) for name in ("scale", "min_step", "max_step")},
+        **{"c": (0, ABOVE_0), "beta": (1.1, SHARE), "warmup": (5, SHARE), "reset": (10, SHARE)},
+    },
     "atda": {"weight": (-1, FROM_0), "rate": (2, SHARE)},
     "cat_curriculum": {
         "max_strength": (-1, "a whole number from 0"),
