@@ -1,7 +1,7 @@
-"""Plain convolutional networks: the MNIST nets of TRADES and of fast_adversarial, one of ours, LeNets, two of CIFAR-10.
+"""Plain convolutional networks: MNIST nets of TRADES, fast_adversarial and SSDRL, one of ours, LeNets, two of CIFAR-10.
 
-All cut before their activations: stage 0 is the first convolution, the last stage the last activation. Their linear
-layers fix the size of the image, which is the data set's.
+All cut before their activations: stage 0 is the first convolution, the last stage the last activation. The linear
+layers of most fix the size of the image, which is the data set's.
 """
 
 from __future__ import annotations
@@ -83,6 +83,37 @@ class FastMnist(Network):
             out=act(),
         )
         super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)
+
+
+class SsdrlMnist(Network):
+    """The network of pfnet-research/ssdrl (classifiers/mnistcnn.py): three 4×4 convolutions of stride 2 (64, 128, 256)
+    and the mean over pixels; Glorot-uniform weights, biases 0. From 8×8 pixels up, of any size.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "elu",
+        head: str = "linear",
+        head_scale: Positive = 15.0,
+    ) -> None:
+        require_side(shape, 8, "mnist_ssdrl")
+        act = activation_factory(activation)
+        stages = sequential(
+            conv1=nn.Conv2d(shape[0], 64, 4, 2, 1),
+            conv2=sequential(act=act(), conv=nn.Conv2d(64, 128, 4, 2, 1)),
+            conv3=sequential(act=act(), conv=nn.Conv2d(128, 256, 4, 2, 1)),
+            out=sequential(act=act(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()),
+        )
+        super().__init__(stages, make_head(head, 256, classes, head_scale), mean, std)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 class Strided(Network):

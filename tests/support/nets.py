@@ -18,7 +18,7 @@ from atbench.config import registry
 from atbench.models import CNN, Network
 from atbench.models.eat_mnist import EatMnist
 from atbench.models.network import Shape
-from atbench.models.plain import ConvNet8, ConvNet9, FastMnist, LeNet, Strided, TradesMnist
+from atbench.models.plain import ConvNet8, ConvNet9, FastMnist, LeNet, SsdrlMnist, Strided, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
 from atbench.models.torchvision_models import TorchVision
@@ -30,6 +30,7 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "cnn": (CNN, {"width": 4}, 8),
     "mnist_trades": (TradesMnist, {}, 16),
     "mnist_fast": (FastMnist, {}, 4),
+    "mnist_ssdrl": (SsdrlMnist, {}, 8),
     "strided": (Strided, {}, 4),
     "lenet": (LeNet, {}, 12),
     "lenet_madry": (LeNet, {"channels": (4, 8), "padding": (2, 2), "hidden": (16,)}, 4),
