@@ -25,6 +25,7 @@ ALSO = {
     "llr": {MODES["batch"], MODES["eval"]},
     "kim_interval": {MODES["eval"]},  # the points on the way, of a part of the batch
     "mma": {MODES["train"], MODES["batch"]},  # the clean batch and the bisection; the clean batch again in the loss
+    "ssdrl": {MODES["batch"]},  # all but the clean labelled images
     "tla": {MODES["eval"]},  # negatives are mined in eval mode
 }
 

@@ -104,9 +104,9 @@ def test_registry_is_whole() -> None:
         *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
         *("fat", "fat_trades", "fat_mart", "dynamic_at"),
         *("adp", "gal", "trs"),
-        *("uat_ot", "uat_ft", "uat_pp", "pass", "rotation_ss", "adv_pretrain"),
+        *("uat_ot", "uat_ft", "uat_pp", "pass", "rotation_ss", "adv_pretrain", "ssdrl"),
         *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads", "atda"),
-        *("fast_at", "grad_align", "kim_interval", "multi_grad", "n_fgsm", "zero_grad"),
+        *("fast_at", "grad_align", "atas", "kim_interval", "multi_grad", "n_fgsm", "zero_grad"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

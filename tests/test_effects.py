@@ -48,6 +48,7 @@ OWN = {
     "cat_customized": ("method.eta=0.04",),  # else 14 visits to the largest radius
     "eat": ("train.batch_size=32", "train.epochs=10"),  # of four images one is its own
     "ccat": ("attack.steps=15",),
+    "ssdrl": ("method.classes=2",),  # a fifth of the searches
     **dict.fromkeys(
         ("msd", "multi_norm_avg", "multi_norm_max"), ("attack.steps=5",)
     ),  # steps as long as they have to be

@@ -69,6 +69,7 @@ def test_every_recipe_fits_every_data_set(recipe: str, dataset: str) -> None:
             {0: 0.01, 58: 0.01 / (1 + 2.262), 59: 0.001 / (1 + 2.301), 98: 0.001 / (1 + 3.822), 99: 1e-4 / (1 + 3.861)},
         ),
         ("rst", 200, 256, 5e-4, {0: 0.1, 100: 0.05}),
+        ("ssdrl", 109, 128, 0.0, {0: 1e-3, 87: 1e-3, 98.1: 5e-4, 108: 1e-3 * 5 / 109}),
         ("shaham", 120, 100, 1e-3, {0: 0.01, 1: 0.01 / (1 + 600 * 5e-6), 100: 0.01 / (1 + 60_000 * 5e-6)}),
         ("gowal2020", 200, 512, 5e-4, {0: 0.2, 99: 0.2, 100: 0.02, 150: 0.002}),
         ("rebuffi2021", 400, 512, 5e-4, {0: 0.2, 266: 0.2, 267: 0.02, 399: 0.02}),
@@ -143,7 +144,7 @@ def test_every_paper_composes(name: str) -> None:
     assert name in (f"paper/{cfg.method.about.name}", f"paper/{cfg.recipe.about.name}")
     assert name == cfg.experiment.about.name
     optimizer(cfg)
-    assert rate(cfg, 0) > 0
+    assert rate(cfg, 1) > 0  # triangles begin at 0
     again = resolved(f"experiment={name}", "train.epochs=3", "attack.steps=1", "train.optimizer.lr=0.5")
     assert (again.train.epochs, again.attack.steps, again.train.optimizer.lr) == (3, 1, 0.5), "the command line wins"
 

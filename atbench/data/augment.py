@@ -28,31 +28,33 @@ class View:
     flip: Tensor
     padding_mode: str = "constant"
 
-    def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Row (B, H, 1) and column (B, 1, W) of the padded canvas that each pixel of the view shows."""
+    def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Example (B, 1, 1), and row (B, H, 1) and column (B, 1, W) of its padded canvas, that each pixel shows."""
+        examples = torch.arange(len(self.top), device=self.top.device)
         rows = torch.arange(height, device=self.top.device)[None, :] + self.top[:, None]
         columns = torch.arange(width, device=self.top.device)[None, :].expand(len(self.top), -1)
         columns = torch.where(self.flip[:, None], width - 1 - columns, columns) + self.left[:, None]
-        return rows[:, :, None], columns[:, None, :]
+        return examples[:, None, None], rows[:, :, None], columns[:, None, :]
 
     def apply(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape: pad by `pad`, crop at (top, left), flip."""
-        batch, _, height, width = images.shape
-        canvas = F.pad(images, [self.pad] * 4, mode=self.padding_mode)
-        rows, columns = self._pixels(height, width)
-        pixels = canvas[torch.arange(batch, device=images.device)[:, None, None], :, rows, columns]
-        return pixels.permute(0, 3, 1, 2).contiguous()
+        return self.apply_padded(F.pad(images, [self.pad] * 4, mode=self.padding_mode))
 
-    def invert(self, images: Tensor) -> Tensor:
-        """Put a view back on its uncropped image; pixels that the view does not show are 0. `apply(invert(v)) = v`
-        inside; a reflected margin repeats pixels that the inside shows, and is left out.
+    def apply_padded(self, canvas: Tensor) -> Tensor:
+        """(B, C, H+2p, W+2p) → (B, C, H, W): crop at (top, left) and flip what is padded already."""
+        examples, rows, columns = self._pixels(canvas.shape[2] - 2 * self.pad, canvas.shape[3] - 2 * self.pad)
+        return canvas[examples, :, rows, columns].permute(0, 3, 1, 2).contiguous()
+
+    def invert_padded(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Put views (B, C, H, W) back on the padded canvas: (B, C, H+2p, W+2p), 0 in pixels that the view does not
+        show, and the mask (B, 1, H+2p, W+2p) of those that it shows. `apply_padded(invert_padded(v)[0]) = v`.
         """
         batch, channels, height, width = images.shape
         canvas = images.new_zeros(batch, height + 2 * self.pad, width + 2 * self.pad, channels)
-        rows, columns = self._pixels(height, width)
-        canvas[torch.arange(batch, device=images.device)[:, None, None], rows, columns] = images.permute(0, 2, 3, 1)
-        inner = canvas[:, self.pad : self.pad + height, self.pad : self.pad + width]
-        return inner.permute(0, 3, 1, 2).contiguous()
+        shown = torch.zeros_like(canvas[..., :1], dtype=torch.bool)
+        pixels = self._pixels(height, width)
+        canvas[pixels], shown[pixels] = images.permute(0, 2, 3, 1), True
+        return canvas.permute(0, 3, 1, 2).contiguous(), shown.permute(0, 3, 1, 2)
 
 
 class PadCropFlip:
@@ -182,3 +184,16 @@ class OneOf:
         drawn = (unit * count).long().clamp_(max=count - 1)
         augmented = torch.stack([choice(images, rng)[0] for choice in self.choices])
         return augmented[drawn, torch.arange(len(images), device=images.device)], None
+
+
+def canvas_pad(augment: Augment | None) -> int:
+    """The margin p of the padded canvas that the views of `augment` lie on; 0 where it moves nothing.
+
+    Raises ConfigError where a view does not say what was moved: then no pixel can be put back.
+    """
+    steps = augment.steps if isinstance(augment, Chain) else [] if augment is None else [augment]
+    for step in steps:
+        if not isinstance(step, PadCropFlip | Cutout | Brightness | GaussianNoise):
+            why = "no view says where its pixels came from, so that none can be put back"
+            raise ConfigError("dataset.augment", type(step).__name__, why, "leave it out, or train.augment=false")
+    return max((step.pad for step in steps if isinstance(step, PadCropFlip)), default=0)

@@ -210,9 +210,9 @@ class Method(nn.Module):
         return {}
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
-        """Attacks of training with a fixed step size, by configuration key; none where step sizes follow from ε."""
+        """Attacks of training with steps of one length, by configuration key; none where step sizes follow from ε."""
         own = self.attack
-        return {} if own.rule == "adam" else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
+        return {} if own.rule in ("adam", "gradient") else {"attack": FixedSteps(own.steps, own.step_size, own.eps)}
 
     def single_step(self) -> bool:
         """Whether training searches with one gradient step, which may overfit catastrophically and is watched."""

@@ -8,9 +8,8 @@ from itertools import combinations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from atbench.attacks import GradientAttack, cross_entropy
+from atbench.attacks import GradientAttack
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Method
@@ -46,19 +45,6 @@ class EnsembleMethod(Method):
     def adversarial_risks(self, batch: Batch) -> Tensor:
         """CE(f_m(x'), y) of each member, means over the batch, (M,)."""
         return torch.stack([self.risk(member(batch.x_adv), batch.y).mean() for member in self.members])
-
-
-def input_gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and g = ∇_x CE(f(x), y) of each example as a row (B, D) that can be differentiated again.
-
-    `x` requires its gradient. The gradient is that of the sum over the batch: a mean would make it small enough to
-    vanish where examples are sure.
-    """
-    # The quick kernels of attention have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH):
-        logits: Tensor = network(x)
-    (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), x, create_graph=True)
-    return logits, gradient.flatten(1)
 
 
 def pairwise_cosines(gradients: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method
-from atbench.methods.ensemble import input_gradient
+from atbench.methods.second_order import differentiable_gradient
 
 
 class Fgsmr(Method):
@@ -21,11 +21,11 @@ class Fgsmr(Method):
     Cost: 11 forward passes a batch, 15 without `detach`, 3 more where h is not 1; torch's second derivative of strided
     convolutions takes a little more.
 
-    From memory: all but the abstract, which says that the curvature of the loss along the FGSM direction is penalised;
+    Unverified: all but the abstract, which says that the curvature of the loss along the FGSM direction is penalised;
     λ, h, q and what is held constant are choices here. No code of the authors is known. Run beside it: the curvature
     regularizer of LIONS-EPFL/ELLE, core/utils/train.py (`reg == "CURE"`), which is h = 1, q = 2 with `detach`, and has
     the gradient of the *mean* cross-entropy, so that its λ is B² times ours.
-    Known weaknesses: with ReLU the second derivative sees the kinks alone. No AutoAttack figure is known.
+    Known weakness: with ReLU the second derivative sees the kinks alone. No AutoAttack figure is known.
 
     Args:
         curvature: λ.
@@ -51,8 +51,8 @@ class Fgsmr(Method):
     def loss(self, batch: Batch) -> Loss:
         x, delta = batch.x.detach().requires_grad_(), batch.x_adv - batch.x
         ahead = (batch.x + self.reach * delta if self.reach != 1 else batch.x_adv).detach().requires_grad_()
-        logits, far = input_gradient(self.model, ahead, batch.y)
-        _, near = input_gradient(self.model, x, batch.y)
+        far, logits = differentiable_gradient(self.model, ahead, batch.y)
+        near, _ = differentiable_gradient(self.model, x, batch.y)
         if self.reach != 1:
             logits = self.model(batch.x_adv)
         risk = self.risk(logits, batch.y).mean()

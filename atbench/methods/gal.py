@@ -9,7 +9,8 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss
-from atbench.methods.ensemble import EnsembleMethod, input_gradient, pairwise_cosines
+from atbench.methods.ensemble import EnsembleMethod, pairwise_cosines
+from atbench.methods.second_order import differentiable_gradient
 from atbench.models import Ensemble
 
 
@@ -47,7 +48,8 @@ class Gal(EnsembleMethod):
 
     def loss(self, batch: Batch) -> Loss:
         x = batch.x.detach().requires_grad_()
-        logits, gradients = zip(*(input_gradient(member, x, batch.y) for member in self.members), strict=True)
+        found = (differentiable_gradient(member, x, batch.y) for member in self.members)
+        gradients, logits = zip(*found, strict=True)
         risk = torch.stack([self.risk(each, batch.y).mean() for each in logits]).mean()
         coherence = pairwise_cosines(gradients).logsumexp(dim=0).mean()
         total, terms = risk + self.coherence * coherence, {"ce": risk.detach(), "coherence": coherence.detach()}

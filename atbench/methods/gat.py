@@ -36,7 +36,8 @@ class GuidedMethod(Method):
         super().__init__(model, attack)
         self.weight, self.noise, self.alternate = weight, noise, alternate
 
-    def now(self) -> float:
+    @property
+    def current_weight(self) -> float:
         """λ at this step."""
         raise NotImplementedError
 
@@ -47,7 +48,7 @@ class GuidedMethod(Method):
     def perturb(self, batch: Batch) -> Batch:
         with torch.no_grad(), attack_mode(self, "batch"):
             clean = self.model(batch.x)
-        weight = 0.0 if self.alternate and self.clock.step % 2 == 0 else self.now()
+        weight = 0.0 if self.alternate and self.clock.step % 2 == 0 else self.current_weight
 
         def value(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
             ce = cross_entropy(logits, y)
@@ -60,7 +61,7 @@ class GuidedMethod(Method):
         adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
         risk, distance = self.risk(clean, batch.y).mean(), self.distance(adversarial, clean).mean()
         terms = {"ce": risk.detach(), "distance": distance.detach()}
-        return Loss(risk + self.now() * distance, terms, adversarial)
+        return Loss(risk + self.current_weight * distance, terms, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return 2 * steps + 7
@@ -98,7 +99,8 @@ class Gat(GuidedMethod):
         super().__init__(model, attack, weight, noise, alternate)
         self.growth, self.late = growth, late
 
-    def now(self) -> float:
+    @property
+    def current_weight(self) -> float:
         return self.weight * (self.growth if self.clock.fraction >= self.late else 1.0)
 
     def distance(self, logits: Tensor, clean: Tensor) -> Tensor:

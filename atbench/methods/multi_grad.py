@@ -23,7 +23,7 @@ class MultiGrad(PgdAt):
 
     Source: rohban-lab/catastrophic_overfitting, train_cifar.py: multi_grad. Its `--multi-parallel`, all starts in one
     forward with the statistics of all, is left out.
-    Known weakness: n gradients for one step.
+    Known weakness: n gradients for one step. No AutoAttack figure is known.
 
     Args:
         starts: n.
@@ -45,7 +45,7 @@ class MultiGrad(PgdAt):
             grad, _ = self.input_gradient(attack.begin(x, attack.eps, rng), batch.y)
             signs += grad.sign()
         agreed = torch.where(signs.abs() < 2 * self.agree - self.starts, 0, signs)
-        return batch.with_adv(attack.ball.project(x, attack.ball.ascend(x, agreed, attack.step_size), attack.eps))
+        return batch.with_adv(attack.step_along(x, x, agreed))
 
     def forward_cost(self, steps: int) -> float:
         return 2 * self.starts + 3

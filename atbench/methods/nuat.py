@@ -41,7 +41,8 @@ class Nuat(GuidedMethod):
         super().__init__(model, attack, weight, noise, alternate)
         self.rise = rise
 
-    def now(self) -> float:
+    @property
+    def current_weight(self) -> float:
         return self.weight * min(1.0, self.clock.epoch / self.clock.epochs / self.rise)
 
     def distance(self, logits: Tensor, clean: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ class Sads(Method):
     behind convolutions and values behind linear layers, in networks with blocks too. The attack is in eval mode, so
     that dropout is off in it; `attack.bn=train` has it on, with masks of its own. Cost: 5 forward passes a batch.
 
-    From memory: everything. No code of the authors is known, and their text was not at hand: the schedule, P_d and r_d
-    ((0.8, 0.5) on MNIST, (0.8, 0.75) on Fashion-MNIST, (0.5, 0.5) on CIFAR-10), and that the attack has no dropout,
-    which their SAT-Rx code has in all its attacks. Activations are found by their types: one that is a function call is
-    not seen, and a network without any is refused.
+    Unverified: everything. No code of the authors is known, and their text was not at hand. From memory: the schedule,
+    P_d and r_d, (0.8, 0.5) on MNIST, (0.8, 0.75) on Fashion-MNIST, (0.5, 0.5) on CIFAR-10. A choice: that the attack
+    has no dropout, as none of the attacks of their SAT-Rx code, which are in eval mode. Activations are found by their
+    types: one that is a function call is not seen, and a network without any is refused.
     No AutoAttack figure is known.
 
     Args:

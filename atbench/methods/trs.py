@@ -12,7 +12,8 @@ from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch
 from atbench.methods.base import FixedSteps, Loss
-from atbench.methods.ensemble import EnsembleMethod, input_gradient, pairwise_cosines
+from atbench.methods.ensemble import EnsembleMethod, pairwise_cosines
+from atbench.methods.second_order import differentiable_gradient
 from atbench.models import Ensemble, attack_mode
 
 
@@ -89,7 +90,8 @@ class Trs(EnsembleMethod):
 
     def loss(self, batch: Batch) -> Loss:
         x = batch.x.detach().requires_grad_()
-        logits, gradients = zip(*(input_gradient(member, x, batch.y) for member in self.members), strict=True)
+        found = (differentiable_gradient(member, x, batch.y) for member in self.members)
+        gradients, logits = zip(*found, strict=True)
         risk = torch.stack([self.risk(each, batch.y).mean() for each in logits]).sum()
         similarity, smoothness = pairwise_cosines(gradients).abs().mean(), self._smoothness(batch)
         total = risk + self.similarity * similarity + self.smoothness * smoothness
@@ -125,4 +127,4 @@ class SquaredGradient(Objective):
 
 def squared_gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """‖∇_x CE(f(x), y)‖² of each example, (B,)."""
-    return input_gradient(network, x, y)[1].square().sum(dim=1)
+    return differentiable_gradient(network, x, y)[0].square().sum(dim=1)

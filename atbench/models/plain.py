@@ -1,7 +1,7 @@
-"""Plain convolutional networks: the MNIST nets of TRADES and of fast_adversarial, one of ours, LeNets, a ConvNet-8.
+"""Plain convolutional networks: MNIST nets of TRADES, fast_adversarial and SSDRL, one of ours, LeNets, two of CIFAR-10.
 
-All cut before their activations: stage 0 is the first convolution, the last stage the last activation. Their linear
-layers fix the size of the image, which is the data set's.
+All cut before their activations: stage 0 is the first convolution, the last stage the last activation. The linear
+layers of most fix the size of the image, which is the data set's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from atbench.config.ranges import AnyCount, Count, Positive
 from atbench.models.activations import activation_factory
 from atbench.models.heads import make_head
 from atbench.models.network import Network, Shape, require_side, sequential
+from atbench.models.preact import SamePadConv2d
 
 
 class TradesMnist(Network):
@@ -82,6 +83,37 @@ class FastMnist(Network):
             out=act(),
         )
         super().__init__(stages, make_head(head, 100, classes, head_scale), mean, std)
+
+
+class SsdrlMnist(Network):
+    """The network of pfnet-research/ssdrl (classifiers/mnistcnn.py): three 4×4 convolutions of stride 2 (64, 128, 256)
+    and the mean over pixels; Glorot-uniform weights, biases 0. From 8×8 pixels up, of any size.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "elu",
+        head: str = "linear",
+        head_scale: Positive = 15.0,
+    ) -> None:
+        require_side(shape, 8, "mnist_ssdrl")
+        act = activation_factory(activation)
+        stages = sequential(
+            conv1=nn.Conv2d(shape[0], 64, 4, 2, 1),
+            conv2=sequential(act=act(), conv=nn.Conv2d(64, 128, 4, 2, 1)),
+            conv3=sequential(act=act(), conv=nn.Conv2d(128, 256, 4, 2, 1)),
+            out=sequential(act=act(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()),
+        )
+        super().__init__(stages, make_head(head, 256, classes, head_scale), mean, std)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 class Strided(Network):
@@ -203,3 +235,46 @@ class ConvNet8(Network):
         )
         stages["out"] = sequential(bn=nn.BatchNorm1d(256), act=act())
         super().__init__(sequential(**stages), make_head(head, 256, classes, head_scale), mean, std)
+
+
+class ConvNet9(Network):
+    """The network of ATDA on CIFAR-10 (Song et al. 2019): eight convolutions (three of 96, five of 192 channels, the
+    last one 1×1) with GroupNorm of 32 groups, the third and the sixth halve the image, dropout ½ behind both.
+
+    From 4×4 pixels up. Convolutions pad as TensorFlow's, and start at Glorot's uniform, their biases at 0. Source:
+    JHL-HUST/ATDA, cifar10.py: modelZ, whose ninth convolution is the head here, behind the mean over the image, which
+    commutes with it.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str = "elu",
+        head: str = "linear",
+        head_scale: Positive = 15.0,
+    ) -> None:
+        require_side(shape, 4, "convnet9")
+        act = activation_factory(activation)
+        count = 96
+        stages: dict[str, nn.Module] = {"conv1": nn.Conv2d(shape[0], count, 3, padding=1)}
+        for number, out in enumerate((96, 96, 192, 192, 192, 192, 192), start=2):
+            before = {"norm": nn.GroupNorm(32, count), "act": act()}
+            if number in (4, 7):
+                before["drop"] = nn.Dropout(0.5)
+            if number in (3, 6):
+                conv: nn.Conv2d = SamePadConv2d(count, out, 3, stride=2)
+            else:
+                conv = nn.Conv2d(count, out, 1) if number == 8 else nn.Conv2d(count, out, 3, padding=1)
+            stages[f"conv{number}"], count = sequential(**before, conv=conv), out
+        stages["out"] = sequential(
+            norm=nn.GroupNorm(32, count), act=act(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()
+        )
+        super().__init__(sequential(**stages), make_head(head, count, classes, head_scale), mean, std)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

@@ -99,6 +99,7 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> l
     """(name, value) lines about the run for the terminal."""
     train, attack, method = cfg.train, cfg.attack, cfg.method.about
     images = f"{about['classes']} classes of {'×'.join(map(str, about['shape']))}"
+    bound = "" if attack.get("project", True) else " (no bound of the search)"
     steps = f"step {both_forms(attack.step_size)}, {attack.steps} steps"
     splits = f"{about['train']:,} train, {about['validation']:,} held out for selection"
     kinds = {"generated": "extra with labels", "pool": "unlabelled"}
@@ -117,7 +118,7 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> l
     return [
         ("data", f"{cfg.dataset.about.name}: {splits}{extra}; {images}"),
         ("model", f"{members}{cfg.model.about.name}, {about['parameters']:,} parameters"),
-        ("threat", f"{attack.norm}, eps {both_forms(attack.eps)}, {steps}"),
+        ("threat", f"{attack.norm}, eps {both_forms(attack.eps)}{bound}, {steps}"),
         ("method", f"{method.name}: {method.get('formula', '')}  ({method.get('paper', 'your own')})"),
         ("recipe", f"{cfg.recipe.about.name}: {length}{plus}"),
         ("device", f"{about['device']}{processes}, {torch.get_num_threads()} threads, {precision}"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import Objective, margin
-from atbench.attacks.ascent.step_rules import Adam, Averaged, Momentum, Noisy, Rule
+from atbench.attacks.ascent.step_rules import Adam, Averaged, Decaying, Momentum, Noisy, Rule
 from atbench.attacks.norms.lp_ball import ball
 from tests.support.worlds import attack, draws, linear
 
@@ -38,7 +38,7 @@ def test_averaged_is_the_mean_of_the_directions() -> None:
     torch.testing.assert_close(last, 0.1 * 0.1 * (0.81 * a + 0.9 * b + c), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["momentum", "averaged", "adam", "noisy"])
+@pytest.mark.parametrize("name", ["momentum", "averaged", "adam", "noisy", "decaying"])
 def test_what_is_remembered_follows_the_examples(name: str) -> None:
     """Two examples that are dropped on the way leave the others' paths as they were."""
 
@@ -49,6 +49,7 @@ def test_what_is_remembered_follows_the_examples(name: str) -> None:
             "averaged": Averaged(shape, like, 0.9),
             "adam": Adam(like),
             "noisy": Noisy(shape.ascend, like, 0.1, draws()),
+            "decaying": Decaying(Momentum(shape, like, 0.9), 0.5),
         }
         return rules[name]
 
@@ -60,6 +61,30 @@ def test_what_is_remembered_follows_the_examples(name: str) -> None:
             cut.take(live)
         found = cut(x, grad, LENGTH)[live] if number < 2 else cut(x[live], grad[live], LENGTH)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rule", ["gradient", "steepest"])
+def test_steps_decay_with_their_number(rule: str, decay: float) -> None:
+    """On a linear objective: x + step_size · (1 + 1/2^decay + 1/3^decay) · ∇, or its sign."""
+    network, x = linear(classes=2, scale=0.1), torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    w = (network.head.weight[1] - network.head.weight[0]).detach().view(1, 1, 8, 8)
+    search = attack(steps=3, step_size=0.07, start="zero", rule=rule, decay=decay, project=False)
+    found = search(Objective(network, margin, torch.zeros(2, dtype=torch.long)), x)
+    total = 0.07 * sum(t**-decay for t in (1, 2, 3))
+    way = w if rule == "gradient" else w.sign()
+    torch.testing.assert_close(found, (x + total * way).expand(2, -1, -1, -1), rtol=0, atol=1e-14)
+    assert rule == "gradient" or (found - x).abs().min() > search.eps
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_search_without_a_ball_ends_at_the_box(norm: str) -> None:
+    """Whatever `norm` and `eps` say: a long step along the gradient ends in the corner of the box."""
+    network, x = linear(classes=2), torch.full((2, 1, 8, 8), 0.5, dtype=torch.float64)
+    w = (network.head.weight[1] - network.head.weight[0]).detach().view(1, 1, 8, 8)
+    search = attack(norm=norm, eps=0.1, steps=1, step_size=1e4, start="zero", rule="gradient", project=False)
+    found = search(Objective(network, margin, torch.zeros(2, dtype=torch.long)), x)
+    torch.testing.assert_close(found, (w > 0).double().expand(2, -1, -1, -1), rtol=0, atol=1e-12)
 
 
 def test_noise_is_added_before_the_projection_and_drawn_once_a_step() -> None:

@@ -21,6 +21,7 @@ ANY_NUMBER = {
     "gair_fat": {"lam"},
     "gairat": {"lam"},
     **{name: {"bias"} for name in ("mail_at", "mail_mart", "mail_trades")},
+    "ssdrl": {"lam"},
     "strong_adversary": {"layer"},
 }
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
@@ -30,6 +31,10 @@ OUTSIDE = {
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "adv_pretrain": {"pretrain_epochs": (0, ABOVE_0)},
     "alp": {"weight": (-0.5, FROM_0)},
+    "atas": {
+        **{name: (-0.1, FROM_0) for name in ("scale", "min_step", "max_step")},
+        **{"c": (0, ABOVE_0), "beta": (1.1, SHARE), "warmup": (5, SHARE), "reset": (10, SHARE)},
+    },
     "atda": {"weight": (-1, FROM_0), "rate": (2, SHARE)},
     "cat_curriculum": {
         "max_strength": (-1, "a whole number from 0"),
@@ -105,6 +110,7 @@ OUTSIDE = {
     "sat_r2": {"weight": (-5, FROM_0), "noise": (2, SHARE)},
     "sat_r3": {"weight": (-1, FROM_0), "tau": (-0.4, FROM_0), "low": (1.5, SHARE), "noise": (-0.1, SHARE)},
     "score": {"beta": (-4, FROM_0), "total_clip": (-1, FROM_0)},
+    "ssdrl": {"gamma": (0, ABOVE_0), "classes": (0, COUNT)},
     "strong_adversary": {"share": (-0.3, FROM_0)},
     "tla": {"margin": (-0.03, FROM_0), "negatives": (0, COUNT)},
     **{name: {"online": (-1, FROM_0), "fixed": (-1, FROM_0)} for name in ("uat_ft", "uat_ot", "uat_pp")},
@@ -137,6 +143,7 @@ class TestRanges:
             (["+attack.momentum=-1"], r"attack\.momentum: -1 "),
             (["+attack.sparsity=3"], r"attack\.sparsity: 3 "),
             (["+attack.zeroed=35"], r"attack\.zeroed: 35 "),
+            (["+attack.decay=-1"], r"attack\.decay: -1 "),
             (["+attack.rel_start_size=-2"], r"attack\.rel_start_size: -2 "),
             (["eval=auto", "eval.attacks.apgd_ce.rho=2"], r"eval\.attacks\.apgd_ce\.rho: 2 "),
             (["eval=auto", "eval.attacks.square.steps=-5"], r"eval\.attacks\.square\.steps: -5 "),

@@ -87,9 +87,9 @@ def test_pool_images_are_not_mixed() -> None:
     assert extra is not None and before is not None and torch.equal(extra.x, before.x) and (extra.y == -1).all()
 
 
-ONE_LABEL = {"mart", "mma", "fgsm_mep", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
+ONE_LABEL = {"mart", "mma", "fgsm_mep", "atas", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
     *("adp", "fat", "fat_trades", "fat_mart", "dynamic_at"),
-    *("pass", "uat_ft", "uat_ot", "uat_pp"),
+    *("pass", "ssdrl", "uat_ft", "uat_ot", "uat_pp"),
     "multi_norm_avg",
     "multi_norm_max",
     *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),

@@ -72,7 +72,7 @@ def test_the_code_s_ce_term_changes_the_loss_and_no_gradient() -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, gradient(method, found), strict=True))
     method.ce_term = "formula"
     assert any(not torch.equal(a, b) for a, b in zip(grads, gradient(method, found), strict=True))
-    with pytest.raises(ConfigError, match=r"method\.ce_term: paper .* code or formula"):
+    with pytest.raises(ConfigError, match=r"method\.ce_term: paper .* code, formula"):
         make(ce_term="paper")
 
 

@@ -48,7 +48,7 @@ def test_loss_is_the_formula(kind: type[GuidedMethod]) -> None:
     distance = slow_distance(kind, adversarial, clean).item()
     assert distance > 1e-6
     loss = method.loss(batch)
-    assert loss.total.item() == pytest.approx(ce + method.now() * distance, abs=1e-10)
+    assert loss.total.item() == pytest.approx(ce + method.current_weight * distance, abs=1e-10)
     assert loss.terms["ce"].item() == pytest.approx(ce) and torch.equal(loss.logits, adversarial)
     exact, measured = reference.slopes(method.model, lambda: method.loss(batch).total)
     assert exact == pytest.approx(measured, rel=1e-6)
@@ -68,7 +68,7 @@ def test_the_attack_climbs_the_distance_at_every_second_step(
     logits = method.model(x)
     objective = F.cross_entropy(logits, batch.y)
     if step or not alternate:
-        objective = objective + method.now() * slow_distance(kind, logits, method.model(batch.x).detach())
+        objective = objective + method.current_weight * slow_distance(kind, logits, method.model(batch.x).detach())
     slope = torch.autograd.grad(objective, x)[0]
     other = torch.autograd.grad(F.cross_entropy(method.model(x), batch.y), x)[0]
     assert (slope.sign() != other.sign()).any() == bool(step or not alternate)
@@ -82,7 +82,7 @@ def test_the_weight_of_gat_grows_once() -> None:
     method.clock.epochs, method.clock.steps, method.clock.step, weights = 100, 7, 0, []
     for epoch in (0, 85, 86, 99):
         method.clock.epoch = epoch
-        weights.append(method.now())
+        weights.append(method.current_weight)
     assert weights == [10.0, 10.0, 40.0, 40.0]
 
 
@@ -92,7 +92,7 @@ def test_the_weight_of_nuat_rises_by_epoch() -> None:
     method.clock.epochs, method.clock.steps, weights = 100, 7, []
     for epoch, step in ((0, 6), (1, 0), (1, 6), (45, 3), (90, 0), (99, 6)):
         method.clock.epoch, method.clock.step = epoch, step
-        weights.append(method.now())
+        weights.append(method.current_weight)
     assert weights == pytest.approx([0, 0.05, 0.05, 2.25, 4.5, 4.5], rel=1e-12)
 
 

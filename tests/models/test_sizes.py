@@ -23,7 +23,7 @@ IAAT = {"shortcut": "pool3x3", "norm_affine": False, "head": "convolution"}
 OPTIONS = registry.options("model", [registry.conf_dir()])
 #: One option of each class of ours.
 CLASSES = (
-    "cnn", "convnet8", "lenet", "mnist_eat_a", "mnist_fast", "mnist_trades",
+    "cnn", "convnet8", "convnet9", "lenet", "mnist_eat_a", "mnist_fast", "mnist_ssdrl", "mnist_trades",
     "preactresnet50", "resnet50", "strided", "vit_b_16",
     "wrn",
 )  # fmt: skip
@@ -87,9 +87,11 @@ PARAMETERS = [
     ),
     ("lenet_madry", MNIST, {}, 3_274_634),  # the network of TensorFlow's MNIST tutorial, which Madry et al. took
     ("lenet_madry", MNIST, {"kernel": 3, "padding": [1, 1]}, 320 + 18_496 + 3_212_288 + 10_250),
+    ("convnet9", CIFAR, {}, 1_372_234),  # JHL-HUST/ATDA, cifar10.py: modelZ, run
     # Their sources give no count: from their layers by hand.
     ("mnist_trades", MNIST, {}, 320 + 9_248 + 18_496 + 36_928 + 205_000 + 40_200 + 2_010),
     ("mnist_fast", MNIST, {}, 272 + 8_224 + 156_900 + 1_010),
+    ("mnist_ssdrl", MNIST, {}, 659_402),  # counted on pfnet-research/ssdrl's
     ("strided", (1, 14, 14), {}, 256 + 32 + 8_192 + 64 + 28_900 + 1_010),  # ours
     ("convnet8", CIFAR, {}, 1_792 + 36_928 + 73_856 + 147_584 + 225_988 + 345_940 + 1_552 + 803_072 + 512 + 2_570),
 ]

@@ -18,7 +18,7 @@ from atbench.config import registry
 from atbench.models import CNN, Network
 from atbench.models.eat_mnist import EatMnist
 from atbench.models.network import Shape
-from atbench.models.plain import ConvNet8, FastMnist, LeNet, Strided, TradesMnist
+from atbench.models.plain import ConvNet8, ConvNet9, FastMnist, LeNet, SsdrlMnist, Strided, TradesMnist
 from atbench.models.preact import WRN, PreActResNet
 from atbench.models.residual import ResNet
 from atbench.models.torchvision_models import TorchVision
@@ -30,11 +30,13 @@ SMALL: dict[str, tuple[Make, dict[str, Any], int]] = {
     "cnn": (CNN, {"width": 4}, 8),
     "mnist_trades": (TradesMnist, {}, 16),
     "mnist_fast": (FastMnist, {}, 4),
+    "mnist_ssdrl": (SsdrlMnist, {}, 8),
     "strided": (Strided, {}, 4),
     "lenet": (LeNet, {}, 12),
     "lenet_madry": (LeNet, {"channels": (4, 8), "padding": (2, 2), "hidden": (16,)}, 4),
     "lenet_3x3": (LeNet, {"channels": (4, 8), "padding": (1, 1), "hidden": (16,), "kernel": 3}, 4),
     "convnet8": (ConvNet8, {}, 8),
+    "convnet9": (ConvNet9, {}, 4),
     "eat_mnist": (EatMnist, {"convs": ((8, 4, 2, 1), (8, 3, 1, 0)), "hidden": (16,), "drop_input": 0.2}, 6),
     "eat_mnist_mlp": (EatMnist, {"convs": ((16, 0, 1, 0),), "hidden": (16, 16), "init": "he_normal"}, 4),
     "resnet": (ResNet, {"blocks": (1, 2, 1), "width": 8}, 8),

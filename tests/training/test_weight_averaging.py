@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from atbench.errors import Interrupted
 from atbench.methods import Clock
 from atbench.training.weight_averaging import Ema
+from tests.support import worlds
 from tests.support.contract import ALONE, Log, trainer_of
 
 
@@ -115,3 +118,30 @@ def test_the_average_is_what_is_selected_and_saved(plus: str) -> None:
     saved, live = trainer.state()["model"], trainer.method.model.state_dict()
     name = next(name for name in live if name.endswith("weight"))
     assert torch.equal(saved[name], trainer.averages[0].values[name]) and not torch.equal(saved[name], live[name])
+
+
+@pytest.mark.parametrize("plus", ["ema", "swa"])
+@pytest.mark.parametrize("name", ["fast_at", "n_fgsm", "atas"])
+def test_averages_go_with_single_step_methods(name: str, plus: str) -> None:
+    """A run that was stopped in its second epoch ends with the average of the undisturbed one, bit for bit, and it is
+    what is evaluated.
+    """
+    words = ("model.norm=batch", f"plus={plus}", *(("plus.swa.start=0.0",) if plus == "swa" else ()))
+    undisturbed, log = trainer_of(name, ALONE, Log(), *words), Log()
+    undisturbed.fit()
+    with pytest.raises(Interrupted):
+        trainer_of(name, ALONE, log, *words, stop_after=undisturbed.data.steps + 2).fit()
+    resumed = trainer_of(name, ALONE, log, *words)
+    resumed.load(torch.load(io.BytesIO(log.saved["last"]), weights_only=True))
+    resumed.fit()
+    live, (average,) = resumed.method.model.state_dict(), resumed.averages
+    assert worlds.same(average.values, undisturbed.averages[0].values)
+    assert worlds.same(resumed.method.state_dict(), undisturbed.method.state_dict())
+    before = {key: value.clone() for key, value in live.items()}
+    with resumed.evaluated() as network:
+        found = network.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in average.values.items())
+        assert any(not torch.equal(found[key], before[key]) for key in average.values), (
+            "the average is the live network"
+        )
+    assert worlds.same(before, resumed.method.model.state_dict())

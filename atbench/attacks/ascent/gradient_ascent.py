@@ -26,14 +26,14 @@ class GradientAttack:
         norm: `linf`, `l2` or `l1`.
         eps: radius, in units of the [0, 1] pixel scale.
         steps: k, the number of gradient steps; one forward and one backward each.
-        step_size: length of a step in the ball's norm.
+        step_size: length of a step in the ball's norm; with the rule `gradient` the factor on the gradient.
         start: `zero`; `uniform` in the ball (Madry et al. 2018); `gaussian`: x + 0.001·N(0, 1) (TRADES, Zhang et al.
             2019); `clipped_gaussian`: x + N(0, (ε/4)²) within the ball of radius ε/2 (PASS, Zhai et al. 2019);
             `corner`: ε·sign(U), a vertex of the L∞ ball.
         bn: mode of the normalisation layers during the attack; applied by `Method.run_attack` and by the evaluation.
         return_point: the `last` iterate (the papers' PGD, with no forward beyond the k of the
             gradients), the `best` by objective, or the `first` that the stop rule named.
-        rule: the step rule, `steepest`, `averaged`, `adam` or `summed` (`step_rules.py`).
+        rule: the step rule, `steepest`, `averaged`, `adam`, `summed` or `gradient` (`step_rules.py`).
         momentum: μ of `averaged`, and of MI-FGSM where the rule is `steepest`.
         backtrack: with a factor > 1 a step is rejected where the objective fell, and that example's step size is
             divided by the factor (CCAT, Stutz et al. 2020). 0 accepts every step.
@@ -46,7 +46,9 @@ class GradientAttack:
             al. 2021).
         rel_start_size: radius of a `uniform` or `corner` start as a share of ε: 1, as Madry et al. have it; 2 in N-FGSM
             (de Jorge et al. 2022); 1/2 with `corner` and a step of ε/2 in R+FGSM (Tramèr et al. 2018).
-        project: whether points are projected on ball and box, or on the box alone, as N-FGSM does.
+        project: whether points are projected on ball and box, or on the box alone, as N-FGSM and SSDRL do. `norm` and
+            `eps` are then the threat that training is validated in, and no bound of the search.
+        decay: the t-th step, t = 1, 2, …, is step_size / t^decay; 0: all alike, 1: as in SSDRL (Najafi et al. 2019).
 
     Returns of a call: x_adv (B, C, H, W), detached. Raises ConfigError for an unknown norm, start, return_point or
     rule.
@@ -73,6 +75,7 @@ class GradientAttack:
         zeroed: Share = 0.0,
         rel_start_size: NotNegative = 1.0,
         project: bool = True,
+        decay: NotNegative = 0.0,
     ) -> None:
         choices = (("start", start, STARTS), ("return_point", return_point, RETURN_POINTS), ("rule", rule, RULES))
         for key, value, known in choices:
@@ -90,7 +93,7 @@ class GradientAttack:
         self.start, self.bn, self.return_point = start, bn, return_point
         self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
-        self.zeroed, self.rel_start_size, self.project = zeroed, rel_start_size, project
+        self.zeroed, self.rel_start_size, self.project, self.decay = zeroed, rel_start_size, project, decay
 
     def __call__(
         self,
@@ -118,8 +121,8 @@ class GradientAttack:
         if self.backtrack:
             sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
         step: StepRule = self.ball.ascend
-        if self.rule != "steepest" or self.momentum or self.noise or self.zeroed:
-            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng, self.zeroed)
+        if self.rule != "steepest" or self.momentum or self.noise or self.zeroed or self.decay:
+            step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng, self.zeroed, self.decay)
         stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
         eps = eps if self.project else math.inf
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
@@ -140,6 +143,10 @@ class GradientAttack:
             delta = self.ball.sample(x, self.rel_start_size * eps, rng)
         start = x.detach() + delta
         return start.clamp_(0, 1) if self.clip_start else start
+
+    def step_along(self, x: Tensor, start: Tensor, grad: Tensor) -> Tensor:
+        """`start` one step along a gradient that is known already, projected on the ball around `x`."""
+        return self.ball.project(x, self.ball.ascend(start, grad, self.step_size), self.eps)
 
 
 @dataclass

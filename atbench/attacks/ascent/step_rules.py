@@ -134,7 +134,27 @@ class Zeroed(Rule):
             self.rule.take(live)
 
 
-RULES: tuple[str, ...] = ("steepest", "averaged", "adam", "summed")
+class Decaying(Rule):
+    """Another rule with steps of step_size / t^decay, t = 1, 2, … the step's number: 1/t in SSDRL."""
+
+    def __init__(self, rule: StepRule, decay: float) -> None:
+        self.rule, self.decay, self.count = rule, decay, 0
+
+    def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+        self.count += 1
+        return self.rule(x_adv, grad, sizes / self.count**self.decay)
+
+    def take(self, live: Tensor) -> None:
+        if isinstance(self.rule, Rule):
+            self.rule.take(live)
+
+
+def follow(x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
+    """x' + step_size · ∇, whose length is the gradient's own: for an objective that bounds its maximiser itself."""
+    return x_adv + sizes * grad
+
+
+RULES: tuple[str, ...] = ("steepest", "averaged", "adam", "summed", "gradient")
 
 
 def make_rule(
@@ -145,15 +165,20 @@ def make_rule(
     noise: float = 0.0,
     rng: Random | None = None,
     zeroed: float = 0.0,
+    decay: float = 0.0,
 ) -> StepRule:
     """The rule called `name`, for a search around `like`; `steepest` with a momentum is `Momentum`. A `noise` needs
     `rng`.
     """
     if noise:
         assert rng is not None, "noise needs `rng`"
-        return Noisy(make_rule(name, ball, like, momentum, zeroed=zeroed), like, noise, rng)
+        return Noisy(make_rule(name, ball, like, momentum, zeroed=zeroed, decay=decay), like, noise, rng)
+    if decay:
+        return Decaying(make_rule(name, ball, like, momentum, zeroed=zeroed), decay)
     if zeroed:
         return Zeroed(make_rule(name, ball, like, momentum), zeroed)
+    if name == "gradient":
+        return follow
     if name == "adam":
         return Adam(like)
     if name == "summed":
