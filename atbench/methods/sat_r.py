@@ -99,7 +99,7 @@ class SatR2(SatR):
         noise: a/ε.
     """
 
-    def __init__(self, model: nn.Module, attack: GradientAttack, weight: NotNegative = 25.0, noise: Share = 0.25):
+    def __init__(self, model: nn.Module, attack: GradientAttack, weight: NotNegative = 5.0, noise: Share = 0.25):
         super().__init__(model, attack)
         self.weight, self.noise = weight, noise
 
