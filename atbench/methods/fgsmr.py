@@ -21,10 +21,10 @@ class Fgsmr(Method):
     Cost: 11 forward passes a batch, 15 without `detach`, 3 more where h is not 1; torch's second derivative of strided
     convolutions takes a little more.
 
-    Unverified, or from memory: all but the abstract, which says that the curvature of the loss along the FGSM direction is penalised;
-    λ, h, q and what is held constant are choices here. No code of the authors is known. Run beside it: the curvature
-    regularizer of LIONS-EPFL/ELLE, core/utils/train.py (`reg == "CURE"`), which is h = 1, q = 2 with `detach`, and has
-    the gradient of the *mean* cross-entropy, so that its λ is B² times ours.
+    Unverified, or from memory: all but the abstract, which says that the curvature of the loss along the FGSM direction
+    is penalised; λ, h, q and what is held constant are choices here. No code of the authors is known. Run beside it:
+    the curvature regularizer of LIONS-EPFL/ELLE, core/utils/train.py (`reg == "CURE"`), which is h = 1, q = 2 with
+    `detach`, and has the gradient of the *mean* cross-entropy, so that its λ is B² times ours.
     Known weakness: with ReLU the second derivative sees the kinks alone. No AutoAttack figure is known.
 
     Args:
