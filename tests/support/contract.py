@@ -81,7 +81,9 @@ class Log:
 
 def configuration(name: str, *overrides: str) -> DictConfig:
     """The configuration of a short run of a method."""
-    return resolved(f"method={name}", *OVERRIDES, *OWN.get(name, ()), *overrides)
+    keys = {word.partition("=")[0] for word in overrides}  # of a mapping that is given twice Hydra makes one
+    own = [word for word in OWN.get(name, ()) if word.partition("=")[0] not in keys]
+    return resolved(f"method={name}", *OVERRIDES, *own, *overrides)
 
 
 class Interruption:
