@@ -29,6 +29,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     """PreActResNet-18 on a single batch again and again: x_adv is legal, the loss under attack falls."""
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=preactresnet18", "method=pgd_at", "attack.steps=2"]

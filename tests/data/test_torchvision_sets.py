@@ -248,6 +248,7 @@ class TestRealImages:
         assert pixels.mean().item() == pytest.approx(source.mean[0], abs=2e-4)
         assert pixels.std().item() == pytest.approx(source.std[0], abs=2e-4)
 
+    @pytest.mark.slow
     def test_a_run_on_real_digits(self, real: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Every twentieth image: a minute of training becomes a second."""
         for split in ("train", "test"):
