@@ -32,7 +32,8 @@ def recompute_results(
     outside the ball, the audit's checks.
     """
     runner, results = begin_evaluation(eval_model, images, plan, ResultCache(None, {}))
-    kept, clean = _KeptImages(runner, examples, outcomes, results.logits.shape[1]), results.clean
+    images, clean = results.images, results.clean  # those of the plan: with a limit a sample of the split
+    kept = _KeptImages(runner, examples, outcomes, results.logits.shape[1])
     if plan.steps:
         results.sweep = kept.sweep("pgd", plan.threat, sorted({*plan.eps_grid, 1.0} - {0.0}))
     reject = plan.reject

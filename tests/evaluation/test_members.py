@@ -140,6 +140,11 @@ def test_an_honest_record_is_made_again_from_its_images(noise: float) -> None:
     assert wrong(ensemble(noise), content, arrays, kept) == []
 
 
+def test_a_part_of_the_images_is_verified_as_that_part() -> None:
+    content, arrays, kept = parts(evaluated(ensemble(), limit=50))
+    assert content["n"] == 50 and wrong(ensemble(), content, arrays, kept, limit=50) == []
+
+
 def test_every_edited_figure_is_found() -> None:
     content, arrays, kept = parts(evaluated(ensemble()))
     for path in (
