@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
@@ -70,13 +69,15 @@ class Aaer(Method):
         fall = self.gather(cross_entropy(before, batch.y) - after, differentiable=True)
         change = self.gather((logits - before).square().sum(dim=1), differentiable=True)
         risk = self.risk(logits, batch.y).mean()
-        abnormal = fall.detach() > 0
-        share, penalty = abnormal.to(risk.dtype).mean(), torch.zeros_like(risk)
-        if 0 < share < 1:
-            ce = fall[abnormal].mean()
-            ce = ce.detach() if self.ce_term == "code" else ce
-            excess = change[abnormal].mean() - change[~abnormal].mean().detach()
-            penalty = self.abnormal * share * (self.ce * ce + self.distance * excess.clamp_min(0))
+        # Masks as factors: to look at them would wait for the device.
+        abnormal = (fall.detach() > 0).to(risk.dtype)
+        normal, share = 1 - abnormal, abnormal.mean()
+        count = abnormal.sum().clamp_min(1)
+        ce = (abnormal * fall).sum() / count
+        ce = ce.detach() if self.ce_term == "code" else ce
+        excess = (abnormal * change).sum() / count - ((normal * change).sum() / normal.sum().clamp_min(1)).detach()
+        penalty = self.abnormal * share * (self.ce * ce + self.distance * excess.clamp_min(0))
+        penalty = penalty * ((share > 0) & (share < 1))
         terms = {"ce": risk.detach(), "penalty": penalty.detach(), "abnormal": share}
         return Loss(risk + penalty, terms, logits)
 

@@ -78,8 +78,8 @@ class Atda(Method):
         """Mean of softplus(‖z − c_y‖₁ − ‖z − c_k‖₁) over rows and wrong classes k."""
         distances = (rows[:, None] - self.centres.to(rows.dtype)).abs().sum(dim=2)
         gaps = F.softplus(distances.gather(1, labels[:, None]) - distances)
-        wrong = ~F.one_hot(labels, distances.shape[1]).bool()
-        return gaps[wrong].mean()
+        right = F.one_hot(labels, distances.shape[1]).bool()
+        return gaps.masked_fill(right, 0).sum() / (len(rows) * (distances.shape[1] - 1))
 
     def after_update(self, batch: Batch) -> None:
         members = F.one_hot(batch.aux["labels"], len(self.centres)).to(self.centres.dtype)

@@ -93,7 +93,17 @@ class Adam(Rule):
         self.mean, self.square = self.mean[live], self.square[live]
 
 
-class Noisy(Rule):
+class Wrapper(Rule):
+    """A rule around another one, `rule`."""
+
+    rule: StepRule
+
+    def take(self, live: Tensor) -> None:
+        if isinstance(self.rule, Rule):
+            self.rule.take(live)
+
+
+class Noisy(Wrapper):
     """Another rule's point + ω·N(0, 1) in every pixel (FAT, Zhang et al. 2020, ICML, arXiv 2002.11242).
 
     The noise of a step is drawn for the whole batch, whichever examples are still searched.
@@ -108,12 +118,11 @@ class Noisy(Rule):
         return self.rule(x_adv, grad, sizes).add_(noise, alpha=self.omega)
 
     def take(self, live: Tensor) -> None:
-        if isinstance(self.rule, Rule):
-            self.rule.take(live)
+        super().take(live)
         self.rows = self.rows[live]
 
 
-class Zeroed(Rule):
+class Zeroed(Wrapper):
     """Another rule on the gradient without its smallest components: those below the `share`-quantile of |∇| of their
     example are 0 (ZeroGrad, Golgooni et al. 2021, arXiv 2103.15476). A sign step leaves their pixels where they are.
     """
@@ -129,12 +138,8 @@ class Zeroed(Rule):
         least = torch.lerp(low, high, rank - int(rank)).view(-1, *[1] * (grad.ndim - 1))
         return self.rule(x_adv, torch.where(grad.abs() < least, 0, grad), sizes)
 
-    def take(self, live: Tensor) -> None:
-        if isinstance(self.rule, Rule):
-            self.rule.take(live)
 
-
-class Decaying(Rule):
+class Decaying(Wrapper):
     """Another rule with steps of step_size / t^decay, t = 1, 2, … the step's number: 1/t in SSDRL."""
 
     def __init__(self, rule: StepRule, decay: float) -> None:
@@ -143,10 +148,6 @@ class Decaying(Rule):
     def __call__(self, x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
         self.count += 1
         return self.rule(x_adv, grad, sizes / self.count**self.decay)
-
-    def take(self, live: Tensor) -> None:
-        if isinstance(self.rule, Rule):
-            self.rule.take(live)
 
 
 def follow(x_adv: Tensor, grad: Tensor, sizes: Radius) -> Tensor:
