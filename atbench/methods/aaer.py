@@ -76,7 +76,7 @@ class Aaer(Method):
         ce = (abnormal * fall).sum() / count
         ce = ce.detach() if self.ce_term == "code" else ce
         excess = (abnormal * change).sum() / count - ((normal * change).sum() / normal.sum().clamp_min(1)).detach()
-        penalty = self.abnormal * share * (self.ce * ce + self.distance * excess.clamp_min(0))
+        penalty = self.abnormal * share * (self.ce * ce + self.distance * excess.relu())
         penalty = penalty * ((share > 0) & (share < 1))
         terms = {"ce": risk.detach(), "penalty": penalty.detach(), "abnormal": share}
         return Loss(risk + penalty, terms, logits)
