@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from atbench.config.annotations import describe
+from atbench.config.compose import compose
 from atbench.config.registry import conf_dir
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -39,9 +41,8 @@ def names() -> list[str]:
 def page(name: str) -> str:
     """The Markdown page of a method."""
     path = conf_dir() / "method" / f"{name}.yaml"
-    text = path.read_text(encoding="utf-8")
-    tree = yaml.safe_load(text)
-    node = tree.pop("method")
+    text, node = path.read_text(encoding="utf-8"), method_node(name)
+    tree = {key: value for key, value in yaml.safe_load(text).items() if key not in ("method", "defaults")}
     cls, about = _target(node["_target_"]), node["about"]
     prose, meanings = docstring(cls)
     parts = [
@@ -63,6 +64,15 @@ def page(name: str) -> str:
         f"```yaml\n{text.strip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def method_node(name: str) -> dict[str, Any]:
+    """The node `method` of a method's YAML; composed where it has its class from its defaults (he)."""
+    node = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8"))["method"]
+    if "_target_" not in node:
+        node = OmegaConf.to_container(compose("train", [f"method={name}"]).method)
+    assert isinstance(node, dict)
+    return node
 
 
 def _target(name: str) -> type:

@@ -7,16 +7,14 @@ import inspect
 import re
 
 import pytest
-import yaml
 
-from atbench.config.registry import conf_dir
 from scripts import method_pages
 
 
 @pytest.mark.parametrize("name", method_pages.names())
 def test_a_page_holds_what_its_sources_say(name: str) -> None:
     text = method_pages.page(name)
-    node = yaml.safe_load((conf_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8"))["method"]
+    node = method_pages.method_node(name)
     assert html.escape(node["about"]["formula"]) in text
     assert re.search(r"\| \*\*Cost\*\* \| .*\d.* \|\n", text), "the cost, on one line"
     cls = method_pages._target(node["_target_"])

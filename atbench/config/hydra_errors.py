@@ -104,8 +104,12 @@ def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigEr
         fix = "add -m to sweep over them, or write [a,b] for a list"
         return ConfigError(match[1], match[2], "several values for one run", fix)
     if match := _NO_GROUP.search(text) or _NO_KEY.search(text):
-        key, why = match[1], "the configuration has no such group or key"
-        return ConfigError(key, _value_of(key, typed), why, hint(key, choices("/")))
+        key, why, groups = match[1], "the configuration has no such group or key", choices("/")
+        if key in groups:
+            why, fix = "nothing that was chosen takes this group", "leave it out, or choose what does (base: method=he)"
+        else:
+            fix = hint(key, groups)
+        return ConfigError(key, _value_of(key, typed), why, fix)
     return ConfigError("command line", " ".join(typed), _first_line(error), f"see `{_program(typed)} --help`")
 
 

@@ -78,7 +78,8 @@ class TrainSection:
     """The section `train`; a recipe fills it, the command line wins.
 
     `groups` overrides optimizer and schedule by parameter group; `weight_decay_on` is what weight decay acts on: `all`
-    parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone.
+    parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `margin` is
+    subtracted from the label's cosine in the loss that is minimised (`model.head=hypersphere`).
     """
 
     epochs: int = MISSING
@@ -89,6 +90,7 @@ class TrainSection:
     groups: dict[str, Any] = field(default_factory=dict)
     clip_norm: Optional[Number] = None
     label_smoothing: Number = 0.0
+    margin: Number = 0.0
     precision: Precision = field(default_factory=Precision)
     channels_last: Any = "auto"
     extra_data: ExtraData = field(default_factory=ExtraData)

@@ -38,14 +38,19 @@ ACTIVATIONS: Mapping[str, ActivationFactory] = {
     "leaky_relu": partial(nn.LeakyReLU, 0.1),  # Madry's w32-10 and Free-m; VAT
     "elu": nn.ELU,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # cihangxie/SmoothAdversarialTraining, resnet_model.py
     "silu": nn.SiLU,
+    "mish": nn.Mish,
     "softplus": nn.Softplus,
     "parametric_softplus": partial(nn.Softplus, beta=10.0),  # log(1 + exp(a·x))/a with a = 10, Xie et al. 2020
     "smooth_relu": SmoothReLU,
 }
 
 #: Types of the activations of ours and of torchvision's networks, without gates (sigmoids, the softmax of attention).
-ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Softplus, SmoothReLU)
+ACTIVATION_TYPES = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus),
+    SmoothReLU,
+)
 
 
 def activation_factory(name: str) -> ActivationFactory:

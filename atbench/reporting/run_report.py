@@ -169,7 +169,7 @@ def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
             f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
         ),
         *((key, _node(train[key])) for key in ("optimizer", "schedule", "precision", "extra_data") if train.get(key)),
-        ("label smoothing", number_text(train["label_smoothing"]) if train.get("label_smoothing") else None),
+        *((key.replace("_", " "), number_text(train[key])) for key in ("label_smoothing", "margin") if train.get(key)),
         ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
     ]

@@ -19,7 +19,7 @@ from atbench.data.rotations import with_labels
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
-from atbench.models import Ensemble, Network, weight_files
+from atbench.models import Ensemble, Hypersphere, Network, weight_files
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
@@ -168,12 +168,22 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
         mix, name = type(data.mix).__name__, type(method).__name__
         raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
     method.risk.label_smoothing = float(cfg.train.label_smoothing)
+    method.risk.margin = margin_of_logits(float(cfg.train.margin), model)
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size
     torch.manual_seed(derive_seed(cfg.seed, "setup"))  # networks of the method's own start from the seed as well
     method.setup(data)
     return method.to(world.device)
+
+
+def margin_of_logits(margin: float, model: nn.Module) -> float:
+    """A margin of cosines, `train.margin`, in units of the logits: times the scale of the network's heads."""
+    scales = {head.scale for head in model.modules() if isinstance(head, Hypersphere)}
+    if margin and len(scales) != 1:
+        why = "is a margin of cosines, and the network has none for logits"
+        raise ConfigError("train.margin", margin, why, "add model.head=hypersphere, or leave it out")
+    return margin * scales.pop() if margin else 0.0
 
 
 def training_warnings(method: Method, data: TrainData, test: Images) -> list[str]:

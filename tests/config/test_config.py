@@ -225,6 +225,7 @@ class TestCheck:
             ("train.weight_decay_on=wieghts", r"train\.weight_decay_on.*'weights'"),
             ("train.time_limit=soon", r"train\.time_limit: soon .*number"),
             ("train.label_smoothing=1", r"train\.label_smoothing"),
+            ("train.margin=-0.2", r"train\.margin: -0\.2 .*must be a number from 0"),
             ("train.extra_data.labelled=0", r"train\.extra_data\.labelled"),
             ("eval.steps=[1,-2]", r"eval\.steps: -2"),
             ("eval.limit=0", r"eval\.limit: 0"),

@@ -12,6 +12,7 @@ from atbench.cli.main import main
 from atbench.config import registry
 from atbench.config.instantiate import locate
 from atbench.errors import ConfigError
+from tests.support.configs import resolved
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ def test_a_method_says_what_it_is(entry: dict[str, object]) -> None:
     """Its family is the survey's; how well its source is known and what it is to show come from short lists."""
     assert set(entry) == set(registry.FIELDS) - {"use"}
     assert entry["family"] in FAMILIES and entry["status"] in STATUS and entry["effect"] in EFFECTS
-    target = yaml.safe_load((registry.conf_dir() / "method" / f"{entry['name']}.yaml").read_text())["method"][
-        "_target_"
-    ]
+    file = registry.conf_dir() / "method" / f"{entry['name']}.yaml"
+    node = yaml.safe_load(file.read_text(encoding="utf-8"))["method"]
+    target = node.get("_target_") or resolved(f"method={entry['name']}").method._target_
     told = (locate(target, "method._target_").__doc__ or "").replace("\n    ", " ")
     assert entry["status"] != "partly from memory" or "from memory" in told.lower(), (
         "the docstring says what is from memory"

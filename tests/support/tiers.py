@@ -40,9 +40,10 @@ def rotating(names: list[str], size: int, day: int) -> list[str]:
 def files_of(method: str) -> set[str]:
     """What makes a method, by paths from the repository's root: its code, configuration and tests."""
     text = (CONF / "method" / f"{method}.yaml").read_text(encoding="utf-8")
-    module = re.findall(r"_target_: atbench\.methods\.(\w+)\.", text)[0]
+    # HE has the class of its base; the margin is its own.
+    module = next(iter(re.findall(r"_target_: atbench\.methods\.(\w+)\.", text)), "risk")
     own = {f"conf/method/{method}.yaml", f"conf/experiment/paper/{method}.yaml", f"tests/paper/{method}.yaml"}
-    return own | {f"atbench/methods/{module}.py", f"tests/methods/test_{module}.py"}
+    return own | {f"atbench/methods/{module}.py", *(f"tests/methods/test_{name}.py" for name in (module, method))}
 
 
 def changed_files(folder: Path = REPOSITORY, base: str = "main") -> set[str]:
