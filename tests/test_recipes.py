@@ -94,7 +94,7 @@ REFLECTED = {
 #: Pixels of padding where they are not 4: crops of 36 x 36 (MadryLab/cifar10_challenge, cifar10_input.py, and what is
 #: made from it), and shifts of up to a tenth and a fifth of the image (Keras).
 PADS = {
-    **{f"paper/{name}": 2 for name in ("free_at", "pgd_at", "tla")},
+    **{f"paper/{name}": 2 for name in ("avmixup", "free_at", "pgd_at", "tla")},
     **{"paper/adp": 3, "paper/dynamic_at": 6},
 }
 

@@ -36,9 +36,9 @@ class View:
         columns = torch.where(self.flip[:, None], width - 1 - columns, columns) + self.left[:, None]
         return examples[:, None, None], rows[:, :, None], columns[:, None, :]
 
-    def apply(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape: pad by `pad`, crop at (top, left), flip."""
-        return self.apply_padded(F.pad(images, [self.pad] * 4, mode=self.padding_mode))
+    def apply(self, images: Tensor, fill: float = 0.0) -> Tensor:
+        """(B, C, H, W) → the same shape: pad by `pad` (constant padding with `fill`), crop at (top, left), flip."""
+        return self.apply_padded(F.pad(images, [self.pad] * 4, mode=self.padding_mode, value=fill or None))
 
     def apply_padded(self, canvas: Tensor) -> Tensor:
         """(B, C, H+2p, W+2p) → (B, C, H, W): crop at (top, left) and flip what is padded already."""
@@ -60,12 +60,15 @@ class View:
 class PadCropFlip:
     """The field's standard augmentation: pad by `pad`, random crop to the old size, horizontal flip with probability ½.
 
-    `padding_mode` is torchvision's: `constant` pads with zeros, `reflect` mirrors the image.
+    `padding_mode` is torchvision's: `constant` pads with `fill`, zeros if it is not given, `reflect` mirrors the image.
     """
 
-    def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant") -> None:
+    def __init__(self, pad: AnyCount, flip: bool, padding_mode: str = "constant", fill: Share = 0.0) -> None:
         refuse_unknown("dataset.padding_mode", padding_mode, PADDING_MODES)
-        self.pad, self.flip, self.padding_mode = pad, flip, padding_mode
+        if fill and padding_mode != "constant":
+            why = f"{padding_mode} padding has no value to fill with"
+            raise ConfigError("dataset.augment.fill", fill, why, "use padding_mode=constant, or leave fill out")
+        self.pad, self.flip, self.padding_mode, self.fill = pad, flip, padding_mode, fill
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, View]:
         """Augmented images and the view that made them; `rng` gives each example's crop and flip."""
@@ -75,7 +78,7 @@ class PadCropFlip:
         offsets = (unit[:, :2] * (2 * self.pad + 1)).long().clamp_(max=2 * self.pad)
         flip = (unit[:, 2] < 0.5) & self.flip
         view = View(self.pad, offsets[:, 0], offsets[:, 1], flip, self.padding_mode)
-        return view.apply(images), view
+        return view.apply(images, self.fill), view
 
 
 class Cutout:

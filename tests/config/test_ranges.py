@@ -30,12 +30,15 @@ OUTSIDE = {
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "adv_pretrain": {"pretrain_epochs": (0, ABOVE_0)},
+    "ait": {"eps_y": (2, SHARE)},
     "alp": {"weight": (-0.5, FROM_0)},
     "atas": {
         **{name: (-0.1, FROM_0) for name in ("scale", "min_step", "max_step")},
         **{"c": (0, ABOVE_0), "beta": (1.1, SHARE), "warmup": (5, SHARE), "reset": (10, SHARE)},
     },
     "atda": {"weight": (-1, FROM_0), "rate": (2, SHARE)},
+    "avmixup": {"gamma": (-2, FROM_0), "clean_share": (1.5, SHARE), "vertex_share": (-0.1, SHARE)},
+    "bat": {"beta": (0, ABOVE_0), "gamma": (0, ABOVE_0)},
     "cat_curriculum": {
         "max_strength": (-1, "a whole number from 0"),
         "patience": (10, SHARE),
@@ -63,6 +66,11 @@ OUTSIDE = {
     "fat": {"tau": (-1, "a whole number from 0"), "milestones": ([50, 90], "a list of a share from 0 to 1")},
     "fat_mart": {"beta": (-6, FROM_0), "tau": (0.5, "a whole number from 0")},
     "fat_trades": {"beta": (-6, FROM_0), "milestones": ([30], "a list of a share from 0 to 1")},
+    "feature_scatter": {
+        "smoothing": (1.5, SHARE),
+        "reg": (0, ABOVE_0),
+        "clean_pass_every": (-1, "a whole number from 0"),
+    },
     "fgsm_at": {"clean": (1.5, SHARE)},
     "fgsmr": {"curvature": (-1, FROM_0), "reach": (0, ABOVE_0), "power": (0, ABOVE_0)},
     "fgsm_mep": {"smoothing_target": (1.2, SHARE), "reset": (40, SHARE)},

@@ -79,6 +79,16 @@ def test_the_margin_of_an_augmentation_s_canvas() -> None:
             canvas_pad(unknown)
 
 
+def test_a_constant_margin_has_the_value_of_fill() -> None:
+    x = images()
+    grey, view = PadCropFlip(2, True, fill=0.5)(x, draws())
+    black, _ = PadCropFlip(2, True)(x, draws())
+    margin = view.apply(torch.ones_like(x)) == 0
+    assert margin.any() and torch.equal(grey, torch.where(margin, 0.5, black))
+    with pytest.raises(ConfigError, match=r"dataset\.augment\.fill: 0\.5 .* reflect padding"):
+        PadCropFlip(2, True, "reflect", 0.5)
+
+
 def test_an_unknown_padding_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.padding_mode: mirror"):
         PadCropFlip(4, True, "mirror")
