@@ -23,7 +23,10 @@ from scripts.table_runs import done, markdown_table, percent, replace_section, r
 
 #: What a method needs besides `experiment=cpu`, and why.
 CHANGED: Mapping[str, tuple[Sequence[str], str]] = {
-    "adt_exp_am": (["method.generator_width=16"], "the generator of 8 channels a pixel of side takes 40 minutes"),
+    **dict.fromkeys(
+        ("adt_exp_am", "adt_imp_am"),
+        (["method.generator_width=16"], "the generator of 8 channels a pixel of side takes 40 minutes"),
+    ),
     "free_at": (
         ["train.optimizer.lr=0.05"],
         "at rate 0.2 it ended as a constant network; it makes eight updates a batch",

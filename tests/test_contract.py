@@ -107,7 +107,7 @@ def test_registry_is_whole() -> None:
         *("uat_ot", "uat_ft", "uat_pp", "pass", "rotation_ss", "adv_pretrain", "ssdrl"),
         *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads", "atda"),
         *("fast_at", "grad_align", "atas", "kim_interval", "multi_grad", "n_fgsm", "zero_grad"),
-        *("bat", "feature_scatter", "avmixup", "ait"),
+        *("bat", "feature_scatter", "avmixup", "ait", "adt_exp", "adt_imp_am"),
     }
     assert asked <= set(METHODS)
     assert configuration("trades").method.about.name == "trades"

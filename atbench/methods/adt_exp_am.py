@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, cross_entropy
+from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import clip
 from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
+from atbench.methods.adt_exp import require_linf, sample
+from atbench.methods.adt_networks import GENERATOR_NORMS, Generator, Reversed, draw_weights
 from atbench.methods.base import FixedSteps, Loss, Method
-from atbench.models import attack_mode
-from atbench.runs.seeding import generator
-
-GENERATOR_NORMS = ("batch", "none")
 
 
 class AdtExpAm(Method):
@@ -45,7 +41,7 @@ class AdtExpAm(Method):
         generator_norm: `batch`, or `none` for a generator whose examples do not see each other.
     """
 
-    generator: Generator
+    generator: nn.Module
 
     def __init__(
         self,
@@ -56,18 +52,21 @@ class AdtExpAm(Method):
         generator_norm: str = "batch",
     ) -> None:
         super().__init__(model, attack)
-        if attack.norm != "linf":
-            raise ConfigError("attack.norm", attack.norm, "adt_exp_am fills a box", "use linf")
+        require_linf(attack)
         if generator_norm not in GENERATOR_NORMS:
             known = ", ".join(GENERATOR_NORMS)
             raise ConfigError("method.generator_norm", generator_norm, "there is no such choice", f"use one of {known}")
         self.entropy_weight, self.generator_width, self.generator_norm = entropy_weight, generator_width, generator_norm
 
     def setup(self, data: TrainData) -> None:
-        channels, *sides = data.source.shape
-        width = self.generator_width or min(256, 8 * max(sides))
-        self.generator = Generator(channels, width, self.generator_norm).to(data.device, data.dtype)
-        self.generator.draw(data.seed)
+        channels, width = data.source.shape[0], self._width(data)
+        self.generator = Generator(3 * channels, width, 2 * channels, self.generator_norm)
+        self.generator.to(data.device, data.dtype)
+        draw_weights(self.generator, data.seed)
+
+    def _width(self, data: TrainData) -> int:
+        """Channels of the generator's first layer."""
+        return self.generator_width or min(256, 8 * max(data.source.shape[1:]))
 
     def groups(self) -> dict[str, nn.Module]:
         return {"model": self.model, "generator": self.generator}
@@ -77,84 +76,20 @@ class AdtExpAm(Method):
 
     def perturb(self, batch: Batch) -> Batch:
         """The generator's inputs: x and two gradients. It perturbs in `loss`, in the pass that trains it."""
-        with attack_mode(self, self.attack.bn):
-            first = self._gradient(batch.x, batch.y)
-            second = self._gradient((batch.x + self.attack.eps * first.sign()).clamp_(0, 1), batch.y)
+        first = self._gradient(batch.x, batch.y)
+        second = self._gradient((batch.x + self.attack.eps * first.sign()).clamp_(0, 1), batch.y)
         return batch.with_adv(inputs=torch.cat([batch.x, first, second], dim=1))
 
     def _gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """∇_x of the mean cross-entropy of the joint batch; unsigned, so its scale matters to the generator."""
-        x = x.detach().requires_grad_()
-        total = cross_entropy(self.model(x), y).sum()
-        return torch.autograd.grad(total, x)[0] / (len(x) * self.clock.world)
+        return self.input_gradient(x, y)[0] / (len(x) * self.clock.world)
 
     def loss(self, batch: Batch) -> Loss:
         mean, spread = self.generator(batch.aux["inputs"]).chunk(2, dim=1)
-        unit, entropy = sample(mean, F.softplus(spread), self.rng("noise").normal(batch.x))
+        unit, entropies = sample(mean, F.softplus(spread), self.rng("noise").normal(batch.x))
+        entropy = entropies.mean()
         x_adv = clip(batch.x + self.attack.eps * unit)
         logits = self.model(Reversed.apply(x_adv))
         risk = self.risk(logits, batch.y).mean()
         terms = {"ce": risk.detach(), "entropy": entropy.detach()}
         return Loss(risk - self.entropy_weight * entropy, terms, logits)
-
-
-def sample(mean: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """u = tanh(μ + σ·r) in [−1, 1], and −log of its density at u averaged over everything, without the constant."""
-    unit = torch.tanh(mean + sigma * noise)
-    entropy = noise**2 / 2 + torch.log(sigma + 1e-8) + torch.log(1 - unit**2 + 1e-8)
-    return unit, entropy.mean()
-
-
-class Reversed(torch.autograd.Function):
-    """The identity, whose gradient is reversed: what is upstream ascends what is downstream."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return -grads[0]
-
-
-class Residual(nn.Module):
-    """relu(shortcut(x) + conv-norm-relu-conv-norm(x)), 3×3; the shortcut is 1×1-norm where the width changes."""
-
-    def __init__(self, count: int, out: int, norm: str) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*convolution(count, out, 3, norm), nn.ReLU(), *convolution(out, out, 3, norm))
-        self.shortcut = nn.Identity() if count == out else nn.Sequential(*convolution(count, out, 1, norm))
-        self.last = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.shortcut(x) + self.body(x))
-        return out
-
-
-class Generator(nn.Sequential):
-    """(B, 3C, H, W) → (B, 2C, H, W): conv-norm-relu to `width` w, residual blocks w → 2w → 2w → w, conv. No biases."""
-
-    def __init__(self, channels: int, width: int, norm: str) -> None:
-        super().__init__(
-            *convolution(3 * channels, width, 3, norm),
-            nn.ReLU(),
-            Residual(width, 2 * width, norm),
-            Residual(2 * width, 2 * width, norm),
-            Residual(2 * width, width, norm),
-            nn.Conv2d(width, 2 * channels, 3, 1, 1, bias=False),
-        )
-
-    @torch.no_grad()
-    def draw(self, seed: int) -> None:
-        """Weights N(0, 0.02), scales of the normalisation N(1, 0.02), the same on every process."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 4:
-                parameter.normal_(0, 0.02, generator=generator(parameter.device, seed, "adt-generator", name))
-            elif name.endswith("weight"):
-                parameter.normal_(1, 0.02, generator=generator(parameter.device, seed, "adt-generator", name))
-
-
-def convolution(count: int, out: int, side: int, norm: str) -> list[nn.Module]:
-    """A convolution that keeps the image's size, and its normalisation."""
-    after: list[nn.Module] = [nn.BatchNorm2d(out)] if norm == "batch" else []
-    return [nn.Conv2d(count, out, side, 1, side // 2, bias=False), *after]

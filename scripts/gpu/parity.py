@@ -25,7 +25,7 @@ WORDS = (
     "train.optimizer.lr=0.02",
     "train.channels_last=false",
 )
-OWN = {"adt_exp_am": ("method.generator_width=8",)}
+OWN = dict.fromkeys(("adt_exp_am", "adt_imp_am"), ("method.generator_width=8",))
 TYPES = {"float32": torch.float32, "float64": torch.float64}
 #: What float64 has to keep: relative difference of the loss and of the weights, and the share of pixels that differ.
 BOUNDS = {"loss": 1e-8, "weights": 1e-6, "pixels": 1e-3}

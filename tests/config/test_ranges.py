@@ -15,8 +15,10 @@ from tests.support.configs import resolved
 
 METHODS = registry.options("method", [registry.conf_dir()])
 RANGES = [name for name, each in vars(ranges).items() if get_origin(each) is Annotated]
-#: Arguments of methods that any number is good for: ρ and λ may be infinite, and stages are counted from either end.
+#: Arguments of methods that any number is good for: ρ and λ may be infinite, stages are counted from either end, and an
+#: entropy may be negative.
 ANY_NUMBER = {
+    "adt_imp_am": {"entropy_threshold"},
     "ccat": {"rho"},
     "gair_fat": {"lam"},
     "gairat": {"lam"},
@@ -28,7 +30,9 @@ FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share 
 OUTSIDE = {
     "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
+    "adt_exp": {"entropy_weight": (-0.01, FROM_0), "step_size": (-0.3, FROM_0), "samples": (0, COUNT)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
+    "adt_imp_am": {"entropy_weight": (-1, FROM_0), "z_dim": (0, COUNT)},
     "adv_pretrain": {"pretrain_epochs": (0, ABOVE_0)},
     "ait": {"eps_y": (2, SHARE)},
     "alp": {"weight": (-0.5, FROM_0)},

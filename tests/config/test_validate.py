@@ -96,7 +96,8 @@ class TestDoubts:
             (["method=multi_norm_max", "method.rel_path_length.l1=1/3"], "method.rel_path_length.l1: 10 steps"),
             (["method=dverge", "method.distill_steps=3"], "method.distill_steps: 3 steps"),
             *(([f"method={name}", "attack.step_size=0.001"], None) for name in (
-                "standard", "clp", "lsq", "free_at", "fgsm_mep", "adt_exp_am", "mma", "iaat", "cat_curriculum", "msd")),
+                "standard", "clp", "lsq", "free_at", "fgsm_mep", "adt_exp", "adt_exp_am", "mma", "iaat",
+                "cat_curriculum", "msd")),
             (["method=llr", "attack.eps=0.03"], None),
         ],
     )  # fmt: skip

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from atbench.data import Batch, Shard, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.adt_exp_am import AdtExpAm, Generator, sample
+from atbench.methods.adt_exp import sample
+from atbench.methods.adt_exp_am import AdtExpAm
+from atbench.methods.adt_networks import Generator, draw_weights
 from tests.support import reference, worlds
 
 EPS = 0.1
@@ -55,9 +57,8 @@ def test_sample_is_the_formula() -> None:
     mean, spread, noise = (torch.randn((3, 1, 2, 2), generator=rng, dtype=torch.float64) for _ in range(3))
     unit, entropy = sample(mean, F.softplus(spread), noise)
     sigma = [math.log1p(math.exp(v)) for v in spread.flatten().tolist()]
-    assert entropy.item() == pytest.approx(
-        slow_entropy(mean.flatten().tolist(), sigma, noise.flatten().tolist()), abs=1e-12
-    )
+    expected = slow_entropy(mean.flatten().tolist(), sigma, noise.flatten().tolist())
+    assert entropy.shape == (3,) and entropy.mean().item() == pytest.approx(expected, abs=1e-12)
     assert unit.abs().max() < 1
 
 
@@ -213,8 +214,8 @@ def test_resume_is_exact() -> None:
 
 def test_generator_is_the_papers_at_its_width() -> None:
     """256-512-512-256 at 32×32: every convolution, and weights N(0, 0.02)."""
-    generator = Generator(3, 256, "batch")
-    generator.draw(0)
+    generator = Generator(9, 256, 6, "batch")
+    draw_weights(generator, 0)
     out = generator(torch.rand(2, 9, 8, 8))
     assert out.shape == (2, 6, 8, 8)
     widths = [
