@@ -109,10 +109,11 @@ class EvalSection:
     `sequential`: each attacks what the ones before left right. `norms`: other norms, at the data set's radii;
     `corruptions`: severities of all corruptions. `reject`: share of right predictions that stays accepted where unsure
     ones are rejected (null: nothing is), attacked with `reject_steps` from `reject_restarts` starts. `members`: whether
-    each member of an ensemble is attacked and its images are judged by the others. `audit`: on how
-    many examples the evaluation itself is examined. `examples`: whether adversarial images are kept. `limit`:
-    so many test images, every class in proportion, always the same ones. `name`: under which this evaluation stands
-    beside others of the same network (null: that of the preset).
+    each member of an ensemble is attacked and its images are judged by the others. `unforeseen`: distortions by name,
+    `unforeseen_steps` each, at the sizes of the calibration `unforeseen_data` (null: the data set's own, or that of
+    images of its size). `audit`: on how many examples the evaluation itself is examined. `examples`: whether
+    adversarial images are kept. `limit`: so many test images, every class in proportion, always the same ones. `name`:
+    under which this evaluation stands beside others of the same network (null: that of the preset).
     """
 
     about: Any = None
@@ -132,6 +133,9 @@ class EvalSection:
     reject_steps: int = 200
     reject_restarts: int = 4
     members: bool = True
+    unforeseen: list[str] = field(default_factory=list)
+    unforeseen_steps: int = 200
+    unforeseen_data: Optional[str] = None
     audit: int = 0
     examples: bool = True
     batch_size: int = 512

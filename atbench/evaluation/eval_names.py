@@ -64,7 +64,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _essence(config: Mapping[str, Any]) -> Any:
     """Without what is only told about options, and without what changes no number."""
-    return _bare({**config, "eval": {k: v for k, v in (config.get("eval") or {}).items() if k not in _INCIDENTAL}})
+    chosen = {k: v for k, v in (config.get("eval") or {}).items() if k not in _INCIDENTAL}
+    if not chosen.get("unforeseen"):  # of records that do not know the key
+        chosen = {k: v for k, v in chosen.items() if not k.startswith("unforeseen")}
+    return _bare({**config, "eval": chosen})
 
 
 def _bare(node: Any) -> Any:

@@ -29,6 +29,7 @@ from atbench.evaluation.rejection import (
     softmax_confidence,
 )
 from atbench.evaluation.result_cache import ResultCache
+from atbench.evaluation.unforeseen import UnforeseenPlan, UnforeseenResult, attack_unforeseen
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Plan:
     audit: how many examples the audit uses; 0 for no audit.
     norms: PGD in other norms, by name. corruptions: severities of the common corruptions.
     members: whether each member of an ensemble is attacked and its images are judged by the others.
-    reject: rejection of unsure predictions. examples: whether adversarial images are kept. notes: warnings about how
-        the plan differs from what was asked for.
+    unforeseen: distortions that were not trained for. reject: rejection of unsure predictions.
+    examples: whether adversarial images are kept. notes: warnings about how the plan differs from what was asked for.
     """
 
     threat: PGDConfig
@@ -57,6 +58,7 @@ class Plan:
     norms: Mapping[str, PGDConfig] = field(default_factory=dict)
     corruptions: Sequence[int] = ()
     members: bool = False
+    unforeseen: UnforeseenPlan | None = None
     reject: RejectionPlan | None = None
     examples: bool = True
     notes: Sequence[str] = ()
@@ -73,6 +75,7 @@ class EvalResults:
 
     clean, logits: (n,) and (n, K), without an attack. sweep: PGD over k and ε. attacks: the further attacks by name.
     norms: PGD in other norms. corruptions: figures and masks. members: transfer between an ensemble's members.
+    unforeseen: distortions that were not trained for.
     random: the random source of a network that does not answer an image twice alike (`randomness_source`).
     split_size: how many images the split has. checks: of the audit.
     """
@@ -86,6 +89,7 @@ class EvalResults:
     norms: dict[str, SweepResult] = field(default_factory=dict)
     corruptions: tuple[dict[str, Any], Array] | None = None
     members: MemberTransfer | None = None
+    unforeseen: UnforeseenResult | None = None
     rejection: RejectionResult | None = None
     random: str | None = None
     split_size: int = 0
@@ -136,6 +140,9 @@ def evaluate_model(
         results.norms[name] = runner.run_sweep(threat, [], threat.steps)
     if plan.members and ensemble_members(eval_model.network):
         results.members = attack_members(eval_model, images, plan.member_attack, runner.cache)
+    if plan.unforeseen:
+        classes = results.logits.shape[1]
+        results.unforeseen = attack_unforeseen(eval_model, images, clean, classes, plan.unforeseen, runner.cache)
     if plan.audit:
         eval_model.activity = "audit"
         results.checks = run_audit(eval_model, images, clean, plan.threat, results.by_attack(), plan.audit)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from atbench.data import Images
+from atbench.evaluation import members, unforeseen
 from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.attack_runner import AttackRunner, SweepResult
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.evaluator import EvalResults, Plan, begin_evaluation, held_out_confidences
-from atbench.evaluation.members import ensemble_members, judge_again
+from atbench.evaluation.members import ensemble_members
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import CONFIDENT, MISCLASSIFIED, RejectionResult, confidence_threshold
 from atbench.evaluation.result_cache import ResultCache
@@ -44,9 +45,11 @@ def recompute_results(
         results.attacks[name] = replace(kept.result(name, tried, settings, attack.access), minimal=attack.minimal)
     for name, threat in plan.norms.items():
         results.norms[name] = kept.sweep(f"pgd_{name}", threat, [1.0])
-    if plan.members and (members := ensemble_members(eval_model.network)):
-        made = [kept.images(f"member{number}", len(images)) for number in range(len(members))]
-        results.members = judge_again(eval_model, images, plan.member_attack, made)
+    if plan.members and (parts := ensemble_members(eval_model.network)):
+        made = [kept.images(f"member{number}", len(images)) for number in range(len(parts))]
+        results.members = members.judge_again(eval_model, images, plan.member_attack, made)
+    if plan.unforeseen:
+        results.unforeseen = unforeseen.judge_again(eval_model, images, clean, plan.unforeseen, examples)
     if reject:
         held_out = held_out_confidences(runner, reject.held)
         settings = {"norm": plan.threat.norm, "eps": plan.threat.eps, **reject.settings}

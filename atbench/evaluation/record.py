@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.data import stratified_subset
-from atbench.evaluation import members, metrics, rejection
+from atbench.evaluation import members, metrics, rejection, unforeseen
 from atbench.evaluation.attack_limits import evaluation_warnings
 from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
 from atbench.evaluation.attack_runner import SweepResult
@@ -67,6 +67,7 @@ def build_record(
         "corruptions": results.corruptions[0] if results.corruptions else None,
         "reject": _reject(results),
         **({"members": members.transfer_figures(results.members)} if results.members else {}),
+        **({"unforeseen": unforeseen.unforeseen_figures(results.unforeseen)} if results.unforeseen else {}),
         "classes": metrics.per_class(label, results.robust.numpy(), class_names),
         "calibration": {
             "clean": metrics.calibration_figures(results.logits, label),
@@ -209,6 +210,8 @@ def outcome_arrays(results: EvalResults) -> dict[str, Array]:
         out["corrupted"] = results.corruptions[1]
     if results.members:
         out["members_right"], out["members_fooled"] = results.members.right, results.members.fooled
+    if results.unforeseen:
+        out["unforeseen_robust"] = results.unforeseen.robust
     if results.rejection:
         attacks = [*_main_attacks(results), results.rejection.misclassified]
         out["confidence_adversarial"] = rejection.adversarial_confidence(attacks, n)
@@ -227,7 +230,9 @@ def step_codes(first_broken: Tensor) -> Array:
 
 
 def example_arrays(results: EvalResults) -> dict[str, Array]:
-    """All adversarial images, float32, with the attack and, for PGD, the radius and the step that each belongs to."""
+    """All adversarial images, float32, with the attack and, for PGD, the radius and the step that each belongs to; of
+    distortions their parameters.
+    """
     out: dict[str, Array] = {}
     for name, sweep in _sweeps(results).items():
         for position, result in enumerate(sweep.radii.values()):
@@ -237,7 +242,7 @@ def example_arrays(results: EvalResults) -> dict[str, Array]:
         out |= _images(name, result)
     for number, attack in enumerate(results.members.attacks if results.members else ()):
         out |= {f"member{number}.rows": attack.rows, f"member{number}.x_adv": attack.x_adv}
-    return out
+    return out | (unforeseen.unforeseen_arrays(results.unforeseen) if results.unforeseen else {})
 
 
 def _images(name: str, result: AttackResult) -> dict[str, Array]:

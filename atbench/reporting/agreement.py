@@ -66,6 +66,7 @@ def _claims(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[
         yield norm, accuracy.value, robust_mask(arrays[f"broken_at_{norm}"])
     yield from _rejected(evaluation, arrays)
     yield from _transferred(evaluation, arrays)
+    yield from _distorted(evaluation, arrays)
     for position, row in enumerate(evaluation.record["classes"]["classes"]):
         if row["n"]:
             yield f"class {row['class']}", row["accuracy"], arrays["robust"][arrays["label"] == position]
@@ -120,6 +121,17 @@ def _transferred(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iter
         for other, entry in enumerate(row):
             mask = ~arrays["members_fooled"][number, other][shared]
             yield f"member {other} on images made on member {number}", entry["accuracy"], mask
+
+
+def _distorted(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:
+    """Accuracies under unforeseen distortions."""
+    for attack, masks in zip(
+        (evaluation.record.get("unforeseen") or {"attacks": ()})["attacks"],
+        arrays.get("unforeseen_robust", ()),
+        strict=True,
+    ):
+        for entry, mask in zip(attack["sizes"], masks, strict=True):
+            yield f"{attack['name']}, ε = {entry['eps']:g}", entry["accuracy"], mask
 
 
 def _eight_bit(evaluation: EvaluationRecord, arrays: dict[str, Array]) -> Iterator[Claim]:

@@ -23,12 +23,13 @@ from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
+from atbench.reporting.unforeseen_report import distortion_table, unforeseen_line
 from atbench.reporting.wording import NOTHING, accuracy_text, percent
 
 _REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
 # Fields of a verification that are printed even if they agree, and those of them that are too many.
-_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows", "members.")
+_SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows", "members.", "unforeseen.")
 
 
 def print_facts(facts: Sequence[tuple[str, str]], console: Console) -> None:
@@ -228,6 +229,10 @@ def print_summary(
         if reject := record.get("reject"):
             print_line(f"reject  {rejection_line(record['checkpoint'], reject)}", console)
     print_transfer(records, console)
+    for record in records:
+        if unforeseen := record.get("unforeseen"):
+            print_line(f"unforeseen  {unforeseen_line(record['checkpoint'], unforeseen)}", console)
+            print_table(distortion_table(unforeseen), console)
     for record in records:
         print_audit(record, console)
     print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)

@@ -11,6 +11,7 @@ from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, T
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
+from atbench.reporting.unforeseen_report import unforeseen_blocks
 from atbench.reporting.wording import (
     NOTHING,
     both_forms,
@@ -55,6 +56,7 @@ def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     yield from _sweeps([evaluation for evaluation in evaluations if evaluation.steps])
     yield from _norms(evaluations)
     yield from transfer_blocks(evaluations)
+    yield from unforeseen_blocks(evaluations)
     yield from rejection_blocks(evaluations)
     yield from _classes(evaluations)
     yield from _calibration(evaluations)

@@ -88,6 +88,9 @@ def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         shares = ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error")
         yield from ((f"reject/{name}", reject[name]["share"]) for name in shares)
         yield from ((f"reject/{name}", reject[name]) for name in ("threshold", "auc"))
+    if unforeseen := record.get("unforeseen"):
+        each = {attack["name"]: attack["uar"] for attack in unforeseen["attacks"]} | {"mean": unforeseen["muar"]}
+        yield from ((f"uar/{name}", uar["uar"]) for name, uar in each.items() if uar)
     if record["audit"]["checks"]:
         yield "audit/trusted", record["audit"]["trusted"]
         yield "audit/flags", ", ".join(record["audit"]["flags"]) or "none"
@@ -111,6 +114,10 @@ def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
         for j, entry in enumerate(entries):
             name, own = f"pgd on member {i}, member {j} evaluated", members["attack"]
             yield row(name, own["eps"], own["steps"], entry, members["n"])
+    unforeseen = record.get("unforeseen") or {"attacks": ()}
+    for attack in unforeseen["attacks"]:
+        for entry in attack["sizes"]:
+            yield row(f"{attack['name']} ({attack['unit']})", entry["eps"], unforeseen["steps"], entry)
 
 
 def open_wandb(

@@ -22,6 +22,7 @@ from atbench.errors import ConfigError
 from atbench.evaluation import PGDConfig, Plan
 from atbench.evaluation.few_classes import adapt_attacks
 from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
+from atbench.evaluation.unforeseen import UnforeseenPlan, unforeseen_plan
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
 from atbench.workflows.pgd_configs import make_pgd_config
@@ -43,6 +44,7 @@ def make_plan(cfg: DictConfig, source: Source, world: World, test: Images) -> Pl
         audit=settings.audit,
         corruptions=list(settings.corruptions),
         members=bool(settings.get("members")),  # an evaluation's configuration of an earlier version lacks the key
+        unforeseen=make_unforeseen(cfg, source, test),
         reject=make_rejection(settings, source, plan.threat, world),
         norms={norm: config for norm, config in norms.items() if norm != plan.threat.norm},
         examples=settings.examples,
@@ -74,6 +76,14 @@ def make_robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, loa
         sequential=settings.sequential,
         notes=notes,
     )
+
+
+def make_unforeseen(cfg: DictConfig, source: Source, test: Images) -> UnforeseenPlan | None:
+    """Distortions at the sizes of the data set's calibration, or of one for images of about this size."""
+    if not cfg.eval.get("unforeseen"):  # an evaluation's configuration of an earlier version does not know the key
+        return None
+    settings = cfg.eval.unforeseen_steps, cfg.eval.unforeseen_data
+    return unforeseen_plan(list(cfg.eval.unforeseen), *settings, source.name, test, cfg.seed)
 
 
 def make_rejection(cfg: DictConfig, source: Source, threat: PGDConfig, world: World) -> RejectionPlan | None:

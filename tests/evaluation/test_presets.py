@@ -30,7 +30,8 @@ def planned(*words: str) -> tuple[DictConfig, Plan]:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.every_pair("preset", "norm")
 def test_every_preset_can_be_made_in_every_norm(preset: str, norm: str) -> None:
-    cfg, plan = planned(f"eval={preset}", f"eval.norm={norm}")
+    defined = ["eval.unforeseen=[linf,l2,l1,elastic]"] if preset == "unforeseen" else []  # for images as digits are
+    cfg, plan = planned(f"eval={preset}", f"eval.norm={norm}", *defined)
     eps = cfg.dataset.threat[norm].eps if norm != cfg.attack.norm else cfg.attack.eps
     assert (plan.threat.norm, plan.threat.eps) == (norm, eps)
     assert all((attack.norm, attack.eps) == (norm, eps) for attack, _ in plan.attacks.values())
@@ -45,6 +46,19 @@ def test_members_of_an_ensemble_are_attacked_unless_told_otherwise_or_older() ->
     whole, source = values.plain(cfg), factory.make_source(cfg)
     older = OmegaConf.create({**whole, "eval": {k: v for k, v in whole["eval"].items() if k != "members"}})
     assert not make_plan(older, source, World(torch.device("cpu")), source.test()).members
+
+
+def test_unforeseen_refuses_what_is_not_defined_for_the_images_or_is_older() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.unforeseen: jpeg_linf.*digits has 1×8×8.*\[linf,l2,l1,elastic\]"):
+        planned("eval=unforeseen")
+    cfg, plan = planned("eval=standard", "eval.unforeseen=[l1]", "eval.unforeseen_steps=7")
+    assert plan.unforeseen is not None and (plan.unforeseen.attacks, plan.unforeseen.steps) == (("l1",), 7)
+    assert (plan.unforeseen.data, plan.unforeseen.sizes) == (None, "cifar10")
+    assert planned("eval=standard")[1].unforeseen is None
+    whole, source = values.plain(cfg), factory.make_source(cfg)
+    older = {key: value for key, value in whole["eval"].items() if not key.startswith("unforeseen")}
+    plan = make_plan(OmegaConf.create({**whole, "eval": older}), source, World(torch.device("cpu")), source.test())
+    assert plan.unforeseen is None
 
 
 def test_auto_is_autoattack() -> None:
