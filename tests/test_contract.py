@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from atbench.errors import ConfigError, Interrupted
-from tests.support.contract import ACCUMULATE, ALONE, Log, TwoProcesses, configuration, outcome, trainer_of
+from tests.support.contract import ACCUMULATE, ALONE, Log, TwoProcesses, outcome, trainer_of
 from tests.support.tiers import METHODS
 
 AWP = ("plus=awp",)
@@ -91,23 +91,3 @@ def test_resume_is_bit_equal(name: str, after: int) -> None:
 def test_weight_perturbation_is_refused_where_rounds_accumulate(name: str) -> None:
     with pytest.raises(ConfigError, match="accumulates"):
         trainer_of(name, ALONE, Log(), *AWP)
-
-
-def test_registry_is_whole() -> None:
-    """Every method of the survey's families that are done, and what came after them."""
-    asked = {
-        *("standard", "fgsm_at", "kurakin_mixed_batch", "strong_adversary", "shaham_ro", "pgd_at"),
-        *("llr", "trades", "mart", "alp", "clp", "tla", "early_stop", "l1_penalty_at", "rlfat", "rlfat_trades"),
-        *("ccat", "msd", "multi_norm_avg", "multi_norm_max"),
-        *("pgd_at_te", "trades_te", "hat", "score", "dkl", "lbgat", "kd_swa"),
-        *("free_at", "yopo", "iaat", "mma", "dverge", "adt_exp_am", "fgsm_mep", "cat_curriculum", "rst"),
-        *("cat_customized", "gair_fat", "gairat", "mail_at", "mail_mart", "mail_trades"),
-        *("fat", "fat_trades", "fat_mart", "dynamic_at"),
-        *("adp", "gal", "trs"),
-        *("uat_ot", "uat_ft", "uat_pp", "pass", "rotation_ss", "adv_pretrain", "ssdrl"),
-        *("sat_r1", "sat_r2", "sat_r3", "gat", "nuat", "aaer", "elle", "fgsmr", "sads", "atda"),
-        *("fast_at", "grad_align", "atas", "kim_interval", "multi_grad", "n_fgsm", "zero_grad"),
-        *("bat", "feature_scatter", "avmixup", "ait", "adt_exp", "adt_imp_am"),
-    }
-    assert asked <= set(METHODS)
-    assert configuration("trades").method.about.name == "trades"

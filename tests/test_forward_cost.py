@@ -28,7 +28,7 @@ SIZE = 32
 KNOWN = {"pgd_at": 23.0, "trades": 27.0, "mart": 26.0, "fgsm_mep": 7.0, "standard": 3.0, "free_at": 24.0}
 #: Whose examples leave the attack one by one, of which one alone is attacked further, or that attack another network.
 VARIES = {"yopo", "mma", "cat_curriculum", "dverge", "adt_exp_am", "eat", "fat", "gair_fat", "fat_trades", "fat_mart"}
-VARIES |= {"adt_imp_am", "dynamic_at", "kim_interval", "sat_r1"}
+VARIES |= {"adt_imp_am", "dynamic_at", "kim_interval", "sat_r1", "szegedy"}
 
 
 def method_of(name: str) -> tuple[Method, Batch, int]:

@@ -35,6 +35,7 @@ ATTACKS = _named(
     " gradient.feature.FeatureAttack gradient.gama.GAMA gradient.margin_decomposition.MarginDecomposition"
     " gradient.max_confidence.MaxConfidence gradient.multitargeted.Targeted gradient.odi.ODI gradient.transfer.Transfer"
     " min_norm.cw.CarliniL2 min_norm.deepfool.DeepFool min_norm.fab.FAB min_norm.fab.FABT min_norm.fmn.FMN"
+    " min_norm.lbfgs.LBFGS"
     " black_box.noise.Noise black_box.spsa_nes.NES black_box.spsa_nes.SPSA black_box.square.Square foolbox.Foolbox",
 )
 METHODS = _named(
@@ -48,8 +49,8 @@ METHODS = _named(
     " l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma"
     " msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass pgd_at.PgdAt rlfat.Rlfat"
     " rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score"
-    " ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary te.PgdAtTe te.TradesTe tla.Tla trades.Trades"
-    " trs.Trs uat.Uat yopo.Yopo",
+    " ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla"
+    " trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -137,8 +137,8 @@ def nearest_boundary(gaps: Tensor, slopes: Tensor, dual: float) -> Tensor:
 def stage_of(model: nn.Module, layer: int) -> int:
     """The number of a stage from 0 on; refuses what has no such stage."""
     if not isinstance(model, Network):
-        why = "it perturbs the output of a stage, and this model has none"
-        raise ConfigError("method.direction", "representation", why, "use another model, or loss")
+        why = "the output of a stage is perturbed, and this model has none"
+        raise ConfigError("method.layer", layer, why, "use another model, or perturb images")
     if not -model.depth <= layer < model.depth:
         fix = f"use {-model.depth} to {model.depth - 1}"
         raise ConfigError("method.layer", layer, f"the model has {model.depth} stages", fix)

@@ -25,6 +25,7 @@ ANY_NUMBER = {
     **{name: {"bias"} for name in ("mail_at", "mail_mart", "mail_trades")},
     "ssdrl": {"lam"},
     "strong_adversary": {"layer"},
+    "szegedy": {"layer"},
 }
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
 OUTSIDE = {
@@ -124,6 +125,12 @@ OUTSIDE = {
     "score": {"beta": (-4, FROM_0), "total_clip": (-1, FROM_0)},
     "ssdrl": {"gamma": (0, ABOVE_0), "classes": (0, COUNT)},
     "strong_adversary": {"share": (-0.3, FROM_0)},
+    "szegedy": {
+        "share": (1, "a number from 0 to below 1"),
+        "pool_size": (0, "a share above 0, at most 1"),
+        "renewal": (2, SHARE),
+        "searches": (0, COUNT),
+    },
     "tla": {"margin": (-0.03, FROM_0), "negatives": (0, COUNT)},
     **{name: {"online": (-1, FROM_0), "fixed": (-1, FROM_0)} for name in ("uat_ft", "uat_ot", "uat_pp")},
     "trades": {"beta": (-6, FROM_0)},

@@ -81,17 +81,9 @@ def test_every_kind_lists_all_files_of_its_group(capsys: pytest.CaptureFixture[s
         assert len(names) == kinds[kind]
 
 
-FAMILIES = {
-    "origin",
-    "regularization",
-    "curriculum",
-    "ensemble",
-    "adaptive ε",
-    "semi/unsupervised",
-    "efficient",
-    "variants",
-    "generalization",
-}
+#: Family → methods that the survey names.
+SURVEY = yaml.safe_load((Path(__file__).parent / "survey.yaml").read_text(encoding="utf-8"))
+FAMILIES = set(SURVEY)
 STATUS = {"code read", "paper read", "partly from memory"}
 EFFECTS = {"clean", "robust", "faint", "transfer", "union", "rejection"}
 
@@ -114,3 +106,12 @@ def test_the_table_has_a_column_only_where_somebody_fills_it(capsys: pytest.Capt
     for kind, there in (("methods", True), ("datasets", False)):
         assert main(["list", kind]) == 0
         assert ("status" in capsys.readouterr().out.splitlines()[1]) is there
+
+
+def test_every_method_of_the_survey_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing else is said to be the survey's: `list methods --survey --json`, by family."""
+    assert main(["list", "methods", "--survey", "--json"]) == 0
+    found: dict[str, set[str]] = {}
+    for row in json.loads(capsys.readouterr().out):
+        found.setdefault(row["family"], set()).add(row["name"])
+    assert found == {family: set(names) for family, names in SURVEY.items()}

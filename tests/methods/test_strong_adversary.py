@@ -212,5 +212,5 @@ def test_settings_that_cannot_be_run_are_refused() -> None:
         make(given, "uphill")
     with pytest.raises(ConfigError, match=r"method\.layer: 5 .* -5 to 4"):
         make(given, "representation", layer=5)
-    with pytest.raises(ConfigError, match=r"method\.direction: .* stage"):
+    with pytest.raises(ConfigError, match=r"method\.layer: .* stage"):
         make(given, "representation", Ensemble([worlds.cnn(), worlds.cnn(seed=1)]))
