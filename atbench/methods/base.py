@@ -17,7 +17,6 @@ from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
 from atbench.methods.gather import GatherRows, gather_rows
-from atbench.methods.risk import Risk
 from atbench.models import Frozen, attack_mode
 from atbench.runs.seeding import Draws, derive_seed
 
@@ -165,7 +164,7 @@ class Method(nn.Module):
         self.model, self.attack = model, attack
         self.clock = Clock()
         #: Outer classification loss, (logits, y) -> (B,), with the run's label smoothing and margin (attacks use none).
-        self.risk = Risk()
+        self.risk = nn.CrossEntropyLoss(reduction="none")
 
     # The two functions that most methods are.
 

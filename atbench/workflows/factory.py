@@ -19,6 +19,7 @@ from atbench.data.rotations import with_labels
 from atbench.errors import AtbenchError, ConfigError
 from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
+from atbench.methods.risk import MarginRisk
 from atbench.models import Ensemble, Hypersphere, Network, weight_files
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
@@ -167,8 +168,9 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     if data.mix is not None and method.requires_hard_labels:
         mix, name = type(data.mix).__name__, type(method).__name__
         raise ConfigError("dataset.augment", mix, f"{name} needs the one class of each image", f"leave {mix} out")
+    if cfg.train.margin:
+        method.risk = MarginRisk(margin_of_logits(float(cfg.train.margin), model))
     method.risk.label_smoothing = float(cfg.train.label_smoothing)
-    method.risk.margin = margin_of_logits(float(cfg.train.margin), model)
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size
@@ -180,10 +182,10 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
 def margin_of_logits(margin: float, model: nn.Module) -> float:
     """A margin of cosines, `train.margin`, in units of the logits: times the scale of the network's heads."""
     scales = {head.scale for head in model.modules() if isinstance(head, Hypersphere)}
-    if margin and len(scales) != 1:
+    if len(scales) != 1:
         why = "is a margin of cosines, and the network has none for logits"
         raise ConfigError("train.margin", margin, why, "add model.head=hypersphere, or leave it out")
-    return margin * scales.pop() if margin else 0.0
+    return margin * scales.pop()
 
 
 def training_warnings(method: Method, data: TrainData, test: Images) -> list[str]:

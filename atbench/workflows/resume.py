@@ -52,9 +52,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
     """The run's configuration with the typed overrides that a resumed run may have. Raises ConfigError for others."""
     saved, now, original = read_config(folder), resolve(composed), _typed_words(folder)
+    complete = _complete(saved, folder / "config.yaml")  # first: what is cut off may end within the name of a class
     refuse_code(saved, ("",), as_typed())
     refuse_interpolations(saved, [word.lstrip("+~").partition("=")[0] for word in typed])
-    cfg = OmegaConf.create(_complete(saved, folder / "config.yaml"))
+    cfg = OmegaConf.create(complete)
     for key, _ in interpolations(saved):  # given again on the command line
         OmegaConf.update(cfg, key, as_written(now, key))
     for name in cfg.eval.checkpoints:

@@ -21,7 +21,7 @@ from atbench.methods.alp import Alp
 from atbench.methods.fast_at import FastAt
 from atbench.methods.free_at import FreeAt
 from atbench.methods.pgd_at import PgdAt
-from atbench.methods.risk import Risk
+from atbench.methods.risk import MarginRisk
 from atbench.methods.trades import Trades
 from atbench.models import Hypersphere
 from atbench.training import Trainer
@@ -142,7 +142,7 @@ def test_free_at_moves_the_image_with_the_margin_in_the_loss() -> None:
 def test_a_scale_of_1_and_no_margin_are_cross_entropy_to_the_bit(smoothing: float) -> None:
     rng = torch.Generator().manual_seed(0)
     cosines, y = 2 * torch.rand((8, 5), generator=rng) - 1, torch.arange(8) % 5
-    risk, plain = Risk(), nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
+    risk, plain = MarginRisk(0.0), nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
     risk.label_smoothing = smoothing
     soft = F.one_hot(y, 5) * 0.7 + 0.06
     assert torch.equal(risk(cosines, y), plain(cosines, y)) and torch.equal(risk(cosines, soft), plain(cosines, soft))
@@ -151,10 +151,8 @@ def test_a_scale_of_1_and_no_margin_are_cross_entropy_to_the_bit(smoothing: floa
 def test_a_margin_only_raises_the_loss_and_is_shared_out_over_soft_labels() -> None:
     rng = torch.Generator().manual_seed(0)
     logits, y = 15 * (2 * torch.rand((8, 5), generator=rng, dtype=F64) - 1), torch.arange(8) % 5
-    risk = Risk()
-    plain = risk(logits, y)
-    risk.margin = 3.0
-    assert (risk(logits, y) > plain).all()
+    risk = MarginRisk(3.0)
+    assert (risk(logits, y) > F.cross_entropy(logits, y, reduction="none")).all()
     hard = F.one_hot(y, 5).double()
     torch.testing.assert_close(risk(logits, hard), risk(logits, y), rtol=1e-12, atol=0)
     soft = 0.75 * hard + 0.25 * hard.roll(1, dims=1)
@@ -166,7 +164,7 @@ def test_two_steps_are_those_of_a_linear_layer_whose_rows_are_unit_before_each()
     """One forward or several: weight decay, momentum and the gradient's radial part act on unit rows."""
     network = worlds.cnn(head="hypersphere", head_scale=10.0)
     method, given = Trades(network, worlds.attack(start="gaussian"), 6.0), worlds.data()
-    method.risk.margin = 2.0
+    method.risk = MarginRisk(2.0)
     worlds.start(method, given)
     weight = rows(network)
     theirs, other = copy.deepcopy(network), nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()

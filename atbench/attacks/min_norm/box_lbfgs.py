@@ -12,7 +12,9 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 ARMIJO = 1e-4  # least decrease of an accepted step, as a share of the linear prediction
 SHORTEST = 1e-7  # shares of a direction that are not tried any more
-GROWTH = 10.0  # longest direction, in lengths of the last step: where the curvature is near 0, L-BFGS asks for any length
+GROWTH = (
+    10.0  # longest direction, in lengths of the last step: where the curvature is near 0, L-BFGS asks for any length
+)
 FLAT = 1e-5  # largest component of the gradient at a minimiser (pgtol of L-BFGS-B, Zhu et al. 1997)
 TINY = 1e-12
 

@@ -25,8 +25,8 @@ class LBFGS(Attack):
 
     by L-BFGS in the box from x. The paper looks for the least c whose minimiser is classified as l; since c weighs the
     distance, the nearest one has the largest such c, and that is looked for, from half of the gradient's norm at x (its
-    value for a linear network of two classes, seen from far off): c is doubled as long as its minimiser is classified as
-    l, halved as long as none was, and is the geometric mean of the bounds then.
+    value for a linear network of two classes, seen from far off): c is doubled as long as its minimiser is classified
+    as l, halved as long as none was, and is the geometric mean of the bounds then.
 
     Args:
         steps: evaluations of L-BFGS for each c; one forward and one backward pass each.
