@@ -58,8 +58,8 @@ def test_nothing_is_broken_that_the_closed_form_says_holds(name: str, norm: str)
     assert (far[broken] <= ball(norm).norm(x_adv - x)[broken] * (1 + 1e-9)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), NEAREST)
-@pytest.mark.every_pair("name", "norm")
 def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> None:
     """On a linear network the gradient points at the nearest image of another class."""
     network = Linear()
@@ -72,8 +72,8 @@ def test_a_gradient_finds_what_is_well_within_reach(name: str, norm: str) -> Non
     assert broken[far <= MIDDLE[norm]].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), GRADIENT)
-@pytest.mark.every_pair("name", "norm")
 def test_a_radius_that_holds_every_image_breaks_all(name: str, norm: str) -> None:
     attack = make(name, norm, ALL[norm], small=False)
     network = Linear()
