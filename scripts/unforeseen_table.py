@@ -19,10 +19,11 @@ from typing import Any
 from scripts.table_runs import done, replace_section, run_atbench, train
 
 METHODS = ("standard", "pgd_at", "trades")
-TRAINING = ("dataset=cifar10", "model=strided", "attack=pgd_7", "train.epochs=10", "train.selection.n=500", "threads=1")
-SELECTED = ("eval=smoke", "eval.checkpoints=[best]", "eval.examples=false")
-UNFORESEEN = ("eval=unforeseen", "eval.limit=500", "eval.checkpoints=[best]")
-RECORD = "evaluation/unforeseen-n500/best.json"
+TRAINING = ("dataset=cifar10", "model=strided", "attack=pgd_7", "train.epochs=5", "train.selection.n=500", "threads=1")
+TRAINED = ("eval=smoke", "eval.checkpoints=[last]", "eval.examples=false")
+UNFORESEEN = ("eval=unforeseen", "eval.limit=500", "eval.checkpoints=[last]")
+LAST = "evaluation/last.json"
+RECORD = "evaluation/unforeseen-n500/last.json"
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
 
 
@@ -35,9 +36,9 @@ def measure(home: Path, method: str, data_dir: Path) -> str:
     """One row's training and evaluation, as far as they are not done. Returns what to tell."""
     if done(home, RECORD):
         return "done before"
-    if done(home) is None and (told := train(home, words(method, data_dir), SELECTED)) != "done":
+    if done(home, LAST) is None and (told := train(home, words(method, data_dir), TRAINED)) != "done":
         return told
-    return run_atbench(home, ["eval", str(done(home)), *UNFORESEEN])
+    return run_atbench(home, ["eval", str(done(home, LAST)), *UNFORESEEN])
 
 
 def table(records: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -70,7 +71,7 @@ def main() -> None:
     for method in METHODS:
         home = given.runs / method
         if given.only_print:
-            print(f"atbench train runs={home} {' '.join([*words(method, given.data_dir), *SELECTED])}")
+            print(f"atbench train runs={home} {' '.join([*words(method, given.data_dir), *TRAINED])}")
             print(f"atbench eval {home}/RUN {' '.join(UNFORESEEN)}")
         elif not given.write:
             print(f"{method}: {measure(home, method, given.data_dir)}", flush=True)
