@@ -14,7 +14,7 @@ from atbench.evaluation import Plan
 from atbench.training import World
 from atbench.workflows import factory
 from atbench.workflows.eval_plan import make_plan
-from tests.support.configs import resolved
+from tests.support.configs import composed, resolved
 
 PRESETS = registry.options("eval", [registry.conf_dir()])
 
@@ -95,3 +95,8 @@ def test_a_rejection_that_cannot_be_is_refused() -> None:
     source = replace(factory.make_source(cfg), validation=0)
     with pytest.raises(ConfigError, match=r"eval\.reject: 0\.99"):
         make_plan(cfg, source, World(torch.device("cpu")), source.test())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_experiment_s_evaluation_may_be_another_preset(preset: str) -> None:
+    assert composed("experiment=cpu", f"eval={preset}").eval.about.name == preset
