@@ -32,7 +32,7 @@ MULTI_STEP = ("alp", "mart", "trades")
 REACHED = 0.6
 BEGIN = "<!-- cost, written by a script -->"
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-HEAD = ["method", "steps", "forward passes an image", "images/s", "attack share %", "PGD-20 %", "seconds"]
+HEAD = ["method", "search", "forward passes an image", "images/s", "attack share %", "PGD-20 %", "seconds"]
 HEAD += [f"seconds to {REACHED:.0%} held out"]
 
 
@@ -45,6 +45,13 @@ class Row:
     cost: dict[str, Any]
     epochs: int
     epochs_needed: int | None
+
+    @property
+    def kind(self) -> str:
+        """How many gradients the search of training takes."""
+        if self.name == "standard":
+            return "no search"
+        return "single-step" if self.cost["single_step"] else "multi-step"
 
     @property
     def robust(self) -> float:
@@ -63,7 +70,7 @@ class Row:
         needed = self.epochs_needed
         return [
             f"`{self.name}`",
-            "single" if self.cost["single_step"] else "multi",
+            self.kind,
             f"{self.passes:.0f}",
             f"{self.cost['images_per_second']:.0f}",
             f"{100 * self.cost['attack_share']:.0f}",
@@ -98,8 +105,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def _panel(axis: Axes, rows: Sequence[Row], costs: Sequence[float], label: str) -> None:
     pairs = list(zip(costs, rows, strict=True))
-    for number, (kind, marker) in enumerate((("multi-step", "s"), ("single-step", "o"))):
-        shown = [(x, row.robust) for x, row in pairs if row.cost["single_step"] == bool(number)]
+    for number, (kind, marker) in enumerate((("multi-step", "s"), ("single-step", "o"), ("no search", "^"))):
+        shown = [(x, row.robust) for x, row in pairs if row.kind == kind]
         axis.scatter([x for x, _ in shown], [y for _, y in shown], s=22, marker=marker, color=shade(number), label=kind)
     axis.set_xscale("log")
     axis.set(xlabel=label, ylabel="accuracy under PGD-20, %")
