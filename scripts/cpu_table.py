@@ -43,6 +43,8 @@ AUTO = (
 )
 LAST, BEST, AUTO_LAST = "evaluation/last.json", "evaluation/best.json", "evaluation/auto-n500/last.json"
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "cpu.md"
+#: The section of methods whose PGD-20 accuracy AutoAttack lowers by GAP or more, and where it stands.
+GAP, GAPS, GAPS_DOCUMENT = 0.1, "<!-- gaps, written by a script -->", DOCUMENT.with_name("methods.md")
 
 
 def overrides(name: str) -> list[str]:
@@ -88,6 +90,23 @@ def section(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([table, "", "Changed for a method:", "", *changed])
 
 
+def gaps(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
+    """What each part of AutoAttack leaves of a PGD-20 accuracy, on the same images, where it takes GAP or more."""
+    lines = []
+    for row in methods:
+        if not (run := done(home / row["name"], AUTO_LAST)):
+            continue
+        record = json.loads((run / AUTO_LAST).read_text())
+        pgd, parts = record["steps"][-1]["accuracy"], record["attacks"]
+        lost = pgd - record["robust"]["accuracy"]
+        if round(lost, 6) >= GAP:
+            left = (f"{100 * part['after']['accuracy']:.1f}" for part in parts[:-1])
+            cells = [f"`{row['name']}`", row["family"], f"{100 * pgd:.1f}", *left, percent(record["robust"])]
+            lines.append((lost, [*cells, f"{100 * lost:.1f}"]))
+    head = ["method", "family", "PGD-20 %", "APGD-CE", "APGD-T", "FAB-T", "Square: AutoAttack %", "points lost"]
+    return markdown_table(head, (cells for _, cells in sorted(lines, key=lambda line: -line[0])))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/cpu"), help="where the runs lie")
@@ -106,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for told in pool.map(lambda name: measure(args.runs / name, name, args.data_dir), wanted):
                 print(told, flush=True)
     replace_section(DOCUMENT, section(args.runs, methods))
+    replace_section(GAPS_DOCUMENT, gaps(args.runs, methods), GAPS)
 
 
 if __name__ == "__main__":

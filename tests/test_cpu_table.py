@@ -42,18 +42,21 @@ class Program:
             (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
             (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in METRICS))
         else:
-            put(run / "evaluation" / "auto-n500" / "last.json", 404, 500)
+            put(run / "evaluation" / "auto-n500" / "last.json", 404, 500, 50 if run.parent.name == "free_at" else 20)
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
-def put(path: Path, right: int, n: int) -> None:
-    """A record: `right` under PGD-20, the others by hand."""
+def put(path: Path, right: int, n: int, lost: int = 20) -> None:
+    """A record: `right` under PGD-20, `lost` of them under AutoAttack, the others by hand."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "clean": accuracy_figures(n, n),
         "steps": [{"k": 1, **accuracy_figures(n - 1, n)}, {"k": 20, **accuracy_figures(right, n)}],
-        "attacks": [{"name": "fgsm", "alone": accuracy_figures(n // 2, n)}],
-        "robust": accuracy_figures(right - 20, n),
+        "attacks": [
+            {"name": "fgsm", "alone": accuracy_figures(n // 2, n), "after": accuracy_figures(right - 10, n)},
+            {"name": "square", "after": accuracy_figures(right - lost, n)},
+        ],
+        "robust": accuracy_figures(right - lost, n),
         "threat": {"norm": "linf"},
     }
     path.write_text(json.dumps(record))
@@ -68,6 +71,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(table_runs.subprocess, "run", program)
     for script in (cpu_table, collapse_table):
         monkeypatch.setattr(script, "DOCUMENT", document)
+    (tmp_path / "methods.md").write_text(f"{cpu_table.GAPS}\nold\n{table_runs.END}\n")
+    monkeypatch.setattr(cpu_table, "GAPS_DOCUMENT", tmp_path / "methods.md")
     return program
 
 
@@ -94,6 +99,12 @@ def test_selected_rows_are_trained_attacked_and_written(tmp_path: Path, program:
         "the other section is kept"
     )
     assert "`free_at` with `train.optimizer.lr=0.05`: at rate" in text
+
+
+def test_what_autoattack_takes_from_pgd_is_listed_from_ten_points_on(tmp_path: Path, program: Program) -> None:
+    run(tmp_path, "--methods", "pgd_at,free_at")
+    rows = [line for line in (tmp_path / "methods.md").read_text().splitlines() if line.startswith("| `")]
+    assert rows == ["| `free_at` | efficient | 80.8 | 78.8 | 70.8 [66.7, 74.6] | 10.0 |"]
 
 
 def test_what_is_done_is_left_and_what_was_stopped_goes_on(tmp_path: Path, program: Program) -> None:
