@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -23,6 +22,7 @@ from atbench.runs.signals import flag_signals
 from atbench.training import Trainer, World, threads
 from atbench.training.cost import Count
 from atbench.workflows import factory
+from atbench.workflows.environment import processor_name
 from atbench.workflows.train import Run
 
 #: Held-out measurements, which cost as well, are next to nothing.
@@ -73,15 +73,8 @@ def speed(words: Sequence[str]) -> dict[str, Any]:
         "images_per_second": trainer.data.steps * trainer.data.batch_size / seconds,
         "attack_share": trainer.train_step.attack_seconds / trainer.seconds,
         "single_step": trainer.method.single_step(),
-        "processor": _processor(),
+        "processor": processor_name(),
     }
-
-
-def _processor() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

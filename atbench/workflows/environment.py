@@ -35,7 +35,7 @@ def environment_record(cfg: DictConfig, source: Source, about: dict[str, Any]) -
         "packages": {name: number for name in PACKAGES if (number := _version(name))},
         "platform": platform.platform(),
         "device": about["device"],
-        "device_name": torch.cuda.get_device_name() if about["device"].startswith("cuda") else platform.processor(),
+        "device_name": torch.cuda.get_device_name() if about["device"].startswith("cuda") else processor_name(),
         "processes": about["world"],
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,
@@ -134,11 +134,24 @@ def _version(package: str) -> str | None:
         return None
 
 
+def processor_name() -> str:
+    """The CPU's name, or that of its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _commit() -> str | None:
-    """`git describe` of the checkout that the program runs from; None outside a checkout."""
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
+    """The commit of the checkout that the program runs from, with `-dirty` where atbench/ or conf/ differ from it; None
+    outside a checkout.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    return answer.stdout.strip() or None
+    commit = _git(checkout, "describe", "--always", "--abbrev=12").stdout.strip()
+    changed = commit and _git(checkout, "diff", "--quiet", "HEAD", "--", "atbench", "conf").returncode
+    return f"{commit}-dirty" if changed else commit or None
+
+
+def _git(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True)
