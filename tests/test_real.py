@@ -52,6 +52,7 @@ def test_a_few_steps_of_pgd_at_on_cifar10(data_dir: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_an_untrained_network_is_at_chance_on_the_real_test_split(data_dir: Path) -> None:
     words = ["dataset=cifar10", f"data_dir={data_dir}", "model=cnn", "method=standard"]
     cfg = resolved(*words)

@@ -36,6 +36,7 @@ def rate(cfg: DictConfig, epoch: int) -> float:
     return float(optimizer(cfg).param_groups[0]["lr"] * schedule(epoch / cfg.train.epochs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["digits", "cifar10", "mnist"])
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.every_pair("recipe", "dataset")

@@ -114,6 +114,7 @@ def test_a_norm_that_an_attack_is_not_defined_for_is_refused(name: str) -> None:
             make(name, norm, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), CASES)
 @pytest.mark.every_pair("name", "norm")
 def test_a_larger_ball_breaks_no_fewer(name: str, norm: str) -> None:

@@ -14,6 +14,7 @@ NAMES = registry.options("model", [registry.conf_dir()])
 FROM_DATASET = {"shape", "classes", "mean", "std"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_constructor_argument_is_a_key_that_can_be_set_without_plus(name: str) -> None:
     node = option(name)

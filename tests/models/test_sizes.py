@@ -118,6 +118,7 @@ def network_of(name: str, shape: Shape, /, **changes: Any) -> Network:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape", "changes", "published"), PARAMETERS)
 def test_parameters(name: str, shape: Shape, changes: dict[str, Any], published: int) -> None:
     assert count(network_of(name, shape, **changes)) == published

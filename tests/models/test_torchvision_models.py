@@ -35,6 +35,7 @@ def stirred(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SIDES))
 def test_the_same_function_with_published_weights(name: str) -> None:
     """Auxiliary classifiers are dropped, everything else is used."""

@@ -194,6 +194,7 @@ def test_a_radius_of_nothing_is_reported(make_run: MakeRun) -> None:
     assert "PGD-50" in (folder / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_collapse_is_named_with_both_accuracies_and_drawn(make_run, drawn: None) -> None:
     run = make_run()
     rows = [

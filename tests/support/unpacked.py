@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from atbench.training import checkpoint
 
 def saved(**parts: Any) -> dict[str, Any]:
     """The configuration of a run, with these parts of it another's."""
-    config = values.recorded(values.resolve(compose("train", ["method=standard"])))
+    config = deepcopy(_standard())
     for key, node in parts.items():
         *groups, name = key.split("__")
         inner = config
@@ -22,6 +24,11 @@ def saved(**parts: Any) -> dict[str, Any]:
             inner = inner[group]
         inner[name] = node
     return config
+
+
+@cache
+def _standard() -> dict[str, Any]:
+    return values.recorded(values.resolve(compose("train", ["method=standard"])))
 
 
 def put(run: Path, **parts: Any) -> None:
