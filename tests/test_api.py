@@ -76,6 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 # The numbers of the command line.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "settings"),
     [

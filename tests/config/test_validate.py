@@ -101,6 +101,7 @@ class TestDoubts:
             (["method=llr", "attack.eps=0.03"], None),
         ],
     )  # fmt: skip
+    @pytest.mark.slow
     def test_steps_that_do_not_fit_the_ball(self, words: list[str], said: str | None) -> None:
         found = doubts(*words)
         assert len(found) == (said is not None), found

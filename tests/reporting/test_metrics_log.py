@@ -253,6 +253,7 @@ def test_a_server_that_never_answers_costs_seconds(tmp_path: Path, monkeypatch, 
     assert "cannot be reached" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_offline_really_writes_and_resumes_the_same_run(tmp_path: Path, make_run) -> None:
     """The real wandb, in a process of its own with no terminal and no login: no prompt, no draw from a seeded
     generator, and a variable that is empty counts as none."""

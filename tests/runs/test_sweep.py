@@ -62,6 +62,7 @@ def test_a_sweep_says_its_words_again(stub: Stub, here: Path, capsys: pytest.Cap
     assert "empty — is not the folder of a sweep" in err and "multirun.yaml — is damaged" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["model._target_=atbench.models.CNN", "name=${oc.env:HOME}"])
 def test_what_only_the_user_may_say_is_not_taken_from_the_record(
     word: str, stub: Stub, here: Path, capsys: pytest.CaptureFixture[str]
@@ -72,6 +73,7 @@ def test_what_only_the_user_may_say_is_not_taken_from_the_record(
     assert main(["train", "-m", "resume=mine", word]) == 0 and len(stub.configs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["resume", pytest.param("same words", marks=pytest.mark.slow)])
 def test_a_sweep_goes_on(again: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One job is done, one was interrupted, one was never begun."""

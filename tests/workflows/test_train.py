@@ -110,6 +110,7 @@ def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest
     assert train("method=standard", "name=again") == 1
 
 
+@pytest.mark.slow
 def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) -> None:
     assert train("method=trades", "name=whole") == 0
     whole = only(folder)
