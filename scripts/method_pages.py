@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def page(name: str) -> str:
         f'<p class="formula">{html.escape(about["formula"])}</p>',
         _facts(name, about, node["_target_"], prose),
         "## The method",
+        *_lead(text),
         *prose,
         *(part for other in _mentioned(cls) for part in (f"### {other.__name__}", *docstring(other)[0])),
         "## Options",
@@ -64,6 +66,13 @@ def page(name: str) -> str:
         f"```yaml\n{text.strip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _lead(text: str) -> list[str]:
+    """What a YAML says of its method above all settings: where settings make the method, the class does not."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines()[1:])
+    said = " ".join(line.lstrip("# ") for line in lines)
+    return [_escape(said)] if said else []
 
 
 def method_node(name: str) -> dict[str, Any]:

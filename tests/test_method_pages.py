@@ -57,3 +57,11 @@ def test_prose_keeps_its_signs_and_its_breaks() -> None:
     assert first == r"x\* &lt; y\_i \[0, 1\], `a_b`." and not arguments
     assert second.splitlines()[0] == "With these,  " and second.count("  \n") == 4
     assert second.endswith("**Cost**: 3 forward passes.")
+
+
+def test_what_a_yaml_says_above_its_settings_is_part_of_the_method() -> None:
+    assert (
+        "base=pgd\\_at, trades, alp, free\\_at or fast\\_at is what it trains with"
+        in method_pages.page("he").split("## Options")[0]
+    )
+    assert method_pages._lead("# @package _global_\nmethod: {}\n# a\n") == []
