@@ -16,5 +16,6 @@ from atbench.attacks.losses import (
     likelihood,
     margin,
     soft_margin,
+    wrong_classes,
 )
 from atbench.attacks.norms.lp_ball import BALLS, L1, L2, Ball, ball

@@ -114,6 +114,11 @@ def _highest(logits: Tensor, count: int) -> Tensor:
     return logits.topk(count, dim=1).values
 
 
+def wrong_classes(y: Tensor, classes: int, u: Tensor) -> Tensor:
+    """(B,): for each label one of the other classes, each as likely for u ~ U(-1, 1), (B,)."""
+    return (y + 1 + ((u + 1) / 2 * (classes - 1)).long().clamp_max(classes - 2)) % classes
+
+
 def likelihood(logits: Tensor, t: Tensor) -> Tensor:
     """log softmax(z)_t per example, for an attack towards the class t."""
     return -F.cross_entropy(logits, t, reduction="none")

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atbench.attacks.unforeseen.distortion import Distortion, search, wrong_classes
+from atbench.attacks import wrong_classes
+from atbench.attacks.unforeseen.distortion import Distortion, search
 from atbench.attacks.unforeseen.kinds import DISTORTIONS
 from atbench.data import Images
 from atbench.errors import ConfigError, hint
@@ -139,7 +140,8 @@ def _attack_batch(
     # For networks that draw numbers of their own.
     torch.manual_seed(derive_seed(plan.seed, "unforeseen", name, f"{eps:g}", int(rows[0])))
     with eval_model.ready():
-        z = search(distortion, eval_model, wrong_classes(y, classes, distortion.rng.at("class")), plan.steps).float()
+        targets = wrong_classes(y, classes, distortion.rng.at("class").uniform(y.float()))
+        z = search(distortion, eval_model, targets, plan.steps).float()
     return {"z": z, "broken": judge(eval_model, images, plan, name, eps, rows, z)}
 
 

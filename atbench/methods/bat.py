@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood
+from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood, wrong_classes
 from atbench.config.ranges import Positive
 from atbench.data import Batch
 from atbench.errors import ConfigError, refuse_unknown
@@ -76,9 +76,8 @@ class Bat(Method):
     def targets(self, logits: Tensor, y: Tensor) -> Tensor:
         """t (B,), never y, from the clean images' logits (B, K)."""
         if self.target == "random":
-            classes = logits.shape[1]
-            unit = (self.rng("target").uniform(torch.empty(len(y), dtype=torch.float64, device=y.device)) + 1) / 2
-            return (y + 1 + (unit * (classes - 1)).long().clamp_max(classes - 2)) % classes
+            u = self.rng("target").uniform(torch.empty(len(y), dtype=torch.float64, device=y.device))
+            return wrong_classes(y, logits.shape[1], u)
         most_confusing = logits.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
         if self.target == "most_confusing":
             return most_confusing

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entropy, likelihood
+from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entropy, likelihood, wrong_classes
 from atbench.config.ranges import Positive, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
@@ -93,9 +93,8 @@ class KurakinMixedBatch(Method):
             return SelfLabelled(self.model, likelihood, lambda logits: logits.argmin(dim=1))
         if self.target == "label":
             return Objective(self.model, cross_entropy, y)
-        u = (self.rng("target").uniform(batch.x[:, 0, 0, 0])[rows] + 1) / 2
-        other = (1 + (u * (self.classes - 1)).long().clamp_max(self.classes - 2) + y) % self.classes
-        return Objective(self.model, likelihood, other)
+        u = self.rng("target").uniform(batch.x[:, 0, 0, 0])[rows]
+        return Objective(self.model, likelihood, wrong_classes(y, self.classes, u))
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)

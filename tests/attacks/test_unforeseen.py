@@ -8,8 +8,8 @@ from math import sqrt
 import pytest
 import torch
 
-from atbench.attacks.losses import likelihood
-from atbench.attacks.unforeseen.distortion import search, wrong_classes
+from atbench.attacks.losses import likelihood, wrong_classes
+from atbench.attacks.unforeseen.distortion import search
 from atbench.attacks.unforeseen.kinds import DISTORTIONS
 from atbench.attacks.unforeseen.pixels import vertex
 from atbench.runs.seeding import ExampleDraws
@@ -71,11 +71,11 @@ def test_an_example_does_not_depend_on_its_batch(name: str) -> None:
 
 def test_wrong_classes_are_wrong_and_all_of_them_come() -> None:
     y = torch.arange(3000) % 3
-    drawn = wrong_classes(y, 3, ExampleDraws(0, index=torch.arange(len(y))))
+    drawn = wrong_classes(y, 3, ExampleDraws(0, index=torch.arange(len(y))).uniform(y.float()))
     assert not bool((drawn == y).any()) and int(drawn.min()) == 0 and int(drawn.max()) == 2
     share = ((drawn - y) % 3 == 1).double().mean()
     assert abs(float(share) - 0.5) < 0.03
-    assert wrong_classes(torch.tensor([0, 1]), 2, ExampleDraws(0, index=torch.arange(2))).tolist() == [1, 0]
+    assert wrong_classes(torch.tensor([0, 1]), 2, torch.tensor([-1.0, 1.0])).tolist() == [1, 0]
 
 
 def test_frank_wolfes_vertex_is_the_best_point_of_ball_and_box() -> None:

@@ -77,12 +77,6 @@ def search(distortion: Distortion, target: Target, classes: Tensor, steps: int) 
     return z.detach()
 
 
-def wrong_classes(y: Tensor, count: int, rng: ExampleDraws) -> Tensor:
-    """(B,): for each label one of the other `count` − 1 classes, each as likely."""
-    u = (rng.uniform(y.float()) + 1) / 2
-    return (y + 1 + (u * (count - 1)).long().clamp(max=count - 2)) % count
-
-
 def uniform01(like: Tensor, rng: ExampleDraws) -> Tensor:
     """U(0, 1), shaped like `like`."""
     return (rng.uniform(like) + 1) / 2
