@@ -7,6 +7,7 @@
 PY ?= python3
 VENV ?= .venv
 ARGS ?=
+TIER ?= smoke
 MINUTES ?= 25
 
 ifeq ($(strip $(VENV)),)
@@ -27,7 +28,7 @@ INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint co
 .PHONY: help train mnist methods cpu-table collapse-table test test-slow test-faults lint docs gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="seed=1 ..." to change it)
 	$(PYTHON) -m atbench train method=trades $(ARGS)
@@ -43,6 +44,9 @@ cpu-table: $(READY) ## train every method on MNIST at 14x14 and write the first 
 
 collapse-table: $(READY) ## train methods where FGSM training collapses, write the second table of docs/cpu.md
 	$(PYTHON) -m scripts.collapse_table $(ARGS)
+
+repro-%: $(READY) ## repro-table1, repro-fastat, repro-ladder or repro-METHOD, TIER=smoke|short|paper (docs/reproduction.md)
+	$(PYTHON) -m scripts.repro $* --tier $(TIER) $(ARGS)
 
 test: $(READY_DEV) ## run the quick tests: of methods, the changed ones and a sample of the day's (ARGS=--all-methods: all)
 	$(PYTHON) -m pytest -n 2 --dist worksteal $(ARGS)

@@ -13,25 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from atbench.config.registry import conf_dir, entries
+from atbench.config.tree import walk
 from scripts.table_runs import done, markdown_table, percent, replace_section, run_atbench, train
 
-#: What a method needs besides `experiment=cpu`, and why.
-CHANGED: Mapping[str, tuple[Sequence[str], str]] = {
-    **dict.fromkeys(
-        ("adt_exp_am", "adt_imp_am"),
-        (["method.generator_width=16"], "the generator of 8 channels a pixel of side takes 40 minutes"),
-    ),
-    "free_at": (
-        ["train.optimizer.lr=0.05"],
-        "at rate 0.2 it ended as a constant network; it makes eight updates a batch",
-    ),
-}
 PGD = ("eval.limit=5000", "eval.examples=false")
 AUTO = (
     "eval=auto",
@@ -49,7 +42,17 @@ GAP, GAPS, GAPS_DOCUMENT = 0.1, "<!-- gaps, written by a script -->", DOCUMENT.w
 
 def overrides(name: str) -> list[str]:
     """The words of a row's training."""
-    return ["experiment=cpu", f"method={name}", *CHANGED.get(name, ([], ""))[0]]
+    return ["experiment=cpu", f"method={name}"]
+
+
+def changed(name: str) -> list[str]:
+    """What `conf/tuned` sets for a method on these images, and why: one line, or none."""
+    file = conf_dir() / "tuned" / f"mnist14_{name}.yaml"
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    words = [f"{key}={value}" for key, value in walk(yaml.safe_load(text)) if not isinstance(value, Mapping)]
+    return [f"- `{name}` with `{' '.join(words)}`: {'; '.join(re.findall(r' # (.+)', text))}."]
 
 
 def measure(home: Path, name: str, data_dir: Path) -> str:
@@ -86,8 +89,8 @@ def section(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
     """The rows whose runs are done, and what was changed for one."""
     found = [(row, run) for row in methods if (run := done(home / row["name"], AUTO_LAST))]
     table = markdown_table(HEAD, ([f"`{row['name']}`", row["family"], *cells(run)] for row, run in found))
-    changed = [f"- `{name}` with `{' '.join(words)}`: {why}." for name, (words, why) in CHANGED.items()]
-    return "\n".join([table, "", "Changed for a method:", "", *changed])
+    lines = [line for row, _ in found for line in changed(row["name"])]
+    return "\n".join([table, "", "Changed for a method:", "", *lines])
 
 
 def gaps(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:

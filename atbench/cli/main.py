@@ -38,6 +38,7 @@ atbench: adversarial training, one formula at a time
   atbench eval RUN [key=value ...]      attack a trained model  atbench eval runs/NAME eval.restarts=5
   atbench eval model=NAME checkpoint=FILE dataset=NAME          attack anybody's network; or model._target_=mine.Net
   atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
+  atbench report table1                 the survey's table, remade    atbench report table1 results=results
   atbench export RUN                    weights, card, entry    atbench export runs/NAME --out mine
   atbench list [KIND]                   what to choose from     atbench list methods --survey
   atbench doctor                        what this machine has and lacks

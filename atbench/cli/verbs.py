@@ -20,6 +20,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def report(words: list[str]) -> int:
+    if words[:1] == ["table1"]:  # a run folder of this name is ./table1
+        return _report_table1(words[1:])
     parser = _Parser("atbench report", description="Write the report of a run, or compare several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
@@ -28,6 +30,23 @@ def report(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
     given = parser.parse_intermixed_args(words)
     return int(importlib.import_module("atbench.reporting.report").report_runs(given.runs, given.out, given.json))
+
+
+def _report_table1(words: list[str]) -> int:
+    description = "The survey's Table 1 as printed, what is known of each cell, and our results, as Markdown."
+    parser = _Parser("atbench report table1", description=description)
+    parser.add_argument("settings", nargs="*", metavar="results=DIR", help="the results (default: results); tier=NAME")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write table1.md and table1.json there")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of Markdown")
+    given = parser.parse_intermixed_args(words)
+    settings = {"results": "results", "tier": None}
+    for word in given.settings:
+        key, _, value = word.partition("=")
+        if key not in settings or not value:
+            raise ConfigError("report table1", word, "there is no such setting", "use results=DIR or tier=NAME")
+        settings[key] = value
+    table1 = importlib.import_module("atbench.reporting.table1")
+    return int(table1.report_table1(Path(str(settings["results"])), settings["tier"], given.out, given.json))
 
 
 def export(words: list[str]) -> int:

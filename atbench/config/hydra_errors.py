@@ -13,6 +13,7 @@ Choices = Callable[[str], Sequence[str]]  # a config group ("" for the primary c
 
 _AMBIGUOUS = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*?)'")
 _NO_GROUP = re.compile(r"Could not override '([^']+)'")
+_NO_PAPER = re.compile(r"You must specify 'experiment@_global_'")  # conf/experiment/none.yaml
 _NO_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 
 
@@ -106,10 +107,14 @@ def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigEr
     if match := _NO_GROUP.search(text) or _NO_KEY.search(text):
         key, why, groups = match[1], "the configuration has no such group or key", choices("/")
         if key in groups:
-            why, fix = "nothing that was chosen takes this group", "leave it out, or choose what does (base: method=he)"
+            why = "nothing that was chosen takes this group"
+            fix = "leave it out, or choose what does (base: method=he; tier: experiment=table1/ROW, or no experiment)"
         else:
             fix = hint(key, groups)
         return ConfigError(key, _value_of(key, typed), why, fix)
+    if _NO_PAPER.search(text):
+        fix = "name it, experiment=table1/ROW, or leave out the tier: experiment=paper/METHOD"
+        return ConfigError("tier", "paper", "it is the setting that a row of table 1 names", fix)
     return ConfigError("command line", " ".join(typed), _first_line(error), f"see `{_program(typed)} --help`")
 
 

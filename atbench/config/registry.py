@@ -65,17 +65,22 @@ def about(file: Path, group: str) -> dict[str, Any]:
     """The `about:` node of one option; {} if there is none. Where the file is global, it lies under the group's name,
     and under the option's own in there where a run may have several options of the group.
     """
-    try:
-        with file.open(encoding="utf-8") as stream:
-            tree = yaml.load(stream, Loader=_LOADER)
-    except yaml.YAMLError as error:
-        raise ConfigError(str(file), "YAML", str(error).splitlines()[0], "correct the file") from error
+    tree = read_option(file)
     inner = tree.get(group) if isinstance(tree, dict) else None
     own = inner.get(file.stem) if isinstance(inner, dict) else None
     for node in (tree, inner, own):
         if isinstance(node, dict) and isinstance(node.get("about"), dict):
             return {key: node["about"][key] for key in FIELDS if key in node["about"]}
     return {}
+
+
+def read_option(file: Path) -> Any:
+    """The content of one option's file. Raises ConfigError where it is no YAML."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return yaml.load(stream, Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise ConfigError(str(file), "YAML", str(error).splitlines()[0], "correct the file") from error
 
 
 def show(kind: str | None, folders: Sequence[Path], as_json: bool, survey: bool) -> int:

@@ -145,6 +145,49 @@ class EvalSection:
 
 
 @dataclass
+class Peer:
+    """A figure of others for a survey's row, in percent: under which `attack`, and `of` which network, by whom.
+
+    `tier`: the one that has its setting, in which ours must lie near it; null for none. `std`: in points, where it is
+    known.
+    """
+
+    accuracy: float = MISSING
+    attack: str = MISSING
+    of: str = MISSING
+    tier: Optional[str] = None
+    std: Optional[float] = None
+
+
+@dataclass
+class Survey:
+    """A row of the survey's Table 1 (Bai et al. 2021) as printed, `accuracy` in percent, and what it is about.
+
+    `verdict`: OK, or what is wrong with the cell: MODEL, EPS, TRAIN_EPS (the radius of training), DATASET, ATTACK,
+    NUMBER, BB (black-box), TGT (targeted). `corrected`: what the paper or its code really ran. `peer`: null for none.
+    """
+
+    row: int = MISSING
+    model: str = MISSING
+    attack: str = MISSING
+    eps: Any = MISSING
+    dataset: str = MISSING
+    accuracy: float = MISSING
+    verdict: str = MISSING
+    corrected: str = MISSING
+    peer: Optional[Peer] = None
+
+
+@dataclass
+class Experiment:
+    """What an experiment says of itself. `epochs`: a tier's epochs of methods that cost more or less than most."""
+
+    about: Any = None
+    survey: Optional[Survey] = None
+    epochs: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
 class TrainConfig:
     """All that `atbench train` reads; the groups are nodes of their own files."""
 
@@ -166,7 +209,7 @@ class TrainConfig:
     guard: GuardSection = field(default_factory=GuardSection)
     eval: EvalSection = field(default_factory=EvalSection)
     logger: Any = MISSING
-    experiment: Any = None
+    experiment: Optional[Experiment] = None
 
 
 @dataclass

@@ -1,0 +1,135 @@
+"""What `scripts/repro.py` can run, by tier: the survey's Table 1, any other method, FastAT's table, the ladder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atbench.config.registry import conf_dir, options, read_option
+from atbench.errors import ConfigError, hint, refuse_unknown
+from atbench.reporting.reproduction import TIERS
+from atbench.reporting.table1 import survey_rows
+
+FASTAT = Path(__file__).with_name("fastat.yaml")
+#: Tables of their own, in folders of their own below `results/<tier>/`.
+TABLES = ("table1", "fastat", "ladder")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How a tier judges.
+
+    images, autoattack_images: how many of the test split PGD and AutoAttack run on, None for all. autoattack_seeds: how
+    many of the seeds AutoAttack runs on, None for all. most_steps: of PGD, whatever the paper has.
+    """
+
+    seeds: tuple[int, ...]
+    checkpoint: str
+    images: int | None = None
+    autoattack_images: int | None = None
+    autoattack_seeds: int | None = None
+    most_steps: int | None = None
+
+
+#: `smoke` shows the last checkpoint, as docs/cpu.md does: overfitting is not selected away.
+HOW: Mapping[str, Tier] = {
+    "smoke": Tier((0, 1), "last", images=5000, autoattack_images=500, autoattack_seeds=1, most_steps=20),
+    "short": Tier((0,), "best", most_steps=100),
+    "paper": Tier((0,), "best"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    words: of its training, without seed and paths. steps: of its paper's PGD. checkpoint: the one that is judged, None
+    for the tier's. training: rows with the same name share the run. table: the folder of its JSON, "" for none.
+    """
+
+    key: str
+    words: tuple[str, ...]
+    steps: int = 20
+    checkpoint: str | None = None
+    training: str = ""
+    table: str = ""
+    peer: Mapping[str, Any] | None = None
+
+    @property
+    def home(self) -> Path:
+        """Where its runs lie, below those of the tier."""
+        return Path(self.table) / (self.training or self.key)
+
+
+def rows_of(what: str, tier: str) -> list[Row]:
+    """The rows of a table, or the one of a key of Table 1 or of a method. Raises ConfigError where there is none."""
+    refuse_unknown("tier", tier, TIERS, "tier")
+    survey = table1(tier)
+    methods = options("method", [conf_dir()])
+    if what in TABLES:
+        return {"table1": list(survey.values()), "fastat": fastat(tier), "ladder": ladder(tier)}[what]
+    if what in survey:
+        return [survey[what]]
+    if what in methods:
+        return [Row(what, _method_words(what, tier))]
+    raise ConfigError("repro", what, "there is no such table, row or method", hint(what, {*TABLES, *survey, *methods}))
+
+
+def table1(tier: str) -> dict[str, Row]:
+    """The survey's Table 1, by key. PGD has the steps of the survey's cell, 20 where that is another attack."""
+    rows = {}
+    for row in survey_rows():
+        pgd = re.fullmatch(r"PGD(\d+)", str(row.survey["attack"]))
+        steps = int(pgd[1]) if pgd else 20
+        rows[row.key] = Row(row.key, (f"experiment=table1/{row.key}", f"tier={tier}"), steps)
+    return rows
+
+
+def fastat(tier: str) -> list[Row]:
+    """The FastAT Benchmark's table: its own setting in `paper`, else its methods in the tier's."""
+    rows = []
+    for key, given in read_option(FASTAT).items():
+        words = tuple(given["words"])
+        averaged = given.get("averaged", True)
+        if tier == "paper":
+            recipe = "rn18_c10_default" if averaged else "fastat"
+            setting = ("dataset=cifar10", "model=resnet18", f"recipe={recipe}")
+            words = (*setting, "dataset.source.mean=[0,0,0]", "dataset.source.std=[1,1,1]", *words)
+        else:
+            words = (f"tier={tier}", *words, *(["plus=[ema]"] if averaged else []))
+        mean, std = given["autoattack"]
+        peer = {"accuracy": mean, "std": std, "attack": "AutoAttack", "of": "FastAT Benchmark", "tier": "paper"}
+        rows.append(Row(key, words, 50, given.get("checkpoint", "best"), table="fastat", peer=peer))
+    return rows
+
+
+def ladder(tier: str) -> list[Row]:
+    """Recipe against method: PGD-AT and TRADES, each with one thing added to the recipe or taken from it."""
+    rungs = {
+        "none": (),
+        "ema": ("plus=[ema]",),
+        "awp": ("plus=[awp]",),
+        "label_smoothing": ("train.label_smoothing=0.1",),
+    }
+    rows = []
+    for method in ("pgd_at", "trades"):
+        own = (f"experiment=table1/{method}", f"tier={tier}", "train.label_smoothing=0")
+        names = {name: f"{method}-{name}" for name in (*rungs, "no_selection")}
+        rows += [
+            Row(names[name], (*own, *words), checkpoint="best", table="ladder", training=names[name])
+            for name, words in rungs.items()
+        ]
+        rows.append(Row(names["no_selection"], own, checkpoint="last", table="ladder", training=names["none"]))
+    return rows
+
+
+def _method_words(method: str, tier: str) -> tuple[str, ...]:
+    """The training of a method without a row. Raises ConfigError in `paper` where its authors' setting is not known."""
+    if tier != "paper":
+        return (f"tier={tier}", f"method={method}")
+    if (name := f"paper/{method}") not in options("experiment", [conf_dir()]):
+        raise ConfigError("tier", tier, f"there is no experiment={name}", "use tier smoke or short")
+    return (f"experiment={name}",)

@@ -1,0 +1,251 @@
+"""`scripts/repro.py` on a program that writes records instead of training."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from atbench.config.registry import conf_dir, options
+from atbench.errors import ConfigError
+from atbench.interval import accuracy_figures
+from atbench.reporting.reproduction import read_result
+from scripts import repro, repro_results, repro_rows, table_runs
+from tests.support.outcomes import STANDARD, Made, N, write
+
+ENVIRONMENT = {"atbench": "0.1.0", "git": "abc1234", "torch": "2.15.0", "python": "3.12.1", "data_sha256": "d" * 64}
+ENVIRONMENT |= {"device": "cpu", "device_name": "A CPU", "threads": 1}
+CONFIG = {
+    "method": {"about": {"name": "trades"}}, "model": {"about": {"name": "strided"}}, "train": {"epochs": 12},
+    "dataset": {"about": {"name": "mnist14"}, "train": {"epochs": 15}},
+}  # fmt: skip
+
+
+class Program:
+    """Stands in for `atbench`: notes its words and leaves the files of a run. fails: how often a word's commands fail;
+    cut: whether a failed training leaves a checkpoint. act: called at each command."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.fails: Counter[str] = Counter()
+        self.cut, self.act = False, lambda: None
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        words = command[3:]
+        self.calls.append(words)
+        self.act()
+        key, _, path = words[1].rpartition("=")
+        run = Path(path) / "run" if key == "runs" else Path(path)
+        for word in [word for word in (words[0], *words) if self.fails[word] > 0][:1]:
+            self.fails[word] -= 1
+            if self.cut:
+                (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+                (run / "checkpoints" / "last.pt").touch()
+            return subprocess.CompletedProcess(command, 5, "", "the disk is full")
+        if words[0] == "train":
+            for name, robust in (("best", 0.7), ("last", 0.6)):
+                write(run / "evaluation", name, 2, Made(robust, steps=(1, 20)))
+            (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+            (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
+            (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
+        else:
+            name = next(word for word in words if word.startswith("eval.checkpoints="))[18:-1]
+            made = Made(0.6, steps=(20,), attacks=STANDARD, sequential=True)
+            write(run / "evaluation" / "autoattack", name, 2, made)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def verbs(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+def a_run(folder: Path, **config: Any) -> Path:
+    """What is read of a run before it is attacked."""
+    (folder / "status.json").write_text("{}")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **config}))
+    return folder
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    program = Program()
+    monkeypatch.setattr(table_runs.subprocess, "run", program)
+    monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
+    return program
+
+
+def make(folder: Path, what: str, *words: str) -> int:
+    paths = ["--runs", str(folder / "runs"), "--results", str(folder / "results"), "--data-dir", "images"]
+    return repro.main([what, *paths, "--jobs", "2", *words])
+
+
+def test_a_row_is_trained_attacked_and_written_whole(tmp_path: Path, program: Program) -> None:
+    assert make(tmp_path, "trades") == 0
+    (first, autoattack, second) = program.calls
+    common = {"train", "experiment=table1/trades", "tier=smoke", "data_dir=images", "eval.limit=5000"}
+    assert common | {"seed=0"} < {*first} and common | {"seed=1"} < {*second}
+    assert {"eval", "eval=auto", "eval.limit=500", "eval.checkpoints=[last]"} < {*autoattack}
+    row = json.loads((tmp_path / "results" / "smoke" / "trades.json").read_text())
+    seeds = row.pop("seeds")
+    assert len(row.pop("hashes")["config"]) == 64 and str(tmp_path) not in json.dumps(row) + json.dumps(seeds)
+    assert row["command"][0].startswith("atbench train -m experiment=table1/trades tier=smoke seed=0,1 ")
+    assert row["command"][1].startswith("atbench eval RUN eval=auto ") and "images" not in str(row["command"])
+    del row["command"]
+    assert row == {
+        "row": "trades", "method": "trades", "tier": "smoke", "n": N, "peer": None, "device": "cpu, A CPU, 1 thread",
+        "versions": {"atbench": "abc1234", "torch": "2.15.0", "python": "3.12.1"},
+        "note": "strided on mnist14, 12 epochs instead of 15",
+    }  # fmt: skip
+    assert [seed["seed"] for seed in seeds] == [0, 1] and seeds[1]["autoattack"] is None
+    for seed in seeds:
+        assert seed["clean"] == {**accuracy_figures(58, N), "n": N}
+        assert seed["pgd"]["name"] == "PGD-20" and seed["pgd"]["n"] == N and seed["pgd"]["low"] < seed["pgd"]["high"]
+        assert (seed["selected"], seed["train_seconds"], seed["epochs"]) == ("last", 45.2, 12)
+    attacked = seeds[0]["autoattack"]
+    assert attacked["after"] == {"apgd_ce": 33 / N, "apgd_t": 31 / N, "fab_t": 30 / N, "square": 30 / N}
+    assert attacked["accuracy"] == 30 / N and attacked["n"] == N and attacked["pgd"]["name"] == "PGD-20"
+    gap = read_result(tmp_path / "results" / "smoke" / "trades.json").gap
+    assert gap == pytest.approx(attacked["pgd"]["accuracy"] - 30 / N) and gap > 0
+
+
+def test_what_is_done_is_left_and_what_was_cut_off_goes_on(tmp_path: Path, program: Program) -> None:
+    program.fails["eval"] = 2
+    assert make(tmp_path, "trades", "--seeds", "0") == 1
+    assert not (tmp_path / "results").exists(), "a row without AutoAttack is not complete"
+    assert make(tmp_path, "trades", "--seeds", "0") == 0
+    assert program.verbs() == ["train", "eval", "eval", "eval"]
+    assert make(tmp_path, "trades", "--seeds", "0") == 0
+    assert len(program.calls) == 4
+    program.cut, program.fails["train"] = True, 1
+    assert make(tmp_path, "mart", "--seeds", "0") == 0
+    assert program.calls[5][1].startswith(f"resume={tmp_path}/runs/smoke/mart-")
+
+
+def test_a_changed_row_is_made_anew(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make(tmp_path, "trades", "--seeds", "0") == 0
+    monkeypatch.setattr(repro, "config_sha256", lambda words: "f" * 64)
+    assert make(tmp_path, "trades", "--seeds", "0") == 0
+    assert program.verbs() == ["train", "eval"] * 2
+    assert read_result(tmp_path / "results" / "smoke" / "trades.json").record["hashes"]["config"] == "f" * 64
+
+
+def test_what_fails_is_tried_again_and_named_with_its_log(
+    tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.fails["experiment=table1/mart"], program.fails["experiment=table1/trades"] = 4, 1
+    assert make(tmp_path, "table1") == 1
+    failed = capsys.readouterr().err.splitlines()
+    assert len(failed) == 2 and all(line.startswith("failed: mart seed ") for line in failed)
+    log = Path(failed[0].rpartition("see ")[2])
+    assert "exit 5" in failed[0] and log.read_text() == "the disk is full"
+    tries = Counter(word for call in program.calls for word in call if word.startswith("experiment="))
+    assert tries["experiment=table1/mart"] == 4 and tries["experiment=table1/trades"] == 3
+    assert tries["experiment=table1/pgd_at"] == 2
+    written = {path.stem for path in (tmp_path / "results" / "smoke").iterdir()}
+    assert written == {row.key for row in repro_rows.rows_of("table1", "smoke")} - {"mart"}
+
+
+def test_a_signal_begins_nothing_more(tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    program.act = lambda: signal.raise_signal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    assert make(tmp_path, "table1") == 143
+    assert len(program.calls) == 1 and signal.getsignal(signal.SIGTERM) is before
+    out, err = capsys.readouterr()
+    assert out == "" and err == "stopped; the same command goes on\n"
+
+
+def test_rungs_that_share_a_training_train_once(tmp_path: Path, program: Program) -> None:
+    assert make(tmp_path, "ladder", "--seeds", "0") == 0
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results/smoke/ladder").iterdir()}
+    assert len(rows) == 10 and program.verbs().count("train") == 8 and program.verbs().count("eval") == 10
+    ends = {key: rows[f"pgd_at-{key}"]["seeds"][0]["selected"] for key in ("none", "ema", "no_selection")}
+    assert ends == {"none": "best", "ema": "best", "no_selection": "last"}
+    words = {key: " ".join(row["command"]) for key, row in rows.items()}
+    assert "plus=[awp]" in words["trades-awp"] and "train.label_smoothing=0.1" in words["trades-label_smoothing"]
+    assert all("train.label_smoothing=0 " in words[key] for key in words)
+
+
+def test_short_and_paper_attack_every_image_by_the_paper_s_steps(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    for tier, steps in (("smoke", 20), ("short", 100), ("paper", 1000)):
+        row = repro_rows.table1(tier)["iaat"]
+        words = (repro.pgd_words(row, tier), repro.autoattack_words(row, tier, run))
+        assert f"eval.steps=[1,{steps}]" in words[0] and f"eval.steps=[{steps}]" in words[1]
+        assert any("limit" in word for word in words[0] + words[1]) == (tier == "smoke")
+    assert repro_rows.table1("paper")["trades"].steps == 20, "CW10 is no PGD"
+
+
+def test_autoattack_has_the_radius_of_the_run_s_own_evaluation(tmp_path: Path) -> None:
+    """FAT is trained at twice the radius that it is attacked at."""
+    row = repro_rows.table1("paper")["fat"]
+    words = repro.autoattack_words(row, "paper", a_run(tmp_path, eval={"eps": 0.031}))
+    assert "eval.eps=0.031" in words
+    assert not any("eval.eps=" in word for word in repro.autoattack_words(row, "paper", a_run(tmp_path)))
+
+
+def test_any_method_has_a_row_of_its_own() -> None:
+    assert [row.words for row in repro_rows.rows_of("gairat", "smoke")] == [("tier=smoke", "method=gairat")]
+    assert [row.words for row in repro_rows.rows_of("gairat", "paper")] == [("experiment=paper/gairat",)]
+    assert repro_rows.rows_of("trades", "short")[0].words == ("experiment=table1/trades", "tier=short")
+    with pytest.raises(ConfigError, match=r"there is no experiment=paper/mail_mart"):
+        repro_rows.rows_of("mail_mart", "paper")
+
+
+def test_fastat_has_the_benchmark_s_setting_in_paper_and_its_methods_exist() -> None:
+    rows = {row.key: row for row in repro_rows.rows_of("fastat", "paper")}
+    assert {"recipe=fastat", "model=resnet18", "dataset=cifar10", "method=pgd_at"} < {*rows["pgd_at"].words}
+    assert rows["pgd_at"].checkpoint == "last" and rows["pgd_at_wa"].checkpoint == "best"
+    assert "recipe=rn18_c10_default" in rows["nu_at"].words and rows["nu_at"].peer["accuracy"] == 50.10
+    known = options("method", [conf_dir()])
+    for tier in ("smoke", "short", "paper"):
+        named = [word[7:] for row in repro_rows.fastat(tier) for word in row.words if word.startswith("method=")]
+        assert len(named) == 14 and {*named} <= {*known}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["tradse"], "'trades'"), (["trades", "--tier", "smoek"], "smoke, short, paper"), ([], "no row")],
+)
+def test_a_mistake_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repro.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+def test_a_row_that_hydra_refuses_is_named(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repro, "config_sha256", repro_results.config_sha256)
+    monkeypatch.setattr(repro, "rows_of", lambda what, tier: [repro_rows.Row("x", ("method=tradse",))])
+    assert make(tmp_path, "x", "--seeds", "0") == 1 and not program.calls
+    assert capsys.readouterr().err.startswith("failed: x seed 0: method: tradse — ")
+
+
+def test_the_hash_is_that_of_what_changes_a_figure() -> None:
+    first = repro_results.config_sha256(("method=pgd_at",))
+    assert first == repro_results.config_sha256(("method=pgd_at", "seed=1", "runs=elsewhere", "threads=1"))
+    assert first != repro_results.config_sha256(("method=pgd_at", "train.epochs=3"))
+
+
+def test_readme_shows_what_results_holds(tmp_path: Path) -> None:
+    """`python -m scripts.repro --readme` puts them in step."""
+    copy = tmp_path / "README.md"
+    copy.write_text(repro_results.README.read_text(encoding="utf-8"), encoding="utf-8")
+    repro_results.write_readme(copy)
+    assert copy.read_text(encoding="utf-8") == repro_results.README.read_text(encoding="utf-8")
+    assert repro_results.BEGIN in copy.read_text(encoding="utf-8")
+
+
+def test_the_table_of_readme_has_a_line_for_each_row(tmp_path: Path, program: Program) -> None:
+    (tmp_path / "results").mkdir()
+    assert repro_results.section(tmp_path / "results") == repro_results.NO_ROWS
+    make(tmp_path, "trades")
+    _, _, line = repro_results.section(tmp_path / "results").splitlines()
+    assert line.startswith("| `trades` | smoke | 96.7 | PGD-20: ") and line.endswith(
+        " | 60, 60 | 2 | cpu, A CPU, 1 thread |"
+    )
