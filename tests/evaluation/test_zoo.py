@@ -38,6 +38,7 @@ BROKEN: list[tuple[type[zoo.Broken], str, set[str]]] = [
     (zoo.Restless, "standard", {"state"}),
     (zoo.Purifying, "pgd", {"test-time gradients"}),
     (zoo.Misleading, "pgd", {"loss", "half range", "whole range"}),
+    (zoo.Decoy, "pgd", {"targets"}),
 ]
 
 
