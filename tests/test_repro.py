@@ -49,8 +49,9 @@ class Program:
                 (run / "checkpoints" / "last.pt").touch()
             return subprocess.CompletedProcess(command, 5, "", "the disk is full")
         if words[0] == "train":
-            for name, robust in (("best", 0.7), ("last", 0.6)):
-                write(run / "evaluation", name, 2, Made(robust, steps=(1, 20)))
+            asked = [word[18:-1] for word in words if word.startswith("eval.checkpoints=")]
+            for name in asked or ["best", "last"]:
+                write(run / "evaluation", name, 2, Made({"best": 0.7, "last": 0.6}[name], steps=(1, 20)))
             (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
             (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
             (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
@@ -150,8 +151,11 @@ def test_what_fails_is_tried_again_and_named_with_its_log(
     assert written == {row.key for row in repro_rows.rows_of("table1", "smoke")} - {"mart"}
 
 
-def test_a_signal_begins_nothing_more(tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
-    program.act = lambda: signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("ended", [0, 1], ids=["the run went on", "the run was ended too"])
+def test_a_signal_begins_nothing_more(
+    ended: int, tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.act, program.fails["train"] = (lambda: signal.raise_signal(signal.SIGTERM)), ended
     before = signal.getsignal(signal.SIGTERM)
     assert make(tmp_path, "table1") == 143
     assert len(program.calls) == 1 and signal.getsignal(signal.SIGTERM) is before
