@@ -34,7 +34,7 @@ def test_the_words_of_the_run_may_be_said_again(begun: Path, unspent: list[str])
         ("recipe=adam", "recipe: adam — the run has common"),
         ("+method.note=1", "method.note: 1 — the run has None"),
         ("~dataset.threat.l2", "dataset.threat.l2: ~dataset.threat.l2 — the run has another"),
-        ("experiment=mnist_pgd_at", "experiment: mnist_pgd_at — the run has another"),
+        ("experiment=mnist_pgd_at", "experiment: mnist_pgd_at — the run has none"),
     ],
 )
 def test_other_words_are_refused(
