@@ -72,11 +72,13 @@ def export(words: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default), last, epoch_N")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
+    parser.add_argument("--onnx", action="store_true", help="model.onnx as well, checked against onnxruntime")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
     parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
     given = parser.parse_intermixed_args(words)
     importlib.import_module("atbench.config.argv").remember_argv(["export", *words], given.config_dir)
-    return int(importlib.import_module("atbench.workflows.export").export_run(given.run, given.checkpoint, given.out))
+    verb = importlib.import_module("atbench.workflows.export").export_run
+    return int(verb(given.run, given.checkpoint, given.out, given.onnx))
 
 
 def list_options(words: list[str]) -> int:
