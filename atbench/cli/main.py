@@ -39,6 +39,7 @@ atbench: adversarial training, one formula at a time
   atbench eval model=NAME checkpoint=FILE dataset=NAME          attack anybody's network; or model._target_=mine.Net
   atbench report RUN [RUN ...]          report or compare runs  atbench report runs/* --out comparison
   atbench report table1                 the survey's table, remade    atbench report table1 results=results
+  atbench predict RUN PICTURE           class, and whether it holds     atbench predict runs/NAME cat.png --eps 4/255
   atbench export RUN                    weights, card, entry    atbench export runs/NAME --out mine
   atbench list [KIND]                   what to choose from     atbench list methods --survey
   atbench doctor                        what this machine has and lacks
@@ -46,7 +47,7 @@ atbench: adversarial training, one formula at a time
 `atbench VERB --help` says more; `atbench train --cfg job` shows a configuration without running it.
 Tab completion: eval "$(atbench train -sc install=bash)"     Full tracebacks: HYDRA_FULL_ERROR=1
 """
-VERBS = ("train", "eval", "report", "export", "list", "doctor")
+VERBS = ("train", "eval", "report", "predict", "export", "list", "doctor")
 _ENTRY = {"train": "train", "eval": "evaluate"}  # verb -> module of atbench.workflows, and its function
 _TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the workers of a launcher
 _COMPLETION = ("-sc", "--shell-completion")

@@ -1,4 +1,4 @@
-"""The verbs without a configuration: report, export, list and doctor. Each imports what it needs when it runs."""
+"""The verbs without a configuration, on plain argparse. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -49,16 +49,36 @@ def _report_table1(words: list[str]) -> int:
     return int(table1.report_table1(Path(str(settings["results"])), settings["tier"], given.out, given.json))
 
 
+def predict(words: list[str]) -> int:
+    parser = _Parser("atbench predict", description="Classify pictures, and attack them within the run's eps.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation, or a checkpoint")
+    parser.add_argument(
+        "words", nargs="+", metavar="PICTURE", help="picture files; KEY._target_=NAME: a class of yours"
+    )
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default), last, epoch_N")
+    parser.add_argument("--eps", metavar="EPS", help="another radius than the run's, such as 4/255")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where adversarial pictures go; default: beside each")
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+    given = parser.parse_intermixed_args(words)
+    importlib.import_module("atbench.config.argv").remember_argv(["predict", *words], given.config_dir)
+    pictures = [Path(word) for word in given.words if "._target_=" not in word]
+    verb = importlib.import_module("atbench.workflows.predict").predict_pictures
+    return int(verb(given.run, pictures, given.checkpoint, given.eps, given.out, given.json))
+
+
 def export(words: list[str]) -> int:
     parser = _Parser("atbench export", description="Write an evaluated network for others to use.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default) or last")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default), last, epoch_N")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
+    parser.add_argument("--onnx", action="store_true", help="model.onnx as well, checked against onnxruntime")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="configs that name your own classes")
     parser.add_argument("named", nargs="*", metavar="KEY._target_=NAME", help="a class of yours in the run")
     given = parser.parse_intermixed_args(words)
     importlib.import_module("atbench.config.argv").remember_argv(["export", *words], given.config_dir)
-    return int(importlib.import_module("atbench.workflows.export").export_run(given.run, given.checkpoint, given.out))
+    verb = importlib.import_module("atbench.workflows.export").export_run
+    return int(verb(given.run, given.checkpoint, given.out, given.onnx))
 
 
 def list_options(words: list[str]) -> int:
@@ -89,6 +109,7 @@ def doctor(words: list[str]) -> int:
 
 PLAIN: Mapping[str, Callable[[list[str]], int]] = {
     "report": report,
+    "predict": predict,
     "export": export,
     "list": list_options,
     "doctor": doctor,

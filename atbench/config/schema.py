@@ -54,10 +54,14 @@ class Selection:
 
 @dataclass
 class Checkpoint:
-    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not)."""
+    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not).
+
+    `every`: after so many epochs the network is kept as `epoch_<n>.pt`, to be evaluated (null: best and last alone).
+    """
 
     minutes: Number = 5.0
     steps: Optional[int] = None
+    every: Optional[int] = None
 
 
 @dataclass

@@ -52,6 +52,7 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
     if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):
         raise ConfigError("eval.name", name, "cannot be the name of a folder", "use letters, digits, - and _")
     _check_own_attack(cfg)
+    _check_checkpoints(cfg)
     return list(_warnings(cfg))
 
 
@@ -75,6 +76,20 @@ def _check_own_attack(cfg: Mapping[str, Any]) -> None:
             why = f"{select(cfg, 'method.about.name')} is the method that has {spelled} there"
             fix = "leave it out, or name the variant: a method of your own beside --config-dir"
             raise ConfigError(f"attack.{key}", value, why, fix)
+
+
+def _check_checkpoints(cfg: Mapping[str, Any]) -> None:
+    """Refuse to evaluate after training a checkpoint that training does not write."""
+    every, epochs = select(cfg, "train.checkpoint.every"), select(cfg, "train.epochs")
+    if epochs is None:
+        return
+    kept = [f"epoch_{epoch}" for epoch in range(every, epochs + 1, every)] if every else []
+    for name in select(cfg, "eval.checkpoints") or ():
+        if name not in ("best", "last", *kept):
+            why = (
+                f"training writes best, last{' and ' + ', '.join(kept[:3]) if kept else ''}{', ...' * (len(kept) > 3)}"
+            )
+            raise ConfigError("eval.checkpoints", name, why, "set train.checkpoint.every, or leave it out")
 
 
 def _check_radius(cfg: Mapping[str, Any]) -> None:

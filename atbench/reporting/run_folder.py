@@ -75,9 +75,11 @@ class RunFolder:
 
     @property
     def status_line(self) -> str:
-        """State, epoch and message on one line."""
+        """State, epoch, extensions and message on one line."""
         done, of = self.status.get("epoch"), self.status.get("epochs")
         parts = [self.state] + ([f"epoch {done}/{of}"] if done is not None and of is not None else [])
+        if marks := self.status.get("extended_at"):
+            parts.append(f"extended after epoch {' and '.join(map(str, marks))}: not one schedule")
         return ", ".join(parts) + (f": {self.status['message']}" if self.status.get("message") else "")
 
 
@@ -130,12 +132,18 @@ def read_run(path: Path) -> RunFolder:
 
 
 def read_evaluations(path: Path) -> dict[str, tuple[EvaluationRecord, ...]]:
-    """All records by checkpoint in the order they were made: best and last of a run, else all checkpoints."""
+    """All records by checkpoint, in the order they were made: best and last first, then epoch_10 after epoch_5."""
     files: dict[str, list[Path]] = {}
     for file in list_records(path):
         files.setdefault(file.stem, []).append(file)
-    names = [name for name in CHECKPOINTS if name in files] or sorted(files)
-    return {name: tuple(read_evaluation(file) for file in files[name]) for name in names}
+    return {name: tuple(read_evaluation(file) for file in files[name]) for name in sorted(files, key=_place)}
+
+
+def _place(name: str) -> tuple[int, str, int]:
+    """The place of a checkpoint among those of a run."""
+    stem, _, number = name.rpartition("_")
+    order = CHECKPOINTS.index(name) if name in CHECKPOINTS else len(CHECKPOINTS)
+    return (order, stem, int(number)) if number.isdigit() else (order, name, 0)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Recipe:
     select_every: int = 1
     save_minutes: float = 5.0
     save_steps: int | None = None
+    save_every: int | None = None
     time_limit: float | None = None
 
 
@@ -112,6 +113,8 @@ class Trainer:
                 self.callbacks.epoch(row)
             if row.get("best"):
                 self._save("best")
+            if self.recipe.save_every and clock.epoch % self.recipe.save_every == 0:
+                self._save(f"epoch_{clock.epoch}")
             self._save("last")
             saved = time.monotonic()
             if clock.epoch < clock.epochs and self.over is None:
@@ -250,12 +253,12 @@ class Trainer:
     def _save(self, name: str) -> None:
         self.train_step.check_finite()
         if self.world.main:
-            self.callbacks.save(name, self.best_state() if name == "best" else self.state())
+            self.callbacks.save(name, self.state() if name == "last" else self.epoch_state())
 
-    def best_state(self) -> dict[str, Any]:
-        """What evaluation needs of the selected epoch."""
+    def epoch_state(self) -> dict[str, Any]:
+        """What evaluation needs of the epoch that has ended."""
         with self.evaluated() as network:
-            return {"model": deepcopy(network.state_dict()), "epoch": self.best["epoch"], "best": dict(self.best)}
+            return {"model": deepcopy(network.state_dict()), "epoch": self.method.clock.epoch, "best": dict(self.best)}
 
     def state(self) -> dict[str, Any]:
         """Everything: a run resumed from it is bit-identical to one that was never disturbed."""

@@ -25,7 +25,7 @@ from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
 from atbench.evaluation.unforeseen import UnforeseenPlan, unforeseen_plan
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
-from atbench.workflows.pgd_configs import make_pgd_config
+from atbench.workflows.pgd_configs import evaluation_pgd, make_pgd_config
 from atbench.workflows.resume import is_external, resolve_target
 
 
@@ -57,10 +57,7 @@ def make_robust_plan(cfg: DictConfig, data: str, classes: int, test: Images, loa
     data, classes: name of the data set and its number of classes. load: the frozen network of another run, for attacks
     that transfer.
     """
-    settings = cfg.eval
-    steps, objective = max(settings.steps, default=settings.eps_steps), settings.objective
-    own = settings.step_size, settings.norm, settings.eps
-    threat = make_pgd_config(cfg, steps, settings.restarts, objective, *own)
+    settings, threat = cfg.eval, evaluation_pgd(cfg)
     kwargs = {"norm": threat.norm, "eps": threat.eps, "images": test, "load": load}
     attacks = {name: make_attack(node, f"eval.attacks.{name}", kwargs) for name, node in settings.attacks.items()}
     if (needed := fewest_classes(label_objective(threat.objective))) > classes:

@@ -55,6 +55,7 @@ from atbench.runs.signals import interrupt_on_signals
 from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load_network, make_plan
+from atbench.workflows.extension import extended_at
 from atbench.workflows.resume import is_external, resolve_target
 
 SCHEMA = 3
@@ -172,7 +173,7 @@ def evaluate_checkpoints(
         if weights not in evaluated:
             evaluated[weights] = evaluate_checkpoint(cfg, source, world, folder, out, name, network, test)
         results, content = evaluated[weights]
-        records.append({**content, "name": title, "checkpoint": name, "epoch": epoch})
+        records.append({**content, "name": title, "checkpoint": name, "epoch": epoch, **_marks(folder, epoch)})
         if world.main:
             examples = record.example_arrays(results) if results.plan.examples else {}
             settings = eval_names.record_settings(values.recorded(cfg))
@@ -181,6 +182,12 @@ def evaluate_checkpoints(
     if world.main:
         ResultCache(folder / CACHE, {}).clear()
     return records
+
+
+def _marks(folder: Path, epoch: int | None) -> dict[str, Any]:
+    """What the record of this epoch's weights says of the training besides."""
+    marks = extended_at(folder, epoch) if epoch is not None else []
+    return {"extended_at": marks} if marks else {}
 
 
 def evaluate_checkpoint(
@@ -259,7 +266,7 @@ def _verify_record_file(cfg: DictConfig, source: Source, world: World, folder: P
     about = {
         "schema": SCHEMA, "checkpoint": name, "split": "test", **checksums, "complete": True, "epoch": epoch,
         "name": title if path.parent == folder / EVALUATION else path.parent.name,
-        "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz",
+        "outcomes": f"{name}.npz", "examples": f"{name}.examples.npz", **_marks(folder, epoch),
     }  # fmt: skip
     outcomes, examples = (record_files.read_arrays(path.with_suffix(end)) for end in (".npz", ".examples.npz"))
     plan, eval_model = make_plan(record_cfg, source, world, test), EvalModel(network, record_cfg.eval.batch_size)

@@ -1,4 +1,4 @@
-"""The verb `export`: safetensors, how to build the network, a RobustBench entry, a model card."""
+"""The verb `export`: safetensors, ONNX, how to build the network, a RobustBench entry, a model card."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from atbench.reporting.console import print_line
 from atbench.reporting.headline import select_evaluation
 from atbench.reporting.run_folder import read_evaluations
 from atbench.runs.run_dir import write_bytes, write_json, write_text
-from atbench.workflows import factory
+from atbench.workflows import factory, onnx_file
 from atbench.workflows.eval_plan import load_network
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.resume import resolve_target
@@ -38,13 +38,15 @@ from atbench.workflows.resume import resolve_target
 WEIGHTS = "model.safetensors"
 
 
-def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
+def export_run(run: Path, checkpoint: str, out: Path | None, with_onnx: bool = False) -> int:
     """Write the network of a run, or an evaluated external one, into `out`, by default RUN/export.
 
     model.safetensors: the weights that the evaluation record is of. config.json: how to build the network with plain
     Python and with atbench. <name>.json: an entry as RobustBench's model_info has them. MODEL_CARD.md: the figures.
-    Raises DataError without a record of these weights.
+    model.onnx: if asked for. Raises DataError without a record of these weights, ConfigError without onnxruntime.
     """
+    if with_onnx:
+        onnx_file.check_packages()
     folder, names, saved = resolve_target(str(run), [checkpoint])
     refuse_code(saved, ("model", "dataset.source"), argv.as_typed())
     refuse_interpolations({key: saved[key] for key in ("model", "dataset", "data_dir")})
@@ -56,11 +58,15 @@ def export_run(run: Path, checkpoint: str, out: Path | None) -> int:
     network, _ = load_network(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:
         raise DataError("export", name, "is not what its record is of", f"evaluate it again: `atbench eval {folder}`")
+    onnx = onnx_file.to_onnx(network, source.train.floats(slice(onnx_file.CHECKED))) if with_onnx else None
     out = out or folder / "export"
     # Copies of their own: the format refuses tensors that share memory.
     tensors = {key: value.detach().contiguous().clone() for key, value in network.state_dict().items()}
     write_bytes(out / WEIGHTS, save(tensors, metadata={"weights_sha256": record["weights_sha256"]}))
     config_json = export_config(cfg, source, network, record)
+    if onnx is not None:
+        write_bytes(out / onnx_file.FILE, onnx.data)
+        config_json["onnx"] = onnx.about
     write_json(out / "config.json", {"name": title, **config_json})
     write_json(out / f"{title}.json", leaderboard.leaderboard_entry(saved, record, title))
     write_text(out / "MODEL_CARD.md", markdown.render_markdown(model_card.build_model_card(saved, record, config_json)))

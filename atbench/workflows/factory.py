@@ -234,6 +234,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
         select_every=train.selection.every,
         save_minutes=float(train.checkpoint.minutes),
         save_steps=train.checkpoint.steps,
+        save_every=train.checkpoint.every,
         time_limit=train.time_limit,
     )
 

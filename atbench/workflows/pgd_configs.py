@@ -40,6 +40,13 @@ def make_pgd_config(
     return PGDConfig(norm, float(eps), float(step_size), steps, restarts=restarts, objective=objective, seed=cfg.seed)
 
 
+def evaluation_pgd(cfg: DictConfig) -> PGDConfig:
+    """The PGD of `eval` in the main threat, at the most steps that it reports."""
+    settings = cfg.eval
+    steps, own = max(settings.steps, default=settings.eps_steps), (settings.step_size, settings.norm, settings.eps)
+    return make_pgd_config(cfg, steps, settings.restarts, settings.objective, *own)
+
+
 def selection_attacks(cfg: DictConfig) -> list[PGDConfig]:
     """What the best checkpoint is chosen by: the run's own threat, then those of `train.selection.norms` besides."""
     steps, key = cfg.train.selection.steps, "train.selection.norms"

@@ -20,6 +20,7 @@ from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
 from atbench.runs.run_dir import read_json, refuse_links, refuse_path
 from atbench.training import checkpoint
+from atbench.workflows import extension
 
 RESTORE = "restore it from a copy, or from `config` in a checkpoint"
 #: Keys that every run has below the groups.
@@ -50,7 +51,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> DictConfig:
-    """The run's configuration with the typed overrides that a resumed run may have. Raises ConfigError for others."""
+    """The run's configuration with the typed overrides that a resumed run may have: what changes no number, and more
+    epochs than a finished run has had. Raises ConfigError for others.
+    """
     saved, now, original = read_config(folder), resolve(composed), _typed_words(folder)
     complete = _complete(saved, folder / "config.yaml")  # first: what is cut off may end within the name of a class
     refuse_code(saved, ("",), as_typed())
@@ -66,7 +69,10 @@ def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> Dict
         if key == "resume" or word in original:
             continue
         new, old = (_plain(OmegaConf.select(each, key)) for each in (now, cfg))
-        if _free(key):
+        if key == extension.KEY and new != old:
+            extension.refuse_extension(folder, complete, new)
+            cfg = OmegaConf.create(extension.extended_config(recorded(cfg), new))
+        elif _free(key):
             OmegaConf.update(cfg, key, as_written(now, key), merge=False, force_add=True)
         elif key == "experiment" or difference(old, new, key) or difference(new, old, key):
             named = select(old, "about.name") or ("another" if isinstance(old, dict) or key == "experiment" else old)
@@ -91,8 +97,9 @@ def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | No
 
 
 def refuse_different_config(saved: Mapping[str, Any], cfg: DictConfig, path: Path) -> None:
-    """Raise DataError if a checkpoint's configuration `saved` is not that of its run."""
-    if changed := difference(renamed_config(saved), recorded(cfg)):
+    """Raise DataError if a checkpoint's configuration `saved` is not that of its run, or was not until an extension."""
+    before = extension.as_extended(renamed_config(saved), cfg.train.epochs, path.parent.parent)
+    if changed := difference(before, recorded(cfg)):
         key, then, now = changed
         why = f"{key} was {then} in training, config.yaml has {now}"
         raise DataError("checkpoint", path, why, "restore config.yaml")

@@ -25,7 +25,7 @@ from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
 from atbench.training import Trainer, World, checkpoint, threads, world
-from atbench.workflows import factory, pretraining
+from atbench.workflows import extension, factory, pretraining
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
@@ -52,7 +52,8 @@ class TrainResult(NamedTuple):
 def train(composed: DictConfig) -> TrainResult:
     """`atbench train`."""
     cfg, resumed = config_and_folder(composed)
-    if resumed and (score := finished_score(resumed)) is not None:
+    before = extension.finished_config(resumed, cfg.train.epochs) if resumed else None
+    if resumed and not before and (score := finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
             hint = f"`atbench report {resumed}` shows it, `atbench eval {resumed}` evaluates it again"
             Console(stderr=True).print(f"{resumed} is done; {hint}", soft_wrap=True, highlight=False, markup=False)
@@ -73,6 +74,8 @@ def train(composed: DictConfig) -> TrainResult:
         run.print_start(about, resumed, [*warnings, *changes])
         with run.hold_folder(resumed or run.create_folder(environment)):
             run.record_resume(environment, changes)
+            if before and processes.main:
+                extension.record_extension(run.folder, before, cfg.train.epochs)
             run.fit(trainer, state)
             with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)

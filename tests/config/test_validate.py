@@ -137,3 +137,22 @@ def test_picture_files_that_are_in_both_parts_are_counted(tmp_path: Path) -> Non
         )
 
     assert count_shared(pictures(*files[:2]), pictures(*files[2:])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "every", "said"),
+    [
+        ("epoch_4", 2, None),
+        ("last", None, None),
+        ("epoch_3", 2, "training writes best, last and epoch_2, epoch_4"),
+        ("epoch_6", 2, "training writes best, last and epoch_2, epoch_4"),
+        ("epoch_2", None, "training writes best, last; set train.checkpoint.every"),
+    ],
+)
+def test_checkpoints_to_evaluate_are_those_that_training_writes(name: str, every: int | None, said: str | None) -> None:
+    cfg = {"device": "cpu", "train": {"epochs": 5, "checkpoint": {"every": every}}, "eval": {"checkpoints": [name]}}
+    if said is None:
+        assert validate.validate_config(cfg) == []
+    else:
+        with pytest.raises(ConfigError, match=f"eval.checkpoints: {name} — {said}"):
+            validate.validate_config(cfg)
