@@ -13,15 +13,16 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from atbench import __version__
 from atbench.cli.verbs import PLAIN
 from atbench.config import registry
-from atbench.config.hydra_errors import composition_error, is_composition_error
+from atbench.config.hydra_errors import added_key_error, composition_error, is_composition_error, option_error
 from atbench.config.overrides import (
     CommandLine,
+    UnknownOption,
     allow_new_model_keys,
     allow_new_targets,
     parse_words,
@@ -125,7 +126,10 @@ def _dispatch(words: list[str]) -> int:
 
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
-    line = parse_words(rest)
+    try:
+        line = parse_words(rest)
+    except UnknownOption as unknown:
+        raise option_error(unknown, _composed(verb, rest)) from None
     for old, new in line.renamed.items():
         print(f"note: {old} is now {new}; the old name goes with the version after the next", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
@@ -167,6 +171,18 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     return 0
 
 
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a line that cannot be run, as far as it says one: a sweep, say, is left out."""
+    from omegaconf import OmegaConf
+
+    from atbench.config.compose import compose
+
+    for overrides in ([word for word in words if "=" in word and not word.startswith("-")], []):
+        with suppress(Exception):
+            return OmegaConf.to_container(compose(verb, overrides))  # type: ignore[return-value]
+    return {}
+
+
 def _application(verb: str) -> Any:
     import hydra
 
@@ -189,6 +205,7 @@ def _job(verb: str, cfg: Any) -> float:
     """One job; returns what a sweeper optimises. In a sweep a failure is printed, and the next job still runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from atbench.config import instantiate
 
@@ -199,6 +216,8 @@ def _job(verb: str, cfg: Any) -> float:
     if many:
         print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
     try:
+        if misplaced := added_key_error(settings.overrides.task, OmegaConf.to_container(cfg)):
+            raise misplaced
         entry = _ENTRY[verb]
         _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
         return float(_jobs.results[-1])
