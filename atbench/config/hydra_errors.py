@@ -105,7 +105,7 @@ def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> Co
     known = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not parent:
         known = [name for name in (*known, *choices("/")) if name != "hydra"]
-    tree = OmegaConf.to_container(node._get_root()) if OmegaConf.is_config(node) else {}
+    tree: Any = OmegaConf.to_container(node._get_root()) if OmegaConf.is_config(node) else {}
     value, keys = _value_of(key, typed), near_keys(tree, key)
     # A slip of the pen beside its place is nearer than one elsewhere; the very name elsewhere is nearer than both.
     if not keys or (keys[0].rpartition(".")[2] != key.rpartition(".")[2] and nearest(leaf, known)):

@@ -129,6 +129,11 @@ def quoted(text: str) -> str:
     return f"'{inner}'"
 
 
+def setting(key: str, path: object) -> str:
+    """The override that gives `key` a path."""
+    return f"{key}={quoted(str(path))}"
+
+
 def _value(name: str, rest: list[str]) -> str:
     if name == "--info" and (not rest or rest[0] not in _CHOICES[name]):
         return "all"
