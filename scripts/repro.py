@@ -178,7 +178,7 @@ def autoattack_words(row: Row, tier: str, run: Path) -> list[str]:
     steps = min(row.steps, HOW[tier].most_steps or row.steps)
     words = ["eval=auto", f"eval.name={AUTOATTACK}", f"eval.steps=[{steps}]", "eval.eps_grid=[0,1]", "eval.audit=0"]
     words += [f"eval.checkpoints=[{row.checkpoint or HOW[tier].checkpoint}]", "eval.examples=false"]
-    words += radius_words(run)
+    words += radius_words(run) + (["threads=1"] if tier == "smoke" else [])  # as the training: runs share the cores
     return words + ([f"eval.limit={HOW[tier].autoattack_images}"] if HOW[tier].autoattack_images else [])
 
 

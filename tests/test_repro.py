@@ -89,7 +89,7 @@ def test_a_row_is_trained_attacked_and_written_whole(tmp_path: Path, program: Pr
     (first, autoattack, second) = program.calls
     common = {"train", "experiment=table1/trades", "tier=smoke", "data_dir=images", "eval.limit=5000"}
     assert common | {"seed=0"} < {*first} and common | {"seed=1"} < {*second}
-    assert {"eval", "eval=auto", "eval.limit=500", "eval.checkpoints=[last]"} < {*autoattack}
+    assert {"eval", "eval=auto", "eval.limit=500", "threads=1", "eval.checkpoints=[last]"} < {*autoattack}
     row = json.loads((tmp_path / "results" / "smoke" / "trades.json").read_text())
     seeds = row.pop("seeds")
     assert len(row.pop("hashes")["config"]) == 64 and str(tmp_path) not in json.dumps(row) + json.dumps(seeds)
