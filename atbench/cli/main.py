@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -62,12 +63,13 @@ class _JobError(BaseException):
 
 
 class _JobLog:
-    """Jobs started and failed by this call, in this process, and what they returned. `full_tracebacks`: what the user
-    set; the variable itself is then ours, to make Hydra raise.
+    """Jobs started and failed by this call, in this process, what they returned and how long they took.
+    `full_tracebacks`: what the user set; the variable itself is then ours, to make Hydra raise.
     """
 
     def __init__(self) -> None:
         self.started, self.results, self.failures = 0, list[Any](), list[BaseException]()
+        self.seconds: list[float] = []
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
@@ -208,13 +210,15 @@ def _job(verb: str, cfg: Any) -> float:
     from omegaconf import OmegaConf
 
     from atbench.config import instantiate
+    from atbench.runs import sweep
 
     instantiate.trust_folders(*instantiate.trusted_folders())  # the worker of a launcher is a fresh process
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
     if many:
-        print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
+        print(sweep.job_line(settings.job.num, settings.overrides.task, _jobs.seconds), file=sys.stderr)
+    began = time.monotonic()
     try:
         if misplaced := added_key_error(settings.overrides.task, OmegaConf.to_container(cfg)):
             raise misplaced
@@ -227,6 +231,8 @@ def _job(verb: str, cfg: Any) -> float:
         _print_error(error)
         _jobs.failures.append(error)
         raise
+    finally:
+        _jobs.seconds.append(time.monotonic() - began)
 
 
 def _failed(error: BaseException) -> int:
