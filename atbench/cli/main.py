@@ -11,17 +11,19 @@ import functools
 import importlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from atbench import __version__
 from atbench.cli.verbs import PLAIN
 from atbench.config import registry
-from atbench.config.hydra_errors import composition_error, is_composition_error
+from atbench.config.hydra_errors import added_key_error, composition_error, is_composition_error, option_error
 from atbench.config.overrides import (
     CommandLine,
+    UnknownOption,
     allow_new_model_keys,
     allow_new_targets,
     parse_words,
@@ -62,12 +64,13 @@ class _JobError(BaseException):
 
 
 class _JobLog:
-    """Jobs started and failed by this call, in this process, and what they returned. `full_tracebacks`: what the user
-    set; the variable itself is then ours, to make Hydra raise.
+    """Jobs started and failed by this call, in this process, what they returned and how long they took.
+    `full_tracebacks`: what the user set; the variable itself is then ours, to make Hydra raise.
     """
 
     def __init__(self) -> None:
         self.started, self.results, self.failures = 0, list[Any](), list[BaseException]()
+        self.seconds: list[float] = []
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
@@ -126,7 +129,10 @@ def _dispatch(words: list[str]) -> int:
 
 def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     """Hand a line to Hydra, which composes the configuration and calls the job, once or once for each combination."""
-    line = parse_words(rest)
+    try:
+        line = parse_words(rest)
+    except UnknownOption as unknown:
+        raise option_error(unknown, _composed(verb, rest)) from None
     for old, new in line.renamed.items():
         print(f"note: {old} is now {new}; the old name goes with the version after the next", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
@@ -168,6 +174,18 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     return 0
 
 
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a line that cannot be run, as far as it says one: a sweep, say, is left out."""
+    from omegaconf import OmegaConf
+
+    from atbench.config.compose import compose
+
+    for overrides in ([word for word in words if "=" in word and not word.startswith("-")], []):
+        with suppress(Exception):
+            return OmegaConf.to_container(compose(verb, overrides))  # type: ignore[return-value]
+    return {}
+
+
 def _application(verb: str) -> Any:
     import hydra
 
@@ -190,16 +208,21 @@ def _job(verb: str, cfg: Any) -> float:
     """One job; returns what a sweeper optimises. In a sweep a failure is printed, and the next job still runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from atbench.config import instantiate
+    from atbench.runs import sweep
 
     instantiate.trust_folders(*instantiate.trusted_folders())  # the worker of a launcher is a fresh process
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
     if many:
-        print(f"job {settings.job.num}: {' '.join(settings.overrides.task)}", file=sys.stderr)
+        print(sweep.job_line(settings.job.num, settings.overrides.task, _jobs.seconds), file=sys.stderr)
+    began = time.monotonic()
     try:
+        if misplaced := added_key_error(settings.overrides.task, OmegaConf.to_container(cfg)):
+            raise misplaced
         entry = _ENTRY[verb]
         _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
         return float(_jobs.results[-1])
@@ -209,6 +232,8 @@ def _job(verb: str, cfg: Any) -> float:
         _print_error(error)
         _jobs.failures.append(error)
         raise
+    finally:
+        _jobs.seconds.append(time.monotonic() - began)
 
 
 def _failed(error: BaseException) -> int:

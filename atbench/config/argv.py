@@ -1,9 +1,10 @@
-"""The command line as the user typed it, and the folders whose Python files it makes trusted."""
+"""The command line as the user typed it, the folders whose Python files it makes trusted, and lines to type next."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from atbench.config.instantiate import trust_folders
@@ -25,3 +26,14 @@ def remember_argv(argv: list[str], config_dir: Path | None) -> None:
 def as_typed() -> list[str]:
     """The words that the user typed after `atbench`, unchanged; empty where the program was not started from a line."""
     return [str(word) for word in json.loads(os.environ.get(_ARGV, "[]"))]
+
+
+def shell_line(*words: object) -> str:
+    """`atbench WORDS` as one line that a shell reads back as these words."""
+    return " ".join(_shell_quoted(str(word)) for word in ("atbench", *words))
+
+
+def _shell_quoted(word: str) -> str:
+    """Double quotes around the single ones of Hydra's strings are easier to read than what shlex makes of them."""
+    readable = "'" in word and not set(word) & set('"$`\\!')
+    return f'"{word}"' if readable else shlex.quote(word)

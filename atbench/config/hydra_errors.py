@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from atbench.config.near_keys import near_keys, suggestion
+from atbench.config.overrides import UnknownOption
 from atbench.config.renamed import renamed_override
-from atbench.errors import AtbenchError, ConfigError, hint
+from atbench.errors import AtbenchError, ConfigError, hint, nearest
 
 Choices = Callable[[str], Sequence[str]]  # a config group ("" for the primary configs) -> the names of its options
 
 _AMBIGUOUS = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*?)'")
 _NO_GROUP = re.compile(r"Could not override '([^']+)'")
 _NO_PAPER = re.compile(r"You must specify 'experiment@_global_'")  # conf/experiment/none.yaml
+# Where a line may add keys that its own configuration lacks: arguments of what is built, checked by its signature.
+_ADDED_TO = ("attack", "method", "model", "dataset", "plus", "logger", "recipe", "hydra", "experiment")
 _NO_KEY = re.compile(r"Could not delete from config\. '([^']+)' does not exist")
 
 
@@ -86,16 +91,47 @@ def _not_an_override(text: str, choices: Choices) -> ConfigError:
 
 
 def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
+    from omegaconf import OmegaConf
+
     key = str(getattr(cause, "full_key", None) or getattr(cause, "key", ""))
-    parent, _, leaf = key.rpartition(".")
-    node = getattr(cause, "parent_node", None)
+    key = next((name for name, _ in map(_split, typed) if name.startswith(f"{key}.")), key)  # trian.epochs, not trian
+    node: Any = getattr(cause, "parent_node", None)
+    path = str(getattr(cause, "full_key", None) or key)
+    parent, _, leaf = path.rpartition(".")
+    why = f"{parent or 'the configuration'} has no '{leaf}'"
+    renamed, _ = renamed_override(key)
+    if renamed != key:
+        return ConfigError(key, _value_of(key, typed), why, f"the key of version 0.1.0 is now {renamed}")
     known = [str(name) for name in node] if isinstance(node, Mapping) else []
     if not parent:
         known = [name for name in (*known, *choices("/")) if name != "hydra"]
-    why = f"{parent or 'the configuration'} has no '{leaf}'"
-    renamed, _ = renamed_override(key)
-    fix = hint(leaf, known) if renamed == key else f"the key of version 0.1.0 is now {renamed}"
-    return ConfigError(key, _value_of(key, typed), why, fix)
+    tree: Any = OmegaConf.to_container(node._get_root()) if OmegaConf.is_config(node) else {}
+    value, keys = _value_of(key, typed), near_keys(tree, key)
+    # A slip of the pen beside its place is nearer than one elsewhere; the very name elsewhere is nearer than both.
+    if not keys or (keys[0].rpartition(".")[2] != key.rpartition(".")[2] and nearest(leaf, known)):
+        return ConfigError(key, value, why, hint(leaf, known))
+    return ConfigError(key, value, why, suggestion(keys, value))
+
+
+def option_error(unknown: UnknownOption, tree: Mapping[str, Any]) -> ConfigError:
+    """`--epochs 3`: an option that is a key of the composed `tree`; else what was said of it."""
+    name, value = unknown.option.lstrip("-"), unknown.following
+    keys = near_keys(tree, name)
+    if not keys:
+        return unknown
+    text = unknown.option if value is None else f"{unknown.option} {value}"
+    return ConfigError("option", text, "a setting is written key=value", suggestion(keys, value))
+
+
+def added_key_error(words: Sequence[str], tree: Mapping[str, Any]) -> ConfigError | None:
+    """`+lr=0.1`, which Hydra adds beside everything that is read: the first such word whose name is that of a key
+    elsewhere. None where there is none.
+    """
+    for name, value in (_split(word) for word in words if re.match(r"\+[^+]", word)):
+        keys = [key for key in near_keys(tree, name) if key != name]
+        if keys and name.partition(".")[0] not in _ADDED_TO and "@" not in name and "/" not in name:
+            return ConfigError(f"+{name}", value, "a key of this name is read nowhere", suggestion(keys, value))
+    return None
 
 
 def _other(error: Exception, typed: Sequence[str], choices: Choices) -> ConfigError:
@@ -131,11 +167,14 @@ def _first_line(error: BaseException) -> str:
 
 def _value_of(key: str, typed: Sequence[str]) -> str:
     """What the user gave `key`; the last one wins, as in Hydra."""
-    for word in reversed(typed):
-        name, equals, value = word.lstrip("+~").partition("=")
-        if name == key and equals:
-            return value
-    return "as configured"
+    values = [value for name, value in map(_split, typed) if name == key and value is not None]
+    return values[-1] if values else "as configured"
+
+
+def _split(word: str) -> tuple[str, str | None]:
+    """Key and value of an override; no value in a word without `=`."""
+    name, equals, value = word.lstrip("+~").partition("=")
+    return name, value if equals else None
 
 
 def _program(typed: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ _VALUED = {
     "-cd": "--config-dir",
     "-i": "--info",
 }
+_LONG = {**_FLAGS, **_VALUED, **{name: name for name in (*_FLAGS.values(), *_VALUED.values())}}
 _TARGET = re.compile(r"[\w.]+\._target_=")
 # Options that choose what is done; Hydra knows only one of them at a time.
 _MODES = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
@@ -37,6 +38,17 @@ _CHOICES = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
+
+
+class UnknownOption(ConfigError):
+    """An option that Hydra does not have; the word after it, unless that is a setting or an option."""
+
+    def __init__(self, option: str, following: str | None) -> None:
+        super().__init__("option", option, "there is no such option", hint(option, set(_LONG.values())))
+        self.option, self.following = option, following
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.option, self.following)
 
 
 @dataclass
@@ -62,7 +74,7 @@ class CommandLine:
 
 def parse_words(words: Sequence[str]) -> CommandLine:
     """Sort the words after `train` or `eval`; keys of the version before get their new names. Raises ConfigError for an
-    option that is unknown or lacks its value.
+    option that lacks its value, UnknownOption for one that there is not.
     """
     line, rest = CommandLine(), list(words)
     while rest:
@@ -74,7 +86,10 @@ def parse_words(words: Sequence[str]) -> CommandLine:
                 line.renamed[old] = KEYS[old]
             continue
         name, equals, value = word.partition("=")
-        name = _long(name)
+        if name not in _LONG:
+            following = rest[0] if rest and not rest[0].startswith("-") and "=" not in rest[0] else None
+            raise UnknownOption(name, value if equals else following)
+        name = _LONG[name]
         line.options[name] = (value if equals else _value(name, rest)) if name in _VALUED.values() else None
         if name in _CHOICES and (chosen := line.options[name]) not in _CHOICES[name]:
             raise ConfigError(name, chosen, "there is no such choice", hint(str(chosen), _CHOICES[name]))
@@ -114,12 +129,9 @@ def quoted(text: str) -> str:
     return f"'{inner}'"
 
 
-def _long(name: str) -> str:
-    name = (_FLAGS | _VALUED).get(name, name)
-    known = {*_FLAGS.values(), *_VALUED.values()}
-    if name not in known:
-        raise ConfigError("option", name, "there is no such option", hint(name, known))
-    return name
+def setting(key: str, path: object) -> str:
+    """The override that gives `key` a path."""
+    return f"{key}={quoted(str(path))}"
 
 
 def _value(name: str, rest: list[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ KINDS: Mapping[str, str] = {
     "experiments": "experiment",
 }
 FIELDS = ("name", "family", "use", "paper", "survey", "status", "effect", "formula", "summary")
+# In a narrow terminal these go, one after the other, until the summary has so much room.
+_LEFT_OUT, _LEAST = ("status", "paper", "use", "family"), 40
 _COLUMNS = ("name", "use", "family", "paper", "status", "summary")
 # The C parser is ten times faster; PyYAML is built without it on some machines.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -96,22 +100,23 @@ def show(kind: str | None, folders: Sequence[Path], as_json: bool, survey: bool)
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        _table(rows, columns)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(*table_lines(rows, columns, width), sep="\n")
     return 0
 
 
-def _table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "name", style="bold" if column == "name" else None)
-    for row in rows:
-        table.add_row(*(Text(str(row.get(column, ""))) for column in columns))
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width; long lines are what grep and cut want
-        console.width = 240
-    console.print(table)
+def table_lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None) -> list[str]:
+    """A table with one line a row. In `width` columns the papers are cut to authors and year, columns are left out as
+    long as the last one is squeezed, and what is still too long ends in an ellipsis; without one all is shown.
+    """
+    cells = [list(columns), *([str(row.get(column, "")) for column in columns] for row in rows)]
+    if width is not None and "paper" in columns:
+        place = list(columns).index("paper")
+        cells = [[text.partition(",")[0] if k == place else text for k, text in enumerate(line)] for line in cells]
+    widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
+    shown = list(range(len(columns)))
+    for name in _LEFT_OUT if width is not None else ():
+        if name in columns and sum(widths[k] + 2 for k in shown[:-1]) + _LEAST > (width or 0):
+            shown.remove(list(columns).index(name))
+    lines = ["  ".join(line[k].ljust(widths[k]) for k in shown).rstrip() for line in cells]
+    return [line if width is None or len(line) <= width else f"{line[: width - 1]}…" for line in lines]

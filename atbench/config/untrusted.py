@@ -41,11 +41,9 @@ def refuse_code(config: Mapping[str, Any], parts: Sequence[str], typed: Sequence
     raise ConfigError(key, name, why, fix)
 
 
-def target_overrides(config: Mapping[str, Any]) -> str:
-    """The `_target_` overrides that a command needs to evaluate this configuration again, with a leading space each."""
-    return "".join(
-        f" {key}={name}" for part in EVALUATED for key, name in _unlisted_targets(select(config, part), part)
-    )
+def target_overrides(config: Mapping[str, Any], parts: Sequence[str] = EVALUATED) -> list[str]:
+    """The `_target_` overrides that a command needs to build these parts of a configuration again."""
+    return [f"{key}={name}" for part in parts for key, name in _unlisted_targets(select(config, part), part)]
 
 
 def refuse_interpolations(config: Any, overridden: Collection[str] = ()) -> None:

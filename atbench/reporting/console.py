@@ -197,7 +197,7 @@ class Heartbeat:
 def print_summary(
     records: Sequence[Mapping[str, Any]], folder: Path, commands: Sequence[str], console: Console
 ) -> None:
-    """Print the results of a run: accuracies with interval and n, audit, warnings, folder, next commands."""
+    """Print the results of a run: accuracies with interval and n, audit, warnings, folder, report, next commands."""
     swept = {step["k"] for record in records for step in record["steps"]}
     shown = sorted({20, max(swept, default=0)} & swept)
     attacks = list(dict.fromkeys(entry["name"] for record in records for entry in record["attacks"]))
@@ -237,6 +237,7 @@ def print_summary(
         print_audit(record, console)
     print_warnings(dict.fromkeys(warning for record in records for warning in record.get("warnings", ())), console)
     print_line(Text.assemble(("folder  ", "dim"), str(folder)), console)
+    print_line(Text.assemble(("report  ", "dim"), str(folder / "report.html")), console)
     for number, command in enumerate(commands):
         print_line(Text.assemble(("        " if number else "next    ", "dim"), command), console)
 

@@ -59,7 +59,6 @@ def _one(folder: Path) -> None:
         f"{run.name('method')} on {run.name('dataset')}, {run_report.threat_text(run)}, seed {run.seed}", console
     )
     print_summary([dict(evaluation.record) for evaluation in run.evaluations.values()], folder, [], console)
-    print_line(Text.assemble(("report  ", "dim"), str(folder / "report.html")), console)
 
 
 def _several(folders: Sequence[Path], out: Path) -> None:

@@ -61,6 +61,18 @@ def interrupt_on_signals(command: str, folder: Path, before: int = 0) -> Iterato
 
 
 @contextmanager
+def naming_command(command: str) -> Iterator[None]:
+    """A block that says, where it is interrupted, which command goes on with the work."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.exit_code, stop.key, stop.value, stop.why, f"go on with `{command}`") from stop
+    except KeyboardInterrupt as stop:
+        why = "a second Ctrl-C left no time to save"
+        raise Interrupted(130, command.split()[1], "stopped", why, f"go on with `{command}`") from stop
+
+
+@contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """A block with this handler; outside the main thread nothing can be installed."""
     main = threading.current_thread() is threading.main_thread()

@@ -5,14 +5,19 @@ Made here so that no two sweeps share one by chance, and so that a refused sweep
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from atbench.config.overrides import CommandLine, quoted
 from atbench.config.renamed import renamed_override
@@ -20,6 +25,9 @@ from atbench.errors import ConfigError, DataError
 
 RECORD = "multirun.yaml"  # Hydra's record of a sweep
 _FOLDER = "hydra.sweep.dir="
+_JOBS = "ATBENCH_JOBS"  # in the environment, so that a launcher's worker knows it: how many jobs, and the first one
+
+_DONE = 2.0  # seconds within which a sweep that goes on passes over a job that is done
 
 _made: list[Path] = []  # folders made by the sweep of this process, topmost first
 _records: dict[Path, bytes] = {}  # of an earlier sweep that this one goes on with: Hydra writes over it
@@ -31,6 +39,7 @@ class SweepFolder(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        _note_jobs(config)
         folder = Path(config.hydra.sweep.dir)
         named = any(word.startswith(_FOLDER) for word in config.hydra.overrides.hydra)
         if named and (record := folder / RECORD).is_file():
@@ -44,6 +53,34 @@ class SweepFolder(Callback):
             with read_write(config), open_dict(config):
                 config.hydra.sweep.dir = str(path)
                 config.hydra.overrides.hydra.append(f"{_FOLDER}{quoted(str(path))}")
+
+
+def _note_jobs(config: DictConfig) -> None:
+    """Note the jobs that Hydra's own sweeper will make of the line; another one decides as it goes."""
+    os.environ.pop(_JOBS, None)
+    if str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".BasicSweeper"):
+        parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        os.environ[_JOBS] = json.dumps([len(jobs), jobs[0]])
+
+
+def job_line(number: int, words: Sequence[str], seconds: Sequence[float] = ()) -> str:
+    """`job 3/6  seed=1  about 12 min left`: the words of a sweep's first job, numbered 0, and of a later one those in
+    which it differs. seconds: what earlier jobs took; those that were done already count for nothing.
+    """
+    count, first = json.loads(os.environ.get(_JOBS, "[null, []]"))
+    parts = [f"job {number + 1}{f'/{count}' if count else ''}"]
+    parts += [" ".join(word for word in words if number == 0 or word not in first)]
+    trained = [each for each in seconds if each >= _DONE]
+    if count and trained:
+        parts += [f"about {_rounded(sum(trained) / len(trained) * (count - number))} left"]
+    return "  ".join(part for part in parts if part)
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _new(folder: Path) -> bool:

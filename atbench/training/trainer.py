@@ -169,7 +169,7 @@ class Trainer:
             if save:
                 self._save("last")
             why = "the time box is full" if code == 75 else "a signal asked for it"
-            raise Interrupted(code, "train", "stopped", why, "the run goes on with resume=RUN")
+            raise Interrupted(code, "train", "stopped", why, "the run goes on from its checkpoint")
 
     def _end_of_epoch(self, seconds: float, examples: int, attack_share: float) -> dict[str, Any]:
         """Averages, validation and the method's decision. Returns the epoch's row of metrics."""

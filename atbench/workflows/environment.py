@@ -95,7 +95,7 @@ def _changed(key: str, before: Any, now: Any) -> AtbenchError:
     return DataError(what, short[0], f"the run was started with {short[1]}", f"restore {what}, or start a new run")
 
 
-def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> list[tuple[str, str]]:
+def run_facts(cfg: DictConfig, about: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     """(name, value) lines about the run for the terminal."""
     train, attack, method = cfg.train, cfg.attack, cfg.method.about
     images = f"{about['classes']} classes of {'×'.join(map(str, about['shape']))}"
@@ -123,7 +123,7 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], resumed: Path | None) -> l
         ("recipe", f"{cfg.recipe.about.name}: {length}{plus}"),
         ("device", f"{about['device']}{processes}, {torch.get_num_threads()} threads, {precision}"),
         ("select", selection),
-        ("folder", str(resumed) if resumed else f"{cfg.runs}/…"),
+        ("folder", str(folder)),
     ]
 
 

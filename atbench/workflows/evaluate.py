@@ -12,12 +12,12 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
+from atbench.config.overrides import setting
 from atbench.config.untrusted import (
     EVALUATED,
     only_repeats_targets,
     refuse_code,
     refuse_interpolations,
-    target_overrides,
 )
 from atbench.data import Images, Source
 from atbench.errors import ConfigError, DataError
@@ -56,7 +56,7 @@ from atbench.training import World, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load_network, make_plan
 from atbench.workflows.extension import extended_at
-from atbench.workflows.resume import is_external, resolve_target
+from atbench.workflows.resume import is_external, own_code, resolve_target
 
 SCHEMA = 3
 CACHE = Path(EVALUATION) / PARTS
@@ -81,16 +81,17 @@ def evaluate(composed: DictConfig) -> float:
             return verify_run(cfg, source, processes, folder)
         if processes.main:
             print_warnings(warnings, Console(stderr=True))
-        records = evaluate_checkpoints(cfg, source, processes, folder, names)
-        if processes.main:
-            _report(cfg, folder, records, f"atbench report {folder}")
+        with interrupt_on_signals(argv.shell_line(*(argv.as_typed() or ["eval", folder])), folder):
+            records = evaluate_checkpoints(cfg, source, processes, folder, names)
+            if processes.main:
+                _report(cfg, folder, records, argv.shell_line("report", folder))
         return float(records[-1]["robust"]["accuracy"])
 
 
 def _report(cfg: DictConfig, folder: Path, records: list[dict[str, Any]], following: str) -> None:
     """Write the report, and print the results with the commands that verify them and that come next."""
     report.write_report(folder)
-    verify = f"atbench eval verify={folder}{target_overrides(values.recorded(cfg))}"
+    verify = argv.shell_line("eval", setting("verify", folder), *own_code(cfg))
     print_summary(records, folder, [verify, following], Console())
 
 
@@ -112,15 +113,14 @@ def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
         folder = Path(processes.share_object(folder))
         with (
             status_recorded(folder) if processes.main else nullcontext(),
-            interrupt_on_signals(f"atbench eval {folder}", folder),
+            interrupt_on_signals(argv.shell_line("eval", folder, *own_code(cfg)), folder),
         ):
             if processes.main:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             records = evaluate_checkpoints(cfg, source, processes, folder, list(cfg.eval.checkpoints))
             if processes.main:
                 set_status(folder, state="done", exit_code=0, ended=now())
-                export = f"atbench export {folder}{target_overrides(values.recorded(cfg))}"
-                _report(cfg, folder, records, export)
+                _report(cfg, folder, records, argv.shell_line("export", folder, *own_code(cfg)))
         return float(records[-1]["robust"]["accuracy"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from atbench.config.argv import as_typed
+from atbench.config.argv import as_typed, shell_line
+from atbench.config.overrides import parse_words, setting
 from atbench.config.renamed import renamed_config, renamed_override
 from atbench.config.schema import TrainConfig
 from atbench.config.tree import select
-from atbench.config.untrusted import interpolations, refuse_code, refuse_interpolations
+from atbench.config.untrusted import EVALUATED, interpolations, refuse_code, refuse_interpolations, target_overrides
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
+from atbench.runs import sweep
 from atbench.runs.run_dir import read_json, refuse_links, refuse_path
 from atbench.training import checkpoint
 from atbench.workflows import extension
@@ -80,6 +82,25 @@ def resumed_config(folder: Path, composed: DictConfig, typed: list[str]) -> Dict
             raise ConfigError(key, value or word, why, "leave it out, or start a new run")
     cfg.resume = str(folder)
     return cfg
+
+
+def resume_line(cfg: DictConfig, folder: Path) -> str:
+    """The command that goes on with a run, or with the sweep that it is a job of."""
+    if many := sweep.sweep_folder():
+        return shell_line("train", "-m", setting("resume", many))
+    return shell_line("train", setting("resume", folder), *own_code(cfg, ("",)))
+
+
+def next_lines(cfg: DictConfig, folder: Path) -> list[str]:
+    """What one does next with a finished run: a stronger evaluation, and a comparison."""
+    others = [many] if (many := sweep.sweep_folder()) else [folder, "OTHER_RUN"]
+    return [shell_line("eval", folder, "eval=auto", *own_code(cfg)), shell_line("report", *others)]
+
+
+def own_code(cfg: DictConfig, parts: Sequence[str] = EVALUATED) -> list[str]:
+    """The words with which a later command names the user's own classes again, in these parts of the configuration."""
+    folder = parse_words(as_typed()[1:]).config_dir
+    return [*(["--config-dir", str(folder)] if folder else []), *target_overrides(recorded(cfg), parts)]
 
 
 def difference(saved: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:

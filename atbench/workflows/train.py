@@ -14,23 +14,21 @@ from rich.console import Console
 from torch import nn
 
 from atbench.config import argv, validate, values
-from atbench.config.untrusted import target_overrides
 from atbench.data import Images, Source
 from atbench.errors import DataError, exit_code
 from atbench.methods import Method
 from atbench.reporting import report
-from atbench.reporting.console import Progress, print_facts, print_summary, print_warnings
+from atbench.reporting.console import Progress, print_facts, print_line, print_summary, print_warnings
 from atbench.reporting.metrics_log import METRICS, MetricsLog, truncate_log
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
-from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals
+from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
 from atbench.training import Trainer, World, checkpoint, threads, world
-from atbench.workflows import extension, factory, pretraining
+from atbench.workflows import extension, factory, pretraining, resume
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
 from atbench.workflows.pretraining import PlannedStage
-from atbench.workflows.resume import find_matching_run, finished_score, refuse_different_config, resumed_config
 
 #: The parts of `last.pt`.
 STATE = (
@@ -53,10 +51,10 @@ def train(composed: DictConfig) -> TrainResult:
     """`atbench train`."""
     cfg, resumed = config_and_folder(composed)
     before = extension.finished_config(resumed, cfg.train.epochs) if resumed else None
-    if resumed and not before and (score := finished_score(resumed)) is not None:
+    if resumed and not before and (score := resume.finished_score(resumed)) is not None:
         if os.environ.get("RANK", "0") == "0":
-            hint = f"`atbench report {resumed}` shows it, `atbench eval {resumed}` evaluates it again"
-            Console(stderr=True).print(f"{resumed} is done; {hint}", soft_wrap=True, highlight=False, markup=False)
+            shows, again = argv.shell_line("report", resumed), argv.shell_line("eval", resumed)
+            print_line(f"{resumed} is done; `{shows}` shows it, `{again}` evaluates it again", Console(stderr=True))
         return TrainResult(resumed, score)
     warnings = validate.validate_config(cfg)
     with threads(cfg.threads), world(cfg.device) as processes, flag_signals() as signal:
@@ -71,13 +69,15 @@ def train(composed: DictConfig) -> TrainResult:
         about = factory.describe_run(cfg, run.source, trainer)
         environment, changes = processes.from_main(lambda: run.check_environment(about, resumed, state))
         warnings += processes.from_main(lambda: run.check_evaluation_plan(trainer, tests.pop()))
-        run.print_start(about, resumed, [*warnings, *changes])
         with run.hold_folder(resumed or run.create_folder(environment)):
+            run.print_start(about, [*warnings, *changes])
             run.record_resume(environment, changes)
             if before and processes.main:
                 extension.record_extension(run.folder, before, cfg.train.epochs)
-            run.fit(trainer, state)
-            with interrupt_on_signals(f"atbench train resume={run.folder}", run.folder, processes.agree(signal())):
+            again = resume.resume_line(cfg, run.folder)
+            with naming_command(again):
+                run.fit(trainer, state)
+            with interrupt_on_signals(again, run.folder, processes.agree(signal())):
                 records = run.evaluate(cfg.eval.checkpoints)
                 run.write_report(trainer, records)
         return TrainResult(run.folder, float(trainer.best["score"]))
@@ -87,9 +87,9 @@ def config_and_folder(composed: DictConfig) -> tuple[DictConfig, Path | None]:
     """The configuration, and the folder of a run that goes on: named by `resume=`, or a begun job of this sweep."""
     if composed.resume:
         folder = Path(composed.resume)
-        return resumed_config(folder, composed, sweep.job_overrides()), folder
+        return resume.resumed_config(folder, composed, sweep.job_overrides()), folder
     cfg = values.resolve(composed)
-    return cfg, find_matching_run(parent, cfg) if (parent := sweep.sweep_folder()) else None
+    return cfg, resume.find_matching_run(parent, cfg) if (parent := sweep.sweep_folder()) else None
 
 
 @dataclass
@@ -133,11 +133,11 @@ class Run:
             before["processes"] = state["world"]
         return environment, environment_changes(before, environment, begun=state is not None)
 
-    def print_start(self, about: dict[str, Any], resumed: Path | None, warnings: list[str]) -> None:
+    def print_start(self, about: dict[str, Any], warnings: list[str]) -> None:
         """Print what will run, and warnings."""
         if self.world.main:
             console = Console(stderr=True)
-            print_facts(run_facts(self.cfg, about, resumed), console)
+            print_facts(run_facts(self.cfg, about, self.folder), console)
             print_warnings(warnings, console)
 
     def create_folder(self, environment: dict[str, Any]) -> Path:
@@ -234,7 +234,7 @@ class Run:
                 raise DataError("checkpoint", path, f"is missing, but {METRICS} has epochs", "restore it from a copy")
             return None
         state, warning = checkpoint.latest(path, self.world.device, STATE)
-        refuse_different_config(state["config"], self.cfg, path)
+        resume.refuse_different_config(state["config"], self.cfg, path)
         if state["best"]["epoch"] >= 0:
             checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
         if warning and self.world.main:
@@ -287,10 +287,7 @@ class Run:
         if self.log:
             self.log.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report
-        others = sweep.sweep_folder() or f"{self.folder} OTHER_RUN"
-        targets = target_overrides(values.recorded(self.cfg))
-        commands = [f"atbench eval {self.folder} eval=auto{targets}", f"atbench report {others}"]
-        print_summary(records, self.folder, commands, Console())
+        print_summary(records, self.folder, resume.next_lines(self.cfg, self.folder), Console())
 
     def set_done(self, trainer: Trainer, exit_code: int | None = None) -> None:
         """Set status.json to done; without an exit code the report is still to come."""

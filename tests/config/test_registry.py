@@ -54,6 +54,27 @@ def test_a_table_shows_text_as_it_is(folder: Path, capsys: pytest.CaptureFixture
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", registry.KINDS)
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_table_has_one_line_an_option_in_any_terminal(kind: str, width: int) -> None:
+    rows = registry.entries(kind, [registry.conf_dir()])
+    columns = [
+        column
+        for column in ("name", "use", "family", "paper", "status", "summary")
+        if any(map(dict.get, rows, [column] * len(rows)))
+    ]
+    lines = registry.table_lines(rows, columns, width)
+    assert len(lines) == len(rows) + 1 and max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines[1:]] == [row["name"] for row in rows] and "summary" in lines[0]
+
+
+def test_a_pipe_gets_all_of_a_row_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "method" / "long.yaml").write_text(f"about: {{summary: {'x' * 300}, paper: 'A 2020, ICML', family: z}}\n")
+    registry.show("methods", [folder], as_json=False, survey=False)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("long")]
+    assert line.split(maxsplit=2)[1:] == ["z", f"A 2020, ICML  {'x' * 300}"]
+
+
 def test_a_later_folder_adds_and_replaces(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     later = tmp_path_factory.mktemp("later")
     (later / "method").mkdir()
@@ -105,7 +126,7 @@ def test_a_method_says_what_it_is(entry: dict[str, object]) -> None:
 def test_the_table_has_a_column_only_where_somebody_fills_it(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, there in (("methods", True), ("datasets", False)):
         assert main(["list", kind]) == 0
-        assert ("status" in capsys.readouterr().out.splitlines()[1]) is there
+        assert ("status" in capsys.readouterr().out.splitlines()[0]) is there
 
 
 def test_every_method_of_the_survey_is_there(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,5 +203,5 @@ def test_it_is_validated_in_the_threat_of_the_data_set_and_says_that_its_search_
     assert selection_attacks(ours) == selection_attacks(other)
     about = {"classes": 10, "shape": (1, 8, 8), "train": 6, "validation": 2, "generated": 0, "pool": 6, "steps": 1}
     about |= {"world": 1, "parameters": 1, "device": "cpu"}
-    threats = [dict(run_facts(cfg, about, None))["threat"] for cfg in (ours, other)]
+    threats = [dict(run_facts(cfg, about, Path()))["threat"] for cfg in (ours, other)]
     assert ["no bound of the search" in line for line in threats] == [True, False]

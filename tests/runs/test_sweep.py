@@ -62,6 +62,28 @@ def test_a_sweep_says_its_words_again(stub: Stub, here: Path, capsys: pytest.Cap
     assert "empty — is not the folder of a sweep" in err and "multirun.yaml — is damaged" in err
 
 
+def test_a_job_says_its_number_and_what_differs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And, after a job that was trained and not passed over, how long the rest may take."""
+    monkeypatch.setenv("ATBENCH_JOBS", "")  # restored afterwards
+    task = ["method=pgd_at,trades", "train.epochs=3", "seed=range(3)"]
+    basic = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+    node: dict[str, Any] = {
+        "sweep": {"dir": "x"},
+        "overrides": {"hydra": [], "task": task},
+        "sweeper": {"_target_": basic},
+    }
+    sweep.reset()
+    sweep.SweepFolder().on_multirun_start(OmegaConf.create({"hydra": node}))
+    first = ["method=pgd_at", "train.epochs=3", "seed=0"]
+    assert sweep.job_line(0, first) == "job 1/6  method=pgd_at train.epochs=3 seed=0"
+    assert sweep.job_line(2, [*first[:2], "seed=2"]) == "job 3/6  seed=2"
+    later = ["method=trades", "train.epochs=3", "seed=1"]
+    assert sweep.job_line(4, later, [0.1, 100.0, 140.0]) == "job 5/6  method=trades seed=1  about 4 min left"
+    node["sweeper"]["_target_"] = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+    sweep.SweepFolder().on_multirun_start(OmegaConf.create({"hydra": node}))
+    assert sweep.job_line(4, later) == "job 5  method=trades train.epochs=3 seed=1"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("word", ["model._target_=atbench.models.CNN", "name=${oc.env:HOME}"])
 def test_what_only_the_user_may_say_is_not_taken_from_the_record(
