@@ -221,7 +221,8 @@ def _job(verb: str, cfg: Any) -> float:
         print(sweep.job_line(settings.job.num, settings.overrides.task, _jobs.seconds), file=sys.stderr)
     began = time.monotonic()
     try:
-        if misplaced := added_key_error(settings.overrides.task, OmegaConf.to_container(cfg)):
+        tree: Any = OmegaConf.to_container(cfg)
+        if misplaced := added_key_error(settings.overrides.task, tree):
             raise misplaced
         entry = _ENTRY[verb]
         _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))

@@ -81,7 +81,7 @@ def evaluate(composed: DictConfig) -> float:
             return verify_run(cfg, source, processes, folder)
         if processes.main:
             print_warnings(warnings, Console(stderr=True))
-        with interrupt_on_signals(argv.shell_line(*(argv.as_typed() or ["eval", folder])), folder):
+        with interrupt_on_signals(argv.shell_line(*(argv.as_typed() or ["eval", str(folder)])), folder):
             records = evaluate_checkpoints(cfg, source, processes, folder, names)
             if processes.main:
                 _report(cfg, folder, records, argv.shell_line("report", folder))
