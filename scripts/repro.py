@@ -121,11 +121,9 @@ class Runner:
             return f"left no {record}, see {home}/log.txt"
         if told != TOLD_DONE or run is None or self.complete(row, seed, run):
             return told
-        return (
-            STOPPED
-            if self.stop.is_set()
-            else run_atbench(home, ["eval", str(run), *autoattack_words(row, self.tier, run)])
-        )
+        if self.stop.is_set():
+            return STOPPED
+        return run_atbench(home, ["eval", str(run), *autoattack_words(row, self.tier, run)])
 
     def complete(self, row: Row, seed: int, run: Path) -> bool:
         """Whether nothing is left to attack: AutoAttack runs on the first seeds alone."""

@@ -162,7 +162,7 @@ class AttackChecks:
         together break at most eight points more than PGD and all attacks so far.
 
         Ours: on digits and MNIST at 14×14 (250 and 300 images, PGD-100) it is 3 to 7 points for networks of PGD-AT,
-        TRADES and MART, 10 to 15 for AIT and Feature Scattering, which AutoAttack takes apart, 7 and 10 for BAT, and 13
+        TRADES and MART, 10 to 15 for AIT and Feature Scattering, which AutoAttack takes apart, 7 to 10 for BAT, and 13
         for a small network of TRADES whose logits hardly differ. Honest or not, PGD alone is no figure for those.
         """
         k, objective = self.probes.steps, self.probes.threat.objective
