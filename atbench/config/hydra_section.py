@@ -5,6 +5,7 @@ Hydra builds callbacks, launchers and loggers from it before any job begins, so 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping
 from importlib.resources import files
 from typing import Any
@@ -67,6 +68,10 @@ def check_hydra_section(cfg: DictConfig) -> None:
             )
         if isinstance(inner, str) and "${" in inner and path.partition(".")[0] in BUILT:
             _refuse_node_reference(cfg, path)
+    sweeper = str((node.get("sweeper") or {}).get("_target_"))
+    if "optuna" in sweeper and importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        fix = "install the extra: pip install 'atbench[optuna]'"
+        raise ConfigError("hydra/sweeper", "optuna", "needs the package hydra-optuna-sweeper", fix)
     for key, callback in (node.get("callbacks") or {}).items():
         if f"callbacks.{key}" not in ALLOWED_TARGETS or not callback:
             raise _error(f"callbacks.{key}", callback, "a run has no callbacks but the program's own", "leave it out")

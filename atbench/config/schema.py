@@ -222,7 +222,7 @@ class EvalConfig:
 
     target: a run or a checkpoint of one; without it `model`, the weights in the file `checkpoint`, and `dataset` are
     attacked. name: of the folder that this makes. attack: one more attack besides those of `eval`. verify: a run whose
-    records are to be computed again from the images that they kept.
+    records are to be computed again from the images that they kept. logger: null for W&B's run of the training.
     """
 
     target: Optional[str] = None
@@ -238,6 +238,7 @@ class EvalConfig:
     model: Any = None
     attack: Any = None
     eval: EvalSection = field(default_factory=EvalSection)
+    logger: Any = None
 
 
 @functools.cache  # an eighth of a composition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,9 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
         raise ConfigError("eval.name", name, "cannot be the name of a folder", "use letters, digits, - and _")
     _check_own_attack(cfg)
     _check_checkpoints(cfg)
+    if select(cfg, "logger.tensorboard") and importlib.util.find_spec("tensorboard") is None:
+        fix = "install the extra: pip install 'atbench[tensorboard]'"
+        raise ConfigError("logger", "tensorboard", "needs the package tensorboard", fix)
     return list(_warnings(cfg))
 
 

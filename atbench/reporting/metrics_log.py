@@ -1,4 +1,4 @@
-"""Metrics log of a run: `metrics.jsonl` in its folder, mirrored to W&B, whose failures do not affect the run."""
+"""Metrics log of a run: `metrics.jsonl` in its folder, and the loggers of `logger` beside it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from atbench.errors import DataError
-from atbench.reporting.wandb_logger import WandbLogger, open_wandb
+from atbench.reporting.file_loggers import CsvLogger, TensorBoardLogger
+from atbench.reporting.wandb_logger import open_wandb
 
 METRICS = "metrics.jsonl"
+
+
+class Logger(Protocol):
+    """What is told of a run as it goes on: rows of metrics.jsonl, at the end the evaluation's records and pictures."""
+
+    def log(self, row: Mapping[str, Any]) -> None: ...
+
+    def summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None: ...
+
+    def close(self, exit_code: int) -> None: ...
 
 
 class MetricsLog:
     """The log of one run, on rank 0.
 
-    logger: the config node; without `project`, or None, there is no mirror. config: the resolved configuration as plain
-    containers. group: the id of the sweep that the run belongs to.
+    logger: the config node; `project` opens W&B, `tensorboard` and `csv` their files; None opens nothing. config: the
+    resolved configuration as plain containers. group: the id of the sweep that the run belongs to.
     """
 
     def __init__(
@@ -27,15 +38,18 @@ class MetricsLog:
     ) -> None:
         self._file = (folder / METRICS).open("ab")
         self._folder = folder
-        self._mirror: WandbLogger | None = open_wandb(folder, logger, config, name, group)
+        wandb, chosen = open_wandb(folder, logger, config, name, group), logger or {}
+        self._loggers: list[Logger] = [wandb] if wandb else []
+        self._loggers += [TensorBoardLogger(folder)] if chosen.get("tensorboard") else []
+        self._loggers += [CsvLogger(folder, folder / METRICS)] if chosen.get("csv") else []
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the file and flush; NaN and infinity become null."""
         line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        if self._mirror is not None:
-            self._mirror.log(row)
+        for logger in self._loggers:
+            logger.log(row)
 
     def position(self) -> int:
         """The offset of the next row, for a checkpoint; all rows before it are on the disk."""
@@ -43,14 +57,14 @@ class MetricsLog:
         return self._file.tell()
 
     def summary(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Send the evaluation records and the run folder's pictures to the mirror."""
-        if self._mirror is not None:
-            self._mirror.summary(records, sorted((self._folder / "pictures").glob("*.png")))
+        """Send the evaluation records and the run folder's pictures to the loggers."""
+        for logger in self._loggers:
+            logger.summary(records, sorted((self._folder / "pictures").glob("*.png")))
 
     def close(self, exit_code: int = 0) -> None:
         """Close the log; may be called twice."""
-        if self._mirror is not None:
-            self._mirror.close(exit_code)
+        for logger in self._loggers:
+            logger.close(exit_code)
         self._file.close()
 
 

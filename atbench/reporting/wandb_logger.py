@@ -12,16 +12,18 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from atbench.config.tree import select
 from atbench.errors import ConfigError
-from atbench.reporting.results import attack_basis
-from atbench.reporting.wording import flatten
-from atbench.runs.run_dir import write_text
+from atbench.reporting.headline import compute_headline
+from atbench.reporting.logged_values import COLUMNS, attack_rows, scalars, summary_values
+from atbench.reporting.run_folder import read_evaluations
+from atbench.runs.run_dir import EVALUATION, read_json, write_text
 
 MODES = ("online", "offline", "disabled")
 _REACH = 2.0  # seconds to reach the server
@@ -36,28 +38,54 @@ _broken = False  # set by the first failure, for the whole process
 class WandbLogger:
     """One open W&B run; the first call that fails prints a warning and turns off the rest."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, checkpoint: Path | None = None) -> None:
+        self._run, self._checkpoint = run, checkpoint
+        # The axis of every curve. The summary has the selected epoch's figures in place of the last one's.
+        self._guarded(lambda: run.define_metric("*", step_metric="epoch"))
+        self._guarded(lambda: run.define_metric("val/*", step_metric="epoch", summary="none"))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics.jsonl under the same names, `val/pgd`, at its step."""
-        values = {key: value for key, value in flatten(row, "/").items() if isinstance(value, (int, float))}
-        self._guarded(lambda: self._run.log(values, step=row["step"]))
+        """The measurements of a row of metrics.jsonl under the same names, `val/pgd`, at its epoch."""
+        values = scalars(row)
+        self._guarded(lambda: self._run.log({"epoch": row.get("epoch"), **values}, step=row["step"]))
+        if row.get("best"):
+            best = {key: value for key, value in values.items() if key.startswith("val/")}
+            self._guarded(lambda: self._run.summary.update({"best/epoch": row["epoch"], **best}))
 
-    def summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
-        """Accuracies and the audit's verdict as summary values, all attacks as one table, the pictures."""
-        self._guarded(lambda: _within(_FINISH, lambda: self._summary(records, pictures)))
+    def summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path], place: str = "") -> None:
+        """Accuracies and the audit's verdict as summary values, all attacks as one table, charts, the pictures; the
+        best checkpoint as an artifact if it was asked for. place: before every name.
+        """
+        self._guarded(lambda: _within(_FINISH, lambda: self._summary(records, pictures, place)))
 
-    def _summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> None:
+    def _summary(self, records: Sequence[Mapping[str, Any]], pictures: Sequence[Path], place: str) -> None:
         import wandb  # in sys.modules already: this mirror is open
 
         for record in records:
-            for name, value in _values(record):
-                self._run.summary[f"{record['checkpoint']}/{name}"] = value
-        rows = [[record["checkpoint"], *row] for record in records for row in _rows(record)]
+            for name, value in summary_values(record):
+                self._run.summary[f"{place}{record['checkpoint']}/{name}"] = value
+        rows = [[record["checkpoint"], *row] for record in records for row in attack_rows(record)]
         media: dict[str, Any] = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in pictures}
-        columns: list[str | int] = ["checkpoint", "attack", "eps", "k", "n", "accuracy", "low", "high"]
-        self._run.log({**media, "evaluation": wandb.Table(columns=columns, data=rows)})
+        for key, x, title in (("steps", "k", "PGD steps"), ("eps", "eps", "eps")):
+            if drawn := [record for record in records if record[key]]:
+                media[f"{place}accuracy against {x}"] = wandb.plot.line_series(
+                    xs=[[entry[x] for entry in record[key]] for record in drawn],
+                    ys=[[entry["accuracy"] for entry in record[key]] for record in drawn],
+                    keys=[str(record["checkpoint"]) for record in drawn],
+                    title=f"Robust accuracy against {title}",
+                    xname=x,
+                )
+        self._run.log({**media, f"{place}evaluation": wandb.Table(columns=list(COLUMNS), data=rows)})
+        if self._checkpoint is not None and self._checkpoint.is_file():
+            artifact = wandb.Artifact(f"{self._run.id}-best", type="model")
+            artifact.add_file(str(self._checkpoint))
+            self._run.log_artifact(artifact, aliases=["best"])
+
+    def headline(self, folder: Path) -> None:
+        """The worst case over all evaluations of a run's checkpoints, `best/headline`."""
+        figures = {name: compute_headline(found).accuracy for name, found in read_evaluations(folder).items()}
+        values = {f"{name}/headline": accuracy.value for name, accuracy in figures.items() if accuracy}
+        self._guarded(lambda: self._run.summary.update(values))
 
     def close(self, exit_code: int) -> None:
         """Finish the run; what was not sent in time is in the run folder, for `wandb sync`."""
@@ -74,52 +102,6 @@ class WandbLogger:
             _print(f"warning: W&B failed and is now off ({_short(fault)}); metrics.jsonl has everything")
 
 
-def _values(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Summary values of a record. An attack's own accuracy where it ran on all; `after` it where it ran on the rest."""
-    yield from (("clean", record["clean"]["accuracy"]), ("robust", record["robust"]["accuracy"]))
-    yield "robust_8bit", record["robust"]["eight_bit"]["accuracy"]
-    yield "robust_is", attack_basis(record)
-    yield from ((f"pgd-{entry['k']}", entry["accuracy"]) for entry in record["steps"])
-    for attack in record["attacks"]:
-        kind = "alone" if attack["alone"] else "after"
-        yield f"{kind}/{attack['name']}", attack[kind]["accuracy"]
-    yield from ((f"norm/{norm}", entry["accuracy"]) for norm, entry in record["norms"].items())
-    if reject := record.get("reject"):
-        shares = ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error")
-        yield from ((f"reject/{name}", reject[name]["share"]) for name in shares)
-        yield from ((f"reject/{name}", reject[name]) for name in ("threshold", "auc"))
-    if unforeseen := record.get("unforeseen"):
-        each = {attack["name"]: attack["uar"] for attack in unforeseen["attacks"]} | {"mean": unforeseen["muar"]}
-        yield from ((f"uar/{name}", uar["uar"]) for name, uar in each.items() if uar)
-    if record["audit"]["checks"]:
-        yield "audit/trusted", record["audit"]["trusted"]
-        yield "audit/flags", ", ".join(record["audit"]["flags"]) or "none"
-
-
-def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Attack, ε, k, n, accuracy and interval, one row for each robust accuracy of a record."""
-
-    def row(attack: str, eps: float, k: int | None, entry: Mapping[str, Any], n: int = record["n"]) -> list[Any]:
-        return [attack, eps, k, n, *(entry[key] for key in ("accuracy", "low", "high"))]
-
-    eps = record["threat"]["eps"]
-    for entry in (*record["steps"], *record["eps"]):
-        yield row("pgd", entry.get("eps", eps), entry["k"], entry)
-    for attack in record["attacks"]:
-        yield row(f"after {attack['name']}", eps, None, attack["after"])
-    for norm, entry in record["norms"].items():
-        yield row(f"pgd {norm}", entry["eps"], entry["k"], entry)
-    members = record.get("members") or {"robust": []}
-    for i, entries in enumerate(members["robust"]):
-        for j, entry in enumerate(entries):
-            name, own = f"pgd on member {i}, member {j} evaluated", members["attack"]
-            yield row(name, own["eps"], own["steps"], entry, members["n"])
-    unforeseen = record.get("unforeseen") or {"attacks": ()}
-    for attack in unforeseen["attacks"]:
-        for entry in attack["sizes"]:
-            yield row(f"{attack['name']} ({attack['unit']})", entry["eps"], unforeseen["steps"], entry)
-
-
 def open_wandb(
     folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], name: str, group: str | None
 ) -> WandbLogger | None:
@@ -133,10 +115,13 @@ def open_wandb(
     try:
         settings = _quiet_settings()
         mode, why = (mode, why) if mode == "offline" else _reachable(mode, why)
+        names = [select(config, f"{part}.about.name") for part in ("dataset", "model", "method")]
         kwargs = {
-            "project": logger["project"], "entity": logger.get("entity"), "tags": list(logger.get("tags") or ()),
-            "name": name, "group": group, "config": config, "dir": str(folder),
-            "id": _identity(folder),
+            "project": logger["project"], "entity": logger.get("entity"), "config": config, "dir": str(folder),
+            "tags": list(dict.fromkeys([*(logger.get("tags") or ()), *(each for each in names if each)])),
+            "group": logger.get("group") or os.environ.get("WANDB_RUN_GROUP") or group,
+            "job_type": logger.get("job_type") or "train",
+            "name": name, "id": _identity(folder),
             "settings": settings,
         }  # fmt: skip
         run, mode, why = _start(kwargs, mode, why)
@@ -147,7 +132,24 @@ def open_wandb(
         return None
     hint = f"; later: wandb sync {folder / 'wandb' / 'offline-run-*'}" if mode == "offline" else ""
     _print(f"W&B: {mode} ({why}){hint}")
-    return WandbLogger(run)
+    return WandbLogger(run, folder / "checkpoints" / "best.pt" if logger.get("artifact") else None)
+
+
+def log_evaluation(
+    folder: Path, logger: Mapping[str, Any] | None, config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> None:
+    """Send the records of a later evaluation to the W&B run that training opened, if it opened one. Names of another
+    evaluation than the run's first begin with its own: `auto/best/robust`.
+    """
+    if not (folder / "wandb" / "id").is_file():
+        return
+    if (mirror := open_wandb(folder, logger, config, folder.name, None)) is None:
+        return
+    first = read_json(folder / EVALUATION / f"{records[0]['checkpoint']}.json").get("name")
+    place = "" if records[0].get("name") == first else f"{records[0]['name']}/"
+    mirror.summary(records, sorted((folder / "pictures").glob("*.png")), place)
+    mirror.headline(folder)
+    mirror.close(0)
 
 
 def wandb_mode(logger: Mapping[str, Any]) -> tuple[str, str]:
@@ -240,11 +242,14 @@ def _start(kwargs: Mapping[str, Any], mode: str, why: str) -> tuple[Any, str, st
 
 
 def _identity(folder: Path) -> str:
-    """The id in the run folder of a resumed run, else a new one, not drawn from a seeded generator."""
+    """The id in the run folder of a resumed run, else that of a W&B sweep's agent, else a new one, not drawn from a
+    seeded generator.
+    """
     path = folder / "wandb" / "id"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    return kept or secrets.token_hex(4)
+    agents = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return kept or agents or secrets.token_hex(4)
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:

@@ -15,6 +15,7 @@ from atbench.config import argv, validate, values
 from atbench.config.overrides import setting
 from atbench.config.untrusted import (
     EVALUATED,
+    interpolations,
     only_repeats_targets,
     refuse_code,
     refuse_interpolations,
@@ -41,6 +42,7 @@ from atbench.reporting.console import (
     print_verification,
     print_warnings,
 )
+from atbench.reporting.wandb_logger import log_evaluation
 from atbench.runs.run_dir import (
     EVALUATION,
     PARTS,
@@ -85,7 +87,18 @@ def evaluate(composed: DictConfig) -> float:
             records = evaluate_checkpoints(cfg, source, processes, folder, names)
             if processes.main:
                 _report(cfg, folder, records, argv.shell_line("report", folder))
+                _log(composed, saved, folder, records)
         return float(records[-1]["robust"]["accuracy"])
+
+
+def _log(composed: DictConfig, saved: dict[str, Any], folder: Path, records: list[dict[str, Any]]) -> None:
+    """Send the records to the W&B run of the training, unless `logger` says otherwise."""
+    logger = saved.get("logger") if composed.logger is None else values.plain(values.resolve(composed).logger)
+    if found := next(interpolations({"logger": logger}), None):
+        said = f"{found[0]}: {found[1]} is not looked up for a folder; to send the figures to W&B name logger=wandb"
+        print_warnings([said], Console(stderr=True))
+    else:
+        log_evaluation(folder, logger, saved, records)
 
 
 def _report(cfg: DictConfig, folder: Path, records: list[dict[str, Any]], following: str) -> None:

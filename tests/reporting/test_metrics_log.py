@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +15,13 @@ from PIL import Image
 from atbench.errors import ConfigError, DataError
 from atbench.reporting import MetricsLog, truncate_log, wandb_logger
 from tests.support.outcomes import STANDARD
-
-WANDB = {"about": {"name": "wandb"}, "project": "test", "entity": None, "mode": None, "tags": []}
-
-
-def row(epoch: int, **more: Any) -> dict[str, Any]:
-    return {"event": "epoch", "epoch": epoch, "step": 10 * epoch, "val": {"clean": 0.9, "pgd": 0.5, "n": 150}, **more}
+from tests.support.wandb_stub import WANDB, Run, fake_wandb, row
 
 
 @pytest.fixture(autouse=True)
 def unbroken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_logger, "_broken", False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-
-
-class Run:
-    """Stands for a wandb run; whatever is called in `fails` raises."""
-
-    def __init__(self, fails: tuple[str, ...] = ()) -> None:
-        self.fails, self.logged, self.summary = fails, [], {}
-        self.finished: list[int] = []
-        self.id = "theirs"
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        if "log" in self.fails:
-            raise ConnectionResetError("service died\nat line 3")
-        self.logged.append((step, values))
-
-    def finish(self, exit_code: int) -> None:
-        self.finished.append(exit_code)
-
-
-def fake_wandb(monkeypatch: pytest.MonkeyPatch, run: Run, **changes: Any) -> dict[str, Any]:
-    """A `wandb` in place of the real one; returns what `init` was given."""
-    given: dict[str, Any] = {}
-
-    def init(**keywords: Any) -> Run:
-        given.update(keywords)
-        if keywords["mode"] in changes.get("fails", ()):
-            raise RuntimeError("no way")
-        return run
-
-    def login(prompt: bool, verify: bool) -> bool:
-        assert not prompt and not verify, "a prompt, or a wait for the network"
-        return bool(changes.get("logged_in", False))
-
-    module = types.SimpleNamespace(
-        init=init,
-        login=login,
-        setup=lambda settings=None: types.SimpleNamespace(
-            settings=types.SimpleNamespace(base_url="http://localhost:1")
-        ),
-        teardown=lambda: None,
-        Table=lambda **keywords: keywords,
-        Settings=lambda **keywords: keywords,
-    )
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(
-        wandb_logger.socket, "create_connection", lambda *_, **__: types.SimpleNamespace(close=lambda: None)
-    )
-    return given
 
 
 def test_rows_and_positions_are_exact(tmp_path: Path) -> None:
@@ -187,7 +133,7 @@ def test_a_failing_online_start_becomes_offline(tmp_path: Path, monkeypatch, cap
     tracker.log(row(2))
     tracker.close(3)
     assert given["mode"] == "offline" and given["group"] == "sweep7" and given["dir"] == str(tmp_path)
-    assert run.logged == [(20, {"epoch": 2, "step": 20, "val/clean": 0.9, "val/pgd": 0.5, "val/n": 150})]
+    assert run.logged == [(20, {"epoch": 2, "val/clean": 0.9, "val/pgd": 0.5})], "sizes and positions are no curves"
     assert run.finished == [3]
     assert "could not go online (RuntimeError: no way)" in capsys.readouterr().err
 
