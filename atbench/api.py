@@ -138,17 +138,17 @@ def robust_accuracy(
     cfg = _config(attack, settings, norm, eps, batch_size, seed)
     with _evaluated(model, x, y, batch_size) as (eval_model, images):
         results = evaluate_model(eval_model, images, _plan(cfg, eval_model, images))
-    mask, n = results.robust, len(images)
+    mask, n = torch.from_numpy(results.robust), len(images)
     random = "the model answers one image differently from pass to pass: measure it with 'rand'"
     return RobustAccuracy(
         **accuracy_figures(int(mask.sum()), n),
         n=n,
-        clean=float(results.clean.double().mean()),
+        clean=float(results.clean.mean()),
         norm=norm,
-        eps=results.plan.threat.eps,
-        attacks=(*(["pgd"] if results.sweep else []), *results.attacks),
+        eps=results.facts["plan"]["threat"]["eps"],
+        attacks=tuple(results.attack_names),
         mask=mask,
-        warnings=(*([random] if results.random and attack != "rand" else []), *evaluation_warnings(results)),
+        warnings=(*([random] if results.facts["random"] and attack != "rand" else []), *evaluation_warnings(results)),
     )
 
 
@@ -258,9 +258,9 @@ def _plan(cfg: DictConfig, eval_model: EvalModel, images: FloatImages) -> Plan:
 
 def _put_broken(results: EvalResults, x_adv: Tensor) -> None:
     """Put the image of the first attack that broke it in the place of each broken example."""
-    radii = results.sweep.radii.values() if results.sweep else ()
-    for result in reversed([*radii, *results.attacks.values()]):
-        x_adv[torch.from_numpy(result.rows).to(x_adv.device)] = torch.from_numpy(result.x_adv).to(x_adv)
+    for name in reversed(results.main):
+        rows, images = (torch.from_numpy(results.examples[f"{name}.{key}"]) for key in ("rows", "x_adv"))
+        x_adv[rows.to(x_adv.device)] = images.to(x_adv)
 
 
 @contextmanager

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import sqrt
 
-from atbench.evaluation.evaluator import EvalResults
+from atbench.evaluation.eval_results import EvalResults
 
 
 def evaluation_warnings(results: EvalResults) -> Iterator[str]:
     """The plan's notes, steps that do not fit the ball, accuracy near chance."""
-    threat = results.plan.threat
-    yield from results.plan.notes
-    yield from chance_warning(float(results.clean.double().mean()), len(results.clean), results.logits.shape[1])
-    if results.sweep:
-        yield from step_warnings("pgd", threat.steps, threat.step_size, threat.eps)
-    for name, result in results.attacks.items():
-        steps, eps = result.settings.get("steps"), result.settings["eps"]
-        relative = result.settings.get("rel_step_size")
-        size = result.settings.get("step_size", None if relative is None else relative * eps)
-        if isinstance(steps, int) and size is not None and not result.minimal:
-            yield from step_warnings(name, steps, size, eps)
+    threat, logits = results.facts["plan"]["threat"], results.outcomes["logits_clean"]
+    yield from results.facts.get("notes", ())
+    yield from chance_warning(float(results.clean.mean()), *logits.shape)
+    if "broken_at" in results.outcomes:
+        yield from step_warnings("pgd", threat["steps"], threat["step_size"], threat["eps"])
+    for attack in results.facts["attacks"]:
+        steps, eps = attack["settings"].get("steps"), attack["settings"]["eps"]
+        relative = attack["settings"].get("rel_step_size")
+        size = attack["settings"].get("step_size", None if relative is None else relative * eps)
+        # The distances of a minimum-norm attack are kept.
+        if isinstance(steps, int) and size is not None and f"distance_{attack['name']}" not in results.outcomes:
+            yield from step_warnings(attack["name"], steps, size, eps)
 
 
 def chance_warning(accuracy: float, n: int, classes: int) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from atbench.attacks import Attack, ball
 from atbench.data import Images
-from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
+from atbench.evaluation.attack_result import COST, UNBROKEN, AttackResult
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.metrics import Array
 from atbench.evaluation.pgd_sweep import PGDConfig, run_pgd
 from atbench.evaluation.result_cache import ResultCache
 from atbench.runs.seeding import ExampleDraws, derive_seed
@@ -40,23 +41,6 @@ def round_to_8bit(x: Tensor, x_adv: Tensor) -> Tensor:
     return ((x.double() * GREY_LEVELS).round() + whole).div(GREY_LEVELS).clamp(0, 1).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """PGD over steps and radii. radii: one result for each multiple of the config's ε, ascending."""
-
-    config: PGDConfig
-    radii: Mapping[float, AttackResult]
-
-    @property
-    def main(self) -> AttackResult:
-        return self.radii[1.0]
-
-    @property
-    def robust(self) -> Tensor:
-        """(n,) booleans: right without an attack and after all steps at the config's own ε."""
-        return self.main.first_broken == UNBROKEN
-
-
 class AttackRunner:
     """Runs attacks on the examples of one split; results go through the cache.
 
@@ -76,7 +60,8 @@ class AttackRunner:
                 return self.check_x_adv(name, rows, x, y, x_adv, attack.norm, attack.eps)
 
         columns = self.cache.measure(self.eval_model, name, settings, tried.nonzero().flatten(), attack_batch)
-        return replace(self._result(name, attack.access, tried, columns, settings), minimal=attack.minimal)
+        given = {"settings": settings, "minimal": attack.minimal}
+        return AttackResult.of(name, attack.access, tried, columns or self._nothing(), **given)
 
     def perturb(self, name: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x, y and x_adv of the examples `rows`, one batch; call it inside `EvalModel.ready`."""
@@ -85,11 +70,11 @@ class AttackRunner:
         torch.manual_seed(derive_seed(self.seed, name, int(rows[0])))
         return x, y, attack(self.eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.indices(rows)))
 
-    def run_sweep(self, config: PGDConfig, multiples: Sequence[float], eps_steps: int) -> SweepResult:
+    def run_sweep(self, config: PGDConfig, multiples: Sequence[float], eps_steps: int) -> dict[float, AttackResult]:
         """PGD over k and ε: ascending radii, each searched only for what is not broken yet, or could be earlier.
 
         `multiples` of the config's ε, the step size scaled along; its own ε takes all of its steps, the others
-        `eps_steps`.
+        `eps_steps`. Returns the results by multiple.
         """
         radii: dict[float, AttackResult] = {}
         first_broken, smaller = torch.where(self.clean, UNBROKEN, 0), list[dict[str, Any]]()
@@ -98,7 +83,7 @@ class AttackRunner:
             scaled = replace(config, eps=multiple * config.eps, step_size=multiple * config.step_size, steps=steps)
             radii[multiple] = self._run_radius(scaled, first_broken, smaller)
             first_broken, smaller = radii[multiple].first_broken, [*smaller, asdict(scaled)]
-        return SweepResult(config, radii)
+        return radii
 
     def _run_radius(self, config: PGDConfig, before: Tensor, smaller: list[dict[str, Any]]) -> AttackResult:
         """PGD at one radius; `before` (n,) is `first_broken` of the `smaller` radii."""
@@ -120,7 +105,8 @@ class AttackRunner:
         if columns:
             broken = torch.from_numpy(columns["broken"])
             first_broken[rows[broken]] = torch.from_numpy(columns["first"])[broken]
-        return replace(self._result("pgd", "gradient", tried, columns, settings), first_broken=first_broken)
+        given = {"settings": settings, "first_broken": first_broken}
+        return AttackResult.of("pgd", "gradient", tried, columns or self._nothing(), **given)
 
     def check_x_adv(
         self, name: str, rows: Tensor, x: Tensor, y: Tensor, x_adv: Tensor, norm: str, eps: float
@@ -144,25 +130,8 @@ class AttackRunner:
             "x_adv": x_adv.float(),
         }
 
-    def _result(
-        self, name: str, access: str, tried: Tensor, columns: dict[str, Array], settings: Mapping[str, Any]
-    ) -> AttackResult:
-        """The columns of the examples `tried` as a result over all n."""
-        rows, n = tried.nonzero().flatten().numpy(), len(self.images)
-        broken, distance = torch.zeros(n, dtype=torch.bool), np.full(n, np.nan)
-        if not len(rows):
-            return AttackResult(
-                name, access, tried, broken, settings=settings, rows=rows, logits=np.full((n, 0), np.nan),
-                x_adv=np.zeros((0, *self.images.x.shape[1:]), np.float32), eight_bit=np.zeros(0, bool),
-                distance=distance,
-            )  # fmt: skip
-        hit = columns["broken"]
-        broken[torch.from_numpy(rows[hit])] = True
-        logits = np.full((n, columns["logits"].shape[1]), np.nan, np.float32)
-        logits[rows], distance[rows] = columns["logits"], columns["distance"]
-        forwards, gradients = (round(float(columns[key].sum())) for key in ("forwards", "gradients"))
-        return AttackResult(
-            name, access, tried, broken, round(float(columns["seconds"].sum()), 3), forwards, gradients, settings,
-            rows=rows[hit], x_adv=columns["x_adv"][hit], eight_bit=columns["eight"][hit], logits=logits,
-            distance=distance,
-        )  # fmt: skip
+    def _nothing(self) -> dict[str, Array]:
+        """The columns of an attack that ran on no example."""
+        masks = dict.fromkeys(("broken", "eight"), np.zeros(0, bool))
+        images = np.zeros((0, *self.images.x.shape[1:]), np.float32)
+        return {**masks, "x_adv": images, "logits": np.zeros((0, 0)), **dict.fromkeys(("distance", *COST), np.zeros(0))}

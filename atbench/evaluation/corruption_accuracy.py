@@ -7,24 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from atbench.data import Images
 from atbench.data.corruptions import CorruptedImages
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
-from atbench.interval import accuracy_figures
+from atbench.evaluation.metrics import Array, corruption_figures
 
 
 def corruption_accuracy(
     eval_model: EvalModel, images: Images, names: Sequence[str], severities: Sequence[int], seed: int
-) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+) -> tuple[dict[str, Any], Array]:
     """Accuracy under each corruption at each severity (atbench.data.corruptions), all on the same n images.
 
     Returns {"n", "seed", "rows": [{"name", "severity", "accuracy", "low", "high", "n"}, ...], "mean": {"accuracy",
-    "low", "high", "n"}} and the R × n masks that the rows are means of. `mean` is over all rows. An image is in each of
-    them, so that its interval is that of n proportions, not of R·n independent ones: Wilson's at this mean, which is
-    wide enough, for no score between 0 and 1 varies more than a proportion of the same mean.
+    "low", "high", "n"}} and the R × n masks that the rows are means of. `mean` is over all rows.
 
     Raises ConfigError for a name or severity that there is not, before any image is looked at.
     """
@@ -35,16 +32,6 @@ def corruption_accuracy(
     plan = [
         CorruptedImages(images.x, images.y, name, severity, seed, position) for name in names for severity in severities
     ]
-    n = len(images)
     masks = np.stack([eval_model.correct(view).numpy() for view in plan])
-    rows = [
-        {"name": view.name, "severity": view.severity, **accuracy_figures(int(mask.sum()), n), "n": n}
-        for view, mask in zip(plan, masks, strict=True)
-    ]
-    mean = float(masks.mean())
-    return {
-        "n": n,
-        "seed": seed,
-        "rows": rows,
-        "mean": {**accuracy_figures(mean * n, n), "accuracy": mean, "n": n},
-    }, masks
+    facts = {"seed": seed, "rows": [{"name": view.name, "severity": view.severity} for view in plan]}
+    return corruption_figures(facts, masks), masks

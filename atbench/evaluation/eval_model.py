@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -102,3 +103,12 @@ class EvalModel:
                 logits = self.seeded_logits(x, images.indices(rows), 0, "clean")
                 right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
         return self.reduce(right).bool().cpu()
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Checksum over names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from atbench.attacks import Attack
-from atbench.data import Images
+from atbench.data import Images, stratified_subset
 from atbench.data.corruptions import CORRUPTIONS
-from atbench.evaluation.attack_result import Array, AttackResult
-from atbench.evaluation.attack_runner import AttackRunner, SweepResult
+from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.attack_runner import AttackRunner
 from atbench.evaluation.audit.audit import run_audit
 from atbench.evaluation.audit.outputs import randomness_source
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.corruption_accuracy import corruption_accuracy
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.members import MemberTransfer, attack_members, ensemble_members
+from atbench.evaluation.eval_results import EvalResults
+from atbench.evaluation.members import add_members, attack_members, ensemble_members, members_right
+from atbench.evaluation.metrics import Array, confusion_counts
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.rejection import (
     CONFIDENT,
+    MISCLASSIFIED,
     RejectionPlan,
-    RejectionResult,
     confidence_threshold,
+    share_figures,
     softmax_confidence,
 )
 from atbench.evaluation.result_cache import ResultCache
-from atbench.evaluation.unforeseen import UnforeseenPlan, UnforeseenResult, attack_unforeseen
+from atbench.evaluation.unforeseen import UnforeseenPlan, add_unforeseen, attack_unforeseen
+
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -69,52 +76,6 @@ class Plan:
         return replace(self.threat, restarts=1)
 
 
-@dataclass
-class EvalResults:
-    """Results of an evaluation, filled in as it runs.
-
-    clean, logits: (n,) and (n, K), without an attack. sweep: PGD over k and ε. attacks: the further attacks by name.
-    norms: PGD in other norms. corruptions: figures and masks. members: transfer between an ensemble's members.
-    unforeseen: distortions that were not trained for.
-    random: the random source of a network that does not answer an image twice alike (`randomness_source`).
-    split_size: how many images the split has. checks: of the audit.
-    """
-
-    plan: Plan
-    images: Images
-    clean: Tensor
-    logits: Array
-    sweep: SweepResult | None = None
-    attacks: dict[str, AttackResult] = field(default_factory=dict)
-    norms: dict[str, SweepResult] = field(default_factory=dict)
-    corruptions: tuple[dict[str, Any], Array] | None = None
-    members: MemberTransfer | None = None
-    unforeseen: UnforeseenResult | None = None
-    rejection: RejectionResult | None = None
-    random: str | None = None
-    split_size: int = 0
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def robust(self) -> Tensor:
-        """(n,) booleans: right without an attack and under every attack of the main threat so far."""
-        robust = self.clean.clone()
-        if self.sweep is not None:
-            robust &= self.sweep.robust
-        for result in self.attacks.values():
-            robust &= ~result.broken
-        return robust
-
-    def by_attack(self) -> dict[str, AttackResult]:
-        """All attacks by name, PGD-k one by one."""
-        results = dict(self.attacks)
-        if self.sweep is not None:
-            for k in self.plan.steps:
-                broken = self.clean & (self.sweep.main.first_broken <= k)
-                results[f"pgd-{k}"] = AttackResult(f"pgd-{k}", "gradient", self.clean, broken)
-        return results
-
-
 def evaluate_model(
     eval_model: EvalModel,
     images: Images,
@@ -124,28 +85,44 @@ def evaluate_model(
 ) -> EvalResults:
     """Run the plan; `on_progress` is called after each attack with the results so far."""
     runner, results = begin_evaluation(eval_model, images, plan, cache or ResultCache(None, {}))
-    images, clean = results.images, results.clean
+    images, clean, by_name = runner.images, runner.clean, dict[str, AttackResult]()
+
+    def run(name: str, attack: Attack, settings: Mapping[str, Any], tried: Tensor) -> None:
+        by_name[name] = runner.run_attack(name, attack, settings, tried)
+        results.add_attack(by_name[name])
+
     if plan.steps:
-        results.sweep = runner.run_sweep(plan.threat, plan.eps_grid, plan.eps_steps)
+        radii = runner.run_sweep(plan.threat, plan.eps_grid, plan.eps_steps)
+        results.add_sweep(radii)
+        for k in plan.steps:  # one by one, for the audit
+            broken = clean & (radii[1.0].first_broken <= k)
+            by_name[f"pgd-{k}"] = AttackResult(f"pgd-{k}", "gradient", clean, broken)
         on_progress(results)
     for name, (attack, settings) in plan.attacks.items():
-        tried = results.robust if plan.sequential else clean
-        results.attacks[name] = runner.run_attack(name, attack, settings, tried)
+        run(name, attack, settings, torch.from_numpy(results.robust) if plan.sequential else clean)
         on_progress(results)
     if plan.reject:
-        results.attacks[CONFIDENT] = runner.run_attack(CONFIDENT, plan.reject.attack, plan.reject.settings, clean)
-        results.rejection = evaluate_rejection(runner, plan.reject)
+        run(CONFIDENT, plan.reject.attack, plan.reject.settings, clean)
+        misclassified = runner.run_attack(CONFIDENT, plan.reject.attack, plan.reject.settings, ~clean)
+        held_out = held_out_confidences(runner, plan.reject.held)
+        threshold = confidence_threshold(held_out, plan.reject.share)
+        add_rejection(results, plan.reject, held_out, threshold, replace(misclassified, name=MISCLASSIFIED))
         on_progress(results)
     for name, threat in plan.norms.items():
-        results.norms[name] = runner.run_sweep(threat, [], threat.steps)
+        results.add_sweep(runner.run_sweep(threat, [], threat.steps), name)
     if plan.members and ensemble_members(eval_model.network):
-        results.members = attack_members(eval_model, images, plan.member_attack, runner.cache)
+        right = members_right(eval_model, images)
+        attacks = attack_members(eval_model, images, plan.member_attack, right, runner.cache)
+        add_members(results, plan.member_attack, right, attacks)
     if plan.unforeseen:
-        classes = results.logits.shape[1]
-        results.unforeseen = attack_unforeseen(eval_model, images, clean, classes, plan.unforeseen, runner.cache)
+        classes = results.outcomes["logits_clean"].shape[1]
+        searches = attack_unforeseen(eval_model, images, clean, classes, plan.unforeseen, runner.cache)
+        add_unforeseen(results, plan.unforeseen, searches)
+    checks = list[Check]()
     if plan.audit:
         eval_model.activity = "audit"
-        results.checks = run_audit(eval_model, images, clean, plan.threat, results.by_attack(), plan.audit)
+        checks = run_audit(eval_model, images, clean, plan.threat, by_name, plan.audit)
+    end_evaluation(results, images, checks)
     return results
 
 
@@ -158,20 +135,88 @@ def begin_evaluation(
     random = randomness_source(eval_model, images)
     eval_model.random = random is not None
     clean, logits = clean_predictions(eval_model, images, cache, seed)
-    results = EvalResults(plan, images, clean, logits, random=random, split_size=split_size)
+    results = new_results(plan, images, clean, logits)
+    results.facts |= {"of": split_size, "random": random}
     if plan.corruptions:  # first: images that no corruption is defined for are refused before hours of attacks
-        results.corruptions = corruption_accuracy(eval_model, images, list(CORRUPTIONS), plan.corruptions, seed)
+        figures, masks = corruption_accuracy(eval_model, images, list(CORRUPTIONS), plan.corruptions, seed)
+        results.facts["corruptions"], results.outcomes["corrupted"] = figures, masks
     return AttackRunner(eval_model, images, clean, cache, seed), results
 
 
-def evaluate_rejection(runner: AttackRunner, plan: RejectionPlan) -> RejectionResult:
-    """The threshold from the held-out images, and the plan's attack on the images that are wrong without one."""
-    held_out = held_out_confidences(runner, plan.held)
-    misclassified = runner.run_attack(CONFIDENT, plan.attack, plan.settings, ~runner.clean)
-    return RejectionResult(plan.share, confidence_threshold(held_out, plan.share), held_out, misclassified)
+def new_results(plan: Plan, images: Images, clean: Tensor, logits: Array) -> EvalResults:
+    """The results of a plan before any attack: (n,) booleans and logits (n, K) without one."""
+    facts = {
+        "plan": {
+            "threat": asdict(plan.threat),
+            "steps": list(plan.steps),
+            "eps_grid": list(plan.eps_grid),
+            "eps_steps": plan.eps_steps,
+            "sequential": plan.sequential,
+            "multiples": [],
+            "norms": {name: asdict(threat) for name, threat in plan.norms.items()},
+        },
+        "notes": list(plan.notes),
+        "attacks": [],
+        "seconds": 0.0,
+        "forward_passes": len(images),
+        "gradient_passes": 0,
+    }
+    outcomes = {
+        "index": images.indices(torch.arange(len(images))).numpy(),
+        "label": images.y.cpu().numpy(),
+        "clean": clean.numpy(),
+        "logits_clean": logits,
+        "eps_grid": np.zeros(0),
+        "eps_robust": np.zeros((0, len(images)), bool),
+    }
+    if plan.reject:
+        outcomes["confidence_adversarial"] = np.full(len(images), np.nan)
+    return EvalResults(facts, outcomes)
+
+
+def add_rejection(
+    results: EvalResults, plan: RejectionPlan, held_out: Array, threshold: float, misclassified: AttackResult
+) -> None:
+    """Put a rejection into the results: confidences of the right predictions on held-out images, their threshold,
+    and the plan's attack on the images that are wrong without one.
+    """
+    accepted = held_out >= threshold
+    figures = share_figures(accepted, np.ones_like(accepted))
+    results.add_misclassified(misclassified)
+    given = {"share": plan.share, "threshold": threshold, "held_out": figures}
+    results.facts["reject"] = {**given, **misclassified.cost}
+
+
+def end_evaluation(results: EvalResults, images: Images, checks: Sequence[Check]) -> None:
+    """The columns that follow from all attacks: worst case, confusions, up to SHOWN pictures of broken examples, every
+    class in proportion; and the audit's checks.
+    """
+    columns, label, x_adv = results.outcomes, results.outcomes["label"], dict[int, Array]()
+    columns["robust"] = results.robust
+    predicted = columns["logits_clean"].argmax(axis=1)
+    broken = columns.get("logits_adversarial", columns["logits_clean"]).argmax(axis=1)
+    if "logits_adversarial" in columns:
+        names = [str(k) for k in range(columns["logits_clean"].shape[1])]
+        columns["confusion"] = np.array(confusion_counts(label, broken, names)["counts"])
+    for name in reversed(results.main):
+        pairs = zip(results.examples[f"{name}.rows"].tolist(), results.examples[f"{name}.x_adv"], strict=True)
+        x_adv.update(pairs)
+    rows = np.array(sorted(x_adv), np.int64)
+    shown = rows[stratified_subset(torch.from_numpy(label[rows]), SHOWN).numpy()]
+    none = np.zeros((0, *images.x.shape[1:]), np.float32)
+    columns |= {
+        "shown_index": shown,
+        "shown_x": images.floats(torch.from_numpy(shown).to(images.x.device)).cpu().numpy(),
+        "shown_adv": np.stack([x_adv[int(row)] for row in shown]) if len(shown) else none,
+        "shown_clean": predicted[shown],
+        "shown_broken": broken[shown],
+    }
+    if checks:
+        columns["audit"] = np.array([json.dumps(asdict(check)) for check in checks])
 
 
 def held_out_confidences(runner: AttackRunner, images: Images) -> Array:
+    """Confidences (m,) of the right predictions on held-out images."""
     right, logits = clean_predictions(runner.eval_model, images, runner.cache, runner.seed, "held_out")
     return softmax_confidence(logits[right.numpy()])
 

@@ -8,64 +8,24 @@ cross-entropy of each member, the last iterate, on images that all members class
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, label_objective
 from atbench.data import Images
+from atbench.evaluation.attack_result import COST, AttackResult, total_cost
 from atbench.evaluation.attack_runner import legal
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.eval_results import EvalResults
+from atbench.evaluation.metrics import Array
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.result_cache import ResultCache
-from atbench.interval import accuracy_figures
 from atbench.models import Ensemble
 from atbench.runs.seeding import ExampleDraws, derive_seed
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class MemberAttack:
-    """PGD on one of M members: its images that any member gets wrong.
-
-    rows, x_adv: int64 (m,) and float32 (m, C, H, W), the examples and their images. fooled: booleans (m, M), which
-    members get them wrong. seconds, forwards, gradients: cost; passes are those of a single member.
-    """
-
-    rows: Array
-    x_adv: Array
-    fooled: Array
-    seconds: float = 0.0
-    forwards: int = 0
-    gradients: int = 0
-
-
-@dataclass(frozen=True)
-class MemberTransfer:
-    """Attacks on all members of an ensemble. right: booleans (M, n), which examples each has right without one."""
-
-    config: PGDConfig
-    right: Array
-    attacks: Sequence[MemberAttack]
-
-    @property
-    def shared(self) -> Array:
-        """(n,) booleans: the examples that all members have right, which alone are attacked."""
-        return np.logical_and.reduce(self.right)
-
-    @property
-    def fooled(self) -> Array:
-        """(M, M, n) booleans: [i, j] is where member j gets the image wrong that was made on member i."""
-        fooled = np.zeros((len(self.right), *self.right.shape), bool)
-        for masks, attack in zip(fooled, self.attacks, strict=True):
-            masks[:, attack.rows] = attack.fooled.T
-        return fooled
 
 
 def ensemble_members(network: nn.Module) -> list[nn.Module]:
@@ -73,20 +33,32 @@ def ensemble_members(network: nn.Module) -> list[nn.Module]:
     return list(network.members) if isinstance(network, Ensemble) else []
 
 
-def attack_members(eval_model: EvalModel, images: Images, config: PGDConfig, cache: ResultCache) -> MemberTransfer:
-    """Run PGD of `config` on each member, from one start and to its last step, on what all members have right."""
-    right = members_right(eval_model, images)
-    rows, attacks = torch.from_numpy(np.logical_and.reduce(right)).nonzero().flatten(), []
-    nothing = {key: np.zeros(0) for key in ("seconds", "forwards", "gradients")}
-    nothing |= {"fooled": np.zeros((0, len(right)), bool), "x_adv": np.zeros((0, *images.x.shape[1:]), np.float32)}
+def attack_members(
+    eval_model: EvalModel, images: Images, config: PGDConfig, right: Array, cache: ResultCache
+) -> list[AttackResult]:
+    """Run PGD of `config` on each member, from one start and to its last step, on what all members have `right`,
+    booleans (M, n). An image counts as broken that any member gets wrong.
+    """
+    tried, results = torch.from_numpy(np.logical_and.reduce(right)), []
+    nothing = {"x_adv": np.zeros((0, *images.x.shape[1:]), np.float32), "fooled": np.zeros((0, len(right)), bool)}
+    nothing |= {"broken": np.zeros(0, bool), **dict.fromkeys(COST, np.zeros(0))}
     for number in range(len(right)):
         work = partial(_attack_batch, eval_model, images, config, number)
+        rows = tried.nonzero().flatten()
         columns = cache.measure(eval_model, f"member{number}", asdict(config), rows, work) or nothing
-        kept = columns["fooled"].any(axis=1)
-        seconds, forwards, gradients = (float(columns[key].sum()) for key in ("seconds", "forwards", "gradients"))
-        found = rows.numpy()[kept], columns["x_adv"][kept], columns["fooled"][kept]
-        attacks.append(MemberAttack(*found, round(seconds, 3), round(forwards), round(gradients)))
-    return MemberTransfer(config, right, attacks)
+        columns = {**columns, "broken": columns["fooled"].any(axis=1)}
+        results.append(AttackResult.of(f"member{number}", "transfer", tried, columns))
+    return results
+
+
+def add_members(results: EvalResults, config: PGDConfig, right: Array, attacks: Sequence[AttackResult]) -> None:
+    """Put the attacks on all members into the results: fooled[i, j] is where member j gets wrong what was made on i."""
+    fooled = np.zeros((len(right), *right.shape), bool)
+    for number, result in enumerate(attacks):
+        fooled[number][:, result.rows] = result.kept["fooled"].T
+        results.examples |= {f"{result.name}.rows": result.rows, f"{result.name}.x_adv": result.kept["x_adv"]}
+    results.outcomes |= {"members_right": right, "members_fooled": fooled}
+    results.facts["members"] = {"attack": {"name": "pgd", **asdict(config)}, **total_cost(attacks)}
 
 
 def members_right(eval_model: EvalModel, images: Images) -> Array:
@@ -126,33 +98,16 @@ def judge(eval_model: EvalModel, images: Images, config: PGDConfig, number: int,
 
 
 def judge_again(
-    eval_model: EvalModel, images: Images, config: PGDConfig, kept: Sequence[tuple[Array, Tensor]]
-) -> MemberTransfer:
-    """The result that kept images prove: of each member the examples and the images made on it."""
-    right, attacks = members_right(eval_model, images), []
-    shared = np.logical_and.reduce(right)
+    eval_model: EvalModel, images: Images, config: PGDConfig, right: Array, kept: Sequence[tuple[Array, Tensor]]
+) -> list[AttackResult]:
+    """The results that kept images prove: of each member the examples and the images made on it."""
+    shared, results = torch.from_numpy(np.logical_and.reduce(right)), []
     for number, (rows, x_adv) in enumerate(kept):
         fooled = np.zeros((len(rows), len(right)), bool)
         for part in torch.arange(len(rows)).split(eval_model.batch_size):
             index = torch.from_numpy(rows)[part]
             fooled[part] = judge(eval_model, images, config, number, index, x_adv[part]).cpu().numpy()
-        proven = shared[rows] & fooled.any(axis=1)
-        attacks.append(MemberAttack(rows[proven], x_adv.numpy()[proven], fooled[proven]))
-    return MemberTransfer(config, right, attacks)
-
-
-def transfer_figures(transfer: MemberTransfer) -> dict[str, Any]:
-    """The part `members` of a record: `robust[i][j]` is member j's accuracy on the images made on member i, of the n
-    examples that all members have right; empty where there is none.
-    """
-    n = int(transfer.shared.sum())
-    wrong = [each.fooled.sum(axis=0).tolist() for each in transfer.attacks if n]
-    robust = [[accuracy_figures(n - count, n) for count in counts] for counts in wrong]
-    return {
-        "attack": {"name": "pgd", **asdict(transfer.config)},
-        "n": n,
-        "robust": robust,
-        "seconds": round(sum(each.seconds for each in transfer.attacks), 3),
-        "forwards": sum(each.forwards for each in transfer.attacks),
-        "gradients": sum(each.gradients for each in transfer.attacks),
-    }
+        proven = shared.numpy()[rows] & fooled.any(axis=1)
+        columns = {"x_adv": x_adv.numpy()[proven], "fooled": fooled[proven]}
+        results.append(AttackResult(f"member{number}", "transfer", shared, shared, rows=rows[proven], kept=columns))
+    return results

@@ -11,17 +11,24 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from atbench.evaluation.attack_result import Array
 from atbench.interval import accuracy_figures
+
+Array = NDArray[Any]
 
 QUARTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 NOTHING = {"accuracy": None, "low": None, "high": None, "n": 0}
 
 
+def mask_accuracy(mask: Array) -> dict[str, float]:
+    """The share of a boolean mask (n,) with interval."""
+    return accuracy_figures(int(mask.sum()), len(mask))
+
+
 def proportion(right: Array) -> dict[str, Any]:
     """The share of a boolean mask with interval and n; None where there is nothing to take a share of."""
-    return {**accuracy_figures(int(right.sum()), len(right)), "n": len(right)} if len(right) else dict(NOTHING)
+    return {**mask_accuracy(right), "n": len(right)} if len(right) else dict(NOTHING)
 
 
 def per_class(label: Array, right: Array, classes: Sequence[str]) -> dict[str, Any]:
@@ -125,3 +132,19 @@ def union_accuracy(masks: Mapping[str, Array]) -> dict[str, Any]:
         "threats": {name: proportion(mask) for name, mask in masks.items()},
         "union": proportion(np.logical_and.reduce(list(masks.values()))),
     }
+
+
+def corruption_figures(facts: Mapping[str, Any], masks: Array) -> dict[str, Any]:
+    """Accuracies on corrupted images, and their mean: bool masks (R, n), whose `seed`, `name`, `severity` facts hold.
+
+    An image is in each of the R rows, so that the interval of their mean is that of n proportions, not of R·n
+    independent ones: Wilson's at this mean, which is wide enough, for no score between 0 and 1 varies more than a
+    proportion of the same mean.
+    """
+    n, mean = masks.shape[1], float(masks.mean())
+    rows = [
+        {"name": row["name"], "severity": row["severity"], **mask_accuracy(mask), "n": n}
+        for row, mask in zip(facts["rows"], masks, strict=True)
+    ]
+    figures = {**accuracy_figures(mean * n, n), "accuracy": mean, "n": n}
+    return {"n": n, "seed": facts["seed"], "rows": rows, "mean": figures}

@@ -18,10 +18,8 @@ from atbench.attacks import GradientAttack, Objective, State, label_objective
 from atbench.data import Images
 from atbench.errors import ConfigError
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.eval_results import NEVER
 from atbench.runs.seeding import ExampleDraws
-
-#: In `broken_at`: this example was never misclassified.
-NEVER = -1
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,3 @@ def broken_at(eval_model: EvalModel, images: Images, config: PGDConfig, mask: Te
             steps_left[rows.to(eval_model.device)] = never - trajectory.first
     first = first - eval_model.reduce(steps_left)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()
-
-
-def robust_after(broken: Tensor, k: int) -> Tensor:
-    """(n,) booleans: right after PGD-k, from the first broken steps of a trajectory of at least k steps."""
-    return (broken == NEVER) | (broken > k)

@@ -13,50 +13,61 @@ from torch import Tensor
 
 from atbench.data import Images
 from atbench.evaluation import members, unforeseen
-from atbench.evaluation.attack_result import UNBROKEN, Array, AttackResult
-from atbench.evaluation.attack_runner import AttackRunner, SweepResult
+from atbench.evaluation.attack_result import UNBROKEN, AttackResult
+from atbench.evaluation.attack_runner import AttackRunner
 from atbench.evaluation.audit.verdicts import Check
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.evaluator import EvalResults, Plan, begin_evaluation, held_out_confidences
+from atbench.evaluation.eval_results import EvalResults
+from atbench.evaluation.evaluator import Plan, add_rejection, begin_evaluation, end_evaluation, held_out_confidences
+from atbench.evaluation.field_checks import recorded_threshold
 from atbench.evaluation.members import ensemble_members
+from atbench.evaluation.metrics import Array
 from atbench.evaluation.pgd_sweep import PGDConfig
-from atbench.evaluation.rejection import CONFIDENT, MISCLASSIFIED, RejectionResult, confidence_threshold
+from atbench.evaluation.rejection import CONFIDENT, MISCLASSIFIED, confidence_threshold
 from atbench.evaluation.result_cache import ResultCache
 
 
 def recompute_results(
-    eval_model: EvalModel, images: Images, plan: Plan, outcomes: Mapping[str, Array], examples: Mapping[str, Array]
+    eval_model: EvalModel,
+    images: Images,
+    plan: Plan,
+    record: Mapping[str, Any],
+    outcomes: Mapping[str, Array],
+    examples: Mapping[str, Array],
 ) -> EvalResults:
     """The results of `plan` as its kept images (`examples`) prove them.
 
     What no image is kept of comes from the `outcomes`: logits of the tries that broke nothing, distances of what lies
-    outside the ball, the audit's checks.
+    outside the ball, the audit's checks; and from the `record` a threshold that rounding may have moved.
     """
     runner, results = begin_evaluation(eval_model, images, plan, ResultCache(None, {}))
-    images, clean = results.images, results.clean  # those of the plan: with a limit a sample of the split
-    kept = _KeptImages(runner, examples, outcomes, results.logits.shape[1])
+    images, clean = runner.images, runner.clean  # those of the plan: with a limit a sample of the split
+    kept = _KeptImages(runner, examples, outcomes, results.outcomes["logits_clean"].shape[1])
     if plan.steps:
-        results.sweep = kept.sweep("pgd", plan.threat, sorted({*plan.eps_grid, 1.0} - {0.0}))
+        results.add_sweep(kept.sweep("pgd", plan.threat, sorted({*plan.eps_grid, 1.0} - {0.0})))
     reject = plan.reject
     attacks = {**plan.attacks, **({CONFIDENT: (reject.attack, reject.settings)} if reject else {})}
     for name, (attack, settings) in attacks.items():
-        tried = results.robust if plan.sequential and name != CONFIDENT else clean
+        tried = torch.from_numpy(results.robust) if plan.sequential and name != CONFIDENT else clean
         settings = {"norm": attack.norm, "eps": attack.eps, **settings}
-        results.attacks[name] = replace(kept.result(name, tried, settings, attack.access), minimal=attack.minimal)
-    for name, threat in plan.norms.items():
-        results.norms[name] = kept.sweep(f"pgd_{name}", threat, [1.0])
-    if plan.members and (parts := ensemble_members(eval_model.network)):
-        made = [kept.images(f"member{number}", len(images)) for number in range(len(parts))]
-        results.members = members.judge_again(eval_model, images, plan.member_attack, made)
-    if plan.unforeseen:
-        results.unforeseen = unforeseen.judge_again(eval_model, images, clean, plan.unforeseen, examples)
+        results.add_attack(replace(kept.result(name, tried, settings, attack.access), minimal=attack.minimal))
     if reject:
         held_out = held_out_confidences(runner, reject.held)
         settings = {"norm": plan.threat.norm, "eps": plan.threat.eps, **reject.settings}
         wrong = kept.result(MISCLASSIFIED, ~clean, settings, reject.attack.access, seed_name=CONFIDENT)
-        threshold = confidence_threshold(held_out, reject.share)
-        results.rejection = RejectionResult(reject.share, threshold, held_out, wrong)
-    results.checks = _checks(outcomes.get("audit", np.zeros(0, str)))
+        threshold = recorded_threshold(record, confidence_threshold(held_out, reject.share))
+        add_rejection(results, reject, held_out, threshold, wrong)
+    for name, threat in plan.norms.items():
+        results.add_sweep(kept.sweep(f"pgd_{name}", threat, [1.0]), name)
+    if plan.members and (parts := ensemble_members(eval_model.network)):
+        right = members.members_right(eval_model, images)
+        made = [kept.images(f"member{number}", len(images)) for number in range(len(parts))]
+        again = members.judge_again(eval_model, images, plan.member_attack, right, made)
+        members.add_members(results, plan.member_attack, right, again)
+    if plan.unforeseen:
+        searches = unforeseen.judge_again(eval_model, images, clean, plan.unforeseen, examples)
+        unforeseen.add_unforeseen(results, plan.unforeseen, searches)
+    end_evaluation(results, images, _checks(outcomes.get("audit", np.zeros(0, str))))
     return results
 
 
@@ -103,11 +114,11 @@ class _KeptImages:
         if batches:
             logits[rows], distance[rows] = columns["logits"], columns["distance"]
         return AttackResult(
-            name, access, tried, broken, settings=settings, rows=rows[right], x_adv=x_adv.numpy()[right],
-            eight_bit=columns.get("eight", none)[right], logits=logits, distance=distance,
+            name, access, tried, broken, settings=settings, rows=rows[right], logits=logits, distance=distance,
+            kept={"x_adv": x_adv.numpy()[right], "eight": columns.get("eight", none)[right]},
         )  # fmt: skip
 
-    def sweep(self, name: str, config: PGDConfig, multiples: list[float]) -> SweepResult:
+    def sweep(self, name: str, config: PGDConfig, multiples: list[float]) -> dict[float, AttackResult]:
         """PGD over the radii that are `multiples` of the config's ε."""
         radii: dict[float, AttackResult] = {}
         first_broken = torch.where(self.runner.clean, UNBROKEN, 0)
@@ -122,7 +133,7 @@ class _KeptImages:
                 for row in result.rows.tolist():
                     first_broken[row] = min(int(first_broken[row]), int(step_of[row]))
             radii[multiple] = replace(result, first_broken=first_broken)
-        return SweepResult(config, radii)
+        return radii
 
     def images(self, name: str, n: int) -> tuple[Array, Tensor]:
         """Rows and images that an attack kept; none where they do not belong together."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atbench.attacks import Attack
-from atbench.data import Images
-from atbench.evaluation.attack_result import Array, AttackResult
-from atbench.evaluation.metrics import proportion
+from atbench.evaluation.metrics import Array, proportion
+
+if TYPE_CHECKING:
+    from atbench.attacks import Attack
+    from atbench.data import Images
+    from atbench.evaluation.attack_result import AttackResult
 
 #: Names in the files of the attack on images that are right without an attack, and on those that are wrong.
 CONFIDENT, MISCLASSIFIED = "confident", "mistaken"
@@ -32,25 +34,6 @@ class RejectionPlan:
     held: Images
     attack: Attack
     settings: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RejectionResult:
-    """Rejection as evaluated.
-
-    held_out: confidences (m,) of the right predictions on held-out images. misclassified: the attack on images that are
-    wrong without one; on the others it is `EvalResults.attacks[CONFIDENT]`.
-    """
-
-    share: float
-    threshold: float
-    held_out: Array
-    misclassified: AttackResult
-
-    @property
-    def accepted(self) -> Array:
-        """Which of the right predictions on held-out images are accepted, bool (m,)."""
-        return np.asarray(self.held_out >= self.threshold)
 
 
 def softmax_confidence(logits: Array) -> Array:
@@ -123,25 +106,20 @@ def share_figures(counts: Array, among: Array) -> dict[str, Any]:
     return {"share": figures.pop("accuracy"), **figures}
 
 
-def rejection_figures(
-    result: RejectionResult, attacks: Sequence[AttackResult], right: Array, logits: Array
-) -> dict[str, Any]:
+def rejection_figures(facts: Mapping[str, Any], right: Array, logits: Array, adversarial: Array) -> dict[str, Any]:
     """The part `reject` of a record: all shares with n and interval, at τ and, for the two errors, without rejection.
 
-    attacks: those of the main threat on what is right without one; right: bool (n,), and logits: (n, K), without.
+    facts: `share`, `threshold`, `held_out` and cost. right: bool (n,), and logits: (n, K), without an attack.
+    adversarial: (n,), `adversarial_confidence` of all attacks.
     """
     clean = softmax_confidence(logits)
-    adversarial = adversarial_confidence([*attacks, result.misclassified], len(right))
-    at_threshold = share_masks(right, clean, adversarial, result.threshold)
-    without = share_masks(right, clean, adversarial, 0.0)
+    at_threshold, without = (share_masks(right, clean, adversarial, tau) for tau in (facts["threshold"], 0.0))
     return {
-        "share": result.share,
-        "threshold": result.threshold,
-        "held_out": share_figures(result.accepted, np.ones_like(result.accepted)),
+        "share": facts["share"],
+        "threshold": facts["threshold"],
+        "held_out": facts["held_out"],
         **{name: share_figures(*pair) for name, pair in at_threshold.items()},
         "without": {name: share_figures(*without[name]) for name in ("error", "robust_error")},
         "auc": roc_auc(clean[right], adversarial[right & ~np.isnan(adversarial)]),
-        "seconds": result.misclassified.seconds,
-        "forwards": result.misclassified.forwards,
-        "gradients": result.misclassified.gradients,
+        **{key: facts[key] for key in ("seconds", "forwards", "gradients")},
     }

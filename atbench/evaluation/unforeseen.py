@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,12 @@ from atbench.attacks.unforeseen.distortion import Distortion, search
 from atbench.attacks.unforeseen.kinds import DISTORTIONS
 from atbench.data import Images
 from atbench.errors import ConfigError, hint
-from atbench.evaluation.attack_result import Array
+from atbench.evaluation.attack_result import COST, AttackResult, total_cost
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.eval_results import EvalResults
+from atbench.evaluation.metrics import Array
 from atbench.evaluation.result_cache import ResultCache
-from atbench.evaluation.unforeseen_calibrations import CALIBRATIONS, STEPS, nearest_calibration
-from atbench.interval import accuracy_figures
+from atbench.evaluation.unforeseen_calibrations import CALIBRATIONS, nearest_calibration
 from atbench.runs.seeding import ExampleDraws, derive_seed
 
 
@@ -50,34 +50,6 @@ class UnforeseenPlan:
     def searches(self) -> list[tuple[str, int, float]]:
         """(attack, number of the size, ε), in the order of the masks."""
         return [(name, k, eps) for name in self.attacks for k, eps in enumerate(self.eps(name))]
-
-
-@dataclass(frozen=True)
-class KeptDistortions:
-    """One attack at one size: the m examples that it broke (int64 rows) with their z (float32), and its cost."""
-
-    rows: Array
-    z: Array
-    seconds: float = 0.0
-    forwards: int = 0
-    gradients: int = 0
-
-
-@dataclass(frozen=True)
-class UnforeseenResult:
-    """All searches of a plan. clean: booleans (n,), right without an attack."""
-
-    plan: UnforeseenPlan
-    clean: Array
-    kept: Sequence[KeptDistortions]
-
-    @property
-    def robust(self) -> Array:
-        """Booleans (A, S, n): right at that size of that attack."""
-        robust = np.tile(self.clean, (len(self.kept), 1))
-        for mask, kept in zip(robust, self.kept, strict=True):
-            mask[kept.rows] = False
-        return robust.reshape(len(self.plan.attacks), -1, len(self.clean))
 
 
 def unforeseen_plan(
@@ -114,21 +86,36 @@ def _defined(attacks: Sequence[str], shape: tuple[int, int, int], sizes: str) ->
 
 def attack_unforeseen(
     eval_model: EvalModel, images: Images, clean: Tensor, classes: int, plan: UnforeseenPlan, cache: ResultCache
-) -> UnforeseenResult:
+) -> list[AttackResult]:
     """Run every attack at every size on the examples that are right without one (`clean`, booleans (n,))."""
-    rows, kept = clean.nonzero().flatten(), []
+    results = []
+    nothing = {"broken": np.zeros(0, bool), "z": np.zeros(0, np.float32), **dict.fromkeys(COST, np.zeros(0))}
     for name, _, eps in plan.searches:
         settings = {"attack": name, "eps": eps, "steps": plan.steps, "seed": plan.seed}
         work = partial(_attack_batch, eval_model, images, classes, plan, name, eps)
-        columns = cache.measure(eval_model, f"unforeseen-{name}-{eps:g}", settings, rows, work)
-        if not columns:
-            kept.append(KeptDistortions(np.zeros(0, np.int64), np.zeros(0, np.float32)))
-            continue
-        broken = columns["broken"]
-        cost = {key: float(columns[key].sum()) for key in ("seconds", "forwards", "gradients")}
-        passes = round(cost["forwards"]), round(cost["gradients"])
-        kept.append(KeptDistortions(rows.numpy()[broken], columns["z"][broken], round(cost["seconds"], 3), *passes))
-    return UnforeseenResult(plan, clean.numpy(), kept)
+        rows = clean.nonzero().flatten()
+        columns = cache.measure(eval_model, f"unforeseen-{name}-{eps:g}", settings, rows, work) or nothing
+        results.append(AttackResult.of(name, "gradient", clean, columns, settings=settings))
+    return results
+
+
+def add_unforeseen(results: EvalResults, plan: UnforeseenPlan, attacks: Sequence[AttackResult]) -> None:
+    """Put the attacks, one a search of the plan, into the results."""
+    robust = np.tile(results.clean, (len(attacks), 1))
+    for mask, (name, k, _), result in zip(robust, plan.searches, attacks, strict=True):
+        mask[result.rows] = False
+        results.examples |= {
+            f"unforeseen.{name}.{k}.rows": result.rows,
+            f"unforeseen.{name}.{k}.z": result.kept["z"],
+        }
+    results.outcomes["unforeseen_robust"] = robust.reshape(len(plan.attacks), -1, len(results.clean))
+    results.facts["unforeseen"] = {
+        "data": plan.data,
+        "sizes_of": plan.sizes,
+        "steps": plan.steps,
+        "attacks": [{"name": name, "unit": DISTORTIONS[name].unit} for name in plan.attacks],
+        **total_cost(attacks),
+    }
 
 
 def _attack_batch(
@@ -170,9 +157,9 @@ def judge_again(
     clean: Tensor,
     plan: UnforeseenPlan,
     examples: Mapping[str, Array],
-) -> UnforeseenResult:
-    """The result that the kept z prove."""
-    kept = []
+) -> list[AttackResult]:
+    """The results that the kept z prove."""
+    results = []
     for name, k, eps in plan.searches:
         rows, z = _read(examples, f"unforeseen.{name}.{k}", len(clean), DISTORTIONS[name], eps, images)
         broken = np.zeros(len(rows), bool)
@@ -180,8 +167,8 @@ def judge_again(
             index = torch.from_numpy(rows)[part]
             broken[part] = judge(eval_model, images, plan, name, eps, index, torch.from_numpy(z)[part]).cpu().numpy()
         broken &= clean.numpy()[rows]
-        kept.append(KeptDistortions(rows[broken], z[broken]))
-    return UnforeseenResult(plan, clean.numpy(), kept)
+        results.append(AttackResult(name, "gradient", clean, clean, rows=rows[broken], kept={"z": z[broken]}))
+    return results
 
 
 def _read(
@@ -197,56 +184,3 @@ def _read(
     first = torch.zeros(1, dtype=torch.int64)
     start = kind(images.floats(first), eps, ExampleDraws(0, index=first)).start()
     return (rows, z) if not len(rows) or z.shape[1:] == start.shape[1:] else nothing
-
-
-def unforeseen_figures(result: UnforeseenResult) -> dict[str, Any]:
-    """The part `unforeseen` of a record: accuracies by attack and ε, UAR of each attack, and mUAR.
-
-    `data` and every `uar` are null where there are no reference accuracies. The interval of a UAR is that of its mean
-    accuracy over the sizes, a score of n images; that of mUAR the mean of theirs, which is too wide rather than too
-    narrow.
-    """
-    plan, n = result.plan, len(result.clean)
-    attacks, known = list[dict[str, Any]](), list[dict[str, float]]()
-    for name, masks in zip(plan.attacks, result.robust, strict=True):
-        scores = accuracy_figures(float(masks.mean(axis=0).sum()), n)
-        ata = CALIBRATIONS[plan.data].ata[name] if plan.data else None
-        rows = [
-            {"eps": float(eps), **accuracy_figures(int(mask.sum()), n), "ata": ata[k] if ata else None}
-            for k, (eps, mask) in enumerate(zip(plan.eps(name), masks, strict=True))
-        ]
-        uar = _uar(scores, ata) if ata else None
-        known += [uar] if uar else []
-        attacks.append({"name": name, "unit": DISTORTIONS[name].unit, "sizes": rows, "mean": scores, "uar": uar})
-    return {
-        "data": plan.data,
-        "sizes_of": plan.sizes,
-        "steps": plan.steps,
-        "n": n,
-        "note": _note(plan),
-        "attacks": attacks,
-        "muar": {key: float(np.mean([uar[key] for uar in known])) for key in ("uar", "low", "high")} if known else None,
-        "seconds": round(sum(each.seconds for each in result.kept), 3),
-        "forwards": sum(each.forwards for each in result.kept),
-        "gradients": sum(each.gradients for each in result.kept),
-    }
-
-
-def unforeseen_arrays(result: UnforeseenResult) -> dict[str, Array]:
-    """What is kept beside a record: `unforeseen.<attack>.<size>.rows` and `.z` of the examples that it broke."""
-    out: dict[str, Array] = {}
-    for (name, k, _), kept in zip(result.plan.searches, result.kept, strict=True):
-        out |= {f"unforeseen.{name}.{k}.rows": kept.rows, f"unforeseen.{name}.{k}.z": kept.z}
-    return out
-
-
-def _uar(mean: Mapping[str, float], ata: Sequence[float]) -> dict[str, float]:
-    """UAR with the interval of the mean accuracy over the sizes."""
-    names = {"uar": "accuracy", "low": "low", "high": "high"}
-    return {key: mean[name] * len(ata) / sum(ata) for key, name in names.items()}
-
-
-def _note(plan: UnforeseenPlan) -> str | None:
-    if plan.data is None:
-        return f"no reference accuracies of this data set, so that UAR is not defined; sizes of {plan.sizes}"
-    return None if plan.steps == STEPS else f"{plan.steps} steps; the reference accuracies are of {STEPS}"

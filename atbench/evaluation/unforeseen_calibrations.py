@@ -1,4 +1,4 @@
-"""Sizes and reference accuracies of UAR: what training against a distortion reaches (ATA).
+"""UAR of outcomes; its sizes and reference accuracies: what training against a distortion reaches (ATA).
 
 Source: ddkang/advex-uar (Kang et al. 2019), advex_uar/analysis/calibrations/{cifar-10,imagenet-100}/calibs.out, of 200
 steps; L1 in grey levels of the whole image, as in the README.
@@ -6,9 +6,15 @@ steps; L1 in grey levels of the whole image, as in the README.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
+
+import numpy as np
+
+from atbench.evaluation.metrics import Array
+from atbench.interval import accuracy_figures
 
 STEPS = 200
 
@@ -80,3 +86,48 @@ CALIBRATIONS: Mapping[str, Calibration] = {
 def nearest_calibration(side: int) -> str:
     """The calibration of images of about this size, whose sizes serve where a data set has none."""
     return min(CALIBRATIONS, key=lambda name: abs(log(CALIBRATIONS[name].side / side)))
+
+
+def unforeseen_figures(facts: Mapping[str, Any], robust: Array) -> dict[str, Any]:
+    """The part `unforeseen` of a record: accuracies by attack and ε, UAR of each attack, and mUAR.
+
+    facts: the plan, names and units of the attacks, cost. robust: booleans (A, S, n), right by attack and size.
+
+    `data` and every `uar` are null where there are no reference accuracies. The interval of a UAR is that of its mean
+    accuracy over the sizes, a score of n images; that of mUAR the mean of theirs, which is too wide rather than too
+    narrow.
+    """
+    data, n = facts["data"], robust.shape[-1]
+    attacks, known = list[dict[str, Any]](), list[dict[str, float]]()
+    for given, masks in zip(facts["attacks"], robust, strict=True):
+        name, scores = given["name"], accuracy_figures(float(masks.mean(axis=0).sum()), n)
+        ata = CALIBRATIONS[data].ata[name] if data else None
+        rows = [
+            {"eps": float(eps), **accuracy_figures(int(mask.sum()), n), "ata": ata[k] if ata else None}
+            for k, (eps, mask) in enumerate(zip(CALIBRATIONS[facts["sizes_of"]].sizes[name], masks, strict=True))
+        ]
+        uar = _uar(scores, ata) if ata else None
+        known += [uar] if uar else []
+        attacks.append({"name": name, "unit": given["unit"], "sizes": rows, "mean": scores, "uar": uar})
+    return {
+        "data": data,
+        "sizes_of": facts["sizes_of"],
+        "steps": facts["steps"],
+        "n": n,
+        "note": _note(facts),
+        "attacks": attacks,
+        "muar": {key: float(np.mean([uar[key] for uar in known])) for key in ("uar", "low", "high")} if known else None,
+        **{key: facts[key] for key in ("seconds", "forwards", "gradients")},
+    }
+
+
+def _uar(mean: Mapping[str, float], ata: Sequence[float]) -> dict[str, float]:
+    """UAR with the interval of the mean accuracy over the sizes."""
+    names = {"uar": "accuracy", "low": "low", "high": "high"}
+    return {key: mean[name] * len(ata) / sum(ata) for key, name in names.items()}
+
+
+def _note(facts: Mapping[str, Any]) -> str | None:
+    if facts["data"] is None:
+        return f"no reference accuracies of this data set, so that UAR is not defined; sizes of {facts['sizes_of']}"
+    return None if facts["steps"] == STEPS else f"{facts['steps']} steps; the reference accuracies are of {STEPS}"

@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import isclose
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from atbench.data import Images
-from atbench.evaluation import record as records
-from atbench.evaluation.attack_result import Array
 from atbench.evaluation.eval_model import EvalModel
+from atbench.evaluation.eval_results import EvalResults
 from atbench.evaluation.evaluator import Plan
+from atbench.evaluation.field_checks import FieldCheck, array_checks, arrays_agree, field_checks
+from atbench.evaluation.metrics import Array
 from atbench.evaluation.recompute import recompute_results
+from atbench.evaluation.summary import summarize
 
-#: Fields that are not compared: cost and versions.
-FREE = frozenset({"seconds", "forwards", "gradients", "forward_passes", "gradient_passes", "versions"})
 #: What no kept image proves: it is only compared with a second copy in the arrays beside the record.
 CONSISTENT = (
     "the audit's checks",
     "logits under attack of images that nothing broke",
     "distances of what a minimum-norm attack found outside the ball",
 )
-#: How far logits may lie apart when they are computed in another batch or on another device, in parts of the largest.
-LOGITS = 0.01
-#: The same of figures that are taken from logits themselves. Masks and counts must be equal.
-CLOSE: Mapping[str, float] = {"reject.threshold": 1e-4, "reject.auc": 1e-3}
-#: Arrays that are logits, or made of them.
-ROUNDED = frozenset({"logits_clean", "logits_adversarial", "confidence_adversarial"})
-
-
-@dataclass(frozen=True)
-class FieldCheck:
-    """One value of a record, or one of its arrays as a whole, as recorded and recomputed."""
-
-    name: str
-    recorded: Any
-    recomputed: Any
-    agrees: bool
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """A record recomputed from data, configuration and kept images, and the arrays of its two npz files."""
-
-    record: Mapping[str, Any]
-    outcomes: Mapping[str, Array]
-    examples: Mapping[str, Array]
 
 
 def verify_record(
@@ -68,109 +39,25 @@ def verify_record(
     `outcomes` and `examples` are the arrays of the record's two npz files; `about` are the fields that follow from its
     path and its checkpoint.
     """
-    recomputed = recompute_record(eval_model, images, plan, record, outcomes, examples, classes)
-    return compare_records(
-        record, outcomes, examples, replace(recomputed, record={**recomputed.record, **(about or {})})
-    )
-
-
-def recompute_record(
-    eval_model: EvalModel,
-    images: Images,
-    plan: Plan,
-    record: Mapping[str, Any],
-    outcomes: Mapping[str, Array],
-    examples: Mapping[str, Array],
-    classes: tuple[str, ...] = (),
-) -> Recomputed:
-    """The record and arrays again; only a threshold that rounding may have moved is taken from the record."""
-    results = recompute_results(eval_model, images, plan, outcomes, examples)
-    arrays, adversarial = records.outcome_arrays(results), records.adversarial_logits(results)
-    # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
-    if _arrays_agree("logits_clean", outcomes.get("logits_clean"), results.logits):
-        results.logits = outcomes["logits_clean"]
-    if adversarial is not None and _arrays_agree("logits_adversarial", outcomes.get("logits_adversarial"), adversarial):
-        adversarial = outcomes["logits_adversarial"]
-    if results.rejection and (tau := _threshold(record, results.rejection.threshold)) is not None:
-        results.rejection = replace(results.rejection, threshold=tau)
-    return Recomputed(records.build_record(results, classes, adversarial), arrays, records.example_arrays(results))
+    results = recompute_results(eval_model, images, plan, record, outcomes, examples)
+    return compare_records(record, outcomes, examples, results, classes, about)
 
 
 def compare_records(
-    record: Mapping[str, Any], outcomes: Mapping[str, Array], examples: Mapping[str, Array], recomputed: Recomputed
+    record: Mapping[str, Any],
+    outcomes: Mapping[str, Array],
+    examples: Mapping[str, Array],
+    results: EvalResults,
+    classes: tuple[str, ...] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> list[FieldCheck]:
     """Field by field and array by array."""
+    # Statistics are those of the recorded logits where these are the network's: a bin is no continuous function.
+    logits = {key: outcomes[key] for key in ("logits_clean", "logits_adversarial") if key in outcomes}
+    same = {key: old for key, old in logits.items() if arrays_agree(key, old, results.outcomes.get(key))}
+    recorded = EvalResults(results.facts, {**results.outcomes, **same}, results.examples)
     return [
-        *_field_checks(record, json.loads(json.dumps(recomputed.record))),
-        *_array_checks("", outcomes, recomputed.outcomes),
-        *_array_checks("examples: ", examples, recomputed.examples),
+        *field_checks(record, json.loads(json.dumps({**summarize(recorded, classes), **(about or {})}))),
+        *array_checks("", outcomes, results.outcomes),
+        *array_checks("examples: ", examples, results.examples),
     ]
-
-
-def _threshold(record: Mapping[str, Any], recomputed: float) -> float | None:
-    """The recorded threshold of a rejection where it is the recomputed one up to rounding."""
-    reject = record.get("reject")
-    tau = reject.get("threshold") if isinstance(reject, Mapping) else None
-    return tau if isinstance(tau, float) and abs(tau - recomputed) <= CLOSE["reject.threshold"] else None
-
-
-def _field_checks(record: Mapping[str, Any], recomputed: Mapping[str, Any]) -> Iterator[FieldCheck]:
-    """All leaves of both, in the order of the record."""
-    old, new = dict(_leaves(record)), dict(_leaves(recomputed))
-    for name in dict.fromkeys([*old, *new]):
-        if FREE.isdisjoint(name.split(".")):
-            values = old.get(name, "nothing"), new.get(name, "nothing")
-            yield FieldCheck(name, *values, _values_agree(*values, CLOSE.get(name, 1e-12)))
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of everything that is no container; an empty container is a value. An entry of a list goes by its
-    name if it has one.
-    """
-    if isinstance(node, Mapping) and node:
-        for key, inner in node.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list) and node:
-        names = [each.get("name", each.get("class")) if isinstance(each, Mapping) else None for each in node]
-        labels = names if None not in names and len({*map(str, names)}) == len(names) else range(len(node))
-        yield f"{path} (order)", [str(label) for label in labels]
-        for label, inner in zip(labels, node, strict=True):
-            yield from _leaves(inner, f"{path}.{label}")
-    else:
-        yield path, node
-
-
-def _values_agree(old: Any, new: Any, tolerance: float) -> bool:
-    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (old, new))
-    if numbers:
-        return isclose(old, new, rel_tol=1e-9, abs_tol=tolerance)
-    return type(old) is type(new) and old == new
-
-
-def _array_checks(prefix: str, recorded: Mapping[str, Array], recomputed: Mapping[str, Array]) -> Iterator[FieldCheck]:
-    for name in dict.fromkeys([*recorded, *recomputed]):
-        old, new = recorded.get(name), recomputed.get(name)
-        texts = _describe_array(old), _describe_array(new, old)
-        yield FieldCheck(f"{prefix}{name}", *texts, _arrays_agree(name, old, new))
-
-
-def _arrays_agree(name: str, old: Array | None, new: Array | None) -> bool:
-    """Whether two arrays are equal, or up to LOGITS if they are made of logits. NaN equals NaN."""
-    if old is None or new is None or old.shape != new.shape or old.dtype.kind != new.dtype.kind:
-        return False
-    if old.dtype.kind != "f":
-        return bool(np.array_equal(old, new))
-    scale = np.abs(new[np.isfinite(new)]).max(initial=0.0)
-    tolerance = LOGITS * scale if name in ROUNDED else 1e-6 * scale
-    return bool(np.allclose(old, new, rtol=0, atol=tolerance, equal_nan=True))
-
-
-def _describe_array(array: Array | None, other: Array | None = None) -> str:
-    """An array as text: type, shape, and how many of its values differ from another one's."""
-    if array is None:
-        return "nothing"
-    shape = "×".join(map(str, array.shape)) or "1"
-    if other is None or other.shape != array.shape or other.dtype.kind != array.dtype.kind:
-        return f"{array.dtype.kind}{array.dtype.itemsize} {shape}"
-    apart = int((~((array == other) | ((array != array) & (other != other)))).sum())
-    return f"{array.dtype.kind}{array.dtype.itemsize} {shape}, {apart} differ"

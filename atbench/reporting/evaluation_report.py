@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from atbench.reporting.agreement import robust_mask
+from atbench.evaluation.eval_results import robust_after
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table, table
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.rejection_report import rejection_blocks
@@ -169,7 +169,7 @@ def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
     for eps, codes in zip(arrays.get("surface_eps", ()), arrays.get("surface", ()), strict=True):
         for k in evaluation.steps:
             if k <= plan["eps_steps"]:
-                cells.setdefault((k, float(eps)), Accuracy.of(robust_mask(codes, k)))
+                cells.setdefault((k, float(eps)), Accuracy.of(robust_after(codes, k)))
     return cells
 
 
@@ -205,7 +205,7 @@ def _union(evaluation: EvaluationRecord) -> Accuracy | None:
         return None
     left = arrays["robust"]
     for name in names:
-        left = left & robust_mask(arrays[name])
+        left = left & robust_after(arrays[name])
     return Accuracy.of(left)
 
 

@@ -28,8 +28,8 @@ from atbench.evaluation import (
     ResultCache,
     eval_names,
     evaluate_model,
-    record,
     record_files,
+    summarize,
     weights_sha256,
 )
 from atbench.evaluation.verify import CONSISTENT, FieldCheck, verify_record
@@ -188,9 +188,9 @@ def evaluate_checkpoints(
         results, content = evaluated[weights]
         records.append({**content, "name": title, "checkpoint": name, "epoch": epoch, **_marks(folder, epoch)})
         if world.main:
-            examples = record.example_arrays(results) if results.plan.examples else {}
+            examples = results.examples if cfg.eval.examples else {}
             settings = eval_names.record_settings(values.recorded(cfg))
-            record_files.save_record(out, name, records[-1], record.outcome_arrays(results), examples, settings)
+            record_files.save_record(out, name, records[-1], results.outcomes, examples, settings)
         world.barrier()
     if world.main:
         ResultCache(folder / CACHE, {}).clear()
@@ -229,12 +229,12 @@ def evaluate_checkpoint(
 
     def on_progress(results: EvalResults) -> None:
         if world.main:
-            content = {**about, "complete": False, **record.build_record(results, source.classes)}
+            content = {**about, "complete": False, **summarize(results, source.classes)}
             write_json(out / f"{name}.partial.json", content)
             print_attack_result(name, content, console)
 
     results = evaluate_model(eval_model, test, plan, cache, on_progress)
-    return results, {**about, "complete": True, **record.build_record(results, source.classes)}
+    return results, {**about, "complete": True, **summarize(results, source.classes)}
 
 
 def verify_run(cfg: DictConfig, source: Source, world: World, folder: Path) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import AscentAttack, Attack, GradientAttack, Target, ball
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, ResultCache, evaluate_model, record
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, ResultCache, evaluate_model, summarize
 from atbench.evaluation.attack_result import UNBROKEN
 from atbench.evaluation.attack_runner import AttackRunner, legal, round_to_8bit
 from atbench.evaluation.pgd_sweep import broken_at
@@ -105,22 +105,26 @@ def test_the_surface_is_what_separate_searches_find() -> None:
         own = replace(THREAT, eps=multiple * 0.02, step_size=multiple * 0.004, steps=steps)
         alone = broken_at(runner.eval_model, runner.images, own, runner.clean).long()
         expected = torch.minimum(expected, torch.where(alone == -1, UNBROKEN, alone))
-        assert torch.equal(sweep.radii[multiple].first_broken, expected)
-    firsts = torch.stack([radius.first_broken for radius in sweep.radii.values()])
+        assert torch.equal(sweep[multiple].first_broken, expected)
+    firsts = torch.stack([radius.first_broken for radius in sweep.values()])
     assert (firsts[1:] <= firsts[:-1]).all() and (firsts[-1] < firsts[0]).any()
+
+
+def plan(**changes: Any) -> Plan:
+    attacks = {"pgd_20": (pgd(), {"steps": 20}), "pgd_40": (pgd(40), {"steps": 40})}
+    norms = {"l2": PGDConfig("l2", 0.06, 0.02, 5)}
+    return replace(Plan(THREAT, [1, 8], [0, 0.5, 1, 2], 5, attacks=attacks, norms=norms), **changes)
 
 
 def whole(network: Flat, **changes: Any) -> tuple[EvalModel, EvalResults]:
     eval_model = EvalModel(network, 32)
-    attacks = {"pgd_20": (pgd(), {"steps": 20}), "pgd_40": (pgd(40), {"steps": 40})}
-    plan = Plan(THREAT, [1, 8], [0, 0.5, 1, 2], 5, attacks=attacks, norms={"l2": PGDConfig("l2", 0.06, 0.02, 5)})
-    return eval_model, evaluate_model(eval_model, images(network), replace(plan, **changes))
+    return eval_model, evaluate_model(eval_model, images(network), plan(**changes))
 
 
 @pytest.mark.parametrize("survivors", [True, False])
 def test_the_headline_is_the_worst_case_of_all_attacks(survivors: bool) -> None:
     _, result = whole(Flat(), sequential=survivors)
-    figures, arrays = record.build_record(result), record.outcome_arrays(result)
+    figures, arrays = summarize(result), result.outcomes
     broken = arrays["broken_at"] > 0
     for name in ("pgd_20", "pgd_40"):
         broken |= arrays[f"broken_{name}"]
@@ -141,7 +145,7 @@ def test_what_comes_after_an_attack_that_left_nothing_is_recorded_too() -> None:
     wide = {name: (pgd(eps=1.0), {"eps": 1.0, "steps": 20}) for name in ("first", "second")}
     threat = PGDConfig("linf", 1.0, 0.25, 8)
     _, result = whole(Flat(), threat=threat, sequential=True, attacks=wide)
-    figures, arrays = record.build_record(result), record.outcome_arrays(result)
+    figures, arrays = summarize(result), result.outcomes
     assert figures["robust"]["accuracy"] == 0.0
     assert figures["attacks"][-1]["tried"] == 0 and not arrays["broken_second"].any()
 
@@ -149,12 +153,11 @@ def test_what_comes_after_an_attack_that_left_nothing_is_recorded_too() -> None:
 def verdicts(
     network: Flat, eval_model: EvalModel, result: EvalResults, spoil: Callable[..., None] = lambda *_: None
 ) -> list[str]:
-    figures, arrays, kept = record.build_record(result), record.outcome_arrays(result), record.example_arrays(result)
+    figures, arrays, kept = summarize(result), result.outcomes, result.examples
     figures, kept = copy.deepcopy(figures), copy.deepcopy(kept)
     spoil(figures, kept)
-    return [
-        n.name for n in verify_record(eval_model, result.images, result.plan, figures, arrays, kept) if not n.agrees
-    ]
+    checks = verify_record(eval_model, images(network), plan(), figures, arrays, kept)
+    return [check.name for check in checks if not check.agrees]
 
 
 def test_every_number_can_be_made_again_from_the_kept_images() -> None:
@@ -176,7 +179,7 @@ def test_a_number_that_the_images_do_not_bear_out_is_found() -> None:
         kept["pgd_40.x_adv"] = np.clip(kept["pgd_40.x_adv"] + 0.1, 0, 1)
 
     def harmless(figures: dict[str, Any], kept: dict[str, Any]) -> None:
-        kept["pgd.1.x_adv"] = result.images.floats(torch.from_numpy(kept["pgd.1.rows"])).numpy()
+        kept["pgd.1.x_adv"] = images(network).floats(torch.from_numpy(kept["pgd.1.rows"])).numpy()
 
     assert verdicts(network, eval_model, result, claim) == ["attacks.pgd_20.alone.accuracy"]
     assert "attacks.pgd_40.alone.accuracy" in verdicts(network, eval_model, result, illegal)
@@ -187,21 +190,20 @@ def test_figures_are_told_while_the_evaluation_runs() -> None:
     network = Flat()
     told: list[list[str]] = []
     attacks = {"a": (pgd(), {}), "b": (pgd(), {})}
-    plan = Plan(THREAT, [8], [], 5, attacks=attacks)
     evaluate_model(
         EvalModel(network, 32),
         images(network),
-        plan,
-        on_progress=lambda e: told.append(record.build_record(e)["robust"]["attacks"]),
+        Plan(THREAT, [8], [], 5, attacks=attacks),
+        on_progress=lambda e: told.append(summarize(e)["robust"]["attacks"]),
     )
     assert told == [["pgd"], ["pgd", "a"], ["pgd", "a", "b"]]
 
 
 def test_without_a_sweep_only_the_attacks_count() -> None:
     _, result = whole(Flat(), steps=[], eps_grid=[], norms={})
-    figures = record.build_record(result)
+    figures = summarize(result)
     assert figures["steps"] == figures["eps"] == [] and figures["robust"]["attacks"] == ["pgd_20", "pgd_40"]
-    assert "broken_at" not in record.outcome_arrays(result)
+    assert "broken_at" not in result.outcomes
 
 
 def test_steps_that_cannot_cross_the_ball_are_warned_about() -> None:
@@ -209,8 +211,8 @@ def test_steps_that_cannot_cross_the_ball_are_warned_about() -> None:
     short = AscentAttack(GradientAttack("linf", 0.02, 3, 0.004, return_point="first"))
     attacks = {"short": (short, {"steps": 3, "step_size": 0.004}), "share": (pgd(), {"steps": 2, "rel_step_size": 0.4})}
     _, result = whole(network, attacks=attacks, steps=[4], threat=replace(THREAT, steps=4))
-    warned = record.build_record(result)["warnings"]
+    warned = summarize(result)["warnings"]
     assert [text.partition(":")[0] for text in warned] == ["pgd", "short", "share"]
     assert "3 steps of 0.004 move at most 0.012" in warned[1]
     _, result = whole(network, attacks={"wide": (pgd(), {"steps": 2, "rel_step_size": 2.5})})
-    assert "corners only" in record.build_record(result)["warnings"][-1]
+    assert "corners only" in summarize(result)["warnings"][-1]

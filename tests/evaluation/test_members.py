@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.data import Images
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
-from atbench.evaluation.verify import FREE, verify_record
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, summarize
+from atbench.evaluation.field_checks import FREE
+from atbench.evaluation.verify import verify_record
 from atbench.interval import accuracy_figures
 from atbench.models import Ensemble
 
@@ -62,8 +63,8 @@ def evaluated(network: nn.Module, batch: int = 32, **changes: Any) -> EvalResult
 
 
 def parts(found: EvalResults) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    content = json.loads(json.dumps(record.build_record(found)))
-    return content, record.outcome_arrays(found), record.example_arrays(found)
+    content = json.loads(json.dumps(summarize(found)))
+    return content, found.outcomes, found.examples
 
 
 def wrong(network: nn.Module, *given: dict[str, Any], **changes: Any) -> list[str]:
@@ -86,7 +87,7 @@ def test_the_matrix_is_that_of_a_slow_loop() -> None:
     network, given = ensemble(), images()
     x, y = given.floats(torch.arange(len(given))), given.y
     shared = [i for i in range(len(given)) if all(int(m(x[i : i + 1]).argmax()) == y[i] for m in network.members)]
-    content = record.build_record(evaluated(network))["members"]
+    content = summarize(evaluated(network))["members"]
     assert content["n"] == len(shared) and 20 < len(shared) < len(given)
     assert content["attack"] == {
         "name": "pgd", "norm": "linf", "eps": EPS, "step_size": EPS / 2, "steps": STEPS, "start": "zero",

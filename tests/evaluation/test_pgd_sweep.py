@@ -10,8 +10,7 @@ from torch import Tensor
 
 from atbench.data import Images
 from atbench.errors import NumericalError
-from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after
-from atbench.evaluation.record import build_record, outcome_arrays
+from atbench.evaluation import EvalModel, PGDConfig, Plan, broken_at, evaluate_model, robust_after, summarize
 from atbench.interval import wilson
 from tests.support.flat import Flat, images
 
@@ -97,7 +96,7 @@ def test_a_record_is_monotone_and_exact_at_zero_and_one() -> None:
     threat = PGDConfig("linf", 0.02, 0.005, 10)
     plan = Plan(threat, steps=[1, 2, 5, 10], eps_grid=[0, 0.5, 1, 2, 50], eps_steps=10)
     found = evaluate_model(EvalModel(network, 32), given, plan)
-    record, outcomes = build_record(found), outcome_arrays(found)
+    record, outcomes = summarize(found), found.outcomes
     by_k = [record["clean"]["accuracy"], *(step["accuracy"] for step in record["steps"])]
     by_eps = [entry["accuracy"] for entry in record["eps"]]
     assert by_k == sorted(by_k, reverse=True) and by_eps == sorted(by_eps, reverse=True)

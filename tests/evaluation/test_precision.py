@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.transfer import Transfer
 from atbench.data import Images
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, summarize
 from atbench.evaluation.audit.audit import run_audit
 from atbench.models.torchvision_models import Wrapped
 from tests.support.targets import draws, make
@@ -57,7 +57,7 @@ def given() -> Images:
 def robust(network: nn.Module, **changes: Any) -> tuple[EvalResults, float, float]:
     plan = replace(Plan(THREAT, [10], [0, 0.5, 1], 10), **changes)
     found = evaluate_model(EvalModel(network, 16), given(), plan)
-    figures = record.build_record(found)
+    figures = summarize(found)
     return found, figures["clean"]["accuracy"], figures["robust"]["accuracy"]
 
 
@@ -70,7 +70,7 @@ def test_half_precision_breaks_like_single(network: nn.Module) -> None:
     _, _, expected = robust(linear())
     found, clean, left = robust(network)
     assert clean > 0.9 and expected < 0.2 and abs(left - expected) <= 2 / 60
-    images = record.example_arrays(found)
+    images = found.examples
     x = found.images.floats(torch.from_numpy(images["pgd.1.rows"]))
     moved = torch.from_numpy(images["pgd.1.x_adv"]) - x
     assert images["pgd.1.x_adv"].dtype == "float32" and float(moved.abs().max()) <= EPS + 1e-6
@@ -83,7 +83,7 @@ def test_attacks_of_every_kind_are_legal_on_half_precision(name: str) -> None:
     attack = make(name, "linf", 2 * EPS)
     for dtype in (torch.float16, torch.bfloat16):
         found, clean, left = robust(linear().to(dtype), steps=[], attacks={name: (attack, {})})
-        images = record.example_arrays(found)
+        images = found.examples
         assert left < clean / 2 and len(images[f"{name}.rows"]) == found.attacks[name].broken.sum()
         assert images[f"{name}.x_adv"].dtype == "float32"
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from atbench.attacks import Attack, GradientAttack, Objective, State, cross_entropy
 from atbench.attacks.gradient.max_confidence import MaxConfidence, _Best
 from atbench.errors import ConfigError
-from atbench.evaluation import record, record_files
+from atbench.evaluation import record_files, summarize
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.attack_runner import legal
 from atbench.evaluation.rejection import (
@@ -31,7 +31,7 @@ from atbench.evaluation.verify import verify_record
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.results import read_evaluation
 from atbench.runs.seeding import ExampleDraws
-from tests.support.flat import rejected
+from tests.support.flat import Flat, images, rejected, rejecting
 from tests.support.targets import Aim
 from tests.support.trained import trained
 
@@ -174,7 +174,7 @@ def test_a_wrong_answer_comes_before_a_likelier_wrong_class() -> None:
 
 def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:
     _, found = rejected()
-    content, arrays = record.build_record(found), record.outcome_arrays(found)
+    content, arrays = summarize(found), found.outcomes
     reject, clean = content["reject"], softmax_confidence(arrays["logits_clean"])
     held = [c for c, ok in zip(clean, arrays["clean"], strict=True) if ok]
     assert reject["threshold"] == confidence_threshold(np.array(held), 0.9) and reject["held_out"]["n"] == len(held)
@@ -188,7 +188,7 @@ def test_the_record_is_what_a_slow_reader_makes_of_its_arrays() -> None:
 
 def test_without_a_threshold_it_is_the_worst_case_of_the_attack() -> None:
     _, found = rejected(share=1.0, steps=[])
-    content = record.build_record(found)
+    content = summarize(found)
     assert content["reject"]["without"]["robust_error"]["share"] == pytest.approx(1 - content["robust"]["accuracy"])
     assert content["reject"]["without"]["error"]["share"] == pytest.approx(1 - content["clean"]["accuracy"])
     assert content["reject"]["tpr"]["share"] == 1.0
@@ -197,10 +197,9 @@ def test_without_a_threshold_it_is_the_worst_case_of_the_attack() -> None:
 
 def test_wrong_images_are_attacked_too() -> None:
     _, found = rejected()
-    assert found.rejection is not None
-    wrong = (~found.clean).nonzero().flatten()
-    assert found.rejection.misclassified.rows.tolist() == wrong.tolist() and len(wrong) >= 10
-    arrays = record.outcome_arrays(found)
+    wrong = np.flatnonzero(~found.clean)
+    assert found.examples["mistaken.rows"].tolist() == wrong.tolist() and len(wrong) >= 10
+    arrays = found.outcomes
     surer = arrays["confidence_adversarial"][wrong] - softmax_confidence(arrays["logits_clean"])[wrong]
     assert (surer >= -1e-6).all() and (surer > 0.01).mean() > 0.5
 
@@ -215,30 +214,29 @@ def test_the_surest_answer_of_any_attack_counts() -> None:
     )]  # fmt: skip
     np.testing.assert_allclose(adversarial_confidence(found, 4), [0.6, 0.8, 0.4, np.nan])
     _, whole = rejected()
-    reject = record.build_record(whole)["reject"]
-    assert reject["without"]["robust_error"]["share"] == pytest.approx(1 - float(whole.robust.double().mean()))
+    reject = summarize(whole)["reject"]
+    assert reject["without"]["robust_error"]["share"] == pytest.approx(1 - whole.robust.mean())
 
 
 def test_nothing_was_asked_for() -> None:
     _, found = rejected(reject=None)
-    assert record.build_record(found)["reject"] is None and "confidence_adversarial" not in record.outcome_arrays(found)
+    assert summarize(found)["reject"] is None and "confidence_adversarial" not in found.outcomes
 
 
 def test_examples_do_not_see_their_batch() -> None:
-    whole, parts = (record.outcome_arrays(rejected(batch=size)[1]) for size in (90, 7))
+    whole, parts = (rejected(batch=size)[1].outcomes for size in (90, 7))
     np.testing.assert_allclose(parts["confidence_adversarial"], whole["confidence_adversarial"], rtol=0, atol=1e-6)
 
 
 def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) -> None:
-    eval_model, found = rejected()
-    assert found.plan.reject is not None
-    content, arrays, kept = record.build_record(found), record.outcome_arrays(found), record.example_arrays(found)
+    (eval_model, found), given = rejected(), images(Flat())
+    content, arrays, kept = summarize(found), found.outcomes, found.examples
     about = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3}
     record_files.save_record(tmp_path, "best", {**about, **content}, arrays, kept, {})
     assert record_disagreements(read_evaluation(tmp_path / "best.json")) == ()
 
     def wrong(figures: dict[str, Any], kept: dict[str, Any]) -> list[str]:
-        numbers = verify_record(eval_model, found.images, found.plan, figures, arrays, kept)
+        numbers = verify_record(eval_model, given, rejecting(), figures, arrays, kept)
         return [number.name for number in numbers if not number.agrees]
 
     assert wrong(content, kept) == []
@@ -248,17 +246,17 @@ def test_every_number_can_be_made_again_and_a_false_one_is_found(tmp_path: Any) 
     lied = copy.deepcopy(content)
     lied["reject"]["threshold"] = 0.0
     assert "reject.threshold" in wrong(lied, kept)
-    tame = {**kept, "mistaken.x_adv": found.images.floats(torch.from_numpy(kept["mistaken.rows"])).numpy() * 0}
+    tame = {**kept, "mistaken.x_adv": given.floats(torch.from_numpy(kept["mistaken.rows"])).numpy() * 0}
     assert "reject.robust_error.share" in wrong(content, tame)
 
 
 def test_a_record_that_its_arrays_do_not_bear_out_is_called_out(tmp_path: Any) -> None:
     _, found = rejected()
-    content = record.build_record(found)
+    content = summarize(found)
     for name in ("tpr", "fpr", "accepted", "adversarial", "error", "robust_error"):
         lied = copy.deepcopy(content)
         lied["reject"][name]["share"] += 0.01
         full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3, **lied}
-        record_files.save_record(tmp_path, "best", full, record.outcome_arrays(found), {}, {})
+        record_files.save_record(tmp_path, "best", full, found.outcomes, {}, {})
         lines = record_disagreements(read_evaluation(tmp_path / "best.json"))
         assert len(lines) == 1 and lines[0].startswith(f"reject {name}:")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from atbench.data import Images
-from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation import EvalModel, PGDConfig, Plan, evaluate_model, summarize
 from atbench.evaluation.audit import audit, outputs
 from atbench.training import World
 from atbench.training.validation import Validation
@@ -43,7 +43,7 @@ class Brightest(nn.Module):
 def evaluated(**changes: Any) -> dict[str, Any]:
     plan = replace(Plan(THREAT, [3], [0, 1], 3), **changes)
     found = evaluate_model(EvalModel(Brightest(), 16), by_class(), plan)
-    return {**record.build_record(found), "arrays": record.outcome_arrays(found)}
+    return {**summarize(found), "arrays": found.outcomes}
 
 
 def test_a_limit_leaves_no_class_out() -> None:

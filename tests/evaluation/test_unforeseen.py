@@ -17,12 +17,14 @@ from atbench.attacks.unforeseen.distortion import search
 from atbench.attacks.unforeseen.kinds import DISTORTIONS
 from atbench.data import Images
 from atbench.errors import ConfigError
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, summarize
 from atbench.evaluation import unforeseen_calibrations as calibrations
 from atbench.evaluation.eval_names import record_dir
+from atbench.evaluation.field_checks import FREE
+from atbench.evaluation.recompute import recompute_results
 from atbench.evaluation.unforeseen import UnforeseenPlan, unforeseen_plan
 from atbench.evaluation.unforeseen_calibrations import CALIBRATIONS, Calibration
-from atbench.evaluation.verify import FREE, compare_records, recompute_record, verify_record
+from atbench.evaluation.verify import compare_records, verify_record
 from atbench.interval import wilson
 from atbench.runs.seeding import ExampleDraws
 
@@ -81,8 +83,8 @@ def evaluated(
 
 
 def parts(found: EvalResults) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    content = json.loads(json.dumps(record.build_record(found)))
-    return content, record.outcome_arrays(found), record.example_arrays(found)
+    content = json.loads(json.dumps(summarize(found)))
+    return content, found.outcomes, found.examples
 
 
 def wrong(network: nn.Module, *given: dict[str, Any], of: UnforeseenPlan | None = None) -> list[str]:
@@ -94,7 +96,7 @@ def wrong(network: nn.Module, *given: dict[str, Any], of: UnforeseenPlan | None 
 def test_accuracies_are_those_of_a_slow_loop_and_uar_is_their_ratio() -> None:
     network, given = Net(), images()
     model = EvalModel(network, 1)
-    found = record.build_record(evaluated())["unforeseen"]
+    found = summarize(evaluated())["unforeseen"]
     uars = []
     for name, part in zip(ATTACKS, found["attacks"], strict=True):
         accuracies = []
@@ -130,19 +132,19 @@ def test_without_reference_accuracies_there_is_no_uar() -> None:
     assert found["data"] is None and found["muar"] is None and found["sizes_of"] == "small"
     assert all(attack["uar"] is None and attack["sizes"][0]["ata"] is None for attack in found["attacks"])
     assert "UAR is not defined" in found["note"]
-    with_them = record.build_record(evaluated())["unforeseen"]
+    with_them = summarize(evaluated())["unforeseen"]
     for bare, known in zip(found["attacks"], with_them["attacks"], strict=True):
         assert [e["accuracy"] for e in bare["sizes"]] == [e["accuracy"] for e in known["sizes"]]
     assert wrong(Net(), content, arrays, kept, of=asked(None)) == []
 
 
 def test_fewer_steps_than_the_reference_are_noted() -> None:
-    assert record.build_record(evaluated())["unforeseen"]["note"] == "3 steps; the reference accuracies are of 200"
+    assert summarize(evaluated())["unforeseen"]["note"] == "3 steps; the reference accuracies are of 200"
 
 
 def test_it_changes_nothing_else_and_batches_do_not_matter() -> None:
     (content, arrays, kept), (_, again, kept_again) = parts(evaluated()), parts(evaluated(batch=24))
-    bare = json.loads(json.dumps(record.build_record(evaluate_model(EvalModel(Net(), 10), images(), plan(None)))))
+    bare = json.loads(json.dumps(summarize(evaluate_model(EvalModel(Net(), 10), images(), plan(None)))))
     without = {key: value for key, value in content.items() if key not in ("unforeseen", *FREE)}
     assert "unforeseen" not in bare and without == {k: v for k, v in bare.items() if k not in FREE}
     assert np.array_equal(arrays["unforeseen_robust"], again["unforeseen_robust"])
@@ -170,7 +172,7 @@ def test_a_part_of_the_images_is_verified_as_that_part() -> None:
 
 def test_every_edited_figure_is_found() -> None:
     content, arrays, kept = parts(evaluated())
-    again = recompute_record(EvalModel(Net(), 7), images(), plan(asked()), content, arrays, kept)
+    again = recompute_results(EvalModel(Net(), 7), images(), plan(asked()), content, arrays, kept)
     for path in (
         ("n",), ("steps",), ("muar", "uar"), ("muar", "low"),
         *(("attacks", i, "uar", "uar") for i in range(4)),

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from atbench.attacks.gradient.max_confidence import MaxConfidence
 from atbench.data import Images
-from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, record
+from atbench.evaluation import EvalModel, EvalResults, PGDConfig, Plan, evaluate_model, summarize
+from atbench.evaluation.field_checks import FREE, FieldCheck, field_checks
+from atbench.evaluation.recompute import recompute_results
 from atbench.evaluation.rejection import RejectionPlan
-from atbench.evaluation.verify import FREE, FieldCheck, Recomputed, compare_records, recompute_record, verify_record
+from atbench.evaluation.verify import compare_records, verify_record
 from tests.support.targets import make
 
 CLASSES, SIDE, EPS = 3, 8, 0.03
@@ -66,16 +68,16 @@ def plan(**changes: Any) -> Plan:
 
 
 def parts(found: EvalResults) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    content = json.loads(json.dumps(record.build_record(found, NAMES)))
-    return content, record.outcome_arrays(found), record.example_arrays(found)
+    content = json.loads(json.dumps(summarize(found, NAMES)))
+    return content, found.outcomes, found.examples
 
 
 @cache
-def whole(corruptions: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Recomputed]:
+def whole(corruptions: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], EvalResults]:
     """An evaluation of all kinds at once, and what it is made of again."""
     eval_model, chosen = EvalModel(Small(), 16), plan(**({} if corruptions else {"corruptions": []}))
     content, arrays, kept = parts(evaluate_model(eval_model, images(), chosen))
-    again = recompute_record(EvalModel(Small(), 16), images(), chosen, content, arrays, kept, NAMES)
+    again = recompute_results(EvalModel(Small(), 16), images(), chosen, content, arrays, kept)
     return content, arrays, kept, again
 
 
@@ -85,7 +87,7 @@ def wrong(numbers: list[FieldCheck]) -> list[str]:
 
 def test_an_honest_record_is_made_again_whole_by_judging_alone() -> None:
     content, arrays, kept, again = whole()
-    numbers = compare_records(content, arrays, kept, again)
+    numbers = compare_records(content, arrays, kept, again, NAMES)
     assert wrong(numbers) == [] and len(numbers) > 400
     assert content["attacks"][2]["distance"]["n"] and content["audit"]["checks"] and content["corruptions"]
     assert all(sum(kept[f"{name}.rows"].size for name in kept_of(kept, prefix)) for prefix in ("pgd.", "pgd_l2."))
@@ -117,8 +119,8 @@ def edited(value: Any) -> Any:
 
 
 def test_every_edited_field_is_found_or_free() -> None:
-    content, _, _, again = whole()
-    arrays, kept, again = {}, {}, Recomputed(again.record, {}, {})
+    content, _, _, results = whole()
+    again = json.loads(json.dumps(summarize(results, NAMES)))
     seen = 0
     for path in leaves(content):
         lied = copy.deepcopy(content)
@@ -126,7 +128,7 @@ def test_every_edited_field_is_found_or_free() -> None:
         for key in path[:-1]:
             node = node[key]
         node[path[-1]] = edited(node[path[-1]])
-        found = wrong(compare_records(lied, arrays, kept, again))
+        found = wrong(list(field_checks(lied, again)))
         if FREE.isdisjoint(map(str, path)):
             assert found, f"{path} was edited, and nobody noticed"
             seen += 1
@@ -134,10 +136,9 @@ def test_every_edited_field_is_found_or_free() -> None:
             assert not found, path
     assert seen > 250
     for key in content.keys() - FREE:
-        assert wrong(compare_records({k: v for k, v in content.items() if k != key}, arrays, kept, again)), (
-            f"without {key}"
-        )
-    assert wrong(compare_records({**content, "more": 1}, arrays, kept, again)) == ["more"]
+        without = {k: v for k, v in content.items() if k != key}
+        assert wrong(list(field_checks(without, again))), f"without {key}"
+    assert wrong(list(field_checks({**content, "more": 1}, again))) == ["more"]
 
 
 def changed(array: Any) -> Iterator[tuple[str, Any]]:
@@ -179,7 +180,9 @@ def test_pictures_and_corruptions_are_compared_too() -> None:
     content, arrays, kept, again = whole()
     for name in [name for name in arrays if name == "corrupted" or name.startswith("shown")]:
         for how, other in changed(arrays[name]):
-            assert wrong(compare_records(content, {**arrays, name: other}, kept, again)) == [name], f"{name}: {how}"
+            assert wrong(compare_records(content, {**arrays, name: other}, kept, again, NAMES)) == [name], (
+                f"{name}: {how}"
+            )
 
 
 def test_a_claim_and_its_copy_edited_alike_are_found_where_images_speak() -> None:
@@ -201,7 +204,7 @@ def test_a_threat_that_was_relabelled_everywhere_in_the_record(key: str, value: 
     for node in (lied["threat"], lied["plan"]["threat"], lied["attack"]):
         if key in node:
             node[key] = value
-    assert any(key in name for name in wrong(compare_records(lied, arrays, kept, again)))
+    assert any(key in name for name in wrong(compare_records(lied, arrays, kept, again, NAMES)))
 
 
 def few(**changes: Any) -> Plan:
@@ -223,4 +226,4 @@ def test_a_network_that_answers_at_random_is_verified_all_the_same() -> None:
 def test_numbers_drawn_elsewhere_are_known_as_such() -> None:
     np.random.seed(0)
     for network, known in ((Small(noise=0.1, numpy=True), "other"), (Small(), None)):
-        assert evaluate_model(EvalModel(network, 16), images(), few(reject=None)).random == known
+        assert evaluate_model(EvalModel(network, 16), images(), few(reject=None)).facts["random"] == known

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
-from atbench.evaluation import record, record_files
-from atbench.evaluation.members import MemberAttack, MemberTransfer
+from atbench.evaluation import PGDConfig, record_files, summarize
+from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.members import add_members
 from atbench.reporting import example_grid, print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Figure, Paragraph, Table
@@ -21,7 +23,7 @@ from atbench.reporting.evaluation_figures import evaluation_figures
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.wandb_logger import _rows
-from tests.support.flat import rejected
+from tests.support.flat import EPS, rejected
 
 N = 90
 #: Of 80 images that both members classify right, how many each (column) gets wrong that were made on each (row).
@@ -29,7 +31,7 @@ WRONG = [[72, 8], [40, 80]]
 PERCENT = [["10", "90"], ["50", "0"]]
 
 
-def transfer(wrong: list[list[int]], right: int = 80) -> MemberTransfer:
+def transfer(wrong: list[list[int]], right: int = 80) -> tuple[np.ndarray, list[AttackResult]]:
     """Attacks on two members, made up."""
     masks = np.zeros((2, N), bool)
     masks[0, :right], masks[1, :right] = True, True
@@ -38,17 +40,20 @@ def transfer(wrong: list[list[int]], right: int = 80) -> MemberTransfer:
     for counts in wrong:
         rows = np.arange(max(counts))
         fooled = rows[:, None] < np.array(counts)
-        attacks.append(MemberAttack(rows, np.zeros((len(rows), 1, 5, 5), np.float32), fooled, 0.5, 10, 8))
-    _, found = rejected(reject=None)
-    return MemberTransfer(found.plan.member_attack, masks, attacks)
+        kept = {"x_adv": np.zeros((len(rows), 1, 5, 5), np.float32), "fooled": fooled}
+        tried = torch.from_numpy(masks.all(axis=0))
+        name = f"member{len(attacks)}"
+        attacks.append(AttackResult(name, "transfer", tried, tried, 0.5, 10, 8, rows=rows, kept=kept))
+    return masks, attacks
 
 
-def made(folder: Path, members: MemberTransfer | None) -> EvaluationRecord:
+def made(folder: Path, members: tuple[np.ndarray, list[AttackResult]] | None) -> EvaluationRecord:
     _, found = rejected(reject=None)
-    found.members = members
+    if members:
+        add_members(found, PGDConfig("linf", EPS, 0.004, 8), *members)
     about = {"schema": 3, "checkpoint": "best", "epoch": 1, "split": "test"}
-    arrays, kept = record.outcome_arrays(found), record.example_arrays(found)
-    record_files.save_record(folder, "best", {**about, **record.build_record(found)}, arrays, kept, {})
+    arrays, kept = found.outcomes, found.examples
+    record_files.save_record(folder, "best", {**about, **summarize(found)}, arrays, kept, {})
     return read_evaluation(folder / "best.json")
 
 

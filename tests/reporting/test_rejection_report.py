@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from atbench.evaluation import record, record_files
+from atbench.evaluation import record_files, summarize
 from atbench.reporting import print_summary
 from atbench.reporting.document import Paragraph, Table
 from atbench.reporting.evaluation_report import accuracy_blocks
@@ -23,9 +23,7 @@ from tests.support.flat import rejected
 def made(folder: Path, **changes: Any) -> EvaluationRecord:
     _, found = rejected(**changes)
     about = {"schema": 3, "checkpoint": "best", "epoch": 1, "split": "test"}
-    record_files.save_record(
-        folder, "best", {**about, **record.build_record(found)}, record.outcome_arrays(found), {}, {}
-    )
+    record_files.save_record(folder, "best", {**about, **summarize(found)}, found.outcomes, {}, {})
     return read_evaluation(folder / "best.json")
 
 

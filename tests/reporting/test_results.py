@@ -99,17 +99,17 @@ def change(*path: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("spoil", "name"),
     [
-        (change("clean"), "clean:"),
-        (change("robust"), "worst case:"),
-        (change("robust", "eight_bit"), "worst case, 8-bit images:"),
-        (change("steps", 2), "PGD-20:"),
-        (change("eps", 1), "ε = 0.1:"),
-        (change("attacks", 0, "alone"), "apgd_ce:"),
-        (change("attacks", 1, "after"), "after apgd_t:"),
-        (change("norms", "l2"), "l2:"),
-        (change("classes", "classes", 3), "class 3:"),
-        (change("calibration", "adversarial"), "accuracy of the adversarial calibration:"),
-        (lambda record: record["attacks"][2].update(broken=0), "examples that fab_t broke:"),
+        (change("clean"), "clean.accuracy:"),
+        (change("robust"), "robust.accuracy:"),
+        (change("robust", "eight_bit"), "robust.eight_bit.accuracy:"),
+        (change("steps", 2), "steps.2.accuracy:"),
+        (change("eps", 1), "eps.1.accuracy:"),
+        (change("attacks", 0, "alone"), "attacks.apgd_ce.alone.accuracy:"),
+        (change("attacks", 1, "after"), "attacks.apgd_t.after.accuracy:"),
+        (change("norms", "l2"), "norms.l2.accuracy:"),
+        (change("classes", "classes", 3), "classes.classes.3.accuracy:"),
+        (change("calibration", "adversarial"), "calibration.adversarial.accuracy:"),
+        (lambda record: record["attacks"][2].update(broken=0), "attacks.fab_t.broken:"),
     ],
 )
 def test_every_accuracy_is_held_against_its_mask(tmp_path: Path, spoil: Callable[..., None], name: str) -> None:
@@ -150,5 +150,5 @@ def test_the_surface_is_held_against_the_curve_over_eps(tmp_path: Path) -> None:
     surface[0, np.flatnonzero(surface[0] == -1)[0]] = 1
     replace(tmp_path / "best.npz", surface=surface)
     assert any(
-        line.startswith("ε = 0.1, k = 20:") for line in record_disagreements(read_evaluation(tmp_path / "best.json"))
+        line.startswith("eps 0.1, k = 20:") for line in record_disagreements(read_evaluation(tmp_path / "best.json"))
     )

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
-from atbench.evaluation import record, record_files
-from atbench.evaluation.unforeseen import KeptDistortions, UnforeseenPlan, UnforeseenResult
+from atbench.evaluation import record_files, summarize
+from atbench.evaluation.attack_result import AttackResult
+from atbench.evaluation.unforeseen import UnforeseenPlan, add_unforeseen
 from atbench.reporting import print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Paragraph, Table
@@ -30,13 +32,16 @@ WRONG = {"linf": (8, 17, 26, 44, 62, 80), "elastic": (0, 8, 8, 17, 17, 26)}
 def made(folder: Path, data: str | None, attacks: tuple[str, ...] = tuple(WRONG)) -> EvaluationRecord:
     """An evaluation with made-up outcomes."""
     _, found = rejected(reject=None)
-    clean = np.arange(N) < 80
-    plan = UnforeseenPlan(attacks, 200, "cifar10", data)
-    kept = [KeptDistortions(np.arange(count), np.zeros((count, 2), np.float32)) for n in attacks for count in WRONG[n]]
-    found.unforeseen = UnforeseenResult(plan, clean, kept) if attacks else None
+    clean, counts = torch.arange(N) < 80, [count for name in attacks for count in WRONG[name]]
+    if attacks:
+        kept = [(np.arange(count), {"z": np.zeros((count, 2), np.float32)}) for count in counts]
+        searches = [AttackResult("", "gradient", clean, clean, rows=rows, kept=each) for rows, each in kept]
+        everyone = replace(found, outcomes={**found.outcomes, "clean": clean.numpy()})
+        add_unforeseen(everyone, UnforeseenPlan(attacks, 200, "cifar10", data), searches)
+        found.outcomes["unforeseen_robust"] = everyone.outcomes["unforeseen_robust"]
     about = {"schema": 3, "checkpoint": "best", "epoch": 1, "split": "test"}
-    arrays, images = record.outcome_arrays(found), record.example_arrays(found)
-    record_files.save_record(folder, "best", {**about, **record.build_record(found)}, arrays, images, {})
+    arrays, images = found.outcomes, found.examples
+    record_files.save_record(folder, "best", {**about, **summarize(found)}, arrays, images, {})
     return read_evaluation(folder / "best.json")
 
 
@@ -102,4 +107,4 @@ def test_a_figure_that_is_not_its_mask_is_called_out(evaluation: EvaluationRecor
     lied: dict[str, Any] = copy.deepcopy(dict(evaluation.record))
     lied["unforeseen"]["attacks"][1]["sizes"][2]["accuracy"] = 0.6
     (said,) = record_disagreements(replace(evaluation, record=lied))
-    assert said.startswith("elastic, ε = 0.5: the record has 0.6")
+    assert said.startswith("unforeseen.attacks.elastic.sizes.2.accuracy: the record has 0.6")

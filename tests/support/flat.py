@@ -43,10 +43,13 @@ def rejected(
     share: float = 0.9, limit: int | None = None, batch: int = 32, **changes: Any
 ) -> tuple[EvalModel, EvalResults]:
     network = Flat()
-    eval_model, given = EvalModel(network, batch), images(network)
+    eval_model = EvalModel(network, batch)
+    return eval_model, evaluate_model(eval_model, images(network), rejecting(share, limit, **changes))
+
+
+def rejecting(share: float = 0.9, limit: int | None = None, **changes: Any) -> Plan:
+    """The plan of `rejected`."""
+    given, threat = images(Flat()), PGDConfig("linf", EPS, 0.004, 8)
     held = Images(given.x.flip(0), given.y.flip(0))
-    threat = PGDConfig("linf", EPS, 0.004, 8)
     asked = RejectionPlan(share, held, MaxConfidence("linf", EPS, 30, 2, 0.25), {"steps": 30, "restarts": 2})
-    return eval_model, evaluate_model(
-        eval_model, given, replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes)
-    )
+    return replace(Plan(threat, [8], [], 5, limit, reject=asked), **changes)

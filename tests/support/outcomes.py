@@ -13,9 +13,9 @@ from torch import Tensor
 
 from atbench.attacks import AscentAttack, Attack, GradientAttack
 from atbench.data import Images
-from atbench.evaluation import AttackResult, EvalResults, PGDConfig, Plan, record, record_files
+from atbench.evaluation import AttackResult, EvalResults, PGDConfig, Plan, record_files, summarize
 from atbench.evaluation.attack_result import UNBROKEN
-from atbench.evaluation.attack_runner import SweepResult
+from atbench.evaluation.evaluator import end_evaluation, new_results
 
 #: `make_run(name, seed=0, robust=0.6, ...)`: a run folder.
 MakeRun = Callable[..., Path]
@@ -52,13 +52,11 @@ def write(folder: Path, name: str, epoch: int, made: Made) -> None:
     evaluation = _evaluation(made)
     content = {
         "schema": 3, "checkpoint": name, "epoch": epoch, "split": "test", "weights_sha256": "a" * 64,
-        "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **record.build_record(evaluation),
+        "data_sha256": "b" * 64, "versions": {"torch": "2.15.0"}, "complete": True, **summarize(evaluation),
     }  # fmt: skip
     content["warnings"] = list(made.warnings)
     content["audit"] = made.audit or content["audit"]  # without one: as of an evaluation that was not audited
-    record_files.save_record(
-        folder, name, content, record.outcome_arrays(evaluation), record.example_arrays(evaluation), {"made": name}
-    )
+    record_files.save_record(folder, name, content, evaluation.outcomes, evaluation.examples, {"made": name})
 
 
 def _evaluation(made: Made) -> EvalResults:
@@ -70,18 +68,18 @@ def _evaluation(made: Made) -> EvalResults:
     norms = {norm: PGDConfig(norm, 1.0, 0.1, 20) for norm in made.norms}
     grid = [0.0, 0.5, 1.0, 2.0] if made.steps else []
     plan = Plan(threat, made.steps, grid, 20, attacks=attacks, sequential=made.sequential, norms=norms)
-    whole = EvalResults(plan, images, clean, _logits(rng, ~clean))
+    whole = new_results(plan, images, clean, _logits(rng, ~clean))
     if made.steps:
-        whole.sweep = _sweep(rng, images, clean, threat, round(made.robust * N))
+        whole.add_sweep(_sweep(rng, images, clean, threat, round(made.robust * N)))
     for name, settings in made.attacks.items():
-        tried = whole.robust if made.sequential else clean
-        whole.attacks[name] = _result(
-            rng, images, name, tried, _broken(whole.robust, tried, settings), settings, made.eps
-        )
-    for at, (norm, other) in enumerate(norms.items()):
+        left = torch.from_numpy(whole.robust)
+        tried = left if made.sequential else clean
+        whole.add_attack(_result(rng, images, name, tried, _broken(left, tried, settings), settings, made.eps))
+    for at, norm in enumerate(norms):
         first = torch.where(clean, torch.where(torch.arange(N) % (at + 3) == 0, 2, UNBROKEN), 0)
         result = _result(rng, images, "pgd", clean, clean & (first == 2), {}, 1.0)
-        whole.norms[norm] = SweepResult(other, {1.0: replace(result, first_broken=first)})
+        whole.add_sweep({1.0: replace(result, first_broken=first)}, norm)
+    end_evaluation(whole, images, [])
     return whole
 
 
@@ -116,21 +114,24 @@ def _result(
     own = {key: value for key, value in settings.items() if key not in ("breaks", "minimal")}
     return AttackResult(
         name, access, tried, broken, 1.5, 1000, 900, {"norm": "linf", "eps": eps, **own},
-        settings.get("minimal", False), rows.numpy(), x_adv, np.arange(len(rows)) % 3 > 0, logits, far,
+        settings.get("minimal", False), rows.numpy(), {"x_adv": x_adv, "eight": np.arange(len(rows)) % 3 > 0}, logits,
+        far,
     )  # fmt: skip
 
 
-def _sweep(rng: np.random.Generator, images: Images, clean: Tensor, threat: PGDConfig, right: int) -> SweepResult:
+def _sweep(
+    rng: np.random.Generator, images: Images, clean: Tensor, threat: PGDConfig, right: int
+) -> dict[float, AttackResult]:
     """PGD at half, once and twice ε: what a radius breaks, a larger one breaks no later."""
     place = torch.arange(N)
     main = torch.where(place < right, UNBROKEN, torch.from_numpy(rng.choice([1, 3, 7, 15, 30], N)))
     small = torch.where(place % 2 == 0, main, UNBROKEN)
     large = torch.where(place < right // 2, UNBROKEN, main.clamp(max=4))
-    radii, before = {}, torch.where(clean, UNBROKEN, 0)
+    radii, before = dict[float, AttackResult](), torch.where(clean, UNBROKEN, 0)
     for multiple, first in ((0.5, small), (1.0, main), (2.0, large)):
         first = torch.where(clean, first, 0)
         fresh = (first < before) & clean
         result = _result(rng, images, "pgd", before > 1, fresh, {}, multiple * threat.eps)
         radii[multiple] = replace(result, first_broken=first)
         before = first
-    return SweepResult(threat, radii)
+    return radii

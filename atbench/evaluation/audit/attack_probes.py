@@ -15,7 +15,8 @@ from atbench.attacks.gradient.multitargeted import Targeted
 from atbench.attacks.norms.lp_ball import ball
 from atbench.data import Images
 from atbench.evaluation.eval_model import EvalModel
-from atbench.evaluation.pgd_sweep import PGDConfig, broken_at, robust_after
+from atbench.evaluation.eval_results import robust_after
+from atbench.evaluation.pgd_sweep import PGDConfig, broken_at
 from atbench.runs.seeding import ExampleDraws
 
 STEPS = 20  # of PGD where a check names no other number
@@ -54,7 +55,8 @@ class AttackProbes:
         return steps
 
     def broken_by(self, steps: Tensor, k: int) -> Tensor:
-        return self.mask & ~robust_after(steps, k)
+        broken: Tensor = self.mask & ~robust_after(steps, k)
+        return broken
 
     def pgd(self, k: int, objective: str) -> Tensor:
         """Broken by PGD-k. Of the threat's own objective one trajectory serves every k."""

@@ -12,7 +12,6 @@ or noise that beats the gradients costs 500 further steps for each example that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,16 +65,3 @@ def _not_comparable(eval_model: EvalModel, checks: Sequence[Check], differentiab
     if bool(eval_model.reduce(torch.tensor(int(random), device=eval_model.device))):
         return "An image does not always get the same prediction"
     return ""
-
-
-def audit_verdict(checks: Sequence[Check]) -> dict[str, Any]:
-    """The verdict: `trusted` (some check was run and none flagged), `flags` (names), `sentence` (both, and checks that
-    were not run).
-    """
-    flags = [check.name for check in checks if check.verdict == "flag"]
-    skipped = [check.name for check in checks if check.verdict == "not run"]
-    run = len(checks) - len(skipped)
-    sentence = f"{len(flags)} of {run} audit checks flagged{': ' if flags else ''}{', '.join(flags)}."
-    sentence = sentence if run else "No audit check was run."
-    sentence += f" Not run: {', '.join(skipped)}." if skipped else ""
-    return {"trusted": run > 0 and not flags, "flags": flags, "sentence": sentence}

@@ -1,9 +1,11 @@
-"""Result of one audit check, and thresholds for shares of n examples."""
+"""Result of one audit check, the verdict of all, and thresholds for shares of n examples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 from atbench.interval import Z
 
@@ -49,3 +51,16 @@ def as_points(share: float) -> str:
 
 def as_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def audit_verdict(checks: Sequence[Check]) -> dict[str, Any]:
+    """The verdict: `trusted` (some check was run and none flagged), `flags` (names), `sentence` (both, and checks that
+    were not run).
+    """
+    flags = [check.name for check in checks if check.verdict == "flag"]
+    skipped = [check.name for check in checks if check.verdict == "not run"]
+    run = len(checks) - len(skipped)
+    sentence = f"{len(flags)} of {run} audit checks flagged{': ' if flags else ''}{', '.join(flags)}."
+    sentence = sentence if run else "No audit check was run."
+    sentence += f" Not run: {', '.join(skipped)}." if skipped else ""
+    return {"trusted": run > 0 and not flags, "flags": flags, "sentence": sentence}
