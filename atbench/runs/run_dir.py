@@ -18,7 +18,7 @@ from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalEr
 #: What the program writes into a run folder.
 RUN_FILES = (
     "as_typed.yaml", "checkpoints", "config.yaml", "environment.json", "evaluation", "export", "lock", "metrics.jsonl",
-    "pictures", "report.html", "report.md", "stages", "status.json", "wandb",
+    "pictures", "report.html", "report.md", "stages", "status.json", "tables", "wandb",
 )  # fmt: skip
 
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
