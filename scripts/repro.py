@@ -161,15 +161,21 @@ class Runner:
             bands = [text for text in map(self.write, job.rows) if text]
         except AtbenchError as error:  # a record that is damaged, a disk that is full
             text = str(error)
+        if text != TOLD_DONE and self.stop.is_set():  # Ctrl-C ended it
+            text = STOPPED
         told[job.name] = text
         if text != STOPPED:
             print(f"{job.name}: {'; '.join([text, *bands])}", flush=True)
 
 
 def pgd_words(row: Row, tier: str) -> list[str]:
-    """What the training's own evaluation is given: clean accuracy and PGD, of both checkpoints."""
+    """What the training's own evaluation is given: clean accuracy and PGD, of both checkpoints or, where that is a good
+    part of the row's time and no other row reads the run, of the one that is judged.
+    """
     steps = min(row.steps, HOW[tier].most_steps or row.steps)
     words = [f"eval.steps=[1,{steps}]", "eval.eps_grid=[0,1]", "eval.audit=0", "eval.examples=false"]
+    if tier == "smoke" and not row.training:
+        words.append(f"eval.checkpoints=[{row.checkpoint or HOW[tier].checkpoint}]")
     return words + ([f"eval.limit={HOW[tier].images}"] if HOW[tier].images else [])
 
 
@@ -178,7 +184,7 @@ def autoattack_words(row: Row, tier: str, run: Path) -> list[str]:
     steps = min(row.steps, HOW[tier].most_steps or row.steps)
     words = ["eval=auto", f"eval.name={AUTOATTACK}", f"eval.steps=[{steps}]", "eval.eps_grid=[0,1]", "eval.audit=0"]
     words += [f"eval.checkpoints=[{row.checkpoint or HOW[tier].checkpoint}]", "eval.examples=false"]
-    words += radius_words(run)
+    words += radius_words(run) + (["threads=1"] if tier == "smoke" else [])  # as the training: runs share the cores
     return words + ([f"eval.limit={HOW[tier].autoattack_images}"] if HOW[tier].autoattack_images else [])
 
 

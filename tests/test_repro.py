@@ -49,8 +49,9 @@ class Program:
                 (run / "checkpoints" / "last.pt").touch()
             return subprocess.CompletedProcess(command, 5, "", "the disk is full")
         if words[0] == "train":
-            for name, robust in (("best", 0.7), ("last", 0.6)):
-                write(run / "evaluation", name, 2, Made(robust, steps=(1, 20)))
+            asked = [word[18:-1] for word in words if word.startswith("eval.checkpoints=")]
+            for name in asked or ["best", "last"]:
+                write(run / "evaluation", name, 2, Made({"best": 0.7, "last": 0.6}[name], steps=(1, 20)))
             (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
             (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
             (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
@@ -89,7 +90,7 @@ def test_a_row_is_trained_attacked_and_written_whole(tmp_path: Path, program: Pr
     (first, autoattack, second) = program.calls
     common = {"train", "experiment=table1/trades", "tier=smoke", "data_dir=images", "eval.limit=5000"}
     assert common | {"seed=0"} < {*first} and common | {"seed=1"} < {*second}
-    assert {"eval", "eval=auto", "eval.limit=500", "eval.checkpoints=[last]"} < {*autoattack}
+    assert {"eval", "eval=auto", "eval.limit=500", "threads=1", "eval.checkpoints=[last]"} < {*autoattack}
     row = json.loads((tmp_path / "results" / "smoke" / "trades.json").read_text())
     seeds = row.pop("seeds")
     assert len(row.pop("hashes")["config"]) == 64 and str(tmp_path) not in json.dumps(row) + json.dumps(seeds)
@@ -150,8 +151,11 @@ def test_what_fails_is_tried_again_and_named_with_its_log(
     assert written == {row.key for row in repro_rows.rows_of("table1", "smoke")} - {"mart"}
 
 
-def test_a_signal_begins_nothing_more(tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
-    program.act = lambda: signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("ended", [0, 1], ids=["the run went on", "the run was ended too"])
+def test_a_signal_begins_nothing_more(
+    ended: int, tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.act, program.fails["train"] = (lambda: signal.raise_signal(signal.SIGTERM)), ended
     before = signal.getsignal(signal.SIGTERM)
     assert make(tmp_path, "table1") == 143
     assert len(program.calls) == 1 and signal.getsignal(signal.SIGTERM) is before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from atbench.attacks import LABEL_OBJECTIVES, GradientAttack, Objective
 from atbench.attacks.base import wrong
+from atbench.attacks.gradient.multitargeted import Targeted
 from atbench.attacks.norms.lp_ball import ball
 from atbench.data import Images
 from atbench.evaluation.eval_model import EvalModel
@@ -21,6 +22,7 @@ STEPS = 20  # of PGD where a check names no other number
 LONGEST = 100  # steps beyond which doubling is not tried
 DRAWS = 100  # of uniform noise
 RANGE_STEPS = 200
+CLASSES = 9  # that a search for one class at a time goes to: all wrong ones of CIFAR-10
 
 
 class AttackProbes:
@@ -94,18 +96,39 @@ class AttackProbes:
         config = replace(self.threat, steps=100, restarts=5, objective="margin", seed=self.threat.seed + 2)
         return self.run_pgd(config, mask) > 0
 
+    def targets(self) -> Tensor:
+        """Broken by PGD-20 on the margin to one wrong class after another, the likeliest first."""
+        threat = self.threat
+        rel_step_size = threat.step_size / threat.eps
+        attack = Targeted(threat.norm, threat.eps, STEPS, rel_step_size, CLASSES, start=threat.start)
+
+        def search(x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+            return wrong(self.eval_model, attack(self.eval_model, x, y, rng), y)
+
+        found = self.run("audit targets", search)
+        self.broken = self.broken | found
+        return found
+
     def noise(self) -> Tensor:
         """Broken by any of 100 uniform draws from the ball."""
         norm_ball, eps = ball(self.threat.norm), self.threat.eps
+
+        def draw(x: Tensor, y: Tensor, rng: ExampleDraws) -> Tensor:
+            hit = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            for _ in range(DRAWS):
+                hit |= wrong(self.eval_model, norm_ball.project(x, x + norm_ball.sample(x, eps, rng), eps), y)
+            return hit
+
+        return self.run("audit noise", draw)
+
+    def run(self, stream: str, search: Callable[[Tensor, Tensor, ExampleDraws], Tensor]) -> Tensor:
+        """(N,) booleans on the CPU: which examples `search(x, y, rng)` (B,) finds broken."""
         broken = torch.zeros(len(self.mask), dtype=torch.long, device=self.eval_model.device)
-        with self.eval_model.ready(), torch.no_grad():
+        with self.eval_model.ready():
             for rows in self.batches():
                 x, y = self.eval_model.load(self.images, rows)
-                rng = ExampleDraws(self.threat.seed, "audit noise", index=self.images.indices(rows))
-                hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-                for _ in range(DRAWS):
-                    hit |= wrong(self.eval_model, norm_ball.project(x, x + norm_ball.sample(x, eps, rng), eps), y)
-                broken[rows.to(self.eval_model.device)] = hit.long()
+                rng = ExampleDraws(self.threat.seed, stream, index=self.images.indices(rows))
+                broken[rows.to(self.eval_model.device)] = search(x, y, rng).long()
         return self.eval_model.reduce(broken).bool().cpu()
 
     def losses(self) -> Tensor:

@@ -4,7 +4,7 @@ The checks are those of Carlini et al. 2019 (arXiv 1902.06705), of Croce & Hein 
 ours (`model_checks.py`: outputs, gradients, state; `attack_checks.py`: attacks). A flag means that the robust accuracy
 is not to be trusted before its cause is understood; no flag proves nothing.
 
-Cost of the probes for one example: at most about 1,000 gradient steps and 120 forward passes, 400 of the steps only
+Cost of the probes for one example: at most about 1,200 gradient steps and 120 forward passes, 400 of the steps only
 where gradients are useless. Broken examples drop out: a network without robustness costs a tenth of that. A black box
 or noise that beats the gradients costs 500 further steps for each example that it beats them on.
 """
