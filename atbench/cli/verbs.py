@@ -28,15 +28,17 @@ def report(words: list[str]) -> int:
         "--out", type=Path, metavar="DIR", help="where to write; default: into the run, or ./comparison"
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout, and no files")
+    parser.add_argument("--baseline", metavar="NAME", help="the method that others are compared with (pgd_at)")
     given = parser.parse_intermixed_args(words)
-    return int(importlib.import_module("atbench.reporting.report").report_runs(given.runs, given.out, given.json))
+    report_runs = importlib.import_module("atbench.reporting.report").report_runs
+    return int(report_runs(given.runs, given.out, given.json, given.baseline))
 
 
 def _report_table1(words: list[str]) -> int:
     description = "The survey's Table 1 as printed, what is known of each cell, and our results, as Markdown."
     parser = _Parser("atbench report table1", description=description)
     parser.add_argument("settings", nargs="*", metavar="results=DIR", help="the results (default: results); tier=NAME")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="also write table1.md and table1.json there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write Markdown, HTML, JSON, CSV and LaTeX there")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of Markdown")
     given = parser.parse_intermixed_args(words)
     settings = {"results": "results", "tier": None}

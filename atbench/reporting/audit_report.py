@@ -37,7 +37,7 @@ def audit_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         yield Paragraph(f"Checkpoint {evaluation.checkpoint}: {evaluation.audit['sentence']}")
         checks = sorted(evaluation.audit["checks"], key=lambda check: _ORDER.index(check["verdict"]))
         rows += [[evaluation.checkpoint, *_row(check)] for check in checks]
-    yield table(("checkpoint", "check", "verdict", "value", "threshold", "measurement"), rows)
+    yield table(("checkpoint", "check", "verdict", "value", "threshold", "measurement"), rows, "audit")
 
 
 def _row(check: Mapping[str, Any]) -> Iterator[Cell | str]:

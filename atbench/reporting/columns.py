@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from atbench.reporting.results import AUTOATTACK, Accuracy, EvaluationRecord, attack_names
+from atbench.reporting.agreement import robust_mask
+from atbench.reporting.results import AUTOATTACK, Accuracy, Array, EvaluationRecord, attack_names
 from atbench.reporting.wording import number_text
 
 HEADLINE_STEPS = 20
@@ -13,15 +14,19 @@ HEADLINE_STEPS = 20
 _SWEEP = ("objective", "restarts", "start", "step")
 
 Find = Callable[[EvaluationRecord], Accuracy | None]
+Mask = Callable[[EvaluationRecord], Array | None]
 Options = tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `of` gives an evaluation's accuracy, None where it was not attacked so."""
+    """A column: `of` gives an evaluation's accuracy, None where it was not attacked so, and `mask` the examples (n,)
+    behind it, None where they were not kept.
+    """
 
     title: str
     of: Find
+    mask: Mask = lambda evaluation: None
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def accuracy_columns(evaluations: Sequence[EvaluationRecord]) -> Columns:
     if not first.attacks:
         return Columns(columns, columns[-1] if columns else None, first.basis)
     names = attack_names(first.record)
-    worst = Column(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline)
+    worst = Column(names[0] if names == [AUTOATTACK] else "worst case", lambda evaluation: evaluation.headline, _robust)
     return Columns((*columns, worst), worst, first.basis)
 
 
@@ -78,7 +83,7 @@ def _pgd(evaluations: Sequence[EvaluationRecord]) -> list[Column]:
     settings = sorted({_options(evaluation) for evaluation in swept}, key=repr)
     largest = {evaluation.strongest for evaluation in swept}
     return [
-        Column(f"PGD-{k}{_difference(setting, settings)}", _pgd_accuracy(k, setting))
+        Column(f"PGD-{k}{_difference(setting, settings)}", _pgd_accuracy(k, setting), _pgd_mask(k))
         for k in sorted({HEADLINE_STEPS, *(k for k in largest if k is not None)})
         for setting in settings
         if any(_options(evaluation) == setting and k in evaluation.steps for evaluation in swept)
@@ -87,6 +92,18 @@ def _pgd(evaluations: Sequence[EvaluationRecord]) -> list[Column]:
 
 def _pgd_accuracy(k: int, setting: Options) -> Find:
     return lambda evaluation: evaluation.steps.get(k) if _options(evaluation) == setting else None
+
+
+def _robust(evaluation: EvaluationRecord) -> Array | None:
+    return (evaluation.outcomes or {}).get("robust")
+
+
+def _pgd_mask(k: int) -> Mask:
+    def mask(evaluation: EvaluationRecord) -> Array | None:
+        broken_at = (evaluation.outcomes or {}).get("broken_at")
+        return None if broken_at is None or k not in evaluation.steps else robust_mask(broken_at, k)
+
+    return mask
 
 
 def _difference(setting: Options, settings: Sequence[Options]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from atbench.errors import DataError
 from atbench.reporting import run_folder
 from atbench.reporting.columns import Column, Columns, accuracy_columns, attack_signature
+from atbench.reporting.paired import Paired, mcnemar
 from atbench.reporting.results import Accuracy, EvaluationRecord
 from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
 from atbench.reporting.wording import flatten, number_text
@@ -46,7 +47,7 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """Runs that differ only in the seed."""
 
@@ -90,6 +91,31 @@ class Row:
         """The largest k of the sweep, the same for all runs of a row."""
         return next((e.strongest for run in self.counted for e in run.evaluations.values()), None)
 
+    def rank(self, headline: Column | None) -> float:
+        """Robust accuracy to sort by; -1 where there is none."""
+        spreads = [self.figure(name, headline.of) for name in CHECKPOINTS] if headline else []
+        return next((spread.mean for spread in spreads if spread), -1.0)
+
+    def paired(self, other: Row, headline: Column) -> list[Paired]:
+        """McNemar's test against another row, for each seed that both have, on the best checkpoints' examples."""
+        found = []
+        mine, theirs = ({run.seed: run.evaluations.get("best") for run in row.counted} for row in (self, other))
+        for seed in mine.keys() & theirs.keys():
+            pair = [evaluation for evaluation in (mine[seed], theirs[seed]) if evaluation is not None]
+            data = {(each.record["data_sha256"], each.split, each.n, each.threat) for each in pair}
+            masks = [mask for each in pair if (mask := headline.mask(each)) is not None]
+            if len(masks) == 2 and len(data) == 1 and masks[0].shape == masks[1].shape:
+                found.append(mcnemar(*masks))
+        return found
+
+    @property
+    def train_passes(self) -> float | None:
+        """Forward passes of a training for each image, at least; None where the runs do not say."""
+        costs = {run.environment.get("forward_cost") for run in self.counted}
+        epochs = {len(run.rows) for run in self.counted}
+        known = len(costs) == len(epochs) == 1 and None not in costs
+        return float(costs.pop()) * epochs.pop() if known else None  # type: ignore[arg-type]
+
     def drop(self, headline: Column | None) -> Spread | None:
         """Best minus last, seed by seed: robust overfitting (Rice et al. 2020)."""
         best, last = (self.figure(name, headline.of) if headline else None for name in CHECKPOINTS)
@@ -126,6 +152,20 @@ class Comparison:
     @property
     def columns(self) -> Columns:
         return accuracy_columns(self.counted)
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows of a data set from the most robust to the least, by name where no attack is common to all; those
+        without an accuracy at the end.
+        """
+        headline = self.columns.headline
+        return tuple(sorted(self.rows, key=lambda row: (not row.counted, row.dataset, -row.rank(headline))))
+
+    def baseline(self, row: Row, name: str) -> Row | None:
+        """The one row on the same data whose method or label is `name`."""
+        same = [each for each in self.rows if each.counted and each.dataset == row.dataset]
+        named = [each for each in same if each.label == name] or [each for each in same if each.method == name]
+        return named[0] if len(named) == 1 else None
 
     @property
     def runs(self) -> list[tuple[Row, RunFolder, str]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from atbench.reporting import plots
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.audit_report import flag_lines
 from atbench.reporting.columns import Column, attack_signature
 from atbench.reporting.comparison import Comparison, Row, Spread
-from atbench.reporting.document import Block, Cell, Document, Figure, Heading, Notice, Paragraph, Table, table
-from atbench.reporting.evaluation_figures import eps_curve, steps_curve
-from atbench.reporting.plots import Curve
+from atbench.reporting.comparison_figures import comparison_figures
+from atbench.reporting.document import Block, Cell, Code, Document, Heading, Notice, Paragraph, Table, table
 from atbench.reporting.results import Accuracy, EvaluationRecord, bound_text
+from atbench.reporting.run_facts import threat_text
 from atbench.reporting.run_folder import CHECKPOINTS, RunFolder
-from atbench.reporting.run_report import threat_text
 from atbench.reporting.wording import (
     NO_PROOF,
     NOTHING,
@@ -30,26 +30,36 @@ from atbench.reporting.wording import (
     short_eps,
 )
 
-_MOST_CURVES = 10  # in one figure
+#: The method that others are held against, where there is one row of it.
+BASELINE = "pgd_at"
+_MOST_NOTICES = 6  # above the table
+_SETTINGS = ("settings", "plus", "dataset", "model", "threat")  # columns that may be the same in every row
 
 HOW_TO_READ = (
     "Accuracies in percent. Runs that differ in nothing but the seed are one row: mean ± sample standard deviation "
-    "over seeds; with one seed, its 95 % interval in brackets. A column is one attack, the same in every row. "
-    "Drop: best − last, in points (robust overfitting), under"
+    "over seeds; with one seed, its 95 % interval in brackets. A column is one attack, the same in every row; the most "
+    "robust row is bold. Drop: best − last, in points (robust overfitting), under"
+)
+PAIRED = (
+    "Against {name}: difference of the best checkpoints in points, and p of McNemar's exact test on the examples that "
+    "one of the two has right and the other has not; of several common seeds the largest p. Not corrected for the "
+    "number of rows."
 )
 
 
-def build_comparison_report(comparison: Comparison, title: str) -> Document:
-    counted = [row for row in comparison.rows if row.counted]
-    blocks: list[Block] = [
-        Paragraph(f"{HOW_TO_READ} {comparison.columns.words or 'no attack: the rows have none in common'}."),
-        *(Notice(text) for text in comparison_notices(comparison)),
-    ]
-    blocks.append(Table(*table_rows(comparison)))
+def build_comparison_report(comparison: Comparison, title: str, baseline: str, command: str) -> Document:
+    counted = [row for row in comparison.ranked if row.counted]
+    main = comparison_table(comparison, baseline)
+    under = comparison.columns.words or "no attack: the rows have none in common"
+    blocks: list[Block] = [Paragraph(f"{HOW_TO_READ} {under}. {main.note}".strip())]
+    notices = [Notice(text) for text in comparison_notices(comparison)]
+    blocks += [*notices[:_MOST_NOTICES], main.table]
     if counted:
-        blocks += [Heading("Curves"), *_figures(counted, comparison.columns.headline)]
-    blocks += [Heading("Every run"), _every_run(comparison)]
-    blocks += [Heading("Methods"), _methods(comparison)]
+        blocks += [Heading("Curves"), *comparison_figures(counted, comparison.columns.headline)]
+    if notices[_MOST_NOTICES:]:
+        blocks += [Heading("More notices", folded=True), *notices[_MOST_NOTICES:]]
+    blocks += [Heading("Every run", folded=True), _every_run(comparison)]
+    blocks += [Heading("Methods", folded=True), _methods(comparison), Heading("Reproduce"), Code(command)]
     return Document(title, tuple(blocks))
 
 
@@ -83,38 +93,80 @@ def comparison_notices(comparison: Comparison) -> Iterator[str]:
     yield from (f"Unreadable: {why}" for _, why in comparison.unreadable)
 
 
-def terminal_table(comparison: Comparison) -> RichTable:
-    columns, rows = table_rows(comparison)
-    table = RichTable(*columns, box=None, header_style="dim", pad_edge=False)
-    for row in rows:
-        table.add_row(*(cell.text for cell in row))
+def terminal_table(comparison: Comparison, baseline: str = BASELINE) -> RichTable:
+    shown = comparison_table(comparison, baseline).table
+    table = RichTable(*shown.columns, box=None, header_style="dim", pad_edge=False)
+    for row in shown.rows:
+        table.add_row(*(Text(cell.text, style="bold" if cell.strong else "") for cell in row))
     return table
 
 
-def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    shared = comparison.columns
-    differs = any(row.differs for row in comparison.rows)
-    columns = ["method", *(["settings"] if differs else []), "plus", "dataset", "model", "threat"]
-    for name in CHECKPOINTS:
-        columns += [f"{name}: clean", *(f"{name}: {column.title}" for column in shared.columns)]
-    columns += ["drop", "training", "seeds"]
-    return tuple(columns), tuple(tuple(_row(row, shared.columns, shared.headline, differs)) for row in comparison.rows)
+@dataclass(frozen=True)
+class ComparisonTable:
+    """The rows by robust accuracy, and what is the same in all of them."""
+
+    table: Table
+    note: str
 
 
-def _row(row: Row, accuracies: Sequence[Column], headline: Column | None, differs: bool) -> Iterator[Cell]:
-    yield Cell(row.method)
-    if differs:
-        yield Cell(", ".join(f"{key}={number_text(value)}" for key, value in row.differs.items()))
-    yield from (Cell(" + ".join(row.plus) or NOTHING), Cell(row.dataset), Cell(row.model))
+def comparison_table(comparison: Comparison, baseline: str = BASELINE) -> ComparisonTable:
+    """The table of a comparison; a column that says the same in every row is left out, and the note says it."""
+    columns = comparison.columns
+    best = {row.dataset: row for row in reversed(comparison.ranked) if row.rank(columns.headline) >= 0}
+    rivals = any(comparison.baseline(row, baseline) not in (None, row) for row in comparison.rows if columns.headline)
+    rows = [
+        {
+            "method": Cell(row.method, strong=best.get(row.dataset) is row and len(comparison.rows) > 1),
+            **{name: cell for name, cell in _setting_cells(row)},
+            **{name: cell for name, cell in _accuracy_cells(row, columns.columns)},
+            "drop": _drop_cell(row.drop(columns.headline)),
+            **({f"− {baseline}": _paired_cell(comparison, row, baseline)} if rivals else {}),
+            "training": _duration_cell(row.train_seconds),
+            "seeds": Cell(_seeds(row), len(row.counted)),
+        }
+        for row in comparison.ranked
+    ]
+    names = list(rows[0]) if rows else []
+    texts = {name: {row[name].text for row in rows} for name in names}
+    same = {name: rows[0][name].text for name in names if name in _SETTINGS and len(texts[name]) == 1 < len(rows)}
+    shown = [name for name in names if name not in same and texts[name] - ({"", NOTHING} if ":" in name else {""})]
+    note = "; ".join(f"{name} {text}" for name, text in same.items() if text not in ("", NOTHING))
+    notes = ([f"The same in every row: {note}."] if note else []) + ([PAIRED.format(name=baseline)] if rivals else [])
+    return ComparisonTable(
+        Table(tuple(shown), tuple(tuple(row[name] for name in shown) for row in rows), "comparison"), " ".join(notes)
+    )
+
+
+def _setting_cells(row: Row) -> Iterator[tuple[str, Cell]]:
+    yield "settings", Cell(", ".join(f"{key}={number_text(value)}" for key, value in row.differs.items()))
+    yield "plus", Cell(" + ".join(row.plus) or NOTHING)
+    yield from (("dataset", Cell(row.dataset)), ("model", Cell(row.model)))
     eps = row.eps if isinstance(row.eps, (int, float)) else None
-    yield Cell(f"{norm_name(row.norm)} {short_eps(row.eps)}", eps)
+    yield "threat", Cell(f"{norm_name(row.norm)} {short_eps(row.eps)}", eps)
+
+
+def _accuracy_cells(row: Row, columns: Sequence[Column]) -> Iterator[tuple[str, Cell]]:
     for name in CHECKPOINTS:
-        yield _figure_cell(row, name, lambda e: e.clean)
-        yield from (_figure_cell(row, name, column.of) for column in accuracies)
-    yield _drop_cell(row.drop(headline))
-    seconds = row.train_seconds
-    yield Cell(duration(seconds.mean) if seconds else NOTHING, seconds.mean if seconds else None)
-    yield Cell(_seeds(row), len(row.counted))
+        yield f"{name}: clean", _figure_cell(row, name, lambda e: e.clean)
+        yield from ((f"{name}: {column.title}", _figure_cell(row, name, column.of)) for column in columns)
+
+
+def _paired_cell(comparison: Comparison, row: Row, baseline: str) -> Cell:
+    """`+3.2, p = 0.01` against the baseline on the same data."""
+    other, headline = comparison.baseline(row, baseline), comparison.columns.headline
+    if other is None or other is row or headline is None:
+        return Cell(NOTHING)
+    mine, theirs = (each.figure("best", headline.of) for each in (row, other))
+    if mine is None or theirs is None:
+        return Cell(NOTHING)
+    tests = row.paired(other, headline)
+    p = max((test.p for test in tests), default=None)
+    words = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.2g}"
+    return Cell(f"{points(mine.mean - theirs.mean)}{words}", mine.mean - theirs.mean)
+
+
+def _duration_cell(seconds: Spread | None) -> Cell:
+    return Cell(duration(seconds.mean) if seconds else NOTHING, seconds.mean if seconds else None)
 
 
 def _figure_cell(row: Row, checkpoint: str, of: Callable[[EvaluationRecord], Accuracy | None]) -> Cell:
@@ -139,53 +191,6 @@ def _seeds(row: Row) -> str:
     return str(counted) if counted == len(tried) else f"{counted} of {len(tried)}"
 
 
-def _figures(rows: Sequence[Row], headline: Column | None) -> Iterator[Block]:
-    """The curves of the rows, at most those of the highest robust accuracy."""
-    ranked = sorted(rows, key=lambda row: -_rank(row, headline))
-    shown = ranked[:_MOST_CURVES]
-    which = f" The {len(shown)} of {len(rows)} rows with the highest robust accuracy." if len(shown) < len(rows) else ""
-    several = any(len(row.counted) > 1 for row in shown)
-    band = "Bands: one standard deviation over seeds" + (
-        ", 95 % interval where there is one seed." if any(len(row.counted) == 1 for row in shown) else "."
-    )
-    band = (band if several else "Bands: 95 % interval.") + which
-    for name, draw, of in (
-        ("steps", plots.draw_accuracy_by_steps, steps_curve),
-        ("eps", plots.draw_accuracy_by_eps, eps_curve),
-    ):
-        curves = [curve for row in shown if (curve := _curve(row, of)) is not None]
-        if curves:
-            against = "k" if name == "steps" else "the radius ε"
-            yield Figure(name, draw(curves), f"Best checkpoint: accuracy against {against}. {band}")
-    groups = {_name(row): [run.rows for run in row.counted if run.rows] for row in shown}
-    if any(groups.values()):
-        yield Figure("training", plots.draw_training({k: v for k, v in groups.items() if v}), f"Training. {band}")
-
-
-def _rank(row: Row, headline: Column | None) -> float:
-    spreads = [row.figure(name, headline.of) for name in CHECKPOINTS] if headline else []
-    return next((spread.mean for spread in spreads if spread), 0.0)
-
-
-def _name(row: Row) -> str:
-    return f"{row.label}, {row.dataset}, {row.model}"
-
-
-def _curve(row: Row, of: Callable[[EvaluationRecord], Curve]) -> Curve | None:
-    """A row's curve: of one run with its interval, or the mean over seeds with one standard deviation."""
-    curves = [of(evaluation) for evaluation in row.evaluations("best")]
-    if not curves or not curves[0].x or any(curve.x != curves[0].x for curve in curves):
-        return None
-    if len(curves) == 1:
-        only = curves[0]
-        return Curve(_name(row), only.x, only.y, only.low, only.high)
-    spreads = [Spread(values) for values in zip(*(curve.y for curve in curves), strict=True)]
-    middle = tuple(spread.mean for spread in spreads)
-    half = [spread.std or 0.0 for spread in spreads]
-    low = tuple(m - h for m, h in zip(middle, half, strict=True))
-    return Curve(_name(row), curves[0].x, middle, low, tuple(m + h for m, h in zip(middle, half, strict=True)))
-
-
 def _every_run(comparison: Comparison) -> Table:
     shared = comparison.columns
     accuracies = (Column("clean", lambda e: e.clean), *([shared.headline] if shared.headline else shared.columns))
@@ -205,7 +210,7 @@ def _every_run(comparison: Comparison) -> Table:
         rows.append(cells)
     for path, why in comparison.unreadable:
         rows.append([path.name, NOTHING, NOTHING, f"no: {why}", *[NOTHING] * len(figures)])
-    return table(columns, rows)
+    return table(columns, rows, "runs")
 
 
 def _accuracy_cell(accuracy: Accuracy | None) -> Cell:
@@ -223,7 +228,7 @@ def _methods(comparison: Comparison) -> Table:
         (method, run.about("method", "formula") or NOTHING, ball, run.about("method", "paper") or NOTHING)
         for (method, ball), run in seen.items()
     )
-    return table(("method", "formula", "threat in training", "paper"), rows)
+    return table(("method", "formula", "threat in training", "paper"), rows, "methods")
 
 
 def default_folder(runs: Sequence[Path]) -> Path:

@@ -1,59 +1,51 @@
-"""Figures of an evaluation: accuracy curves, reliability, confusion, example images."""
+"""Figures of an evaluation: accuracy curves, reliability, confusion, transfer, example images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from atbench.reporting import example_grid, plots
-from atbench.reporting.document import Block, Figure
-from atbench.reporting.members_report import transfer_attack
+from atbench.reporting.document import Figure
 from atbench.reporting.plots import Curve
 from atbench.reporting.results import Accuracy, EvaluationRecord
 
 _BAND = "Bands: 95 % interval."
 
 
-def evaluation_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
-    """Curves of all checkpoints, confidence and confusions of each, and images of the first."""
+def curve_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Figure]:
+    """Accuracy of all checkpoints against k and ε."""
     swept = [evaluation for evaluation in evaluations if evaluation.steps]
     if swept:
-        yield Figure(
-            "steps", plots.draw_accuracy_by_steps([steps_curve(e) for e in swept]), f"Accuracy against k. {_BAND}"
-        )
+        drawing = plots.draw_accuracy_by_steps([steps_curve(e) for e in swept])
+        yield Figure("steps", drawing, f"Accuracy against k. {_BAND}")
     if any(e.eps for e in swept):
-        curves = [eps_curve(e) for e in swept if e.eps]
-        yield Figure("eps", plots.draw_accuracy_by_eps(curves), f"Accuracy against the radius ε. {_BAND}")
-    for evaluation in evaluations:
-        yield from _checkpoint_figures(evaluation)
-        yield from _transfer_figure(evaluation)
-    first = evaluations[0]
+        drawing = plots.draw_accuracy_by_eps([eps_curve(e) for e in swept if e.eps])
+        yield Figure("eps", drawing, f"Accuracy against the radius ε. {_BAND}")
+
+
+def example_figure(first: EvaluationRecord) -> Iterator[Figure]:
+    """Images of a checkpoint, attacked."""
     if first.outcomes is not None and len(first.outcomes.get("shown_index", ())):
         caption = f"Checkpoint {first.checkpoint}: clean, adversarial, and their difference around grey."
-        yield Figure(first.path.stem, example_grid.draw_example_grid(first.outcomes), caption)
+        yield Figure(first.path.stem, example_grid.draw_example_grid(first.outcomes), caption, wide=True)
 
 
-def _checkpoint_figures(evaluation: EvaluationRecord) -> Iterator[Block]:
-    name, arrays = evaluation.path.stem, evaluation.outcomes or {}
-    diagrams = {f"{kind} images": value for kind, value in evaluation.record["calibration"].items() if value}
-    if diagrams:
-        caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
-        yield Figure(f"reliability-{name}", example_grid.draw_reliability(diagrams, f"reliability-{name}"), caption)
-    classes = [str(entry["class"]) for entry in evaluation.record["classes"]["classes"]]
-    if "confusion" in arrays and len(classes) <= example_grid.MOST_CLASSES:
-        caption = f"Checkpoint {evaluation.checkpoint}: predictions under attack by true class, in examples."
-        yield Figure(f"confusion-{name}", example_grid.draw_confusion(arrays["confusion"], classes), caption)
+def reliability_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Figure]:
+    for evaluation in evaluations:
+        diagrams = {f"{kind} images": value for kind, value in evaluation.record["calibration"].items() if value}
+        if diagrams:
+            name = f"reliability-{evaluation.path.stem}"
+            caption = f"Checkpoint {evaluation.checkpoint}: accuracy against confidence. Bars: 95 % interval."
+            yield Figure(name, example_grid.draw_reliability(diagrams, name), caption)
 
 
-def _transfer_figure(evaluation: EvaluationRecord) -> Iterator[Block]:
-    """Transfer between an ensemble's members."""
-    members = evaluation.record.get("members")
-    if members and members["n"]:
-        accuracy = np.array([[entry["accuracy"] for entry in row] for row in members["robust"]])
-        what = "accuracy of each member, %, under the attack on the member of the row"
-        caption = f"Checkpoint {evaluation.checkpoint}: {what}: {transfer_attack(members)}."
-        yield Figure(f"members-{evaluation.path.stem}", example_grid.draw_transfer(accuracy), caption)
+def confusion_figures(evaluations: Sequence[EvaluationRecord]) -> Iterator[Figure]:
+    for evaluation in evaluations:
+        name, counts = f"confusion-{evaluation.path.stem}", (evaluation.outcomes or {}).get("confusion")
+        classes = [str(entry["class"]) for entry in evaluation.record["classes"]["classes"]]
+        if counts is not None and len(classes) <= example_grid.MOST_CLASSES:
+            caption = f"Checkpoint {evaluation.checkpoint}: predictions under attack by true class, in examples."
+            yield Figure(name, example_grid.draw_confusion(name, counts, classes), caption)
 
 
 def steps_curve(evaluation: EvaluationRecord) -> Curve:

@@ -8,6 +8,7 @@ from typing import Any
 
 from atbench.evaluation.eval_results import robust_after
 from atbench.reporting.document import Block, Cell, Facts, Heading, Paragraph, Table, table
+from atbench.reporting.evaluation_figures import confusion_figures, reliability_figures
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import Accuracy, AttackFigures, EvaluationRecord, attack_names
@@ -58,9 +59,18 @@ def accuracy_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     yield from transfer_blocks(evaluations)
     yield from unforeseen_blocks(evaluations)
     yield from rejection_blocks(evaluations)
-    yield from _classes(evaluations)
-    yield from _calibration(evaluations)
     yield from _distances(evaluations)
+
+
+def class_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
+    """Classes, confusions and confidence, in parts that the page folds."""
+    yield from _folded("Classes", [*_classes(evaluations), *confusion_figures(evaluations)])
+    yield from _folded("Calibration", [*_calibration(evaluations), *reliability_figures(evaluations)])
+
+
+def _folded(title: str, blocks: Sequence[Block]) -> Iterator[Block]:
+    if blocks:
+        yield from (Heading(title, folded=True), *blocks)
 
 
 def accuracy_text(accuracy: Accuracy) -> str:
@@ -86,7 +96,7 @@ def _attacks(evaluations: Sequence[EvaluationRecord]) -> Table:
         rows.append((name, "none", "", every, NOTHING, NOTHING, clean, clean, NOTHING, NOTHING, NOTHING))
         rows += [(name, *_sweep_row(evaluation))] if evaluation.steps else []
         rows += [(name, *_attack_row(attack)) for attack in evaluation.attacks]
-    return table(columns, rows)
+    return table(columns, rows, "attacks")
 
 
 def _settings(evaluations: Sequence[EvaluationRecord]) -> tuple[tuple[str, str], ...]:
@@ -157,7 +167,8 @@ def _sweeps(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
             (evaluation.checkpoint, Cell(str(k), k), *(accuracy_cell(cells.get((k, eps))) for eps in radii))
             for k in sorted({k for k, _ in cells})
         ]
-        yield table(("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii)), rows)
+        columns = ("checkpoint", "k", *(f"ε = {short_eps(eps)}" for eps in radii))
+        yield table(columns, rows, f"sweep-{evaluation.path.stem}")
 
 
 def _surface(evaluation: EvaluationRecord) -> dict[tuple[int, float], Accuracy]:
@@ -190,7 +201,8 @@ def _norms(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
 def _section(title: str, text: str, columns: Sequence[str], rows: Sequence[Row]) -> Iterator[Block]:
     """A heading, a paragraph and a table; nothing where there is no row."""
     if rows:
-        yield from (Heading(title, part=True), Paragraph(text), table(columns, rows))
+        name = title.lower().replace(" ", "-")
+        yield from (Heading(title, part=True), Paragraph(text), table(columns, rows, name))
 
 
 def _ball(name: str, eps: float) -> str:
@@ -225,7 +237,8 @@ def _classes(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         shown = sorted(seen, key=lambda entry: entry["accuracy"])[:_MOST_ROWS] if more else seen
         rows += [(evaluation.checkpoint, *_class_row(evaluation, entry)) for entry in shown]
     text = " ".join([*lines, "Its interval does not account for selecting the worst class."])
-    yield from _section("Classes", text, ("checkpoint", "class", "n", "clean", "under attack"), rows)
+    if rows:
+        yield from (Paragraph(text), table(("checkpoint", "class", "n", "clean", "under attack"), rows, "classes"))
 
 
 def _class_row(evaluation: EvaluationRecord, entry: dict[str, Any]) -> Iterator[Cell | str]:
@@ -252,7 +265,8 @@ def _calibration(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
         "each example's misclassified image, else the last attack's; the clean image if it is misclassified."
     )
     columns = ("checkpoint", "on", "mean confidence, %", "accuracy, %", "ECE", "NLL", "Brier")
-    yield from _section("Confidence", text, columns, rows)
+    if rows:
+        yield from (Paragraph(text), table(columns, rows, "calibration"))
 
 
 def _distances(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""Canvas and colours of figures, and their two forms: SVG for HTML (ink is `currentColor`), PNG on white elsewhere.
+"""Canvas, colours and files of figures, in the width of a paper's column so that page and print have readable type.
 
 matplotlib's object interface shares no state and opens no window. The same data give the same bytes.
 """
@@ -8,39 +8,49 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK = "#1b1e23"
-SHADES = (
-    "#2f7fc1", "#d9772b", "#3f9b6c", "#b3558c", "#7d73cf", "#9c7c22", "#3aa3ad", "#c4505a", "#7f8a96", "#5f9e2f",
-)  # fmt: skip
+COLUMN, PAGE = 3.4, 7.0  # inches
+# Okabe & Ito 2008, without black and yellow: told apart with every kind of colour blindness. On a grey printer the
+# markers tell them apart.
+SHADES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f8a96")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_LEGEND_COLUMN = 26  # characters of a label from which a legend has one column
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as PNG and, where it has lines rather than pixels, as inline SVG."""
+    """A figure as PNG and PDF and, where it has lines rather than pixels, as inline SVG (ink is `currentColor`)."""
 
     svg: str | None
     png: bytes
+    pdf: bytes = b""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Contents by suffix, for use outside of the page."""
+        svg = {} if self.svg is None else {"svg": self.svg.replace("currentColor", INK).encode()}
+        return {"png": self.png, "pdf": self.pdf, **svg}
 
 
 def canvas(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """An empty figure of rows × columns panels, and these one after another."""
     from matplotlib.figure import Figure  # half a second and more: only what draws pays for it
 
-    figure = Figure(figsize=inches, dpi=130, layout="constrained")
+    figure = Figure(figsize=inches, dpi=200, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
-        axis.grid(True, color=INK, alpha=0.13, linewidth=0.7)
+        axis.grid(True, color=INK, alpha=0.13, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color(INK)
-        axis.tick_params(colors=INK, labelsize=8)
-        axis.xaxis.label.set_color(INK)
-        axis.yaxis.label.set_color(INK)
+        axis.tick_params(colors=INK, labelsize=7)
+        for label in (axis.xaxis.label, axis.yaxis.label):
+            label.set(color=INK, fontsize=8)
     return figure, axes
 
 
@@ -49,29 +59,61 @@ def shade(number: int) -> str:
     return SHADES[number % len(SHADES)]
 
 
+def line(number: int) -> dict[str, Any]:
+    """Colour and marker of a figure's line `number`."""
+    marker = MARKERS[number % len(MARKERS)]
+    return {"color": shade(number), "marker": marker, "markersize": 3.2, "linewidth": 1.3}
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The labels of an axis above it, where they hide no line; the figure grows by their height."""
+    handles, labels = axis.get_legend_handles_labels()
+    if labels:
+        columns = 1 if max(map(len, labels)) >= _LEGEND_COLUMN else 3 if max(map(len, labels)) < 14 else 2
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.15 * -(-len(labels) // columns))
+        figure.legend(
+            handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=7, labelcolor=INK,
+            borderaxespad=0.1, columnspacing=1.2, handlelength=1.8,
+        )  # fmt: skip
+
+
 def raster(figure: Figure) -> Drawing:
-    """A figure of pixels, as PNG alone."""
-    return Drawing(svg=None, png=_png(figure))
+    """A figure of pixels, without SVG."""
+    _lay_out(figure)
+    return Drawing(None, _saved(figure, "png"), _saved(figure, "pdf"))
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place everything once and for all, which every way of saving would do again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def vector(figure: Figure, name: str) -> Drawing:
-    """A figure of lines, as SVG and PNG; `name` is unique on its page."""
+    """A figure of lines; `name` is unique on its page."""
+    _lay_out(figure)
+    png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
+    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
+        patch.set_alpha(0)
+    return Drawing(_inline(_saved(figure, "svg", name).decode(), name), png, pdf)
+
+
+#: What would make the same figure another file tomorrow.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+}
+
+
+def _saved(figure: Figure, suffix: str, salt: str = "") -> bytes:
     import matplotlib
 
-    png = _png(figure)
-    figure.patch.set_alpha(0)
-    for axis in figure.axes:
-        axis.patch.set_alpha(0)
-    buffer = io.StringIO()
-    # Text stays text (small, searchable, in the page's font); the salt makes element names the same in every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Drawing(svg=_inline(buffer.getvalue(), name), png=png)
-
-
-def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # Text stays text (small, searchable, in the page's font); the salt makes element names the same in every run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "pdf.fonttype": 42}):
+        figure.savefig(buffer, format=suffix, metadata=_METADATA[suffix])
     return buffer.getvalue()
 
 

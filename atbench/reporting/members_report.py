@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table as TerminalTable
 
-from atbench.reporting.document import Block, Cell, Heading, Paragraph, Table
+from atbench.reporting import example_grid
+from atbench.reporting.document import Block, Cell, Figure, Heading, Paragraph, Table
 from atbench.reporting.results import EvaluationRecord
 from atbench.reporting.wording import accuracy_text, norm_name, short_eps
 
@@ -31,7 +33,20 @@ def transfer_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]:
     ]
     width = max(len(members["robust"]) for _, members in found)
     if rows:
-        yield Table(("checkpoint", "attacked", *(f"member {number}" for number in range(width))), tuple(rows))
+        columns = ("checkpoint", "attacked", *(f"member {number}" for number in range(width)))
+        yield Table(columns, tuple(rows), "members")
+    for each in evaluations:
+        yield from transfer_figure(each, f"members-{each.path.stem}", f"Checkpoint {each.checkpoint}")
+
+
+def transfer_figure(evaluation: EvaluationRecord, name: str, of: str) -> Iterator[Figure]:
+    """The matrix as a picture; none where no ensemble was evaluated so."""
+    members = evaluation.record.get("members")
+    if members and members["n"]:
+        accuracy = np.array([[entry["accuracy"] for entry in row] for row in members["robust"]])
+        what = "accuracy of each member, %, under the attack on the member of the row"
+        drawing = example_grid.draw_transfer(name, accuracy)
+        yield Figure(name, drawing, f"{of}: {what}: {transfer_attack(members)}.")
 
 
 def transfer_attack(members: Mapping[str, Any]) -> str:

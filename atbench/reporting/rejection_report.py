@@ -35,7 +35,9 @@ def rejection_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block]
             "without rejection it is 1 − the worst case. AUC: the probability that a right prediction is more "
             "confident than an adversarial one. A stronger attack can only raise the robust error."
         )
-        yield table(("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), rows)
+        yield table(
+            ("checkpoint", "figure", "without rejection", "n without", "with rejection", "n with"), rows, "rejection"
+        )
 
 
 def rejection_line(checkpoint: str, reject: Mapping[str, Any]) -> str:

@@ -11,70 +11,39 @@ from atbench.reporting import audit_report, plots
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.collapse_report import collapse_notices, watch_figure
 from atbench.reporting.columns import attack_signature
-from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, table
-from atbench.reporting.evaluation_figures import evaluation_figures
-from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_cell, accuracy_text, merge_equal_evaluations
+from atbench.reporting.document import Block, Cell, Code, Document, Facts, Figure, Heading, Notice, Paragraph, Table
+from atbench.reporting.document import table as make_table
+from atbench.reporting.evaluation_figures import curve_figures, example_figure
+from atbench.reporting.evaluation_report import accuracy_blocks, accuracy_cell, class_blocks, merge_equal_evaluations
 from atbench.reporting.headline import ASK_RAND, compute_headline
 from atbench.reporting.results import EvaluationRecord, bound_text
+from atbench.reporting.run_cards import run_cards
+from atbench.reporting.run_facts import attacked_facts, environment_facts, file_facts, threat_text, training_facts
 from atbench.reporting.run_folder import RunFolder, is_run, read_run
-from atbench.reporting.wording import (
-    NO_PROOF,
-    NOTHING,
-    both_forms,
-    duration,
-    file_size,
-    norm_name,
-    number_text,
-    options_text,
-    percent,
-    points,
-)
+from atbench.reporting.wording import NO_PROOF, NOTHING, both_forms, norm_name, options_text, percent, points
 from atbench.runs.run_dir import record_folders
 
-# Files of a run folder and their descriptions.
-_FILES = {
-    "report.html": "this report as one self-contained page",
-    "report.md": "this report as Markdown",
-    "config.yaml": "the resolved configuration",
-    "as_typed.yaml": "what was typed",
-    "environment.json": "versions, device, threads, seeds, checksums",
-    "status.json": "state, exit code, times",
-    "metrics.jsonl": "one row an epoch, and those of the watch for collapses",
-    "checkpoints/best.pt": "the checkpoint of the best epoch; torch.load(weights_only=True) opens it",
-    "checkpoints/last.pt": "the checkpoint of the last epoch, to resume from",
-}
-_RECORDS = {
-    "json": "the evaluation of the checkpoint",
-    "npz": "its outcomes, example by example",
-    "examples.npz": "its adversarial images, for `atbench eval verify=`",
-    "partial.json": "results of an unfinished evaluation so far",
-}
-_FOLDERS = {
-    "evaluation/parts": "cached results of an unfinished evaluation",
-    "evaluation/earlier": "evaluations that were replaced by later ones",
-    "pictures": "the figures of this report",
-    "stages": "pretraining runs of the method",
-    "wandb": "the W&B mirror",
-}
+ADAPTED = {"eps_mean": "Radii of the training examples", "strength": "Stage of the curriculum"}
 
 
 def build_run_report(run: RunFolder) -> Document:
     evaluations = merge_equal_evaluations(list(run.evaluations.values()))
-    blocks = [*_headline(run, evaluations), Heading("Settings")]
-    blocks += [Facts(_what_ran(run) if run.trained else _what_was_attacked(run))]
-    blocks += [Heading("Checkpoint selection"), *_selection(run)] if run.trained else []
+    blocks: list[Block] = [*_alarms(run, evaluations), run_cards(run, evaluations), *_notices(run, evaluations)]
+    blocks += [Heading("Curves"), *_training(run), *curve_figures(evaluations), *_more_training(run)]
+    blocks += [*example_figure(evaluations[0]), Heading("Accuracy"), _checkpoints(run, evaluations)]
+    blocks += [*_all_evaluations(run), *accuracy_blocks(evaluations)]
+    blocks += [Heading("Audit"), *audit_report.audit_blocks(evaluations), *class_blocks(evaluations)]
+    blocks += [Heading("Settings", folded=True), Facts(training_facts(run) if run.trained else attacked_facts(run))]
+    blocks += [Heading("Checkpoint selection", folded=True), *_selection(run)] if run.trained else []
+    blocks += [Heading("Provenance", folded=True), Facts(environment_facts(run)), *_stages(run)]
     blocks += [
-        Heading("Accuracy"),
-        *_all_evaluations(run),
-        *accuracy_blocks(evaluations),
-        Heading("Audit"),
-        *audit_report.audit_blocks(evaluations),
+        Heading("Reproduce"),
+        Code(rerun_command(run)),
+        Heading("Files"),
+        Facts(file_facts(run.path), linked=True),
     ]
-    blocks += [Heading("Figures"), *evaluation_figures(evaluations)]
-    blocks += _training(run)
-    blocks += [Heading("Environment"), Facts(_environment(run)), Heading("Reproduce"), Code(rerun_command(run))]
-    blocks += [*_stages(run), Heading("Files"), Facts(_files(run.path))]
-    return Document(f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}", tuple(blocks))
+    title = f"{run.name('method')} on {run.name('dataset')}, seed {run.seed}"
+    return Document(title, tuple(blocks), f"{threat_text(run)} · {run.name('model')} · {run.status_line}")
 
 
 def rerun_command(run: RunFolder) -> str:
@@ -85,26 +54,14 @@ def rerun_command(run: RunFolder) -> str:
     return shlex.join(["atbench", *typed]) if typed else "# as_typed.yaml has no command"
 
 
-def threat_text(run: RunFolder) -> str:
-    """Norm and ε of training, ε in both forms."""
-    attack = run.config.get("attack") or {}
-    return f"{norm_name(attack.get('norm'))}, ε = {both_forms(attack.get('eps'))}"
-
-
-def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[Block]:
+def _alarms(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[Block]:
+    """What puts the accuracies in doubt."""
     yield from audit_report.untrusted_notices(evaluations)
     yield from collapse_notices(run.watch)
-    for evaluation in evaluations:
-        epoch = "" if evaluation.epoch is None else f" (epoch {evaluation.epoch})"
-        worst = compute_headline(run.all_evaluations[evaluation.path.stem])
-        figure = worst.accuracy
-        robust = f"robust {accuracy_text(figure)} under {worst.basis}" if figure else f"robust {NOTHING}: {ASK_RAND}"
-        of = "" if evaluation.n == evaluation.of else f" (of {evaluation.of})"
-        yield Paragraph(
-            f"Checkpoint {evaluation.checkpoint}{epoch}: clean {accuracy_text(evaluation.clean)}, {robust} "
-            f"({_ball(evaluation)}), on {evaluation.n}{of} examples of the {evaluation.split} split. "
-            f"With 8-bit adversarial images: {accuracy_text(evaluation.eight_bit) if figure else NOTHING}."
-        )
+    yield from (Notice(text, grave=True) for e in evaluations for text in record_disagreements(e))
+
+
+def _notices(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[Block]:
     for words in dict.fromkeys(bound_text(e.record) for e in evaluations if e.bound == "upper"):
         yield Notice(f"{words[0].upper()}{words[1:]}. {NO_PROOF}")
     if len({attack_signature(evaluation) for evaluation in evaluations}) > 1:
@@ -117,8 +74,22 @@ def _headline(run: RunFolder, evaluations: list[EvaluationRecord]) -> Iterator[B
     for partial in (each for place in record_folders(run.path) for each in sorted(place.glob("*.partial.json"))):
         name = partial.relative_to(run.path)
         yield Notice(f"An evaluation is unfinished ({name}); `atbench eval` resumes it")
-    yield from (Notice(text, grave=True) for e in evaluations for text in record_disagreements(e))
     yield from (Notice(f"Warning: {text}") for text in dict.fromkeys(text for e in evaluations for text in e.warnings))
+
+
+def _checkpoints(run: RunFolder, evaluations: list[EvaluationRecord]) -> Table:
+    """The figures to quote of each checkpoint."""
+    rows: list[list[Cell | str]] = []
+    for each in evaluations:
+        worst = compute_headline(run.all_evaluations[each.path.stem])
+        figures = (each.clean, worst.accuracy, each.eight_bit if worst.accuracy else None)
+        epoch = Cell(NOTHING if each.epoch is None else str(each.epoch), each.epoch)
+        of = f"{each.n:,}" if each.n == each.of else f"{each.n:,} of {each.of:,}"
+        under = worst.basis if worst.accuracy else ASK_RAND
+        rows.append([each.checkpoint, epoch, *map(accuracy_cell, figures), under, _ball(each), each.split])
+        rows[-1].append(Cell(of, each.n))
+    columns = ("checkpoint", "epoch", "clean", "worst case", "8-bit images", "attacks", "threat", "split", "examples")
+    return make_table(columns, rows, "checkpoints")
 
 
 def _all_evaluations(run: RunFolder) -> Iterator[Block]:
@@ -139,76 +110,12 @@ def _all_evaluations(run: RunFolder) -> Iterator[Block]:
         for name, found in run.all_evaluations.items()
         for each in found
     ]
-    yield table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), rows)
+    yield make_table(("checkpoint", "evaluation", "threat", "attacks", "clean", "worst case", "n"), rows, "evaluations")
 
 
 def _ball(evaluation: EvaluationRecord) -> str:
     name, eps = evaluation.threat
     return f"{norm_name(name)}, ε = {both_forms(eps)}"
-
-
-def _what_ran(run: RunFolder) -> tuple[tuple[str, str], ...]:
-    train = run.config.get("train") or {}
-    attack = run.config.get("attack") or {}
-    plus = [
-        f"{name} ({options_text(node or {})})".replace(" ()", "")
-        for name, node in (run.config.get("plus") or {}).items()
-    ]
-    facts = [
-        ("method", _with_options(run.name("method"), options_text(run.config.get("method") or {}))),
-        ("formula", run.about("method", "formula")),
-        ("paper", run.about("method", "paper")),
-        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
-        ("model", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
-        ("parameters", _thousands(run.environment.get("parameters"))),
-        ("threat", threat_text(run)),
-        ("attack in training", _with_options(run.name("attack"), _attack_options({**attack}))),
-        ("plus", "; ".join(plus) or "none"),
-        (
-            "epochs, batch",
-            f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
-        ),
-        *((key, _node(train[key])) for key in ("optimizer", "schedule", "precision", "extra_data") if train.get(key)),
-        *((key.replace("_", " "), number_text(train[key])) for key in ("label_smoothing", "margin") if train.get(key)),
-        ("state", run.status_line),
-        ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
-    ]
-    return tuple((name, value) for name, value in facts if value)
-
-
-def _what_was_attacked(run: RunFolder) -> tuple[tuple[str, str], ...]:
-    facts = [
-        ("network", _with_options(run.name("model"), options_text(run.config.get("model") or {}))),
-        ("parameters", _thousands(run.environment.get("parameters"))),
-        ("weights", str(run.config.get("checkpoint") or "its own")),
-        ("data", _with_options(run.name("dataset"), run.about("dataset", "summary"))),
-        ("threat", threat_text(run)),
-        ("state", run.status_line),
-    ]
-    return tuple((name, value) for name, value in facts if value)
-
-
-def _with_options(name: str, more: str | None) -> str:
-    return f"{name}: {more}" if more else name
-
-
-def _thousands(value: object) -> str | None:
-    return f"{value:,}" if isinstance(value, int) else None
-
-
-def _attack_options(attack: dict[str, object]) -> str:
-    """Options of the training attack without norm and ε."""
-    step = attack.get("step_size")
-    rest = options_text({key: value for key, value in attack.items() if key not in ("norm", "eps", "step_size")})
-    return ", ".join(part for part in (f"step {both_forms(step)}" if step is not None else "", rest) if part)
-
-
-def _node(node: object) -> str:
-    """The class name of a config node with its options."""
-    if not isinstance(node, dict):
-        return str(node)
-    name = str(node.get("_target_", "")).rpartition(".")[2]
-    return " ".join(part for part in (name, options_text(node)) if part)
 
 
 def _selection(run: RunFolder) -> Iterator[Block]:
@@ -225,54 +132,32 @@ def _selection(run: RunFolder) -> Iterator[Block]:
         else:
             facts.append((name, f"epoch {evaluation.epoch}"))
     yield Facts(tuple(facts))
+    for name, words in (("loss", "Training loss"), ("gap", "Trained on − held out, under PGD")) if run.rows else ():
+        drawing = plots.draw_over_epochs(name, {run.name("method"): [run.rows]})
+        yield Figure(name, drawing, f"{words}; dotted: the epoch of the best checkpoint.")
 
 
 def _training(run: RunFolder) -> Iterator[Block]:
+    """The training curve: robust overfitting is where held out falls below its own best."""
     if run.rows:
         caption = "Training. Bands: 95 % interval of the held-out figures; dotted: the epoch of the best checkpoint."
-        yield Figure("training", plots.draw_training({run.name("method"): [run.rows]}), caption)
+        yield Figure("training", plots.draw_over_epochs("training", {run.name("method"): [run.rows]}), caption)
+
+
+def _more_training(run: RunFolder) -> Iterator[Block]:
+    """The watch for collapses, and what the method adapts."""
     yield from watch_figure(run.watch)
-    if plots.has_adaptive_eps(run.rows):
-        caption = "Radii of the training examples. Band: ± one standard deviation; dotted: ε of the threat."
-        drawing = plots.draw_adaptive_eps(run.rows, select(run.config, "attack.eps"))
-        yield Figure("adaptive_eps", drawing, caption)
-
-
-def _environment(run: RunFolder) -> tuple[tuple[str, str], ...]:
-    # Parameters and training time are under "Settings".
-    known = {k: v for k, v in run.environment.items() if k not in ("parameters", "train_seconds") and v is not None}
-    facts = [
-        (key, options_text(value) if isinstance(value, dict) else number_text(value)) for key, value in known.items()
-    ]
-    if "seed" not in known and run.seed is not None:
-        facts.append(("seed", str(run.seed)))
-    for name, evaluation in run.evaluations.items():
-        facts.append((f"weights ({name}), SHA-256", str(evaluation.record.get("weights_sha256"))))
-        facts.append((f"test data ({name}), SHA-256", str(evaluation.record.get("data_sha256"))))
-        facts.append((f"evaluated ({name}) with", options_text(evaluation.record.get("versions") or {})))
-        passes, gradients = (_thousands(evaluation.record[key]) for key in ("forward_passes", "gradient_passes"))
-        cost = f"{passes} forward and {gradients} gradient passes, {duration(evaluation.record['seconds'])}"
-        facts.append((f"cost of evaluation ({name})", f"{cost}; seed {evaluation.attack['seed']}"))
-    return tuple(facts)
+    for name in plots.adapted(run.rows):
+        radius = name == "eps_mean"
+        caption = f"{ADAPTED.get(name, name)} over training. Band: ± one standard deviation; dotted: ε of the threat."
+        caption = caption if radius else f"{ADAPTED.get(name, name)} over training."
+        eps = select(run.config, "attack.eps") if radius else None
+        yield Figure(f"adapted_{name}", plots.draw_adapted(name, {"": run.rows}, eps), caption)
 
 
 def _stages(run: RunFolder) -> Iterator[Block]:
     folders = sorted(path for path in (run.path / "stages").glob("*") if is_run(path))
     if folders:
-        yield Heading("Stages")
+        yield Heading("Stages", part=True)
         yield Paragraph("Pretraining runs of the method, each in a folder under stages/.")
         yield Facts(tuple((stage.name, f"{read_run(stage).status_line}") for stage in folders))
-
-
-def _files(folder: Path) -> tuple[tuple[str, str], ...]:
-    """The files that exist, and the two reports, which are being written."""
-    records = sorted(path.stem for path in (folder / "evaluation").glob("*.npz") if "." not in path.stem)
-    known = _FILES | {f"evaluation/{name}.{kind}": what for name in records for kind, what in _RECORDS.items()}
-    facts = []
-    for name, what in known.items():
-        if name.startswith("report."):
-            facts.append((name, what))
-        elif (folder / name).is_file():
-            facts.append((name, f"{what} ({file_size((folder / name).stat().st_size)})"))
-    facts += [(f"{name}/", what) for name, what in _FOLDERS.items() if (folder / name).is_dir() or name == "pictures"]
-    return tuple(facts)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from atbench.config import registry
-from atbench.reporting.document import Document, Heading, Notice, Paragraph, Table, table
+from atbench.reporting.document import Cell, Document, Heading, Notice, Paragraph, Table, table
+from atbench.reporting.html import render_html
 from atbench.reporting.markdown import render_markdown
 from atbench.reporting.reproduction import TIERS, Band, Result, band, read_results
+from atbench.reporting.table_files import write_tables
 from atbench.reporting.wording import NOTHING
 from atbench.runs.run_dir import write_json, write_text
 
@@ -66,16 +68,19 @@ def survey_rows(folder: Path | None = None) -> list[SurveyRow]:
 
 
 def report_table1(results: Path, tier: str | None, out: Path | None, as_json: bool) -> int:
-    """Print the table as Markdown, or as JSON; with `out`, write both there. tier: one alone, else all that have
-    results.
+    """Print the table as Markdown, or as JSON; with `out`, write both there, and HTML, CSV and LaTeX. tier: one alone,
+    else all that have results.
     """
     found = read_results(results, [tier] if tier else TIERS)
     shown = {name: rows for name, rows in found.items() if rows or tier} or {"smoke": {}}
     survey = survey_rows()
     content = table1_json(survey, shown)
-    text = render_markdown(table1_document(survey, shown))
+    document = table1_document(survey, shown)
+    text = render_markdown(document)
     if out is not None:
         write_text(out / "table1.md", text)
+        write_text(out / "table1.html", render_html(document))
+        write_tables(document, out)
         write_json(out / "table1.json", content)
     print(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text, end="\n" if as_json else "")
     sys.stdout.flush()
@@ -85,19 +90,26 @@ def report_table1(results: Path, tier: str | None, out: Path | None, as_json: bo
 def table1_document(survey: Sequence[SurveyRow], found: Mapping[str, Mapping[str, Result]]) -> Document:
     """A section with a table for each tier."""
     sections = [
-        (Heading(f"tier={tier}"), Notice(SMOKE if tier == "smoke" else BANDS), _table(survey, results))
+        (Heading(f"tier={tier}"), Notice(SMOKE if tier == "smoke" else BANDS), _table(survey, results, tier))
         for tier, results in found.items()
     ]
     return Document("Table 1 of the survey, remade", (Paragraph(READING), *(b for blocks in sections for b in blocks)))
 
 
-def _table(survey: Sequence[SurveyRow], results: Mapping[str, Result]) -> Table:
-    return table(COLUMNS, ([*_known(row), *_ours(row, results.get(row.key))] for row in survey))
+def _table(survey: Sequence[SurveyRow], results: Mapping[str, Result], tier: str) -> Table:
+    return table(COLUMNS, ([*_known(row), *_ours(row, results.get(row.key))] for row in survey), f"table1-{tier}")
 
 
-def _known(row: SurveyRow) -> list[str]:
+def _known(row: SurveyRow) -> list[Cell | str]:
     """What is known of a cell, whoever measured it."""
-    return [str(row.survey["row"]), row.key, row.cell, row.survey["verdict"], row.survey["corrected"], row.peer_text]
+    return [
+        Cell(str(row.survey["row"]), row.survey["row"]),
+        row.key,
+        row.cell,
+        row.survey["verdict"],
+        row.survey["corrected"],
+        row.peer_text,
+    ]
 
 
 def _ours(row: SurveyRow, result: Result | None) -> list[str]:

@@ -31,13 +31,13 @@ def unforeseen_blocks(evaluations: Sequence[EvaluationRecord]) -> Iterator[Block
         for attack in unforeseen["attacks"]
         for entry in attack["sizes"]
     ]  # fmt: skip
-    yield table(("checkpoint", "attack", "ε in", "ε", "accuracy", "ATA"), rows)
+    yield table(("checkpoint", "attack", "ε in", "ε", "accuracy", "ATA"), rows, "unforeseen")
     means = [
         (checkpoint, attack["name"], _accuracy(attack["mean"]), _uar_cell(attack["uar"]))
         for checkpoint, unforeseen in found
         for attack in unforeseen["attacks"]
     ]
-    yield table(("checkpoint", "attack", "mean accuracy over the sizes", "UAR"), means)
+    yield table(("checkpoint", "attack", "mean accuracy over the sizes", "UAR"), means, "uar")
 
 
 def unforeseen_line(checkpoint: str, unforeseen: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from atbench.errors import ConfigError, DataError, EnvironmentFault, NumericalEr
 #: What the program writes into a run folder.
 RUN_FILES = (
     "as_typed.yaml", "checkpoints", "config.yaml", "environment.json", "evaluation", "export", "lock", "metrics.csv",
-    "metrics.jsonl", "pictures", "report.html", "report.md", "stages", "status.json", "tensorboard", "wandb",
+    "metrics.jsonl", "pictures", "report.html", "report.md", "stages", "status.json", "tables", "tensorboard", "wandb",
 )  # fmt: skip
 
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"

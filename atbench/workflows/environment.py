@@ -40,6 +40,7 @@ def environment_record(cfg: DictConfig, source: Source, about: dict[str, Any]) -
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,
         "parameters": about["parameters"],
+        "forward_cost": about.get("forward_cost"),
         "splits": {key: about[key] for key in ("train", "generated", "validation", "pool") if key in about} or None,
         "data_sha256": source.train.sha256(),
         "pool_sha256": checksum(_pool(cfg)),

@@ -265,6 +265,7 @@ def describe_run(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str,
     data, world = trainer.data, trainer.world
     return {
         "parameters": sum(parameter.numel() for parameter in trainer.method.model.parameters()),
+        "forward_cost": trainer.method.forward_cost(trainer.method.attack.steps),
         "train": len(data.train) - data.generated,
         "generated": data.generated,
         "pool": len(data.pool) if data.pool is not None else 0,

@@ -11,7 +11,8 @@ import pytest
 from atbench.errors import DataError
 from atbench.reporting import report
 from atbench.reporting.comparison import compare
-from atbench.reporting.comparison_report import table_rows
+from atbench.reporting.comparison_report import comparison_table
+from atbench.reporting.document import Cell
 from atbench.reporting.run_folder import find_runs
 from tests.support.outcomes import STANDARD
 
@@ -100,21 +101,26 @@ def test_unequal_threats_are_shown(make_run, tmp_path: Path) -> None:
     }
 
 
+def shown(*runs: Path) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    table = comparison_table(compare(runs)).table
+    return table.columns, table.rows
+
+
 def heads(*runs: Path) -> list[str]:
     """The columns of robust accuracies of a comparison, of the best checkpoint."""
-    columns, rows = table_rows(compare(runs))
+    columns, rows = shown(*runs)
     assert all(len(row) == len(columns) for row in rows)
     return [column.removeprefix("best: ") for column in columns if column.startswith("best: ")][1:]
 
 
 def cells(row: str, *runs: Path) -> dict[str, str]:
-    columns, rows = table_rows(compare(runs))
+    columns, rows = shown(*runs)
     return next(dict(zip(columns, (c.text for c in found), strict=True)) for found in rows if found[0].text == row)
 
 
 def settings(*runs: Path) -> str:
     """What the table says of the settings of all rows."""
-    columns, rows = table_rows(compare(runs))
+    columns, rows = shown(*runs)
     return "; ".join(row[columns.index("settings")].text for row in rows)
 
 

@@ -13,7 +13,7 @@ import pytest
 from atbench.reporting import report
 from atbench.reporting.audit_report import audit_blocks, untrusted_notices
 from atbench.reporting.document import Block, Facts, Notice, Paragraph, Table
-from atbench.reporting.evaluation_report import accuracy_blocks, merge_equal_evaluations
+from atbench.reporting.evaluation_report import accuracy_blocks, class_blocks, merge_equal_evaluations
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.run_folder import read_run
 from atbench.reporting.run_report import build_run_report
@@ -44,7 +44,7 @@ def made(folder: Path, given: Made) -> EvaluationRecord:
 
 
 def tables(*evaluations: EvaluationRecord) -> list[tuple[tuple[str, ...], list[list[str]]]]:
-    found = [block for block in accuracy_blocks(evaluations) if isinstance(block, Table)]
+    found = [block for block in (*accuracy_blocks(evaluations), *class_blocks(evaluations)) if isinstance(block, Table)]
     return [(table.columns, [[cell.text for cell in row] for row in table.rows]) for table in found]
 
 
@@ -118,7 +118,7 @@ def test_classes_and_the_worst_of_them(evaluation: EvaluationRecord) -> None:
         assert row["under attack"].startswith(f"{100 * arrays['robust'][mask].mean():.1f} % [")
         assert row["clean"].startswith(f"{100 * arrays['clean'][mask].mean():.1f} % [") and row["n"] == "6"
     worst = min(range(CLASSES), key=lambda k: arrays["robust"][k == LABEL].mean())
-    said = paragraphs(accuracy_blocks([evaluation]))
+    said = paragraphs(class_blocks([evaluation]))
     assert f"the worst class under attack is {worst}, {rows[worst]['under attack']}" in said
 
 

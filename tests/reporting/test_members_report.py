@@ -19,7 +19,6 @@ from atbench.evaluation.members import add_members
 from atbench.reporting import example_grid, print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Figure, Paragraph, Table
-from atbench.reporting.evaluation_figures import evaluation_figures
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.wandb_logger import _rows
@@ -105,14 +104,14 @@ def test_the_terminal_has_it_once_for_equal_checkpoints(evaluation: EvaluationRe
 
 def test_the_picture_is_the_matrix(evaluation: EvaluationRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Canvas] = []
-    monkeypatch.setattr(example_grid, "raster", drawn.append)
-    figures = [each for each in evaluation_figures([evaluation]) if isinstance(each, Figure)]
+    monkeypatch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
+    figures = blocks(evaluation, Figure)
     place = next(number for number, each in enumerate(figures) if each.name == "members-best")
     assert "PGD-8 (L∞, ε = 0.02)" in figures[place].caption and "n = 80" in figures[place].caption
     (axis,) = next(figure for figure in drawn if figure.axes[0].get_ylabel() == "member attacked").axes
     texts = {text.get_position(): text.get_text() for text in axis.texts}
-    assert texts == {(column, row): PERCENT[row][column] for row in (0, 1) for column in (0, 1)}
-    assert np.allclose(axis.images[0].get_array(), [[0.1, 0.9], [0.5, 0.0]])
+    assert texts == {(column + 0.5, row + 0.5): PERCENT[row][column] for row in (0, 1) for column in (0, 1)}
+    assert np.allclose(axis.collections[0].get_array(), [[0.1, 0.9], [0.5, 0.0]])
 
 
 def test_the_mirror_has_a_row_for_each_pair(evaluation: EvaluationRecord) -> None:

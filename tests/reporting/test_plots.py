@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from atbench.reporting import example_grid, plots
-from atbench.reporting.figure_format import canvas
+from atbench.reporting.figure_format import COLUMN, canvas, line
 from atbench.reporting.plots import Curve
 
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -77,10 +77,10 @@ def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
 
 def test_radii_of_examples_are_drawn_as_mean_and_spread_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"epoch": e, "method": {"eps_mean": 0.1 * e, "eps_std": 0.01 * e}} for e in (1, 2, 3)]
-    assert plots.draw_adaptive_eps(rows, 0.25).svg
+    assert plots.draw_adapted("eps_mean", {"": rows}, 0.25).svg
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "vector", lambda figure, name: drawn.append(figure))
-    plots.draw_adaptive_eps(rows, 0.25)
+    plots.draw_adapted("eps_mean", {"": rows}, 0.25)
     (axis,) = drawn[0].axes
     mean, eps = lines(axis)
     assert mean == pytest.approx([0.1, 0.2, 0.3]) and set(eps) == {0.25}
@@ -92,7 +92,34 @@ def test_radii_of_examples_are_drawn_as_mean_and_spread_between_epochs(monkeypat
 
 def test_missing_values_are_gaps_not_failures() -> None:
     rows = [{"epoch": 1, "train": {"loss": None}}, {"epoch": 2}]
-    assert plots.draw_training({"a": [rows], "b": [history(0.0), history(0.1)]}).png
+    for name in plots.OVER_EPOCHS:
+        assert plots.draw_over_epochs(name, {"a": [rows], "b": [history(0.0), history(0.1)]}).png
+    assert plots.draw_over_epochs("training", {"a": [rows]}).png
+
+
+def test_the_frontier_is_what_no_other_point_beats_in_both() -> None:
+    points = [
+        plots.Point(name, x, y, y, y) for name, x, y in (("a", 90, 50), ("b", 95, 40), ("c", 92, 40), ("d", 95, 39))
+    ]
+    assert [point.label for point in plots.frontier(points, cost=False)] == ["b", "a"]
+    assert [point.label for point in plots.frontier(points, cost=True)] == ["a"]
+    assert "purple" not in (plots.draw_points("x", points, "seconds", cost=True).svg or "purple")
+
+
+def test_lines_of_a_figure_differ_without_their_colours() -> None:
+    """For a grey printer; and no two neighbours share a colour."""
+    lines = [line(number) for number in range(10)]
+    assert len({each["marker"] for each in lines}) == 10
+    assert len({each["color"] for each in lines[:7]}) == 7
+
+
+def test_a_figure_has_files_for_a_paper() -> None:
+    files = plots.draw_accuracy_by_steps([curve("best")]).files
+    assert set(files) == {"png", "svg", "pdf"} and files["pdf"].startswith(b"%PDF")
+    ElementTree.fromstring(files["svg"])
+    assert b"currentColor" not in files["svg"] and b"#1b1e23" in files["svg"]
+    width = float(ElementTree.fromstring(files["svg"]).attrib["width"].removesuffix("pt")) / 72
+    assert width == pytest.approx(COLUMN), "as wide as a column, so that 7 points are 7 points"
 
 
 def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
@@ -113,15 +140,17 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
 
 def test_confusions_are_counted_and_coloured_by_class() -> None:
     counts = np.array([[30, 10, 0], [1, 0, 0], [0, 0, 0]])
-    assert example_grid.draw_confusion(counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
+    assert example_grid.draw_confusion("c", counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example_grid, "raster", drawn.append)
-        example_grid.draw_confusion(counts, ["cat", "dog", "empty"])
+        patch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
+        example_grid.draw_confusion("c", counts, ["cat", "dog", "empty"])
     (axis,) = drawn[0].axes
     written = {text.get_position(): text.get_text() for text in axis.texts}
-    assert written == {(0, 0): "30", (1, 0): "10", (0, 1): "1"}, "column, row; nothing where there is nothing"
-    assert np.allclose(axis.images[0].get_array(), np.array([[0.75, 0.25, 0], [1, 0, 0], [0, 0, 0]]))
+    assert written == {(0.5, 0.5): "30", (1.5, 0.5): "10", (0.5, 1.5): "1"}, (
+        "column, row; nothing where there is nothing"
+    )
+    assert np.allclose(axis.collections[0].get_array(), np.array([[0.75, 0.25, 0], [1, 0, 0], [0, 0, 0]]))
 
 
 def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:

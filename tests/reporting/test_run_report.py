@@ -60,7 +60,7 @@ def written(run_maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_reports_say_what_the_numbers_rest_on(written: Path) -> None:
     for file in ("report.md", "report.html"):
-        text = (written / file).read_text().replace("\\", "").replace("&#x27;", "'")
+        text = (written / file).read_text().replace("\\", "").replace("&#39;", "'")
         for words in (
             "Upper bound: PGD-50 only", "steps cannot reach the edge", "Zhang et al. 2019", "12,345",
             "L∞, ε = 0.2 (51/255)",
@@ -74,7 +74,8 @@ def test_both_reports_say_what_the_numbers_rest_on(written: Path) -> None:
 def test_the_page_is_whole_by_itself(written: Path) -> None:
     page = Page((written / "report.html").read_text())
     assert page.open == []
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    beside = [link for link in page.links if not link.startswith(("#", "data:image/png;base64,"))]
+    assert all((written / link).exists() for link in beside) and "tables/attacks.csv" in beside
     assert len(page.ids) == len(set(page.ids))
     assert all(link[1:] in page.ids for link in page.links if link.startswith("#"))
     assert "@import" not in "".join(page.words)
@@ -122,12 +123,12 @@ def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:
 def test_radii_over_epochs_are_drawn_of_a_method_that_has_them(make_run: MakeRun) -> None:
     run = make_run()
     report.write_report(run)
-    assert "adaptive_eps" not in (run / "report.md").read_text(encoding="utf-8")
+    assert "adapted" not in (run / "report.md").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     figures = {"eps_mean": 0.1, "eps_std": 0.02}
     (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "method": figures}) + "\n" for row in rows))
     report.write_report(run)
-    assert "(pictures/adaptive_eps.png)" in (run / "report.md").read_text(encoding="utf-8")
+    assert "(pictures/adapted_eps_mean.png)" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_half_written_last_row_is_no_row(make_run) -> None:
