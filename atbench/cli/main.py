@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from atbench import __version__
@@ -64,12 +64,13 @@ class _JobError(BaseException):
 
 
 class _JobLog:
-    """Jobs started and failed by this call, in this process, what they returned and how long they took.
+    """Jobs started by this call, in this process, what they returned and how long they took; those that failed, each as
+    its line says and with its error.
     `full_tracebacks`: what the user set; the variable itself is then ours, to make Hydra raise.
     """
 
     def __init__(self) -> None:
-        self.started, self.results, self.failures = 0, list[Any](), list[BaseException]()
+        self.started, self.results, self.failures = 0, list[Any](), list[tuple[str, BaseException]]()
         self.seconds: list[float] = []
         self.full_tracebacks = os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
@@ -132,7 +133,7 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
     try:
         line = parse_words(rest)
     except UnknownOption as unknown:
-        raise option_error(unknown, _composed(verb, rest)) from None
+        raise option_error(unknown, verb, rest) from None
     for old, new in line.renamed.items():
         print(f"note: {old} is now {new}; the old name goes with the version after the next", file=sys.stderr)
     if verb == "eval" and "--shell-completion" not in line.options:
@@ -163,6 +164,8 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
         _application(verb)()
     except Exception as error:
         composing = not _jobs.started and is_composition_error(error)
+        if not composing:
+            _end_sweep(verb)
         if composing or isinstance(error, ConfigError):
             sweep.remove_refused_sweep()
         if not composing:
@@ -171,19 +174,18 @@ def _hydra(verb: str, rest: list[str], words: list[str]) -> int:
         raise composition_error(error, [verb, *line.words()], choices) from error
     finally:
         GlobalHydra.instance().clear()
+    _end_sweep(verb)
     return 0
 
 
-def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a line that cannot be run, as far as it says one: a sweep, say, is left out."""
-    from omegaconf import OmegaConf
+def _end_sweep(verb: str) -> None:
+    """At the end of a sweep of trainings: the comparison of its runs, and the jobs that failed, with the cause."""
+    from atbench.runs import sweep
 
-    from atbench.config.compose import compose
-
-    for overrides in ([word for word in words if "=" in word and not word.startswith("-")], []):
-        with suppress(Exception):
-            return OmegaConf.to_container(compose(verb, overrides))  # type: ignore[return-value]
-    return {}
+    if verb == "train" and sweep.current and sweep.current.is_dir():
+        importlib.import_module("atbench.reporting.report").report_sweep(sweep.current)
+    for line, error in _jobs.failures if _jobs.started > 1 else ():
+        print(f"failed: {line}: {expected(error) or repr(error)}", file=sys.stderr)
 
 
 def _application(verb: str) -> Any:
@@ -217,12 +219,13 @@ def _job(verb: str, cfg: Any) -> float:
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
+    number, typed = settings.job.num, settings.overrides.task
     if many:
-        print(sweep.job_line(settings.job.num, settings.overrides.task, _jobs.seconds), file=sys.stderr)
+        print(sweep.job_line(number, typed, _jobs.seconds), file=sys.stderr)
     began = time.monotonic()
     try:
         tree: Any = OmegaConf.to_container(cfg)
-        if misplaced := added_key_error(settings.overrides.task, tree):
+        if misplaced := added_key_error(typed, tree):
             raise misplaced
         entry = _ENTRY[verb]
         _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
@@ -231,7 +234,7 @@ def _job(verb: str, cfg: Any) -> float:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
             raise _JobError(error) from error  # a signal ends the sweep as well
         _print_error(error)
-        _jobs.failures.append(error)
+        _jobs.failures.append((sweep.job_line(number, typed), error))
         raise
     finally:
         _jobs.seconds.append(time.monotonic() - began)
@@ -239,7 +242,7 @@ def _job(verb: str, cfg: Any) -> float:
 
 def _failed(error: BaseException) -> int:
     """Print the error, unless the sweep has done so already, and return the exit code."""
-    if any(error is failure for failure in _jobs.failures):
+    if any(error is failure for _, failure in _jobs.failures):
         print(f"error: {len(_jobs.failures)} of {_jobs.started} jobs failed", file=sys.stderr)
     else:
         _print_error(error)

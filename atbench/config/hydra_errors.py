@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from atbench.config.near_keys import near_keys, suggestion
@@ -113,14 +114,26 @@ def _unknown_key(cause: Exception, typed: Sequence[str], choices: Choices) -> Co
     return ConfigError(key, value, why, suggestion(keys, value))
 
 
-def option_error(unknown: UnknownOption, tree: Mapping[str, Any]) -> ConfigError:
-    """`--epochs 3`: an option that is a key of the composed `tree`; else what was said of it."""
+def option_error(unknown: UnknownOption, verb: str, words: Sequence[str]) -> ConfigError:
+    """`--epochs 3`: an option that is a key of the configuration of the line; else what was said of it."""
     name, value = unknown.option.lstrip("-"), unknown.following
-    keys = near_keys(tree, name)
+    keys = near_keys(_composed(verb, words), name)
     if not keys:
         return unknown
     text = unknown.option if value is None else f"{unknown.option} {value}"
     return ConfigError("option", text, "a setting is written key=value", suggestion(keys, value))
+
+
+def _composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a line that cannot be run, as far as it says one: a sweep, say, is left out."""
+    from omegaconf import OmegaConf
+
+    from atbench.config.compose import compose
+
+    for overrides in ([word for word in words if "=" in word and not word.startswith("-")], []):
+        with suppress(Exception):
+            return OmegaConf.to_container(compose(verb, overrides))  # type: ignore[return-value]
+    return {}
 
 
 def added_key_error(words: Sequence[str], tree: Mapping[str, Any]) -> ConfigError | None:

@@ -100,7 +100,8 @@ class AttackRunner:
 
         tried, settings = before > 1, asdict(config)
         rows = tried.nonzero().flatten()
-        columns = self.cache.measure(eval_model, "pgd", {**settings, "after": smaller}, rows, attack_batch)
+        key, label = {**settings, "after": smaller}, f"pgd {config.norm}, eps {config.eps:g}"
+        columns = self.cache.measure(eval_model, "pgd", key, rows, attack_batch, label)
         first_broken = before.clone()
         if columns:
             broken = torch.from_numpy(columns["broken"])

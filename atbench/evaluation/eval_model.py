@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ from atbench.runs.seeding import derive_seed, seed_global
 Sum = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What an evaluation is doing: the measurement's name, its images done and in all, and how many of those done are
+    broken, where it breaks any.
+    """
+
+    name: str
+    done: int = 0
+    total: int = 0
+    broken: int | None = None
+
+
 class EvalModel:
     """A network under evaluation: eval mode and frozen inside `ready`, everything restored afterwards.
 
@@ -24,7 +37,7 @@ class EvalModel:
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
 
     dtype: of images and logits, whatever the network computes in; `cast_network` casts at its boundary.
-    activity: what runs now, in words; `on_forward` is called before every pass.
+    activity: what runs now; `stage` is said before its name; `on_forward` is called before every pass.
     random: whether it answers one image differently from pass to pass (`audit.outputs.randomness_source`).
     """
 
@@ -37,8 +50,12 @@ class EvalModel:
         self.cast_network = Cast(network)
         self.passes = self.gradients = 0
         self.random = False
-        self.activity = ""
+        self.stage, self.activity = "", Activity("")
         self.on_forward: Callable[[EvalModel], None] = lambda eval_model: None
+
+    def doing(self, name: str, done: int = 0, total: int = 0, broken: int | None = None) -> None:
+        """Say what runs now."""
+        self.activity = Activity(f"{self.stage} {name}".lstrip(), done, total, broken)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -99,6 +116,7 @@ class EvalModel:
         right = torch.zeros(len(images), dtype=torch.long, device=self.device)
         with self.ready(), torch.no_grad():
             for rows in self.batches(torch.arange(len(images))):
+                self.doing("clean", int(rows[0]), len(images))
                 x, y = self.load(images, rows)
                 logits = self.seeded_logits(x, images.indices(rows), 0, "clean")
                 right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()

@@ -86,12 +86,16 @@ def evaluate_model(
     """Run the plan; `on_progress` is called after each attack with the results so far."""
     runner, results = begin_evaluation(eval_model, images, plan, cache or ResultCache(None, {}))
     images, clean, by_name = runner.images, runner.clean, dict[str, AttackResult]()
+    names = [*(["pgd"] if plan.steps else []), *plan.attacks, *([CONFIDENT] if plan.reject else [])]
+    stages = {name: f"attack {number}/{len(names)}" for number, name in enumerate(names, 1)}
 
     def run(name: str, attack: Attack, settings: Mapping[str, Any], tried: Tensor) -> None:
+        eval_model.stage = stages[name]
         by_name[name] = runner.run_attack(name, attack, settings, tried)
         results.add_attack(by_name[name])
 
     if plan.steps:
+        eval_model.stage = stages["pgd"]
         radii = runner.run_sweep(plan.threat, plan.eps_grid, plan.eps_steps)
         results.add_sweep(radii)
         for k in plan.steps:  # one by one, for the audit
@@ -108,6 +112,7 @@ def evaluate_model(
         threshold = confidence_threshold(held_out, plan.reject.share)
         add_rejection(results, plan.reject, held_out, threshold, replace(misclassified, name=MISCLASSIFIED))
         on_progress(results)
+    eval_model.stage = ""
     for name, threat in plan.norms.items():
         results.add_sweep(runner.run_sweep(threat, [], threat.steps), name)
     if plan.members and ensemble_members(eval_model.network):
@@ -120,7 +125,7 @@ def evaluate_model(
         add_unforeseen(results, plan.unforeseen, searches)
     checks = list[Check]()
     if plan.audit:
-        eval_model.activity = "audit"
+        eval_model.doing("audit")
         checks = run_audit(eval_model, images, clean, plan.threat, by_name, plan.audit)
     end_evaluation(results, images, checks)
     return results

@@ -101,8 +101,11 @@ def broken_at(eval_model: EvalModel, images: Images, config: PGDConfig, mask: Te
     never = config.steps + 1
     first = torch.where(mask, never, 0).to(eval_model.device)
     steps_left = torch.zeros_like(first)
+    done, total = 0, int(mask.sum())
     with eval_model.ready():
         for rows in eval_model.batches(mask.nonzero().flatten()):
+            eval_model.doing(f"pgd-{config.steps}", done, total)
+            done += eval_model.world * len(rows)
             x, y = eval_model.load(images, rows)
             trajectory = run_pgd(eval_model, x, y, images.indices(rows), config)
             steps_left[rows.to(eval_model.device)] = never - trajectory.first

@@ -43,22 +43,25 @@ class ResultCache:
         self.folder, self.key = folder, dict(key)
 
     def measure(
-        self, eval_model: EvalModel, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work
+        self, eval_model: EvalModel, name: str, settings: Mapping[str, Any], rows: Tensor, work: Work, label: str = ""
     ) -> dict[str, Array]:
-        """Call `work(rows)` batch by batch for those of `rows` that no part has yet.
+        """Call `work(rows)` batch by batch for those of `rows` that no part has yet. `label`: what is shown for `name`.
 
         `work` returns tensors with one entry an example. Returns them for all of `rows`, in their order, on every
         process, and each example's cost: `seconds`, `forwards`, `gradients` (its share of its batch).
         """
         folder = self._measurement_dir(name, settings)
-        cached = _rows(_read_parts(folder) if folder else [])
+        before = _read_parts(folder) if folder else []
+        cached, broken = _rows(before), _broken(before)
         barrier = torch.zeros(1, device=eval_model.device)
         eval_model.reduce(barrier)  # every process has read the same, before any writes
         parts, done, written_at = list[Part](), len(cached), time.monotonic()
         for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(cached))]):
-            eval_model.activity = f"{name}: {done} of {len(rows)} images"
+            eval_model.doing(label or name, done, len(rows), broken)
             parts.append(_measure_batch(eval_model, batch, work))
             done += eval_model.world * len(batch)
+            if (more := _broken(parts[-1:])) is not None:
+                broken = (broken or 0) + eval_model.world * more  # the other processes' shares are about the same
             if folder and time.monotonic() - written_at > self.SECONDS:
                 _write_part(folder, eval_model.rank, parts)
                 parts, written_at = [], time.monotonic()
@@ -93,6 +96,12 @@ def _measure_batch(eval_model: EvalModel, batch: Tensor, work: Work) -> Part:
 
 def _rows(parts: list[Part]) -> Array:
     return np.concatenate([part["rows"] for part in parts]) if parts else np.zeros(0, np.int64)
+
+
+def _broken(parts: list[Part]) -> int | None:
+    """How many examples the parts have broken; None for a measurement that breaks none."""
+    counts = [int(part["broken"].sum()) for part in parts if "broken" in part]
+    return sum(counts) if counts else None
 
 
 def _write_part(folder: Path, rank: int, parts: list[Part]) -> None:

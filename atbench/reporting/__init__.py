@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from atbench.reporting import report
-from atbench.reporting.console import Progress, print_facts, print_summary
+from atbench.reporting.console import print_facts, print_summary
 from atbench.reporting.metrics_log import MetricsLog, truncate_log
+from atbench.reporting.progress import Progress

@@ -1,24 +1,15 @@
-"""Terminal output: facts, progress and results. Progress goes to stderr; stdout is for results.
-
-On a terminal there is a live bar; anywhere else (pipe, CI, Slurm log) one plain line an epoch, without control codes.
-Nothing here reads a tensor, so printing never waits for a device.
-"""
+"""Terminal output: facts and results. stdout is for results; what a run is doing (`progress`) goes to stderr."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from atbench.reporting.collapse_report import collapse_sentence
 from atbench.reporting.headline import ASK_RAND
 from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
@@ -26,7 +17,6 @@ from atbench.reporting.results import bound_text, robustness_unknown
 from atbench.reporting.unforeseen_report import distortion_table, unforeseen_line
 from atbench.reporting.wording import NOTHING, accuracy_text, percent
 
-_REDRAWS_A_SECOND = 4  # a bar that is drawn more often costs the CPU runs it watches
 _PIPE_WIDTH = 240
 # Fields of a verification that are printed even if they agree, and those of them that are too many.
 _SHOWN, _MANY = (".accuracy", ".share"), ("classes.", "calibration.", "corruptions.rows", "members.", "unforeseen.")
@@ -58,115 +48,6 @@ def _hanging(line: Text, indent: int, console: Console) -> Text:
     return Text("\n" + " " * indent).join([name + pieces[0], *pieces[1:]]) if pieces else line
 
 
-class _Rate(ProgressColumn):
-    """Images a second and the attack's share of the time; absent until known."""
-
-    def render(self, task: Task) -> Text:
-        rate, share = task.fields["rate"], task.fields["share"]
-        parts = ([f"{rate:,.0f} img/s"] if rate else []) + (
-            [f"attack {100 * share:.0f} %"] if share is not None else []
-        )
-        return Text("  ".join(parts), style="dim")
-
-
-class Progress:
-    """Progress of a run: `with Progress(...) as progress: ... progress.advance(1, examples=128)`.
-
-    total_steps, epochs: of the whole run. done, epoch: where a resumed run starts. draw: False on every rank but 0;
-    such an object accepts all calls and shows nothing. label: the stage a line belongs to ("stage member0").
-    """
-
-    def __init__(
-        self,
-        total_steps: int,
-        epochs: int,
-        *,
-        done: int = 0,
-        epoch: int = 0,
-        draw: bool = True,
-        label: str = "",
-        console: Console | None = None,
-    ) -> None:
-        self._console = console or Console(stderr=True)
-        self._draw, self._label, self._epochs = draw, label, epochs
-        self._examples, self._since = 0, time.monotonic()
-        self._bar: Bar | None = None
-        if draw and interactive(self._console):
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}", style="dim"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                _Rate(),
-                console=self._console,
-                refresh_per_second=_REDRAWS_A_SECOND,
-                transient=True,
-                expand=True,
-            )
-            now = self._describe(min(epoch + 1, epochs))
-            self._task = self._bar.add_task(now, total=total_steps, completed=done, rate=0.0, share=None)
-
-    def __enter__(self) -> Self:
-        self._since = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, steps: int = 1, examples: int = 0) -> None:
-        """Steps done, and the training images they used."""
-        if self._bar is None:
-            return
-        self._examples += examples
-        rate = self._examples / max(time.monotonic() - self._since, 1e-9)
-        self._bar.update(self._task, advance=steps, rate=rate)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Print the row of metrics.jsonl of a finished epoch on one line."""
-        if not self._draw:
-            return
-        self._print(epoch_line(row, self._label))
-        if self._bar is not None:
-            now = self._describe(min(row["epoch"] + 1, self._epochs))
-            self._bar.update(self._task, description=now, share=row.get("attack_share"))
-            self._examples, self._since = 0, time.monotonic()  # the rate is that of the epoch in progress
-
-    def watched(self, row: Mapping[str, Any]) -> None:
-        """Print a collapse that a row of metrics.jsonl tells of."""
-        if self._draw and "collapse" in row:
-            self._print(f"warning: {collapse_sentence(row)}")
-
-    def _describe(self, epoch: int) -> str:
-        return f"{self._label}  epoch {epoch}/{self._epochs}".strip()
-
-    def _print(self, text: str) -> None:
-        # Text, not str: nothing in a message may be taken for markup. Off a terminal a line stays one line.
-        self._console.print(Text(text), soft_wrap=self._bar is None, highlight=False)
-
-
-def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
-    """A row of metrics.jsonl as one line; what the row lacks is left out."""
-    train, val = row.get("train", {}), row.get("val", {})
-    steps = val.get("k")
-    parts = [label, f"epoch {row['epoch']}/{row['epochs']}"]
-    parts += [f"loss {train['loss']:.3g}"] if train.get("loss") is not None else []
-    parts += [f"train {percent(train['accuracy'])}"] if train.get("accuracy") is not None else []
-    parts += [f"val clean {percent(val['clean'])}"] if val.get("clean") is not None else []
-    parts += [f"val PGD{f'-{steps}' if steps else ''} {percent(val['pgd'])}"] if val.get("pgd") is not None else []
-    parts += [f"all norms {percent(val['union'])}"] if val.get("union") is not None else []
-    parts += [f"gap {100 * row['gap']:.1f}"] if row.get("gap") is not None else []
-    parts += [f"{name} {value:.3g}" for name, value in row.get("method", {}).items() if value is not None]
-    parts += [f"{row['examples_per_second']:,.0f} img/s"] if row.get("examples_per_second") is not None else []
-    parts += [f"attack {100 * row['attack_share']:.0f} %"] if row.get("attack_share") is not None else []
-    return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
-
-
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
     for warning in warnings:
         print_line(f"warning: {warning}", console, "yellow")
@@ -178,20 +59,6 @@ def print_attack_result(name: str, record: Mapping[str, Any], console: Console) 
     attack = f"{last['name']} broke {last['broken']} of {last['tried']}" if last else "PGD sweep"
     cost = f"  {last['seconds']:.0f} s" if last else ""
     print_line(f"{name}  {attack}  worst case so far {accuracy_text(record['robust'])}{cost}", console)
-
-
-class Heartbeat:
-    """Prints what an evaluation does every `SECONDS`; called at every forward pass."""
-
-    SECONDS = 20.0
-
-    def __init__(self, name: str, console: Console) -> None:
-        self.name, self.console, self.since = name, console, time.monotonic()
-
-    def __call__(self, activity: str, passes: int) -> None:
-        if time.monotonic() - self.since >= self.SECONDS:
-            self.since = time.monotonic()
-            print_line(f"{self.name}  {activity}, {passes:,} forward passes so far", self.console, "dim")
 
 
 def print_summary(

@@ -18,9 +18,9 @@ from atbench.reporting.comparison_json import comparison_as_json as comparison_j
 from atbench.reporting.console import print_line, print_summary, print_table
 from atbench.reporting.document import Document
 from atbench.reporting.run_facts import threat_text
-from atbench.reporting.run_folder import RunFolder, find_runs, read_run
+from atbench.reporting.run_folder import RunFolder, find_runs, read_run, runs_below
 from atbench.reporting.table_files import write_tables
-from atbench.runs.run_dir import refuse_links, write_bytes, write_text
+from atbench.runs.run_dir import list_records, refuse_links, write_bytes, write_text
 
 
 def write_report(run: Path) -> None:
@@ -44,6 +44,15 @@ def report_runs(runs: list[Path], out: Path | None, as_json: bool, baseline: str
     else:
         _several(folders, out or comparison_report.default_folder(folders), runs, baseline)
     return 0
+
+
+def report_sweep(folder: Path) -> None:
+    """The comparison of a sweep's runs, on stdout and in `report` in its folder; nothing if fewer than two were
+    evaluated.
+    """
+    below = runs_below(folder)
+    if sum(bool(list_records(path)) for path in below) > 1:
+        _several(below, folder / "report", [folder], None)
 
 
 def _evaluated(path: Path) -> RunFolder:

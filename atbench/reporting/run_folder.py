@@ -94,14 +94,15 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise DataError("run", path, "there is no such folder", "name a run folder or a folder of runs")
-        below = [path] if is_run(path) else _runs_below(path)
+        below = [path] if is_run(path) else runs_below(path)
         if not below:
             raise DataError("run", path, "it holds no run (no status.json)", "name a run folder or a folder of runs")
         runs.update({run.resolve(): run for run in below})
     return list(runs.values())
 
 
-def _runs_below(path: Path) -> list[Path]:
+def runs_below(path: Path) -> list[Path]:
+    """The run folders below a folder, by name."""
     runs = []
     for folder, inner, _ in os.walk(path):
         inner.sort()

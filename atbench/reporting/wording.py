@@ -85,8 +85,10 @@ def duration(seconds: float | None) -> str:
 
 
 def file_size(count: int) -> str:
-    """Bytes as `12 KB`."""
-    return f"{count} B" if count < 1000 else f"{count / 1e3:.0f} KB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+    """Bytes as `12 KB`, `1.5 MB`, `2.1 GB`."""
+    if count < 1e6:
+        return f"{count} B" if count < 1000 else f"{count / 1e3:.0f} KB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 def options_text(node: Mapping[str, object]) -> str:

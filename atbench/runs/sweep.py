@@ -29,6 +29,7 @@ _JOBS = "ATBENCH_JOBS"  # in the environment, so that a launcher's worker knows 
 
 _DONE = 2.0  # seconds within which a sweep that goes on passes over a job that is done
 
+current: Path | None = None  # of the sweep of this process
 _made: list[Path] = []  # folders made by the sweep of this process, topmost first
 _records: dict[Path, bytes] = {}  # of an earlier sweep that this one goes on with: Hydra writes over it
 
@@ -48,6 +49,8 @@ class SweepFolder(Callback):
             path = folder.with_name(f"{folder.name}-{count + 1}") if count else folder
             if _new(path) or named:
                 break
+        global current
+        current = path
         if path != folder:
             # The configuration of a job is composed anew, from the overrides.
             with read_write(config), open_dict(config):
@@ -100,6 +103,8 @@ def _new(folder: Path) -> bool:
 
 def reset() -> None:
     """Forget the sweep before this one in the same process."""
+    global current
+    current = None
     _made.clear()
     _records.clear()
 

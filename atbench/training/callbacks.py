@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from atbench.evaluation.eval_model import Activity
+
 
 class Callbacks(Protocol):
-    """Progress, metrics and checkpoints of a training run; all but `advance` are called on the main process
-    alone."""
+    """Progress, metrics and checkpoints of a training run; all but `advance` and `validating` are called on the main
+    process alone.
+    """
 
     def advance(self, examples: int, attack_share: float) -> None: ...
+
+    def validating(self, activity: Activity) -> None: ...
 
     def epoch(self, row: dict[str, Any]) -> None: ...
 

@@ -82,7 +82,8 @@ class Trainer:
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
-        self.validation = Validation(data, threat, recipe.select_n, world, others)
+        show = lambda eval_model: callbacks.validating(eval_model.activity)
+        self.validation = Validation(data, threat, recipe.select_n, world, others, show)
 
     # The loops: epochs, batches, rounds of a batch.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,16 +19,25 @@ class Validation:
     Args:
         n: the maximum number of examples of either part: a fixed sample, stratified by class.
         others: PGD in other norms; `union` is then the share of examples robust under all of them.
+        on_forward: called before every pass.
     """
 
     def __init__(
-        self, data: TrainData, threat: PGDConfig, n: int, world: World, others: Sequence[PGDConfig] = ()
+        self,
+        data: TrainData,
+        threat: PGDConfig,
+        n: int,
+        world: World,
+        others: Sequence[PGDConfig] = (),
+        on_forward: Callable[[EvalModel], None] = lambda eval_model: None,
     ) -> None:
-        self.threat, self.world, self.others = threat, world, others
+        self.threat, self.world, self.others, self.on_forward = threat, world, others, on_forward
         self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
 
     def _eval_model(self, network: nn.Module) -> EvalModel:
-        return EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)
+        eval_model = EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)
+        eval_model.stage, eval_model.on_forward = "validation", self.on_forward
+        return eval_model
 
     def figures(self, network: nn.Module) -> dict[str, Any]:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""

@@ -35,13 +35,13 @@ from atbench.evaluation import (
 from atbench.evaluation.verify import CONSISTENT, FieldCheck, verify_record
 from atbench.reporting import report
 from atbench.reporting.console import (
-    Heartbeat,
     print_attack_result,
     print_facts,
     print_summary,
     print_verification,
     print_warnings,
 )
+from atbench.reporting.progress import EvalProgress
 from atbench.reporting.wandb_logger import log_evaluation
 from atbench.runs.run_dir import (
     EVALUATION,
@@ -223,9 +223,6 @@ def evaluate_checkpoint(
     cache = ResultCache(folder / CACHE, key)
     eval_model = EvalModel(network, cfg.eval.batch_size, world.rank, world.size, world.sum)
     console = Console(stderr=True)
-    if world.main:
-        heartbeat = Heartbeat(name, console)
-        eval_model.on_forward = lambda model: heartbeat(model.activity, model.passes)
 
     def on_progress(results: EvalResults) -> None:
         if world.main:
@@ -233,7 +230,10 @@ def evaluate_checkpoint(
             write_json(out / f"{name}.partial.json", content)
             print_attack_result(name, content, console)
 
-    results = evaluate_model(eval_model, test, plan, cache, on_progress)
+    with EvalProgress(name, console) if world.main else nullcontext() as progress:
+        if progress is not None:
+            eval_model.on_forward = lambda model: progress(model.activity)
+        results = evaluate_model(eval_model, test, plan, cache, on_progress)
     return results, {**about, "complete": True, **summarize(results, source.classes)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from atbench.config.argv import as_typed, shell_line
 from atbench.config.overrides import parse_words, setting
@@ -19,11 +20,18 @@ from atbench.config.tree import select
 from atbench.config.untrusted import EVALUATED, interpolations, refuse_code, refuse_interpolations, target_overrides
 from atbench.config.values import as_written, recorded, resolve
 from atbench.errors import ConfigError, DataError
+from atbench.reporting.console import print_warnings
+from atbench.reporting.metrics_log import METRICS
 from atbench.runs import sweep
 from atbench.runs.run_dir import read_json, refuse_links, refuse_path
-from atbench.training import checkpoint
+from atbench.training import Trainer, World, checkpoint
 from atbench.workflows import extension
 
+#: The parts of `last.pt`.
+STATE = (
+    "averages", "best", "config", "epoch", "kept", "method", "metrics", "model", "optimizers", "over", "seconds",
+    "step", "sums", "world",
+)  # fmt: skip
 RESTORE = "restore it from a copy, or from `config` in a checkpoint"
 #: Keys that every run has below the groups.
 PARTS = (
@@ -124,6 +132,31 @@ def refuse_different_config(saved: Mapping[str, Any], cfg: DictConfig, path: Pat
         key, then, now = changed
         why = f"{key} was {then} in training, config.yaml has {now}"
         raise DataError("checkpoint", path, why, "restore config.yaml")
+
+
+def last_state(cfg: DictConfig, folder: Path, world: World) -> dict[str, Any] | None:
+    """The state in last.pt, None if there is none yet. Raises DataError if it is gone or of another run."""
+    path = folder / "checkpoints" / "last.pt"
+    if not path.exists() and not checkpoint.previous(path).exists():
+        if (metrics := folder / METRICS).is_file() and metrics.read_bytes().count(b"\n") > 1:
+            raise DataError("checkpoint", path, f"is missing, but {METRICS} has epochs", "restore it from a copy")
+        return None
+    state, warning = checkpoint.latest(path, world.device, STATE)
+    refuse_different_config(state["config"], cfg, path)
+    if state["best"]["epoch"] >= 0:
+        checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
+    if warning and world.main:
+        print_warnings([warning], Console(stderr=True))
+    return state
+
+
+def load_state(trainer: Trainer, state: dict[str, Any], folder: Path) -> None:
+    """Put a trainer where the state of the run in `folder` was. Raises DataError if it does not fit."""
+    try:
+        trainer.load(state)
+    except (KeyError, ValueError, TypeError, RuntimeError) as fault:
+        path, why = folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
+        raise DataError("checkpoint", path, f"does not fit its run ({why})", "use another checkpoint") from fault
 
 
 def finished_score(folder: Path) -> float | None:

@@ -15,11 +15,13 @@ from torch import nn
 
 from atbench.config import argv, validate, values
 from atbench.data import Images, Source
-from atbench.errors import DataError, exit_code
+from atbench.errors import exit_code
+from atbench.evaluation.eval_model import Activity
 from atbench.methods import Method
 from atbench.reporting import report
-from atbench.reporting.console import Progress, print_facts, print_line, print_summary, print_warnings
+from atbench.reporting.console import print_facts, print_line, print_summary, print_warnings
 from atbench.reporting.metrics_log import METRICS, MetricsLog, truncate_log
+from atbench.reporting.progress import Progress
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
@@ -28,13 +30,8 @@ from atbench.workflows import extension, factory, pretraining, resume
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
+from atbench.workflows.forecast import Forecast, evaluation_passes
 from atbench.workflows.pretraining import PlannedStage
-
-#: The parts of `last.pt`.
-STATE = (
-    "averages", "best", "config", "epoch", "kept", "method", "metrics", "model", "optimizers", "over", "seconds",
-    "step", "sums", "world",
-)  # fmt: skip
 
 
 class TrainResult(NamedTuple):
@@ -62,7 +59,7 @@ def train(composed: DictConfig) -> TrainResult:
         tests: list[Images] = []  # the main process has it until the plan is checked: training is given no test data
         processes.from_main(lambda: tests.append(source.check_trainable()))
         run = Run(cfg, source, processes, signal, resumed or Path())
-        state = run.read_last_checkpoint() if resumed else None
+        state = resume.last_state(cfg, resumed, processes) if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.build_trainer(fresh=state is None)
         pretraining.check(run.plan_stages(trainer.method), resumed)
@@ -104,6 +101,8 @@ class Run:
     label: str = ""
     log: MetricsLog | None = None
     progress: Progress | None = None
+    forecast: Forecast | None = None
+    passes: float = 0.0  # of the evaluation, forward passes of one image at most
 
     # Before training.
 
@@ -118,8 +117,9 @@ class Run:
 
     def check_evaluation_plan(self, trainer: Trainer, test: Images) -> list[str]:
         """Build the plan of the later evaluation, so that what is impossible is refused before training; warnings."""
-        notes = make_plan(self.cfg, self.source, self.world, test).notes
-        return [*notes, *factory.training_warnings(trainer.method, trainer.data, test)]
+        plan = make_plan(self.cfg, self.source, self.world, test)
+        self.passes = len(self.cfg.eval.checkpoints) * evaluation_passes(plan, len(test))
+        return [*plan.notes, *factory.training_warnings(trainer.method, trainer.data, test)]
 
     def check_environment(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
@@ -188,7 +188,7 @@ class Run:
             networks = {name: self._pretrained(name, each) for name, each in planned.items()}
             method.load_pretrained({name: planned[name].stage.handed_over(each) for name, each in networks.items()})
         else:
-            self._load_state(trainer, state)
+            resume.load_state(trainer, state, self.folder)
         if self.world.main:
             truncate_log(self.folder / METRICS, state["metrics"] if state else 0)
             self.log = self._open_log()
@@ -196,14 +196,21 @@ class Run:
         self.progress = Progress(
             total, clock.epochs, done=done, epoch=clock.epoch, draw=self.world.main, label=self.label
         )
+        self.forecast = Forecast(trainer, self.passes)
         with self.progress:
             trainer.fit()
 
     # The callbacks of the trainer: terminal, metrics.jsonl, checkpoints.
 
     def advance(self, examples: int, attack_share: float) -> None:
-        if self.progress:
+        if self.progress and self.forecast:
             self.progress.advance(1, examples)
+            if said := self.forecast.step():
+                self.progress.say(said)
+
+    def validating(self, activity: Activity) -> None:
+        if self.progress:
+            self.progress.validating(activity)
 
     def epoch(self, row: dict[str, Any]) -> None:
         if self.progress and self.log:
@@ -226,28 +233,6 @@ class Run:
         logger = None if self.label or not self.cfg.logger else values.plain(self.cfg.logger)
         return MetricsLog(self.folder, logger, values.recorded(self.cfg), self.folder.name, group)
 
-    def read_last_checkpoint(self) -> dict[str, Any] | None:
-        """The state in last.pt, None if there is none yet. Raises DataError if it is gone or of another run."""
-        path = self.folder / "checkpoints" / "last.pt"
-        if not path.exists() and not checkpoint.previous(path).exists():
-            if (metrics := self.folder / METRICS).is_file() and metrics.read_bytes().count(b"\n") > 1:
-                raise DataError("checkpoint", path, f"is missing, but {METRICS} has epochs", "restore it from a copy")
-            return None
-        state, warning = checkpoint.latest(path, self.world.device, STATE)
-        resume.refuse_different_config(state["config"], self.cfg, path)
-        if state["best"]["epoch"] >= 0:
-            checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))
-        if warning and self.world.main:
-            print_warnings([warning], Console(stderr=True))
-        return state
-
-    def _load_state(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        try:
-            trainer.load(state)
-        except (KeyError, ValueError, TypeError, RuntimeError) as fault:
-            path, why = self.folder / "checkpoints" / "last.pt", (str(fault).splitlines() or [""])[0]
-            raise DataError("checkpoint", path, f"does not fit its run ({why})", "use another checkpoint") from fault
-
     def plan_stages(self, method: Method) -> dict[str, PlannedStage]:
         """The method's stages of pre-training, none of them begun."""
         return pretraining.plan_stages(self.cfg, method.pretraining(), self.source, self.world)
@@ -263,7 +248,7 @@ class Run:
         self.world.barrier()
         trainer = run.build_trainer(fresh=False)
         with run.hold_folder(folder):
-            run.fit(trainer, run.read_last_checkpoint())
+            run.fit(trainer, resume.last_state(run.cfg, folder, run.world))
             if self.world.main:
                 run.set_done(trainer, exit_code=0)
         with trainer.evaluated() as network:

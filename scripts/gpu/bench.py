@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from atbench.data import Batch
+from atbench.evaluation.eval_model import Activity
 from scripts.gpu.session import OutOfTime, Session
 from scripts.gpu.trainers import configuration, fit, make_trainer, multiplication, noise
 
@@ -48,6 +49,8 @@ class Stopwatch:
         self.stamps.append(self.synchronised())
 
     def epoch(self, row: dict[str, Any]) -> None: ...
+
+    def validating(self, activity: Activity) -> None: ...
 
     def watched(self, row: dict[str, Any]) -> None: ...
 

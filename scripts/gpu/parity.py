@@ -12,6 +12,7 @@ from torch import Tensor
 
 from atbench.config.registry import conf_dir, entries
 from atbench.data import Batch
+from atbench.evaluation.eval_model import Activity
 from atbench.methods import Loss
 from scripts.gpu.session import Session
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, multiplication, same_draws
@@ -48,6 +49,8 @@ class OneStep:
     def advance(self, examples: int, attack_share: float) -> None: ...
 
     def epoch(self, row: dict[str, Any]) -> None: ...
+
+    def validating(self, activity: Activity) -> None: ...
 
     def watched(self, row: dict[str, Any]) -> None: ...
 

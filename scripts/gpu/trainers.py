@@ -17,6 +17,7 @@ from atbench.config.compose import compose
 from atbench.data import Images, Source
 from atbench.data.digits import digits
 from atbench.errors import Interrupted
+from atbench.evaluation.eval_model import Activity
 from atbench.runs.seeding import Draws
 from atbench.training import Trainer, World
 from atbench.workflows import factory
@@ -29,6 +30,8 @@ class Watch(Protocol):
     def advance(self, examples: int, attack_share: float) -> None: ...
 
     def epoch(self, row: dict[str, Any]) -> None: ...
+
+    def validating(self, activity: Activity) -> None: ...
 
     def watched(self, row: dict[str, Any]) -> None: ...
 

@@ -221,3 +221,16 @@ def test_expanding_finds_each_run_once_and_no_stages(make_run, tmp_path: Path) -
     assert find_runs([tmp_path, run, run / "."]) == [run]
     with pytest.raises(DataError, match="no such folder"):
         find_runs([tmp_path / "gone"])
+
+
+def test_a_sweep_ends_with_its_comparison(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And with none where there is nothing to compare."""
+    make_run("a", method="trades")
+    report.report_sweep(tmp_path)
+    assert capsys.readouterr().out == "" and not (tmp_path / "report").exists()
+    make_run("b", method="mart")
+    make_run("c", method="pgd_at", state="failed", checkpoints=(), message="dataset: digits is damaged")
+    report.report_sweep(tmp_path)
+    out = capsys.readouterr().out
+    assert "trades" in out and "mart" in out and "dataset: digits is damaged" in out
+    assert out.splitlines()[-1] == f"report  {tmp_path / 'report' / 'report.html'}"

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from atbench.config import values
 from atbench.data import Batch, Source
 from atbench.data.digits import digits
+from atbench.evaluation.eval_model import Activity
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
@@ -71,6 +72,8 @@ class Log:
 
     def epoch(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+
+    def validating(self, activity: Activity) -> None: ...
 
     def watched(self, row: dict[str, Any]) -> None:
         self.watch.append(row)

@@ -155,15 +155,15 @@ def test_a_short_evaluation_leaves_the_record_where_it_is(folder: Path, capsys: 
 def test_a_long_attack_says_how_far_it_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from atbench.reporting import console
+    from atbench.reporting import progress
 
-    monkeypatch.setattr(console.Heartbeat, "SECONDS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
     said = capsys.readouterr().err
-    assert "net  noise: 0 of " in said and "forward passes so far" in said
-    monkeypatch.setattr(console.Heartbeat, "SECONDS", 3600.0)
+    assert "net  attack 2/2 noise, 0 of " in said and " still robust, about " in said
+    monkeypatch.setattr(progress, "SECONDS", 3600.0)
     assert main(["eval", str(folder), AGAIN, "eval=smoke", "eval.limit=20", "threads=1"]) == 0
-    assert "forward passes so far" not in capsys.readouterr().err
+    assert "still robust" not in capsys.readouterr().err
 
 
 def test_a_configuration_beside_a_record_chooses_no_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

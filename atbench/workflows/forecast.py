@@ -1,0 +1,94 @@
+"""Time and memory of a whole run, foretold after its first steps.
+
+Training takes what its steps took so far. Validation and evaluation are counted in forward passes of one image, whose
+time follows from the steps and the method's least cost in passes; attacks pass over images that they have broken, so
+that an evaluation takes at most what is said. Audits, and attacks of a method that grow from epoch to epoch, are not
+foreseen.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from atbench.attacks import Attack
+from atbench.evaluation import PGDConfig, Plan
+from atbench.reporting.wording import duration, file_size
+from atbench.training import Trainer
+
+_WARM_UP = 3  # steps that may be slower than the others: compiling, allocating, choosing kernels
+_STEPS, _SECONDS = 10, 3.0  # measured at least, unless the first epoch ends before
+
+
+class Forecast:
+    """Measures the first steps of a training, from where it stands.
+
+    passes: of the evaluation after it, forward passes of one image.
+    """
+
+    def __init__(self, trainer: Trainer, passes: float) -> None:
+        self.trainer, self.passes = trainer, passes
+        self._steps, self._began, self._told = 0, 0.0, False
+
+    def step(self) -> str | None:
+        """Called after every step; what the run will take, once it can be said."""
+        if self._told:
+            return None
+        self._steps += 1
+        if self._steps == _WARM_UP:
+            self._began = time.monotonic()
+        clock, measured, spent = self.trainer.method.clock, self._steps - _WARM_UP, time.monotonic() - self._began
+        if measured < 1 or (clock.step < clock.steps and (measured < _STEPS or spent < _SECONDS)):
+            return None
+        self._told = True
+        return self._sentence(spent / measured)
+
+    def _sentence(self, seconds: float) -> str:
+        """seconds: of a step."""
+        method, recipe, clock = self.trainer.method, self.trainer.recipe, self.trainer.method.clock
+        cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3
+        a_pass = seconds / (self.trainer.data.batch_size * cost)
+        left = clock.epochs - clock.epoch
+        training = seconds * (left * clock.steps - clock.step)
+        validation = a_pass * validation_passes(self.trainer) * -(-left // recipe.select_every)
+        evaluation = a_pass * self.passes
+        parts = [f"training {duration(training)}", f"validation {duration(validation)}"]
+        parts += [f"evaluation at most {duration(evaluation)}"] if evaluation else []
+        return f"estimate  {', '.join(parts)}; memory so far {file_size(peak_memory(self.trainer.world.device))}"
+
+
+def validation_passes(trainer: Trainer) -> float:
+    """Forward passes of one validation."""
+    validation, images = trainer.validation, len(trainer.validation.held) + len(trainer.validation.fitted)
+    others = sum(_pgd_passes(threat) for threat in validation.others) * len(validation.held)
+    return images * (1 + _pgd_passes(validation.threat)) + others
+
+
+def evaluation_passes(plan: Plan, images: int) -> float:
+    """Forward passes of an evaluation at most, if no attack breaks anything."""
+    threat, radii = plan.threat, len({*plan.eps_grid} - {0.0, 1.0})
+    sweep = _pgd_passes(threat) + radii * _pgd_passes(replace(threat, steps=plan.eps_steps)) if plan.steps else 0.0
+    attacks = sum(attack_passes(attack) for attack, _ in plan.attacks.values())
+    norms = sum(_pgd_passes(other) for other in plan.norms.values())
+    return min(plan.limit or images, images) * (1 + sweep + attacks + norms)
+
+
+def attack_passes(attack: Attack) -> float:
+    """Forward passes an image at most; a gradient is two."""
+    each = 1 if attack.access in ("queries", "noise") else 2
+    return float(each * attack.steps * (getattr(attack, "restarts", 1) or 1) * (getattr(attack, "targets", 1) or 1))
+
+
+def _pgd_passes(threat: PGDConfig) -> float:
+    return float(2 * threat.steps * threat.restarts)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device that tensors took at most, on the CPU of the process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
