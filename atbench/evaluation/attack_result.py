@@ -67,16 +67,17 @@ class AttackResult:
         `gradients`, and what else the attack measured. `given` are further fields.
         """
         rows, n, hit = tried.nonzero().flatten().numpy(), len(tried), columns["broken"]
-        whole = {}
+        whole = dict[str, Array]()
         for key in ("logits", "distance"):
             if key in columns:
                 whole[key] = np.full((n, *columns[key].shape[1:]), np.nan, columns[key].dtype)
                 whole[key][rows] = columns[key]
-        return cls(
-            name, access, tried, torch.zeros_like(tried).index_fill_(0, torch.from_numpy(rows[hit]), True),
-            round(float(columns["seconds"].sum()), 3), *(round(float(columns[key].sum())) for key in COST[1:]),
-            rows=rows[hit], kept={key: columns[key][hit] for key in KEPT if key in columns}, **whole, **given,
-        )  # fmt: skip
+        broken = torch.zeros_like(tried).index_fill_(0, torch.from_numpy(rows[hit]), True)
+        forwards, gradients = (round(float(columns[key].sum())) for key in COST[1:])
+        cost = {"seconds": round(float(columns["seconds"].sum()), 3), "forwards": forwards, "gradients": gradients}
+        kept = {key: columns[key][hit] for key in KEPT if key in columns}
+        fields: dict[str, Any] = {**cost, **whole, **given}
+        return cls(name, access, tried, broken, rows=rows[hit], kept=kept, **fields)
 
     @property
     def cost(self) -> dict[str, float]:

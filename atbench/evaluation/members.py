@@ -46,8 +46,8 @@ def attack_members(
         work = partial(_attack_batch, eval_model, images, config, number)
         rows = tried.nonzero().flatten()
         columns = cache.measure(eval_model, f"member{number}", asdict(config), rows, work) or nothing
-        columns = {**columns, "broken": columns["fooled"].any(axis=1)}
-        results.append(AttackResult.of(f"member{number}", "transfer", tried, columns))
+        broken = {"broken": np.asarray(columns["fooled"].any(axis=1))}
+        results.append(AttackResult.of(f"member{number}", "transfer", tried, {**columns, **broken}))
     return results
 
 

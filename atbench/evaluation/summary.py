@@ -25,8 +25,8 @@ def summarize(results: EvalResults, classes: Sequence[str] = ()) -> dict[str, An
     plan, label, robust = facts["plan"], columns["label"], results.robust
     threat, n = plan["threat"], len(label)
     # Right under the main threat's attacks, and under PGD in every other norm.
-    norms = {name: f"broken_at_{name}" for name in plan["norms"] if f"broken_at_{name}" in columns}
-    norms = {name: robust_after(columns[key]) for name, key in norms.items()}
+    swept = [name for name in plan["norms"] if f"broken_at_{name}" in columns]
+    norms: dict[str, Array] = {name: robust_after(columns[f"broken_at_{name}"]) for name in swept}
     checks = [Check(**json.loads(str(text))) for text in columns.get("audit", ())]
     clean, adversarial = columns["logits_clean"], columns.get("logits_adversarial")
     corrupted = facts.get("corruptions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from atbench.reporting.agreement import robust_mask
+from atbench.evaluation.eval_results import robust_after
 from atbench.reporting.results import AUTOATTACK, Accuracy, Array, EvaluationRecord, attack_names
 from atbench.reporting.wording import number_text
 
@@ -101,7 +101,7 @@ def _robust(evaluation: EvaluationRecord) -> Array | None:
 def _pgd_mask(k: int) -> Mask:
     def mask(evaluation: EvaluationRecord) -> Array | None:
         broken_at = (evaluation.outcomes or {}).get("broken_at")
-        return None if broken_at is None or k not in evaluation.steps else robust_mask(broken_at, k)
+        return None if broken_at is None or k not in evaluation.steps else robust_after(broken_at, k)
 
     return mask
 

@@ -15,7 +15,7 @@ from atbench.reporting.members_report import terminal_table, transfer_attack
 from atbench.reporting.rejection_report import rejection_line
 from atbench.reporting.results import bound_text, robustness_unknown
 from atbench.reporting.unforeseen_report import distortion_table, unforeseen_line
-from atbench.reporting.wording import NOTHING, accuracy_text, percent
+from atbench.reporting.wording import NOTHING, accuracy_text
 
 _PIPE_WIDTH = 240
 # Fields of a verification that are printed even if they agree, and those of them that are too many.

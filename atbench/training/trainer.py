@@ -82,8 +82,7 @@ class Trainer:
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
-        show = lambda eval_model: callbacks.validating(eval_model.activity)
-        self.validation = Validation(data, threat, recipe.select_n, world, others, show)
+        self.validation = Validation(data, threat, recipe.select_n, world, others, callbacks.validating)
 
     # The loops: epochs, batches, rounds of a batch.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from atbench.data import TrainData
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
+from atbench.evaluation.eval_model import Activity
 from atbench.training.distributed import World
 
 
@@ -19,7 +20,7 @@ class Validation:
     Args:
         n: the maximum number of examples of either part: a fixed sample, stratified by class.
         others: PGD in other norms; `union` is then the share of examples robust under all of them.
-        on_forward: called before every pass.
+        show: told before every pass what is done.
     """
 
     def __init__(
@@ -29,14 +30,14 @@ class Validation:
         n: int,
         world: World,
         others: Sequence[PGDConfig] = (),
-        on_forward: Callable[[EvalModel], None] = lambda eval_model: None,
+        show: Callable[[Activity], None] = lambda activity: None,
     ) -> None:
-        self.threat, self.world, self.others, self.on_forward = threat, world, others, on_forward
+        self.threat, self.world, self.others, self.show = threat, world, others, show
         self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
 
     def _eval_model(self, network: nn.Module) -> EvalModel:
         eval_model = EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)
-        eval_model.stage, eval_model.on_forward = "validation", self.on_forward
+        eval_model.stage, eval_model.on_forward = "validation", lambda model: self.show(model.activity)
         return eval_model
 
     def figures(self, network: nn.Module) -> dict[str, Any]:

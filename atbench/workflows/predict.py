@@ -84,8 +84,8 @@ def _predict(
     probabilities = _probabilities(eval_model, Images(x, torch.zeros(len(x), dtype=torch.long)).floats())
     images = Images(x, probabilities.argmax(dim=1))
     runner = AttackRunner(eval_model, images, torch.ones(len(x), dtype=torch.bool), ResultCache(None, {}), cfg.seed)
-    result = runner.run_sweep(threat, [1.0], threat.steps).main
-    adversarial = dict(zip(result.rows.tolist(), torch.from_numpy(result.x_adv), strict=True))
+    result = runner.run_sweep(threat, [1.0], threat.steps)[1.0]
+    adversarial = dict(zip(result.rows.tolist(), torch.from_numpy(result.kept["x_adv"]), strict=True))
     found = []
     for row, (path, (_, size)) in enumerate(zip(pictures, read, strict=True)):
         entry = {"picture": str(path), "width": size[0], "height": size[1], "input": list(source.shape)}
