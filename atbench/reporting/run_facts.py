@@ -16,6 +16,7 @@ _FILES = {
     "environment.json": "versions, device, threads, seeds, checksums",
     "status.json": "state, exit code, times",
     "metrics.jsonl": "one row an epoch, and those of the watch for collapses",
+    "metrics.csv": "the epochs as a table",
     "checkpoints/best.pt": "the checkpoint of the best epoch; torch.load(weights_only=True) opens it",
     "checkpoints/last.pt": "the checkpoint of the last epoch, to resume from",
 }
@@ -31,6 +32,7 @@ _FOLDERS = {
     "pictures": "the figures of this report as PNG, SVG and PDF",
     "tables": "the tables of this report as CSV and LaTeX",
     "stages": "pretraining runs of the method",
+    "tensorboard": "event files of TensorBoard",
     "wandb": "the W&B mirror",
 }
 _WRITTEN = ("pictures", "tables")  # with the report
