@@ -22,6 +22,9 @@ else
   READY_DOCS := $(VENV)/.installed-docs
 endif
 
+# Where bytecode is switched off, as in many containers, every process would compile the program anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable .
 
 .DEFAULT_GOAL := help
