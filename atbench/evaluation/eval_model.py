@@ -5,29 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from atbench.data import Images
 from atbench.errors import NumericalError
+from atbench.evaluation.activity import Activity
 from atbench.models import Cast, attack_mode, image_type
 from atbench.runs.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Activity:
-    """What an evaluation is doing: the measurement's name, its images done and in all, and how many of those done are
-    broken, where it breaks any.
-    """
-
-    name: str
-    done: int = 0
-    total: int = 0
-    broken: int | None = None
 
 
 class EvalModel:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.reporting.collapse_report import collapse_sentence
 from atbench.reporting.console import interactive, print_line
 from atbench.reporting.wording import duration, percent

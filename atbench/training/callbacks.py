@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 
 
 class Callbacks(Protocol):

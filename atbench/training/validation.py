@@ -10,7 +10,7 @@ from torch import nn
 
 from atbench.data import TrainData
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.training.distributed import World
 
 

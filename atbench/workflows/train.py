@@ -16,7 +16,7 @@ from torch import nn
 from atbench.config import argv, validate, values
 from atbench.data import Images, Source
 from atbench.errors import exit_code
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.methods import Method
 from atbench.reporting import report
 from atbench.reporting.console import print_facts, print_line, print_summary, print_warnings

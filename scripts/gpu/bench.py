@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from atbench.data import Batch
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from scripts.gpu.session import OutOfTime, Session
 from scripts.gpu.trainers import configuration, fit, make_trainer, multiplication, noise
 

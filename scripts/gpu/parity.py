@@ -12,7 +12,7 @@ from torch import Tensor
 
 from atbench.config.registry import conf_dir, entries
 from atbench.data import Batch
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.methods import Loss
 from scripts.gpu.session import Session
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, multiplication, same_draws

@@ -17,7 +17,7 @@ from atbench.config.compose import compose
 from atbench.data import Images, Source
 from atbench.data.digits import digits
 from atbench.errors import Interrupted
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.runs.seeding import Draws
 from atbench.training import Trainer, World
 from atbench.workflows import factory

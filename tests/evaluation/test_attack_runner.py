@@ -61,7 +61,7 @@ def test_an_attack_is_not_believed(answer: Callable[[Tensor, Tensor], Tensor]) -
     runner = make_runner(Flat())
     result = runner.run_attack("liar", Scripted(answer), {}, runner.clean)
     assert not result.broken.any() and torch.equal(result.tried, runner.clean)
-    assert len(result.rows) == len(result.x_adv) == 0
+    assert len(result.rows) == len(result.kept["x_adv"]) == 0
 
 
 def test_what_is_legal_and_wrong_counts_and_is_kept() -> None:
@@ -72,7 +72,7 @@ def test_what_is_legal_and_wrong_counts_and_is_kept() -> None:
     assert 0 < int(broken.sum()) < int(runner.clean.sum()) and not (broken & ~runner.clean).any()
     assert result.rows.tolist() == broken.nonzero().flatten().tolist()
     x = runner.images.floats(broken.nonzero().flatten(), torch.float64)
-    x_adv = torch.from_numpy(result.x_adv).double()
+    x_adv = torch.from_numpy(result.kept["x_adv"]).double()
     assert legal(x, x_adv, "linf", 0.02).all()
     assert (network.eval()(x_adv).argmax(dim=1) != runner.images.y[broken]).all()
     rounded = round_to_8bit(x, x_adv)

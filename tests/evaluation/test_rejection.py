@@ -259,4 +259,4 @@ def test_a_record_that_its_arrays_do_not_bear_out_is_called_out(tmp_path: Any) -
         full = {"checkpoint": "best", "epoch": 1, "split": "test", "schema": 3, **lied}
         record_files.save_record(tmp_path, "best", full, found.outcomes, {}, {})
         lines = record_disagreements(read_evaluation(tmp_path / "best.json"))
-        assert len(lines) == 1 and lines[0].startswith(f"reject {name}:")
+        assert len(lines) == 1 and lines[0].startswith(f"reject.{name}.share:")

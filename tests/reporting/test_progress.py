@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.reporting import Progress, progress
 from atbench.reporting.progress import EvalProgress
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from atbench.config import values
 from atbench.data import Batch, Source
 from atbench.data.digits import digits
-from atbench.evaluation.eval_model import Activity
+from atbench.evaluation.activity import Activity
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
