@@ -76,7 +76,7 @@ def test_what_is_legal_and_wrong_counts_and_is_kept() -> None:
     assert legal(x, x_adv, "linf", 0.02).all()
     assert (network.eval()(x_adv).argmax(dim=1) != runner.images.y[broken]).all()
     rounded = round_to_8bit(x, x_adv)
-    assert np.array_equal(result.eight_bit, (network(rounded).argmax(dim=1) != runner.images.y[broken]).numpy())
+    assert np.array_equal(result.kept["eight"], (network(rounded).argmax(dim=1) != runner.images.y[broken]).numpy())
     assert result.gradients > 0 and result.forwards > result.gradients
 
 
