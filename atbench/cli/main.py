@@ -219,9 +219,9 @@ def _job(verb: str, cfg: Any) -> float:
     settings = HydraConfig.get()
     many = settings.mode == RunMode.MULTIRUN
     _jobs.started += 1
-    number, typed = settings.job.num, settings.overrides.task
+    typed = settings.overrides.task
     if many:
-        print(sweep.job_line(number, typed, _jobs.seconds), file=sys.stderr)
+        print(sweep.job_line(settings.job.num, typed, _jobs.seconds), file=sys.stderr)
     began = time.monotonic()
     try:
         tree: Any = OmegaConf.to_container(cfg)
@@ -234,7 +234,7 @@ def _job(verb: str, cfg: Any) -> float:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
             raise _JobError(error) from error  # a signal ends the sweep as well
         _print_error(error)
-        _jobs.failures.append((sweep.job_line(number, typed), error))
+        _jobs.failures.append((sweep.job_line(settings.job.num, typed), error))
         raise
     finally:
         _jobs.seconds.append(time.monotonic() - began)

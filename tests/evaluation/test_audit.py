@@ -15,9 +15,9 @@ from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.audit.attack_checks import NAMES, RADII
 from atbench.evaluation.audit.attack_probes import STEPS, AttackProbes
-from atbench.evaluation.audit.audit import audit_verdict, run_audit
+from atbench.evaluation.audit.audit import run_audit
 from atbench.evaluation.audit.outputs import gradient_magnitudes, measure_outputs, state_checksums
-from atbench.evaluation.audit.verdicts import Check, allowed_share, threshold_check
+from atbench.evaluation.audit.verdicts import Check, allowed_share, audit_verdict, threshold_check
 
 SIDE, N = 5, 120
 THREAT = PGDConfig("linf", 0.04, 0.01, 20)

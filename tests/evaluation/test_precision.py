@@ -71,7 +71,7 @@ def test_half_precision_breaks_like_single(network: nn.Module) -> None:
     found, clean, left = robust(network)
     assert clean > 0.9 and expected < 0.2 and abs(left - expected) <= 2 / 60
     images = found.examples
-    x = found.images.floats(torch.from_numpy(images["pgd.1.rows"]))
+    x = given().floats(torch.from_numpy(images["pgd.1.rows"]))
     moved = torch.from_numpy(images["pgd.1.x_adv"]) - x
     assert images["pgd.1.x_adv"].dtype == "float32" and float(moved.abs().max()) <= EPS + 1e-6
     assert float((moved.abs() - EPS).abs().min()) < 1e-6, "the edge of the ball is reached, not the next bfloat16"
@@ -84,7 +84,7 @@ def test_attacks_of_every_kind_are_legal_on_half_precision(name: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         found, clean, left = robust(linear().to(dtype), steps=[], attacks={name: (attack, {})})
         images = found.examples
-        assert left < clean / 2 and len(images[f"{name}.rows"]) == found.attacks[name].broken.sum()
+        assert left < clean / 2 and len(images[f"{name}.rows"]) == found.outcomes[f"broken_{name}"].sum()
         assert images[f"{name}.x_adv"].dtype == "float32"
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import atbench
 from atbench.evaluation import EvalModel, PGDConfig
-from atbench.evaluation.audit.audit import audit_verdict, run_audit
-from atbench.evaluation.audit.verdicts import Check
+from atbench.evaluation.audit.audit import run_audit
+from atbench.evaluation.audit.verdicts import Check, audit_verdict
 from tests.support import zoo
 
 pytestmark = pytest.mark.slow

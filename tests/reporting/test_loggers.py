@@ -42,6 +42,8 @@ def test_job_type_tags_and_group(tmp_path: Path, monkeypatch) -> None:
 
 def test_id_and_group_of_a_sweeps_agent_are_kept(tmp_path: Path, monkeypatch) -> None:
     given = fake_wandb(monkeypatch, Run(), logged_in=True)
+    for name in "ab":
+        (tmp_path / name).mkdir()
     monkeypatch.setenv("WANDB_RUN_ID", "agents")
     MetricsLog(tmp_path / "a", WANDB, {}, "n", None).close()
     assert given["id"] != "agents", "without an agent several runs of a process would be one"

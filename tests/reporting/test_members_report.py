@@ -19,9 +19,9 @@ from atbench.evaluation.members import add_members
 from atbench.reporting import example_grid, print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Figure, Paragraph, Table
+from atbench.reporting.logged_values import attack_rows
 from atbench.reporting.members_report import transfer_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
-from atbench.reporting.wandb_logger import _rows
 from tests.support.flat import EPS, rejected
 
 N = 90
@@ -115,7 +115,7 @@ def test_the_picture_is_the_matrix(evaluation: EvaluationRecord, monkeypatch: py
 
 
 def test_the_mirror_has_a_row_for_each_pair(evaluation: EvaluationRecord) -> None:
-    rows = [row for row in _rows(evaluation.record) if "member" in row[0]]
+    rows = [row for row in attack_rows(evaluation.record) if "member" in row[0]]
     assert [row[0] for row in rows] == [f"pgd on member {i}, member {j} evaluated" for i in (0, 1) for j in (0, 1)]
     assert all(row[1:4] == [0.02, 8, 80] for row in rows) and [row[4] for row in rows] == [0.1, 0.9, 0.5, 0.0]
 

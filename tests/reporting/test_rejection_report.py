@@ -14,9 +14,9 @@ from atbench.evaluation import record_files, summarize
 from atbench.reporting import print_summary
 from atbench.reporting.document import Paragraph, Table
 from atbench.reporting.evaluation_report import accuracy_blocks
+from atbench.reporting.logged_values import summary_values
 from atbench.reporting.rejection_report import rejection_blocks
 from atbench.reporting.results import EvaluationRecord, read_evaluation
-from atbench.reporting.wandb_logger import _values
 from tests.support.flat import rejected
 
 
@@ -83,7 +83,7 @@ def test_what_nothing_was_accepted_of_is_a_dash(evaluation: EvaluationRecord) ->
 
 
 def test_the_mirror_has_its_values(evaluation: EvaluationRecord) -> None:
-    values, found = dict(_values(evaluation.record)), evaluation.record["reject"]
+    values, found = dict(summary_values(evaluation.record)), evaluation.record["reject"]
     assert values["reject/robust_error"] == found["robust_error"]["share"] and values["reject/auc"] == found["auc"]
     assert (values["reject/tpr"], values["reject/threshold"]) == (found["tpr"]["share"], found["threshold"])
     assert values["alone/confident"] == evaluation.record["attacks"][0]["alone"]["accuracy"]

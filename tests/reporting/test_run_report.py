@@ -108,7 +108,7 @@ def test_a_record_that_is_not_the_mean_of_its_masks_is_called_out(make_run) -> N
     record["steps"][-1]["accuracy"] += 0.05
     path.write_text(json.dumps(record))
     report.write_report(run)
-    assert "**Warning:** PGD-50: the record has 0.65" in (run / "report.md").read_text()
+    assert "accuracy: the record has 0.65, best.npz says 0.6" in (run / "report.md").read_text()
 
 
 def test_a_report_without_curves_or_pictures_is_still_one(make_run) -> None:

@@ -19,9 +19,9 @@ from atbench.evaluation.unforeseen import UnforeseenPlan, add_unforeseen
 from atbench.reporting import print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Paragraph, Table
+from atbench.reporting.logged_values import attack_rows, summary_values
 from atbench.reporting.results import EvaluationRecord, read_evaluation
 from atbench.reporting.unforeseen_report import unforeseen_blocks
-from atbench.reporting.wandb_logger import _rows, _values
 from tests.support.flat import rejected
 
 N = 90
@@ -80,10 +80,10 @@ def test_the_terminal_has_a_line_and_a_table(evaluation: EvaluationRecord) -> No
 
 
 def test_the_mirror_has_a_row_for_each_size(evaluation: EvaluationRecord) -> None:
-    rows = [row for row in _rows(evaluation.record) if "pixels of flow" in row[0]]
+    rows = [row for row in attack_rows(evaluation.record) if "pixels of flow" in row[0]]
     assert [row[1] for row in rows] == [0.125, 0.25, 0.5, 1, 2, 8] and all(row[2:4] == [200, N] for row in rows)
     assert rows[1][4] == pytest.approx(72 / 90)
-    values = {name: value for name, value in _values(evaluation.record) if name.startswith("uar/")}
+    values = {name: value for name, value in summary_values(evaluation.record) if name.startswith("uar/")}
     assert set(values) == {"uar/linf", "uar/elastic", "uar/mean"} and values["uar/linf"] == pytest.approx(uar("linf"))
 
 
@@ -91,7 +91,7 @@ def test_without_reference_accuracies_there_is_a_dash_and_a_reason(tmp_path: Pat
     bare = made(tmp_path, None)
     said = summary(bare)
     assert "mUAR — of 2 attacks, n = 90 (no reference accuracies of this data set" in said and "70.0 % (2)" in said
-    assert not any(name.startswith("uar/") for name, _ in _values(bare.record))
+    assert not any(name.startswith("uar/") for name, _ in summary_values(bare.record))
     _, means = [block for block in unforeseen_blocks([bare]) if isinstance(block, Table)]
     assert [row[3].text for row in means.rows] == ["—", "—"] and record_disagreements(bare) == ()
 
@@ -99,7 +99,7 @@ def test_without_reference_accuracies_there_is_a_dash_and_a_reason(tmp_path: Pat
 def test_without_distortions_there_is_nothing(tmp_path: Path) -> None:
     bare = made(tmp_path, None, ())
     assert list(unforeseen_blocks([bare])) == [] and "unforeseen" not in summary(bare)
-    assert not any("flow" in row[0] for row in _rows(bare.record)) and record_disagreements(bare) == ()
+    assert not any("flow" in row[0] for row in attack_rows(bare.record)) and record_disagreements(bare) == ()
 
 
 def test_a_figure_that_is_not_its_mask_is_called_out(evaluation: EvaluationRecord) -> None:
