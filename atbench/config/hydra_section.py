@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from hydra._internal import hydra as application
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,6 +47,8 @@ class CheckedConfigLoader(ConfigLoaderImpl):
     """Hydra's composition, followed by `check_hydra_section`. A launcher hands it to its workers."""
 
     def load_configuration(self, *args: Any, **options: Any) -> DictConfig:
+        # The preset of Optuna's plugin minimises: conf/hydra/sweeper/optuna.yaml stands in its place.
+        ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
         cfg = super().load_configuration(*args, **options)
         check_hydra_section(cfg)
         return cfg
