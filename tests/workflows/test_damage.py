@@ -162,4 +162,4 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
     capsys.readouterr()
     assert main(["train", f"resume={begun}"]) == 0
     assert f"{begun} is done" in capsys.readouterr().err and contents(begun) == before
-    assert main(["train", f"resume={begun}", "train.epochs=7"]) == 2
+    assert main(["train", f"resume={begun}", "train.batch_size=7"]) == 2
