@@ -141,26 +141,43 @@ def _autoattack(evaluation: EvaluationRecord) -> dict[str, Any] | None:
 
 
 def section(folder: Path) -> str:
-    """README's table, a row for each result in the folders of the tiers; one line where there are none."""
-    results = [result for rows in read_results(folder).values() for result in rows.values()]
+    """README's table: a row for each result in the folders of the tiers, the most robust first, and above it what all
+    rows have in common; one line where there are none.
+    """
+    results = [result for rows in read_results(folder).values() for result in sorted(rows.values(), key=_rank)]
     if not results:
         return NO_ROWS
-    head = ["row", "tier", "clean %", "PGD %", "AutoAttack %", "images: PGD, AutoAttack", "seeds", "device"]
-    return markdown_table(head, (_cells(result) for result in results))
+    rows, settings = [_cells(result) for result in results], [_settings(result) for result in results]
+    same = [name for name in settings[0] if len({each[name] for each in settings}) == 1 < len(results)]
+    for row, setting in zip(rows, settings, strict=True):
+        row.update({name: text for name, text in setting.items() if name not in same})
+    table = markdown_table(list(rows[0]), (list(row.values()) for row in rows))
+    shared = "; ".join(f"{name} {settings[0][name]}" for name in same)
+    return f"The same in every row: {shared}.\n\n{table}" if same else table
 
 
-def _cells(result: Result) -> list[str]:
+def _rank(result: Result) -> float:
+    return -(result.autoattack.mean if result.autoattack else -1.0)
+
+
+def _cells(result: Result) -> dict[str, str]:
     autoattack = result.autoattack
-    return [
-        f"`{result.row}`",
-        result.tier,
-        f"{100 * result.clean.mean:.1f}",
-        f"{result.pgd.name}: {result.pgd.text}",
-        autoattack.text if autoattack else "not run",
-        f"{result.pgd.n:,}, {autoattack.n:,}" if autoattack else f"{result.pgd.n:,}",
-        str(len(result.seeds)),
-        str(result.record["device"]),
-    ]
+    seconds = [seed["train_seconds"] for seed in result.record["seeds"]]
+    return {
+        "row": f"`{result.row}`",
+        "clean %": result.clean.text,
+        "PGD %": f"{result.pgd.name}: {result.pgd.text}",
+        "AutoAttack %": autoattack.text if autoattack else "not run",
+        "PGD − AutoAttack, same images": "" if result.gap is None else f"{100 * result.gap:.1f}",
+        "training of a seed, s": f"{sum(seconds) / len(seconds):.0f}",
+    }
+
+
+def _settings(result: Result) -> dict[str, str]:
+    autoattack = result.autoattack
+    images = f"{result.pgd.n:,}, AutoAttack {autoattack.n:,}" if autoattack else f"{result.pgd.n:,}"
+    device = str(result.record["device"])
+    return {"tier": result.tier, "images": images, "seeds": str(len(result.seeds)), "device": device}
 
 
 def write_readme(document: Path = README, folder: Path = RESULTS) -> None:

@@ -250,6 +250,9 @@ def test_the_table_of_readme_has_a_line_for_each_row(tmp_path: Path, program: Pr
     assert repro_results.section(tmp_path / "results") == repro_results.NO_ROWS
     make(tmp_path, "trades")
     _, _, line = repro_results.section(tmp_path / "results").splitlines()
-    assert line.startswith("| `trades` | smoke | 96.7 | PGD-20: ") and line.endswith(
-        " | 60, 60 | 2 | cpu, A CPU, 1 thread |"
-    )
+    assert line.startswith("| `trades` | 96.7 [") and " | PGD-20: " in line
+    assert line.endswith(" | 45 | smoke | 60, AutoAttack 60 | 2 | cpu, A CPU, 1 thread |")
+    make(tmp_path, "mart")
+    said, _, head, *_ = repro_results.section(tmp_path / "results").splitlines()
+    assert said == "The same in every row: tier smoke; images 60, AutoAttack 60; seeds 2; device cpu, A CPU, 1 thread."
+    assert head.endswith("| AutoAttack % | PGD − AutoAttack, same images | training of a seed, s |")
