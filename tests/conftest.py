@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
+import omegaconf._utils
 import pytest
 import torch
+import yaml
 
 from tests.support.figures import rendered, unrendered
 from tests.support.stub import Stub
@@ -18,6 +21,10 @@ from tests.support.stub import Stub
 pytest_plugins = ["tests.support.tiers", "pytester"]
 os.environ["WANDB_MODE"] = "disabled"
 torch.set_num_threads(1)  # the workers of xdist share the cores
+# Configurations are composed a thousand times: OmegaConf's loader, once, on the parser in C where there is one.
+with patch.object(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    _LOADER = omegaconf._utils.get_yaml_loader()
+omegaconf._utils.get_yaml_loader = lambda: _LOADER
 
 
 @pytest.fixture(scope="session", autouse=True)

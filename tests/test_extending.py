@@ -34,6 +34,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_runs(mine: Path) -> None:
     words = ["method=half", "model=linear", "dataset=stripes", *QUICK]
     assert main(["train", "--config-dir", "mine/conf", *words]) == 0

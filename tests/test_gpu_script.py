@@ -29,6 +29,7 @@ def session(tmp_path: Path) -> Session:
     return Session(CPU, tmp_path / "out", smoke=True, runs=tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_parity_compares_loss_image_and_weights(session: Session) -> None:
     parity(session, ["trades", "fgsm_mep"])
     cells = session.stage("parity")["cells"]

@@ -135,6 +135,7 @@ def test_a_changed_row_is_made_anew(tmp_path: Path, program: Program, monkeypatc
     assert read_result(tmp_path / "results" / "smoke" / "trades.json").record["hashes"]["config"] == "f" * 64
 
 
+@pytest.mark.slow
 def test_what_fails_is_tried_again_and_named_with_its_log(
     tmp_path: Path, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,7 @@ def test_the_first_step_of_adam_and_the_objective() -> None:
     torch.testing.assert_close(seen[1], (torch.tanh(torch.atanh(2 * x - 1) + 0.1 * towards) + 1) / 2, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stopping_early_saves_passes_and_no_distance() -> None:
     network = balanced(classes=2)
     x, y = images(network)

@@ -58,6 +58,7 @@ LINE = ("train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "meth
 
 
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="atbench[optuna] is not installed")
+@pytest.mark.slow
 def test_optuna_maximises_the_score(stub: Stub, here: Path) -> None:
     stub.act = lambda cfg: -abs(cfg.method.beta - 6)
     assert main(list(LINE)) == 0

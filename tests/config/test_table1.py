@@ -132,6 +132,7 @@ def test_the_short_tier_is_short(method: str) -> None:
     assert (cfg.eval.steps, cfg.eval.eps_grid, cfg.eval.audit) == ([1, 20], [0, 1], 0)
 
 
+@pytest.mark.slow
 def test_rows_have_networks_and_radii_of_their_own() -> None:
     found = {
         row: tier(row, "short").model.about.name for row in ("dverge", "gal", "dynamic_at", "atda", "sads", "mart")

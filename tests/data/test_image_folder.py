@@ -234,6 +234,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 def test_two_lines_of_yaml_train_on_a_folder(here: Path) -> None:
     trees(here / "flowers")
     (here / "conf" / "dataset").mkdir(parents=True)

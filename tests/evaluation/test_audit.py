@@ -158,6 +158,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert state_checksums(network) == before and all(p.requires_grad for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_the_audit_does_not_depend_on_the_batch_size() -> None:
     images, network = given(Linear()), Linear()
     clean = EvalModel(network, 128).correct(images)
@@ -195,6 +196,7 @@ def test_an_attack_on_survivors_counts_for_all_that_were_attacked() -> None:
     assert found.verdict == "flag" and found.value == pytest.approx(3 / int(white.tried.sum()))
 
 
+@pytest.mark.slow
 def test_recorded_attacks_are_compared_where_they_tried_everything() -> None:
     _, stand = survivors()
     some = outcome("pgd-20", "gradient", lambda rows: rows < 0)

@@ -190,6 +190,7 @@ def test_every_edited_figure_is_found() -> None:
     assert not all(check.agrees for check in compare_records(bare, arrays, kept, again))
 
 
+@pytest.mark.slow
 def test_every_edited_array_is_found() -> None:
     content, arrays, kept = parts(evaluated())
     flipped = arrays["unforeseen_robust"].copy()

@@ -163,6 +163,7 @@ def changed(array: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.slow
 def test_every_edited_array_is_found(which: int) -> None:
     content, arrays, kept, _ = whole(corruptions=False)
     eval_model, chosen = EvalModel(Small(), 64), plan(audit=0, corruptions=[])

@@ -186,6 +186,7 @@ def estimate(penalty: float, proximal: bool, rate: float = 3.0) -> tuple[float, 
     return float((theta - truth).norm()), int((theta == 0).sum())
 
 
+@pytest.mark.slow
 def test_a_tuned_penalty_finds_a_sparse_truth_that_plain_adversarial_training_misses() -> None:
     plain, _ = estimate(0.0, False)
     rough, none = estimate(3e-3, False)

@@ -94,6 +94,7 @@ def test_pictures_of_the_markdown_exist(written: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.slow
 def test_writing_again_changes_nothing(written: Path) -> None:
     before = {path: path.read_bytes() for path in (written / "report.html", *written.glob("pictures/*.png"))}
     report.write_report(written)

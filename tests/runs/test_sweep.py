@@ -49,6 +49,7 @@ def test_a_refused_line_leaves_the_record_of_the_sweep_that_it_named(stub: Stub,
     assert (here / "mine" / sweep.RECORD).read_text() == record
 
 
+@pytest.mark.slow
 def test_a_sweep_says_its_words_again(stub: Stub, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "-m", "seed=0,1", "attack.eps=8/255", "hydra.sweep.dir=mine"]) == 0
     assert main(["train", "-m", "resume=mine", "device=cpu"]) == 0

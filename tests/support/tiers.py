@@ -29,7 +29,7 @@ CONF = REPOSITORY / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 #: Methods of a day; of the changed ones, at most as many as this, so that a change of all does not make the quick
 #: tier the slow one.
-SAMPLE, CHANGED = 6, 6
+SAMPLE, CHANGED = 4, 6
 
 
 def rotating(names: list[str], size: int, day: int) -> list[str]:

@@ -139,6 +139,7 @@ def test_a_signal_ends_the_evaluation_at_once_and_only_that_is_done_again(
     assert (begun / "report.html").is_file() and read(begun / "status.json")["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_says_so(
     begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

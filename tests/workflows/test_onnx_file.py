@@ -36,6 +36,7 @@ def small() -> nn.Module:
 
 
 @needs_packages
+@pytest.mark.slow
 def test_onnxruntime_gives_torchs_logits(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -52,6 +53,7 @@ def test_onnxruntime_gives_torchs_logits(tmp_path: Path) -> None:
 
 
 @needs_packages
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.onnx.export
 

@@ -119,6 +119,7 @@ def test_the_file_of_further_images_is_the_one_it_was(
         assert "train.extra_data.path: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_starting_weights_count_until_there_is_a_checkpoint(
     begun: Path, unspent: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_every_accuracy_is_the_mean_of_a_stored_mask(folder: Path) -> None:
         assert record["bound"] == "upper"
 
 
+@pytest.mark.slow
 def test_test_data_is_read_by_evaluation_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for one look at it before the first step: nothing of it is kept, and other pixels leave the same weights."""
     seen: list[weakref.ref[Images]] = []
@@ -125,6 +126,7 @@ def test_a_full_time_box_ends_with_75_and_goes_on_bit_identical(folder: Path) ->
     assert all((first[key] == second[key]).all() for key in first)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "train.time_limit=1e-5") == 75
     path = only(folder)
@@ -137,6 +139,7 @@ def test_a_resumed_run_keeps_its_configuration(folder: Path, capsys: pytest.Capt
     assert f"{path} is done" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard", "name=whole") == 0
     whole = only(folder)
@@ -190,6 +193,7 @@ def test_a_sweep_and_its_comparison(folder: Path, capsys: pytest.CaptureFixture[
     assert "pgd_at" in compared and "standard" in compared
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_and_of_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("method=standard") == 0
     path = only(folder)

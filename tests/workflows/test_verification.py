@@ -139,6 +139,7 @@ def test_settings_that_were_edited_beside_the_record_are_found(
     assert code == 3 and "plan.eps_steps" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_short_evaluation_leaves_the_record_where_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And its own stands beside it, named, complete and verified too."""
     before = (folder / "evaluation" / "net.json").read_text()
