@@ -185,9 +185,11 @@ def test_refusals_leave_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_a_sweep_and_its_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("-m", "method=standard,pgd_at", "seed=0,1", "train.epochs=1") == 0
     (sweep,) = (folder / "runs" / "sweeps").iterdir()
-    found = [path for path in sweep.iterdir() if path.is_dir()]
-    assert len(found) == 4
-    capsys.readouterr()
+    found = [path for path in sweep.iterdir() if (path / "status.json").is_file()]
+    said = capsys.readouterr()
+    assert len(found) == 4 and "job 4/4  method=pgd_at seed=1" in said.err, "in what it differs from the first"
+    assert said.out.splitlines()[-1] == f"report  {sweep.relative_to(folder) / 'report' / 'report.html'}"
+    assert (sweep / "report" / "report.html").is_file()
     assert main(["report", str(sweep), "--json"]) == 0
     compared = capsys.readouterr().out
     assert "pgd_at" in compared and "standard" in compared
