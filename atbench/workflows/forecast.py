@@ -1,8 +1,8 @@
 """Time and memory of a whole run, foretold after its first steps.
 
 Training takes what its steps took so far. Validation and evaluation are counted in forward passes of one image, whose
-time follows from the steps and the method's least cost in passes; attacks pass over images that they have broken, so
-that an evaluation takes at most what is said. Audits, and attacks of a method that grow from epoch to epoch, are not
+time follows from the steps and the method's least cost in passes: at most so much, for attacks pass over images that
+they have broken, and larger batches are faster. Audits, and attacks of a method that grow from epoch to epoch, are not
 foreseen.
 """
 
@@ -56,7 +56,7 @@ class Forecast:
         training = seconds * (left * clock.steps - clock.step)
         validation = a_pass * validation_passes(self.trainer) * -(-left // recipe.select_every)
         evaluation = a_pass * self.passes
-        parts = [f"training {duration(training)}", f"validation {duration(validation)}"]
+        parts = [f"training {duration(training)}", f"validation at most {duration(validation)}"]
         parts += [f"evaluation at most {duration(evaluation)}"] if evaluation else []
         return f"estimate  {', '.join(parts)}; memory so far {file_size(peak_memory(self.trainer.world.device))}"
 

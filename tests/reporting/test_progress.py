@@ -67,3 +67,31 @@ def test_a_long_validation_says_how_far_it_is(clock: Clock) -> None:
         shown.validating(Activity("validation pgd-10", 256, 400))
         shown.say("unseen")
     assert console.file.getvalue() == "epoch 1/20  validation pgd-10, 128 of 400 images\n"  # type: ignore[attr-defined]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_knows_what_has_no_number_of_images() -> None:
+    """The audit, and what runs before the first measurement."""
+    console = Console(file=Terminal(), force_terminal=True, width=100)
+    with EvalProgress("best", console) as shown:
+        assert shown._bar is not None
+        shown._bar.refresh()
+        for activity in (Activity("attack 1/2 square", 100, 400, 7), Activity("audit"), Activity("pgd", 1, 2)):
+            shown(activity)
+            shown._bar.refresh()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "attack 1/2 square, 393 still robust" in said and "100/400" in said and "best  audit" in said
+
+
+def test_the_bar_of_a_training_shows_its_validation() -> None:
+    console = Console(file=Terminal(), force_terminal=True, width=100)
+    with Progress(100, 20, console=console, epoch=3) as shown:
+        assert shown._bar is not None
+        shown.validating(Activity("validation pgd-10", 128, 400))
+        shown._bar.refresh()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "epoch 4/20  validation pgd-10, 128 of 400 images" in said
