@@ -43,7 +43,7 @@ class EvalModel:
 
     def doing(self, name: str, done: int = 0, total: int = 0, broken: int | None = None) -> None:
         """Say what runs now."""
-        self.activity = Activity(f"{self.stage} {name}".lstrip(), done, total, broken)
+        self.activity = Activity(f"{self.stage} {name}".strip(), done, total, broken)
 
     @contextmanager
     def ready(self) -> Iterator[None]:

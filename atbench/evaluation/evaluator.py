@@ -125,7 +125,8 @@ def evaluate_model(
         add_unforeseen(results, plan.unforeseen, searches)
     checks = list[Check]()
     if plan.audit:
-        eval_model.doing("audit")
+        eval_model.stage = "audit"
+        eval_model.doing("")
         checks = run_audit(eval_model, images, clean, plan.threat, by_name, plan.audit)
     end_evaluation(results, images, checks)
     return results

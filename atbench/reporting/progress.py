@@ -136,7 +136,8 @@ class Progress:
     def validating(self, activity: Activity) -> None:
         """Show how far the validation after an epoch is; called at every forward pass of it."""
         if self._bar is not None:
-            self._bar.update(self._task, description=f"{self._describe(self._epoch)}  {activity_text(activity)}")
+            now = f"{self._describe(self._epoch)}  validation {activity.done}/{activity.total}"
+            self._bar.update(self._task, description=now, rate=0.0, share=None)
         elif self._draw and self._since_line.due():
             self._print(f"{self._describe(self._epoch)}  {activity_text(activity)}")
 

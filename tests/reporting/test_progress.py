@@ -88,10 +88,11 @@ def test_a_bar_knows_what_has_no_number_of_images() -> None:
 
 
 def test_the_bar_of_a_training_shows_its_validation() -> None:
-    console = Console(file=Terminal(), force_terminal=True, width=100)
+    console = Console(file=Terminal(), force_terminal=True, width=80)
     with Progress(100, 20, console=console, epoch=3) as shown:
         assert shown._bar is not None
+        shown.advance(1, examples=32)
         shown.validating(Activity("validation pgd-10", 128, 400))
         shown._bar.refresh()
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "epoch 4/20  validation pgd-10, 128 of 400 images" in said
+    assert "epoch 4/20  validation 128/400" in said and "img/s" not in said, "one line of 80 columns"
