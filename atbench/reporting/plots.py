@@ -143,6 +143,15 @@ def frontier(points: Sequence[Point], cost: bool) -> list[Point]:
     return found
 
 
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Ticks of a logarithmic axis over positive values: 1, 2 and 5 times the powers of ten, and those next outside."""
+    low, high = int(np.floor(np.log10(min(values)))), int(np.ceil(np.log10(max(values))))
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in (1, 2, 5)]
+    inside = [tick for tick in ticks if min(values) <= tick <= max(values)]
+    outside = [max(tick for tick in ticks if tick <= min(values)), min(tick for tick in ticks if tick >= max(values))]
+    return sorted({*inside, *outside})
+
+
 def draw_points(name: str, points: Sequence[Point], words: str, cost: bool) -> Drawing:
     """Robust accuracy of rows against `words`, with the frontier; cost: less is better, and the axis logarithmic."""
     figure, axes = canvas(1, 1, (COLUMN, 2.7))
@@ -154,6 +163,9 @@ def draw_points(name: str, points: Sequence[Point], words: str, cost: bool) -> D
             axis.annotate(point.label, (point.x, point.y), (4, 3), textcoords="offset points", fontsize=6.5, color=INK)
     if cost:
         axis.set_xscale("log")
+        axis.set_xticks(log_ticks([point.x for point in points]))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xticks([], minor=True)
     axis.plot(
         [p.x for p in front], [p.y for p in front], "--", color=INK, linewidth=0.9, alpha=0.6,
         drawstyle="steps-post" if cost else "steps-pre", zorder=0,

@@ -171,3 +171,8 @@ def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
         np.array([[40, 25]])
     )
     assert [[bar.get_height() for bar in bars] for bars in right.containers] == [[75, 25], [100]]
+
+
+def test_a_cost_has_few_ticks_that_say_numbers() -> None:
+    assert plots.log_ticks([16.7, 139.0]) == [10, 20, 50, 100, 200]
+    assert plots.log_ticks([20.0, 20.0]) == [20] and plots.log_ticks([0.3, 4.0]) == [0.2, 0.5, 1, 2, 5]
