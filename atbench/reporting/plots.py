@@ -144,16 +144,16 @@ def frontier(points: Sequence[Point], cost: bool) -> list[Point]:
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """Ticks of a logarithmic axis over positive values: 1, 2 and 5 times the powers of ten, and those next outside."""
+    """Ticks of a logarithmic axis within positive values, 1, 2 and 5 times the powers of ten; fewer than two where the
+    values lie so near together that a linear axis shows them better.
+    """
     low, high = int(np.floor(np.log10(min(values)))), int(np.ceil(np.log10(max(values))))
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in (1, 2, 5)]
-    inside = [tick for tick in ticks if min(values) <= tick <= max(values)]
-    outside = [max(tick for tick in ticks if tick <= min(values)), min(tick for tick in ticks if tick >= max(values))]
-    return sorted({*inside, *outside})
+    return [tick for tick in ticks if min(values) <= tick <= max(values)]
 
 
 def draw_points(name: str, points: Sequence[Point], words: str, cost: bool) -> Drawing:
-    """Robust accuracy of rows against `words`, with the frontier; cost: less is better, and the axis logarithmic."""
+    """Robust accuracy of rows against `words`, with the frontier; cost: less is better, and a wide axis logarithmic."""
     figure, axes = canvas(1, 1, (COLUMN, 2.7))
     axis, front = axes[0], frontier(points, cost)
     for number, point in enumerate(points):
@@ -161,9 +161,9 @@ def draw_points(name: str, points: Sequence[Point], words: str, cost: bool) -> D
         axis.errorbar(point.x, point.y, [[point.y - point.low], [point.high - point.y]], **style, elinewidth=0.6)
         if point in front or len(points) <= 6:
             axis.annotate(point.label, (point.x, point.y), (4, 3), textcoords="offset points", fontsize=6.5, color=INK)
-    if cost:
+    if cost and len(ticks := log_ticks([point.x for point in points])) > 1:
         axis.set_xscale("log")
-        axis.set_xticks(log_ticks([point.x for point in points]))
+        axis.set_xticks(ticks)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xticks([], minor=True)
     axis.plot(

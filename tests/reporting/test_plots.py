@@ -174,5 +174,5 @@ def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
 
 
 def test_a_cost_has_few_ticks_that_say_numbers() -> None:
-    assert plots.log_ticks([16.7, 139.0]) == [10, 20, 50, 100, 200]
-    assert plots.log_ticks([20.0, 20.0]) == [20] and plots.log_ticks([0.3, 4.0]) == [0.2, 0.5, 1, 2, 5]
+    assert plots.log_ticks([16.7, 139.0]) == [20, 50, 100] and plots.log_ticks([0.3, 5.0]) == [0.5, 1, 2, 5]
+    assert len(plots.log_ticks([2.8, 3.4])) < 2, "seconds of two quick runs: the axis is linear"
