@@ -75,7 +75,24 @@ def _bar(console: Console, *more: ProgressColumn) -> Bar:
     )
 
 
-class Progress:
+class _Shown:
+    """What has a live bar, or none, while a block runs."""
+
+    _bar: Bar | None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Progress(_Shown):
     """Progress of a training: `with Progress(...) as progress: ... progress.advance(1, examples=128)`.
 
     total_steps, epochs: of the whole run. done, epoch: where a resumed run starts. draw: False on every rank but 0;
@@ -96,24 +113,12 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._draw, self._label, self._epochs = draw, label, epochs
         self._examples, self._since = 0, time.monotonic()
-        self._bar: Bar | None = None
+        self._bar = None
         self._since_line, self._epoch = _Since(), min(epoch + 1, epochs)
         if draw and interactive(self._console):
             self._bar = _bar(self._console, _Rate())
             now = self._describe(self._epoch)
             self._task = self._bar.add_task(now, total=total_steps, completed=done, rate=0.0, share=None)
-
-    def __enter__(self) -> Self:
-        self._since = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def advance(self, steps: int = 1, examples: int = 0) -> None:
         """Steps done, and the training images they used."""
@@ -142,9 +147,9 @@ class Progress:
             self._print(f"{self._describe(self._epoch)}  {activity_text(activity)}")
 
     def say(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, of the stage where there is one."""
         if self._draw:
-            self._print(text)
+            self._print(f"{self._label}  {text}".strip())
 
     def watched(self, row: Mapping[str, Any]) -> None:
         """Print a collapse that a row of metrics.jsonl tells of."""
@@ -176,7 +181,7 @@ def epoch_line(row: Mapping[str, Any], label: str = "") -> str:
     return "  ".join(part for part in [*parts, "best" if row.get("best") else ""] if part)
 
 
-class EvalProgress:
+class EvalProgress(_Shown):
     """Progress of an evaluation: `with EvalProgress("best", console) as progress`.
 
     On a terminal a bar of the attack that runs, elsewhere a line every SECONDS. name: the checkpoint.
@@ -187,17 +192,6 @@ class EvalProgress:
         self._bar = _bar(console) if interactive(console) else None
         self._task = self._bar.add_task(name, total=None) if self._bar else None
         self._since_line, self._shown, self._began, self._first = _Since(), "", 0.0, 0
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, activity: Activity) -> None:
         """Called at every forward pass."""

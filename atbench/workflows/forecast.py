@@ -8,7 +8,7 @@ foreseen.
 
 from __future__ import annotations
 
-import resource
+import importlib.util
 import sys
 import time
 from dataclasses import replace
@@ -58,7 +58,8 @@ class Forecast:
         evaluation = a_pass * self.passes
         parts = [f"training {duration(training)}", f"validation at most {duration(validation)}"]
         parts += [f"evaluation at most {duration(evaluation)}"] if evaluation else []
-        return f"estimate  {', '.join(parts)}; memory so far {file_size(peak_memory(self.trainer.world.device))}"
+        memory = peak_memory(self.trainer.world.device)
+        return f"estimate  {', '.join(parts)}" + (f"; memory so far {file_size(memory)}" if memory else "")
 
 
 def validation_passes(trainer: Trainer) -> float:
@@ -88,7 +89,11 @@ def _pgd_passes(threat: PGDConfig) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device that tensors took at most, on the CPU of the process."""
+    """Bytes: of the device that tensors took at most, on the CPU of the process; 0 where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return 0
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
