@@ -5,8 +5,8 @@
     python -m scripts.cpu_table --write                                from the runs that are there, train nothing
 
 MNIST has to lie where `dataset=mnist` looks for it (`--data-dir`), or is fetched. A run that is done is not repeated
-and one that was cut off goes on, in its AutoAttack as well. Shown is the last checkpoint: overfitting is not selected
-away.
+and one that was cut off goes on, in its AutoAttack as well. A row of the document whose run is not there stays as it
+is. Shown is the last checkpoint: overfitting is not selected away.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ import yaml
 
 from atbench.config.registry import conf_dir, entries
 from atbench.config.tree import walk
-from scripts.table_runs import done, markdown_table, percent, replace_section, run_atbench, train
+from scripts.table_runs import (
+    done,
+    markdown_table,
+    percent,
+    replace_section,
+    run_atbench,
+    table_row,
+    train,
+    written_rows,
+)
 
 PGD = ("eval.limit=5000", "eval.examples=false")
 AUTO = (
@@ -86,28 +95,38 @@ HEAD += ["of 500: PGD-20 → AutoAttack %", "seconds"]
 
 
 def section(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
-    """The rows whose runs are done, and what was changed for one."""
-    found = [(row, run) for row in methods if (run := done(home / row["name"], AUTO_LAST))]
-    table = markdown_table(HEAD, ([f"`{row['name']}`", row["family"], *cells(run)] for row, run in found))
-    lines = [line for row, _ in found for line in changed(row["name"])]
-    return "\n".join([table, "", "Changed for a method:", "", *lines])
+    """The rows whose runs are done or that the document has already, and what was changed for one."""
+    rows = written_rows(DOCUMENT)
+    for row in methods:
+        if run := done(home / row["name"], AUTO_LAST):
+            rows[row["name"]] = table_row([f"`{row['name']}`", row["family"], *cells(run)])
+    shown = [row["name"] for row in methods if row["name"] in rows]
+    lines = [line for name in shown for line in changed(name)]
+    return "\n".join(
+        [markdown_table(HEAD, ()), *(rows[name] for name in shown), "", "Changed for a method:", "", *lines]
+    )
 
 
 def gaps(home: Path, methods: Sequence[Mapping[str, Any]]) -> str:
     """What each part of AutoAttack leaves of a PGD-20 accuracy, on the same images, where it takes GAP or more."""
-    lines = []
+    rows = written_rows(GAPS_DOCUMENT, GAPS)
     for row in methods:
         if not (run := done(home / row["name"], AUTO_LAST)):
             continue
+        rows.pop(row["name"], None)
         record = json.loads((run / AUTO_LAST).read_text())
         pgd, parts = record["steps"][-1]["accuracy"], record["attacks"]
         lost = pgd - record["robust"]["accuracy"]
         if round(lost, 6) >= GAP:
             left = (f"{100 * part['after']['accuracy']:.1f}" for part in parts[:-1])
-            cells = [f"`{row['name']}`", row["family"], f"{100 * pgd:.1f}", *left, percent(record["robust"])]
-            lines.append((lost, [*cells, f"{100 * lost:.1f}"]))
+            start = [f"`{row['name']}`", row["family"], f"{100 * pgd:.1f}", *left]
+            rows[row["name"]] = table_row([*start, percent(record["robust"]), f"{100 * lost:.1f}"])
     head = ["method", "family", "PGD-20 %", "APGD-CE", "APGD-T", "FAB-T", "Square: AutoAttack %", "points lost"]
-    return markdown_table(head, (cells for _, cells in sorted(lines, key=lambda line: -line[0])))
+    return "\n".join([markdown_table(head, ()), *sorted(rows.values(), key=_last_cell, reverse=True)])
+
+
+def _last_cell(row: str) -> float:
+    return float(row.rstrip(" |").rpartition("|")[2])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@
     python -m scripts.methods_table --seeds 0,1,2 --write                  from the runs that are there, train nothing
 
 A run that is done is not repeated and one that was cut off goes on, so the script may be stopped and started at will.
+A row of the document whose first seed's run is not there stays as it is.
 Every method is trained as it stands in conf/method. Shown is the checkpoint that the held-out part of the training data
 selected. PGD-20 attacks every seed, AutoAttack, the other norms and the audit the first.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from atbench.config.registry import conf_dir, entries
-from scripts.table_runs import done, replace_section, train
+from scripts.table_runs import done, replace_section, table_row, train, written_rows
 from scripts.training_cost import forward_passes, remembered
 
 TRAIN = ("dataset=digits", "model.width=16", "logger=none", "threads=1")
@@ -67,14 +68,14 @@ def line(entry: dict[str, Any], records: list[dict[str, Any]], seconds: list[flo
         str(len(records)),
         ", ".join(sorted(first["audit"]["flags"])) or "no flag",
     ]
-    return f"| {' | '.join(cells)} |"
+    return table_row(cells)
 
 
 def table(home: Path, names: list[dict[str, Any]], seeds: list[int]) -> str:
-    """The rows of the methods whose first seed is done."""
+    """The rows of the methods whose first seed is done, or that the document has already."""
     head = ["method", "family", "norm", "clean %", "PGD-20 %", "AutoAttack %", "L2 %", "L1 %", "union %"]
     head += ["seconds", "forward passes", "seeds", "audit"]
-    rows = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows, written = [table_row(head), f"|{'---|' * len(head)}"], written_rows(DOCUMENT)
     for entry in names:
         first, *more = (done(home / f"{entry['name']}-s{seed}") for seed in seeds)
         if first:
@@ -83,6 +84,8 @@ def table(home: Path, names: list[dict[str, Any]], seeds: list[int]) -> str:
             seconds = [json.loads((run / "status.json").read_text())["train_seconds"] for run in found]
             cost = remembered(home / "cost" / f"{entry['name']}.json", partial(counted, entry["name"]))
             rows.append(line(entry, records, seconds, cost["forward_passes"]))
+        elif entry["name"] in written:
+            rows.append(written[entry["name"]])
     return "\n".join(rows)
 
 

@@ -41,9 +41,22 @@ def replace_section(document: Path, text: str, begin: str = BEGIN) -> None:
     document.write_text(f"{before}{begin}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
+def written_rows(document: Path, begin: str = BEGIN) -> dict[str, str]:
+    """The rows of a section's table as they stand there, by the name in their first cell: those of runs that lie on
+    another machine stay.
+    """
+    section = document.read_text(encoding="utf-8").partition(begin)[2].partition(END)[0]
+    return {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(table_row(row) for row in (head, ["---"] * len(head), *rows))
 
 
 def percent(part: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def test_what_autoattack_takes_from_pgd_is_listed_from_ten_points_on(tmp_path: P
     run(tmp_path, "--methods", "pgd_at,free_at")
     rows = [line for line in (tmp_path / "methods.md").read_text().splitlines() if line.startswith("| `")]
     assert rows == ["| `free_at` | efficient | 80.8 | 78.8 | 70.8 [66.7, 74.6] | 10.0 |"]
+
+
+def test_rows_whose_runs_are_not_there_stay_in_both_tables(tmp_path: Path, program: Program) -> None:
+    run(tmp_path, "--methods", "pgd_at,free_at")
+    before = [(tmp_path / name).read_text() for name in ("cpu.md", "methods.md")]
+    shutil.rmtree(tmp_path / "runs")
+    assert "`trades`" in run(tmp_path, "--methods", "trades")
+    run(tmp_path, "--methods", "trades")
+    after = [(tmp_path / name).read_text() for name in ("cpu.md", "methods.md")]
+    for old, new in zip(before, after, strict=True):
+        assert {line for line in old.splitlines() if "free_at" in line or "pgd_at" in line} <= {*new.splitlines()}
 
 
 def test_what_is_done_is_left_and_what_was_stopped_goes_on(tmp_path: Path, program: Program) -> None:
