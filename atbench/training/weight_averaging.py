@@ -31,6 +31,11 @@ class Average(ABC):
         """Whether there is an average yet."""
         return bool(self.values)
 
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Values that are averages of BatchNorm's statistics, which differ between processes within a batch."""
+        return []
+
     @abstractmethod
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         """Called after every update."""
@@ -97,9 +102,13 @@ class Ema(Average):
         if not self.values or since < -ROUNDING:
             self.values = {name: value.clone() for name, value in live.items()}
             return
-        decay = max(0.0, 1 - 1 / (self.horizon * batches)) if self.decay is None else self.decay
+        decay = (self.decay or 0.0) if self.horizon is None else max(0.0, 1 - 1 / (self.horizon * batches))
         rate = min(decay, (1 + since) / (10 + since)) if self.ramp else decay
         torch._foreach_lerp_([self.values[name] for name in live], list(live.values()), 1 - rate)
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        return [value for name, value in self.values.items() if name.rpartition(".")[2].startswith("running_")]
 
     def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
         """Nothing: the buffers are the live model's, or averaged already."""

@@ -175,3 +175,38 @@ def test_averages_go_with_single_step_methods(name: str, plus: str) -> None:
             "the average is the live network"
         )
     assert worlds.same(before, resumed.method.model.state_dict())
+
+
+def test_the_better_of_average_and_live_network_stands_for_its_epoch() -> None:
+    """Scripted figures of three epochs: the average is better in the first and, by clean accuracy, in the last, the
+    live network in the second; the best checkpoint is the live network of the second.
+    """
+    log, words = Log(), ("plus=ema", "plus.ema.decay=0.9", "train.epochs=3", "train.selection.networks=both")
+    trainer = trainer_of("pgd_at", ALONE, log, *words)
+    script = iter([(0.3, 0.5), (0.2, 0.6), (0.3, 0.5), (0.4, 0.5), (0.4, 0.5), (0.4, 0.4)])
+    live = []
+
+    def figures(network: nn.Module) -> dict[str, Any]:
+        live.append({name: value.clone() for name, value in network.state_dict().items()})
+        pgd, clean = next(script)
+        return {"val": {"pgd": pgd, "clean": clean, "n": 8, "k": 2}, "fit": {"pgd": 0.5, "n": 8}, "gap": 0.0}
+
+    trainer.validation.figures = figures  # type: ignore[method-assign]
+    trainer.fit()
+    assert [(row["network"], row["best"]) for row in log.rows] == [
+        ("average", True),
+        ("live", True),
+        ("average", False),
+    ]
+    best, last = (torch.load(io.BytesIO(log.saved[name]), weights_only=True) for name in ("best", "last"))
+    assert best["best"] == {"score": 0.4, "clean": 0.5, "epoch": 2, "n": 8, "network": "live"}
+    assert worlds.same(best["model"], live[3]) and worlds.same(last["model"], live[4])
+    assert not worlds.same(live[2], live[3])
+
+
+def test_without_an_average_there_is_one_network_to_select() -> None:
+    log = Log()
+    trainer_of("pgd_at", ALONE, log, "train.epochs=1", "train.selection.networks=both").fit()
+    assert "network" not in log.rows[0]
+    with pytest.raises(ConfigError, match=r"train\.selection\.networks: live.*average, both"):
+        trainer_of("pgd_at", ALONE, Log(), "train.selection.networks=live")
