@@ -3,8 +3,8 @@
     python -m scripts.repro table1                       the survey's Table 1, tier smoke
     python -m scripts.repro trades --tier short          one row; any method of `atbench list methods` may be one
     python -m scripts.repro fastat --tier paper          the FastAT Benchmark's table in our engine
-    python -m scripts.repro ladder                       recipe against method
-    python -m scripts.repro --readme                     README.md's table from results/, train nothing
+    python -m scripts.repro ladder                       what a recipe adds to PGD-AT and TRADES, rung by rung
+    python -m scripts.repro --readme                     the tables of README.md and docs/reproduction.md from results/
 
 A row that is done is not made again, and one that was cut off goes on. Runs lie in folders named by a hash of their
 configuration, so that a changed row is made anew. What fails is tried a second time, and named at the end with its log:
@@ -30,6 +30,7 @@ from atbench.config.registry import conf_dir, options
 from atbench.errors import AtbenchError, ConfigError
 from atbench.reporting.reproduction import TIERS, band, read_result
 from atbench.runs.run_dir import write_json
+from scripts.ladder_table import write_ladder
 from scripts.repro_results import (
     AUTOATTACK,
     RESULTS,
@@ -40,7 +41,7 @@ from scripts.repro_results import (
     row_result,
     write_readme,
 )
-from scripts.repro_rows import HOW, Row, rows_of
+from scripts.repro_rows import HOW, Row, rows_of, seeds_of
 from scripts.table_runs import done, run_atbench, train
 
 TOLD_DONE, STOPPED = "done", "stopped"
@@ -209,7 +210,7 @@ def room(tier: str) -> int:
 def make(args: argparse.Namespace) -> int:
     """Run what the command line names. Returns the exit code."""
     rows = rows_of(args.what, args.tier)
-    seeds = tuple(int(seed) for seed in args.seeds.split(",")) if args.seeds else HOW[args.tier].seeds
+    seeds = tuple(int(seed) for seed in args.seeds.split(",")) if args.seeds else seeds_of(args.what, args.tier)
     runner = Runner(args.tier, seeds, args.runs, args.data_dir, args.results)
     stopped: list[int] = []
 
@@ -241,11 +242,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/repro"), help="where the runs lie")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the data sets lie")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the rows are written")
-    parser.add_argument("--readme", action="store_true", help="write README.md's table, train nothing")
+    parser.add_argument("--readme", action="store_true", help="write the tables of documents, train nothing")
     args = parser.parse_args(argv)
     try:
         if args.readme:
             write_readme()
+            write_ladder()
             return 0
         if args.what is None:
             raise ConfigError("repro", "nothing", "no row, table or method is named", "see --help")

@@ -118,6 +118,7 @@ def _seed(row: Row, tier: str, seed: int, run: RunFolder) -> dict[str, Any]:
         "fgsm": None if fgsm is None else {"accuracy": fgsm.value, "low": fgsm.low, "high": fgsm.high},
         "pgd": _pgd(evaluation),
         "autoattack": _autoattack(read_evaluation(path)) if path.is_file() else None,
+        "checkpoints": _checkpoints(run),
         "selected": evaluation.checkpoint,
         "epoch": evaluation.epoch,
         "train_seconds": run.train_seconds,
@@ -129,6 +130,12 @@ def _pgd(evaluation: EvaluationRecord) -> dict[str, Any]:
     *_, strongest = evaluation.record["steps"]
     figures = {key: value for key, value in strongest.items() if key != "k"}
     return {"name": f"PGD-{strongest['k']}", **figures, "n": evaluation.n}
+
+
+def _checkpoints(run: RunFolder) -> dict[str, float]:
+    """Accuracy under the same PGD of each checkpoint that was evaluated."""
+    paths = {name: run.path / "evaluation" / f"{name}.json" for name in ("best", "last")}
+    return {name: _pgd(read_evaluation(path))["accuracy"] for name, path in paths.items() if path.is_file()}
 
 
 def _autoattack(evaluation: EvaluationRecord) -> dict[str, Any] | None:

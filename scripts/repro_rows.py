@@ -41,6 +41,15 @@ HOW: Mapping[str, Tier] = {
     "paper": Tier((0,), "best"),
 }
 
+#: The ladder is judged by differences between rungs, which need seeds of their own in every tier.
+LADDER_SEEDS = (0, 1, 2)
+#: In `smoke` a radius at which best and last checkpoint differ, with the data set's quarter of it as step.
+LADDER_SETTING: Mapping[str, tuple[str, ...]] = {
+    "smoke": ("tier=smoke", "dataset.threat.linf.eps=0.25", "dataset.threat.linf.step_size=0.0625"),
+    "short": ("tier=short",),
+    "paper": ("dataset=cifar10", "model=preactresnet18"),
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -78,6 +87,11 @@ def rows_of(what: str, tier: str) -> list[Row]:
     raise ConfigError("repro", what, "there is no such table, row or method", hint(what, {*TABLES, *survey, *methods}))
 
 
+def seeds_of(what: str, tier: str) -> tuple[int, ...]:
+    """The seeds of a table or row where nobody names others."""
+    return LADDER_SEEDS if what == "ladder" else HOW[tier].seeds
+
+
 def table1(tier: str) -> dict[str, Row]:
     """The survey's Table 1, by key. PGD has the steps of the survey's cell, 20 where that is another attack."""
     rows = {}
@@ -107,23 +121,27 @@ def fastat(tier: str) -> list[Row]:
 
 
 def ladder(tier: str) -> list[Row]:
-    """Recipe against method: PGD-AT and TRADES, each with one thing added to the recipe or taken from it."""
-    rungs = {
-        "none": (),
-        "ema": ("plus=[ema]",),
-        "awp": ("plus=[awp]",),
-        "label_smoothing": ("train.label_smoothing=0.1",),
-    }
+    """The recipe ladder: PGD-AT and TRADES on each rung of conf/recipe/ladder, which adds to the one before. The first
+    two are the last and the best checkpoint of one training.
+    """
     rows = []
     for method in ("pgd_at", "trades"):
-        own = (f"experiment=table1/{method}", f"tier={tier}", "train.label_smoothing=0")
-        names = {name: f"{method}-{name}" for name in (*rungs, "no_selection")}
-        rows += [
-            Row(names[name], (*own, *words), checkpoint="best", table="ladder", training=names[name])
-            for name, words in rungs.items()
-        ]
-        rows.append(Row(names["no_selection"], own, checkpoint="last", table="ladder", training=names["none"]))
+        setting = (*LADDER_SETTING[tier], f"method={method}")
+        raw = {"recipe=ladder/raw": f"{method}-raw"}
+        for rung in rungs(tier):
+            words = (f"recipe=ladder/{'raw' if rung.startswith('raw') else rung}",)
+            if rung == "silu" and tier == "smoke":
+                words = ("recipe=ladder/awp", "model.activation=silu")
+            key, checkpoint = f"{method}-{rung}", "last" if rung == "raw_last" else "best"
+            training = raw.get(words[0], key)
+            rows.append(Row(key, (*setting, *words), checkpoint=checkpoint, table="ladder", training=training))
     return rows
+
+
+def rungs(tier: str) -> tuple[str, ...]:
+    """The rungs from below. Digits have none of IDBH: mirrored and sheared they are other digits."""
+    every = ("raw_last", "raw_best", "ema", "label_smoothing", "awp", "idbh", "silu")
+    return tuple(rung for rung in every if (tier, rung) != ("smoke", "idbh"))
 
 
 def _method_words(method: str, tier: str) -> tuple[str, ...]:

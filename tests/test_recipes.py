@@ -126,7 +126,9 @@ def test_a_schedule_by_epoch_follows_the_epochs_that_the_user_sets() -> None:
 
 def test_the_default_of_resnet18_is_averaged_and_smoothed() -> None:
     cfg, plain = resolved("recipe=rn18_c10_default"), resolved("recipe=fastat")
-    assert cfg.plus.ema.decay == 0.9995 and not plain.plus
+    ema = build(cfg.plus.ema, "plus.ema")
+    assert (ema.decay, ema.warmup, ema.ramp, ema.buffers) == (0.9995, 0.0, False, True) and not plain.plus
+    assert cfg.train.selection.networks == "both" and cfg.train.schedule == plain.train.schedule
     assert cfg.train.label_smoothing == plain.train.label_smoothing == 0.4
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,53 +15,9 @@ from atbench.config.registry import conf_dir, options
 from atbench.errors import ConfigError
 from atbench.interval import accuracy_figures
 from atbench.reporting.reproduction import read_result
-from scripts import repro, repro_results, repro_rows, table_runs
-from tests.support.outcomes import STANDARD, Made, N, write
-
-ENVIRONMENT = {"atbench": "0.1.0", "git": "abc1234", "torch": "2.15.0", "python": "3.12.1", "data_sha256": "d" * 64}
-ENVIRONMENT |= {"device": "cpu", "device_name": "A CPU", "threads": 1}
-CONFIG = {
-    "method": {"about": {"name": "trades"}}, "model": {"about": {"name": "strided"}}, "train": {"epochs": 12},
-    "dataset": {"about": {"name": "mnist14"}, "train": {"epochs": 15}},
-}  # fmt: skip
-
-
-class Program:
-    """Stands in for `atbench`: notes its words and leaves the files of a run. fails: how often a word's commands fail;
-    cut: whether a failed training leaves a checkpoint. act: called at each command."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.fails: Counter[str] = Counter()
-        self.cut, self.act = False, lambda: None
-
-    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        words = command[3:]
-        self.calls.append(words)
-        self.act()
-        key, _, path = words[1].rpartition("=")
-        run = Path(path) / "run" if key == "runs" else Path(path)
-        for word in [word for word in (words[0], *words) if self.fails[word] > 0][:1]:
-            self.fails[word] -= 1
-            if self.cut:
-                (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-                (run / "checkpoints" / "last.pt").touch()
-            return subprocess.CompletedProcess(command, 5, "", "the disk is full")
-        if words[0] == "train":
-            asked = [word[18:-1] for word in words if word.startswith("eval.checkpoints=")]
-            for name in asked or ["best", "last"]:
-                write(run / "evaluation", name, 2, Made({"best": 0.7, "last": 0.6}[name], steps=(1, 20)))
-            (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-            (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
-            (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
-        else:
-            name = next(word for word in words if word.startswith("eval.checkpoints="))[18:-1]
-            made = Made(0.6, steps=(20,), attacks=STANDARD, sequential=True)
-            write(run / "evaluation" / "autoattack", name, 2, made)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    def verbs(self) -> list[str]:
-        return [call[0] for call in self.calls]
+from scripts import ladder_table, repro, repro_results, repro_rows, table_runs
+from tests.support.outcomes import N
+from tests.support.repro_program import CONFIG, Program, make
 
 
 def a_run(folder: Path, **config: Any) -> Path:
@@ -78,11 +33,6 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(table_runs.subprocess, "run", program)
     monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
     return program
-
-
-def make(folder: Path, what: str, *words: str) -> int:
-    paths = ["--runs", str(folder / "runs"), "--results", str(folder / "results"), "--data-dir", "images"]
-    return repro.main([what, *paths, "--jobs", "2", *words])
 
 
 def test_a_row_is_trained_attacked_and_written_whole(tmp_path: Path, program: Program) -> None:
@@ -164,17 +114,6 @@ def test_a_signal_begins_nothing_more(
     assert out == "" and err == "stopped; the same command goes on\n"
 
 
-def test_rungs_that_share_a_training_train_once(tmp_path: Path, program: Program) -> None:
-    assert make(tmp_path, "ladder", "--seeds", "0") == 0
-    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results/smoke/ladder").iterdir()}
-    assert len(rows) == 10 and program.verbs().count("train") == 8 and program.verbs().count("eval") == 10
-    ends = {key: rows[f"pgd_at-{key}"]["seeds"][0]["selected"] for key in ("none", "ema", "no_selection")}
-    assert ends == {"none": "best", "ema": "best", "no_selection": "last"}
-    words = {key: " ".join(row["command"]) for key, row in rows.items()}
-    assert "plus=[awp]" in words["trades-awp"] and "train.label_smoothing=0.1" in words["trades-label_smoothing"]
-    assert all("train.label_smoothing=0 " in words[key] for key in words)
-
-
 def test_short_and_paper_attack_every_image_by_the_paper_s_steps(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     for tier, steps in (("smoke", 20), ("short", 100), ("paper", 1000)):
@@ -244,6 +183,11 @@ def test_readme_shows_what_results_holds(tmp_path: Path) -> None:
     repro_results.write_readme(copy)
     assert copy.read_text(encoding="utf-8") == repro_results.README.read_text(encoding="utf-8")
     assert repro_results.BEGIN in copy.read_text(encoding="utf-8")
+    page = tmp_path / "reproduction.md"
+    page.write_text(ladder_table.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    ladder_table.write_ladder(page)
+    assert page.read_text(encoding="utf-8") == ladder_table.PAGE.read_text(encoding="utf-8")
+    assert ladder_table.BEGIN in page.read_text(encoding="utf-8")
 
 
 def test_the_table_of_readme_has_a_line_for_each_row(tmp_path: Path, program: Program) -> None:

@@ -43,13 +43,16 @@ class ExtraData:
 class Selection:
     """The best checkpoint is the best of PGD-`steps` on `n` held-out examples, measured `every` so many epochs.
 
-    `norms`: other norms, at the data set's radii, under all of which an example has to hold.
+    `norms`: other norms, at the data set's radii, under all of which an example has to hold. `networks`: where weights
+    are averaged, the `average` alone, or `both`: each epoch the better of the average and the live network stands for
+    it.
     """
 
     steps: int = 10
     n: int = 1000
     every: int = 1
     norms: list[str] = field(default_factory=list)
+    networks: str = "average"
 
 
 @dataclass

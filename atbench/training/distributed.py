@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -74,21 +74,19 @@ class World:
 
     def average_norms(self, network: nn.Module) -> None:
         """Average BatchNorm statistics over processes, so that all hold the same network."""
-        if self.size == 1:
+        norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
+        stats = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        self.average([buffer for buffer in stats if buffer is not None])
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over processes, in place."""
+        if self.size == 1 or not tensors:
             return
-        stats = [
-            buffer
-            for norm in network.modules()
-            if isinstance(norm, _BatchNorm)
-            for buffer in (norm.running_mean, norm.running_var)
-            if buffer is not None
-        ]
-        if not stats:
-            return
-        joint = torch.cat([buffer.flatten() for buffer in stats])
+        joint = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(joint)
-        for buffer, mean in zip(stats, (joint / self.size).split([b.numel() for b in stats]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+        parts = (joint / self.size).split([tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, parts, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

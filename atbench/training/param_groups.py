@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
-from atbench.training.schedules import Cyclic, Schedule
+from atbench.training.schedules import MomentumSchedule, Schedule
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
@@ -28,9 +28,10 @@ class Group:
     schedule: Schedule
 
     def __post_init__(self) -> None:
-        if isinstance(self.schedule, Cyclic) and "momentum" not in self.optimizer.defaults:
+        if isinstance(self.schedule, MomentumSchedule) and "momentum" not in self.optimizer.defaults:
             why = f"it cycles a momentum, and {type(self.optimizer).__name__} has none"
-            raise ConfigError("train.schedule", "Cyclic", why, "use atbench.training.schedules.Triangular")
+            name = type(self.schedule).__name__
+            raise ConfigError("train.schedule", name, why, "use atbench.training.schedules.Triangular or .OneCycle")
         for group in self.optimizer.param_groups:
             group["base_lr"] = float(group["lr"])
 
@@ -39,7 +40,7 @@ class Group:
         factor = self.schedule(fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-            if isinstance(self.schedule, Cyclic):
+            if isinstance(self.schedule, MomentumSchedule):
                 group["momentum"] = self.schedule.momentum(fraction)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from math import cos, pi, prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from atbench.config.ranges import AnyCount, Count, NotNegative, Positive, Share
 from atbench.errors import ConfigError
@@ -17,6 +17,13 @@ class Schedule(Protocol):
     """fraction in [0, 1) → factor on the optimizer's learning rate."""
 
     def __call__(self, fraction: float) -> float: ...
+
+
+@runtime_checkable
+class MomentumSchedule(Schedule, Protocol):
+    """A schedule that sets SGD's momentum too, whatever the optimizer was given."""
+
+    def momentum(self, fraction: float) -> float: ...
 
 
 class Piecewise:
@@ -123,21 +130,36 @@ class CosineByEpoch:
 
 
 class OneCycleByEpoch:
-    """PyTorch's OneCycleLR(total_steps=epochs), stepped once an epoch: from 1/div over 1 to 1/(div·final_div).
+    """PyTorch's OneCycleLR(total_steps=epochs), stepped once an epoch: from 1/div over 1 to 1/(div·final_div), and the
+    momentum of SGD against it: from `max_momentum` to `base_momentum` at the top and back, whatever it was given.
 
-    The top is in epoch warmup·E − 1 and the bottom in the last, E − 1; cosine between. OneCycleLR cycles the momentum
-    of SGD as well, which this does not.
+    The top is in epoch warmup·E − 1 and the bottom in the last, E − 1; cosine between.
     """
 
-    def __init__(self, epochs: Count, warmup: Share = 0.3, div: Positive = 25.0, final_div: Positive = 1e4) -> None:
+    def __init__(
+        self,
+        epochs: Count,
+        warmup: Share = 0.3,
+        div: Positive = 25.0,
+        final_div: Positive = 1e4,
+        base_momentum: Share = 0.85,
+        max_momentum: Share = 0.95,
+    ) -> None:
         self.epochs, self.top = epochs, warmup * epochs - 1
         self.low, self.final = 1 / div, 1 / (div * final_div)
+        self.base_momentum, self.max_momentum = base_momentum, max_momentum
 
     def __call__(self, fraction: float) -> float:
+        return self._cycle(fraction, self.low, 1.0, self.final)
+
+    def momentum(self, fraction: float) -> float:
+        return self._cycle(fraction, self.max_momentum, self.base_momentum, self.max_momentum)
+
+    def _cycle(self, fraction: float, first: float, top: float, last: float) -> float:
         epoch = epoch_of(fraction, self.epochs)
         if epoch <= self.top:
-            return _cosine(self.low, 1.0, epoch / self.top if self.top else 1.0)
-        return _cosine(1.0, self.final, (epoch - self.top) / (self.epochs - 1 - self.top))
+            return _cosine(first, top, epoch / self.top if self.top else 1.0)
+        return _cosine(top, last, (epoch - self.top) / (self.epochs - 1 - self.top))
 
 
 class ExponentialByEpoch:

@@ -83,6 +83,7 @@ class TrainStep:
         method.after_update(round.batch)
         for average in self.averages if round.step else ():
             average.after_update(method.model, clock)
+            self.world.average(average.statistics)  # each process saw its part of the batch
         nan_now = (self.first_nan < 0) & ~torch.isfinite(loss.total.detach())
         self.first_nan = torch.where(nan_now, clock.epoch * clock.steps + clock.step, self.first_nan)
         terms = {"loss": loss.total, **loss.terms}

@@ -23,7 +23,7 @@ from atbench.training.distributed import World
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
 from atbench.training.train_step import TrainStep
-from atbench.training.validation import Validation
+from atbench.training.validation import Validation, rank
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import WeightPerturbation
 
@@ -40,6 +40,7 @@ class Recipe:
     select_steps: int = 10
     select_n: int = 1000
     select_every: int = 1
+    select_both: bool = False
     save_minutes: float = 5.0
     save_steps: int | None = None
     save_every: int | None = None
@@ -112,7 +113,7 @@ class Trainer:
             if self.world.main:
                 self.callbacks.epoch(row)
             if row.get("best"):
-                self._save("best")
+                self._save("best", self.best.get("network", "average"))
             if self.recipe.save_every and clock.epoch % self.recipe.save_every == 0:
                 self._save(f"epoch_{clock.epoch}")
             self._save("last")
@@ -210,22 +211,22 @@ class Trainer:
     # Validation and selection.
 
     @contextmanager
-    def evaluated(self) -> Iterator[nn.Module]:
-        """The network as it is validated and evaluated: the average if there is one, else the live model."""
+    def evaluated(self, network: str = "average") -> Iterator[nn.Module]:
+        """The network as it is validated and evaluated: the average if there is one, else the `live` model."""
         average = next((average for average in self.averages if average.ready), None)
-        with average.applied(self.method.model) if average else nullcontext():
+        with average.applied(self.method.model) if average and network == "average" else nullcontext():
             yield self.method.model
 
     def _validate(self, row: dict[str, Any]) -> None:
         """Put the figures of the held-out part into the row, and whether this epoch is the best so far."""
-        with self.evaluated() as network:
-            row.update(self.validation.figures(network))
-        # Ties in robust accuracy are broken by clean accuracy; of equals in both the first is kept.
-        val = row["val"]
-        score, clean = val.get("union", val["pgd"]), val["clean"]
+        both = self.recipe.select_both and any(average.ready for average in self.averages)
+        networks = {name: self.evaluated(name) for name in ("average", "live")[: 1 + both]}
+        network, figures = self.validation.better(networks)
+        row |= figures | (told := {"network": network} if both else {})
+        score, clean = rank(row["val"])
         row["best"] = better = (score, clean) > (self.best["score"], self.best["clean"])
         if better:
-            self.best = {"score": score, "clean": clean, "epoch": row["epoch"], "n": val["n"]}
+            self.best = {"score": score, "clean": clean, "epoch": row["epoch"], "n": row["val"]["n"], **told}
 
     def _measure(self, **changes: Any) -> float:
         """`Report.validate`: accuracy of the live model on the held-out part under a changed threat."""
@@ -250,15 +251,15 @@ class Trainer:
 
     # State.
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, network: str = "average") -> None:
         self.train_step.check_finite()
         if self.world.main:
-            self.callbacks.save(name, self.state() if name == "last" else self.epoch_state())
+            self.callbacks.save(name, self.state() if name == "last" else self.epoch_state(network))
 
-    def epoch_state(self) -> dict[str, Any]:
+    def epoch_state(self, network: str = "average") -> dict[str, Any]:
         """What evaluation needs of the epoch that has ended."""
-        with self.evaluated() as network:
-            return {"model": deepcopy(network.state_dict()), "epoch": self.method.clock.epoch, "best": dict(self.best)}
+        with self.evaluated(network) as model:
+            return {"model": deepcopy(model.state_dict()), "epoch": self.method.clock.epoch, "best": dict(self.best)}
 
     def state(self) -> dict[str, Any]:
         """Everything: a run resumed from it is bit-identical to one that was never disturbed."""

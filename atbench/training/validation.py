@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,15 @@ class Validation:
             "gap": fit - score,
         }
 
+    def better(self, networks: Mapping[str, AbstractContextManager[nn.Module]]) -> tuple[str, dict[str, Any]]:
+        """The best of several networks, each given within its block: its name and figures; of equals the first."""
+        found = dict[str, dict[str, Any]]()
+        for name, block in networks.items():
+            with block as network:
+                found[name] = self.figures(network)
+        name = max(found, key=lambda name: rank(found[name]["val"]))
+        return name, found[name]
+
     def accuracy(self, network: nn.Module, **changes: Any) -> float:
         """Accuracy on the held-out part under PGD with some fields replaced; `steps=0` is clean accuracy."""
         threat, eval_model = replace(self.threat, **changes), self._eval_model(network)
@@ -65,3 +75,8 @@ class Validation:
         if threat.steps:
             right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)
         return float(right.double().mean())
+
+
+def rank(val: Mapping[str, float]) -> tuple[float, float]:
+    """What decides between two networks or epochs: robust accuracy, under all norms that count; of equals, clean."""
+    return val.get("union", val["pgd"]), val["clean"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.config.ranges import BelowOne
+from atbench.config.ranges import BelowOne, SomeShare
+from atbench.errors import ConfigError
 from atbench.methods.base import Clock
 
 #: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
@@ -29,6 +30,11 @@ class Average(ABC):
     def ready(self) -> bool:
         """Whether there is an average yet."""
         return bool(self.values)
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Values that are averages of BatchNorm's statistics, which differ between processes within a batch."""
+        return []
 
     @abstractmethod
     def after_update(self, model: nn.Module, clock: Clock) -> None:
@@ -63,25 +69,49 @@ class Ema(Average):
     With n batches done and W = `warmup` · all batches: τ = 0 (a copy) while n < W, then min(decay, (1 + d)/(10 + d)),
     d = n − W. Buffers are the live model's. Source: imrahulr/adversarial_robustness_pytorch (Gowal et al. 2020), decay
     0.995; without warm-up its average begins at the initial weights, here at those after the first update.
+
+    Args:
+        decay: τ; or, instead of it,
+        horizon: how far the average looks back, 1/(1 − τ) updates, as a share of all: fits trainings of any length.
+        ramp: whether τ rises as above; without it it is `decay` from the second update on.
+        buffers: whether BatchNorm's statistics are averaged as the parameters are (FastAT_Benchmark).
     """
 
-    def __init__(self, decay: BelowOne, warmup: BelowOne = 0.025) -> None:
+    def __init__(
+        self,
+        decay: BelowOne | None = None,
+        warmup: BelowOne = 0.025,
+        horizon: SomeShare | None = None,
+        ramp: bool = True,
+        buffers: bool = False,
+    ) -> None:
         super().__init__()
-        self.decay, self.warmup = decay, warmup
+        if (decay is None) == (horizon is None):
+            why = "the decay and the horizon are two ways to say the same"
+            raise ConfigError(
+                "plus.ema", f"decay={decay}, horizon={horizon}", why, "give one of them, null for the other"
+            )
+        self.decay, self.warmup, self.horizon, self.ramp, self.buffers = decay, warmup, horizon, ramp, buffers
 
     def after_update(self, model: nn.Module, clock: Clock) -> None:
-        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        done = clock.epoch * clock.steps + clock.step + 1
-        since = done - self.warmup * clock.epochs * clock.steps
+        live = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        if self.buffers:
+            live |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        batches = clock.epochs * clock.steps
+        since = clock.epoch * clock.steps + clock.step + 1 - self.warmup * batches
         if not self.values or since < -ROUNDING:
-            self.values = {name: value.clone() for name, value in parameters.items()}
+            self.values = {name: value.clone() for name, value in live.items()}
             return
-        rate = min(self.decay, (1 + since) / (10 + since))
-        old, new = [self.values[name] for name in parameters], list(parameters.values())
-        torch._foreach_lerp_(old, new, 1 - rate)
+        decay = (self.decay or 0.0) if self.horizon is None else max(0.0, 1 - 1 / (self.horizon * batches))
+        rate = min(decay, (1 + since) / (10 + since)) if self.ramp else decay
+        torch._foreach_lerp_([self.values[name] for name in live], list(live.values()), 1 - rate)
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        return [value for name, value in self.values.items() if name.rpartition(".")[2].startswith("running_")]
 
     def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
-        """Nothing: the buffers are the live model's already."""
+        """Nothing: the buffers are the live model's, or averaged already."""
 
 
 class Swa(Average):

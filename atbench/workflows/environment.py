@@ -109,7 +109,8 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], folder: Path) -> list[tupl
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
     others = [norm for norm in train.selection.norms if norm != attack.norm]
     norms = f" in {attack.norm} and {', '.join(others)}" if others else ""
-    selection = f"PGD-{train.selection.steps}{norms} on the held-out split; best and last are both evaluated"
+    both = ", average and live network" if train.selection.networks == "both" else ""
+    selection = f"PGD-{train.selection.steps}{norms} on the held-out split{both}; best and last are both evaluated"
     length = f"{train.epochs} epochs of {about['steps']} steps, batch {train.batch_size}"
     if about["pool"]:
         unlabelled = floor_share(train.extra_data.fraction, train.batch_size)

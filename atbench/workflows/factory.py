@@ -16,7 +16,7 @@ from atbench.data import Augment, Chain, Images, Mix, Shard, Source, TrainData
 from atbench.data.extra_data import load_extra_data
 from atbench.data.overlap import count_shared
 from atbench.data.rotations import with_labels
-from atbench.errors import AtbenchError, ConfigError
+from atbench.errors import AtbenchError, ConfigError, refuse_unknown
 from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
 from atbench.methods.risk import MarginRisk
@@ -222,6 +222,7 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
 def make_recipe(cfg: DictConfig, world: World) -> Recipe:
     train = cfg.train
     layout = train.channels_last
+    refuse_unknown("train.selection.networks", train.selection.networks, ("average", "both"))
     return Recipe(
         epochs=train.epochs,
         seed=cfg.seed,
@@ -232,6 +233,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
         select_steps=train.selection.steps,
         select_n=train.selection.n,
         select_every=train.selection.every,
+        select_both=train.selection.networks == "both",
         save_minutes=float(train.checkpoint.minutes),
         save_steps=train.checkpoint.steps,
         save_every=train.checkpoint.every,

@@ -103,6 +103,26 @@ def test_one_cycle_at_the_epochs_that_the_benchmark_names() -> None:
     assert [0.1 * found[epoch][0] for epoch in (0, 29, 99)] == pytest.approx([0.004, 0.1, 4e-7], rel=1e-9)
 
 
+def test_one_cycle_by_epoch_cycles_the_momentum_as_pytorch_does() -> None:
+    """Rate and momentum of all epochs, as a group has them; at epoch 76 they are 0.0244 and 0.926."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, max_lr=0.1, total_steps=100)
+    group = Group("model", torch.nn.Linear(1, 1), torch.optim.SGD([parameter], lr=0.1), OneCycleByEpoch(100))
+    found = {}
+    for epoch in range(100):
+        for step in (0, STEPS - 1):
+            group.set_rate((epoch * STEPS + step) / (100 * STEPS))
+            ours, wanted = (each.param_groups[0] for each in (group.optimizer, theirs))
+            assert (ours["lr"], ours["momentum"]) == pytest.approx((wanted["lr"], wanted["momentum"]), abs=1e-14)
+        found[epoch] = (round(ours["lr"], 4), round(ours["momentum"], 3))
+        theirs.step()
+        if epoch < 99:
+            scheduler.step()
+    named = {epoch: found[epoch] for epoch in (0, 28, 29, 76, 99)}
+    assert named == {0: (0.004, 0.95), 28: (0.0997, 0.85), 29: (0.1, 0.85), 76: (0.0244, 0.926), 99: (0.0, 0.95)}
+
+
 def test_triangular_is_pytorchs_cyclic_rate() -> None:
     epochs, half = 4, 2 * STEPS
     options = {"base_lr": 0.0, "max_lr": 1.0, "step_size_up": half, "step_size_down": half}
@@ -170,3 +190,5 @@ def test_a_momentum_is_cycled_only_where_there_is_one() -> None:
     adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(ConfigError, match=r"train\.schedule.*Adam"):
         Group("model", torch.nn.Linear(1, 1), adam, Cyclic(0.5))
+    with pytest.raises(ConfigError, match=r"train\.schedule: OneCycleByEpoch.*Adam"):
+        Group("model", torch.nn.Linear(1, 1), adam, OneCycleByEpoch(10))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from atbench.errors import Interrupted
+from atbench.errors import ConfigError, Interrupted
 from atbench.methods import Clock
 from atbench.training.weight_averaging import Ema
 from tests.support import worlds
@@ -45,6 +45,36 @@ def test_decay_0_is_the_live_model_and_constant_weights_stay() -> None:
         assert float(follow.values["weight"]) == step
         still.after_update(moved(model, 3.0), clock)
         assert float(still.values["weight"]) == 3.0
+
+
+def test_a_horizon_is_a_share_of_the_training() -> None:
+    """1/(1 − τ) = 0.25 · 40 updates, whatever the length; refused beside a decay, or without either."""
+    model, clock = nn.Linear(1, 1, bias=False), Clock(epochs=4, steps=10, epoch=3, step=0)
+    ema, same = Ema(horizon=0.25, warmup=0.0, ramp=False), Ema(decay=0.9, warmup=0.0, ramp=False)
+    for step in range(3):
+        clock.step = step
+        for average in (ema, same):
+            average.after_update(moved(model, float(step)), clock)
+    assert float(ema.values["weight"]) == pytest.approx(float(same.values["weight"])) and ema.decay is None
+    for given in ({}, {"decay": 0.9, "horizon": 0.1}):
+        with pytest.raises(ConfigError, match="two ways"):
+            Ema(**given)
+
+
+def test_buffers_are_averaged_from_the_first_update_without_ramp() -> None:
+    """FastAT_Benchmark: w̄ = w after the first update, then 0.75·w̄ + 0.25·w, of statistics too."""
+    model, clock = nn.BatchNorm1d(1), Clock(epochs=1, steps=10)
+    ema = Ema(decay=0.75, warmup=0.0, ramp=False, buffers=True)
+    for step in range(3):
+        clock.step = step
+        nn.init.constant_(model.weight, float(step))
+        model.running_mean.fill_(10.0 * step)
+        ema.after_update(model, clock)
+    assert float(ema.values["weight"]) == 0.75 * 0.25 + 0.25 * 2 and "num_batches_tracked" not in ema.values
+    assert float(ema.values["running_mean"]) == 10 * float(ema.values["weight"])
+    with ema.applied(model):
+        assert float(model.running_mean) == 10 * float(model.weight.detach())
+    assert float(model.running_mean) == 20
 
 
 def test_applied_gives_the_average_and_takes_it_back() -> None:
@@ -145,3 +175,38 @@ def test_averages_go_with_single_step_methods(name: str, plus: str) -> None:
             "the average is the live network"
         )
     assert worlds.same(before, resumed.method.model.state_dict())
+
+
+def test_the_better_of_average_and_live_network_stands_for_its_epoch() -> None:
+    """Scripted figures of three epochs: the average is better in the first and, by clean accuracy, in the last, the
+    live network in the second; the best checkpoint is the live network of the second.
+    """
+    log, words = Log(), ("plus=ema", "plus.ema.decay=0.9", "train.epochs=3", "train.selection.networks=both")
+    trainer = trainer_of("pgd_at", ALONE, log, *words)
+    script = iter([(0.3, 0.5), (0.2, 0.6), (0.3, 0.5), (0.4, 0.5), (0.4, 0.5), (0.4, 0.4)])
+    live = []
+
+    def figures(network: nn.Module) -> dict[str, Any]:
+        live.append({name: value.clone() for name, value in network.state_dict().items()})
+        pgd, clean = next(script)
+        return {"val": {"pgd": pgd, "clean": clean, "n": 8, "k": 2}, "fit": {"pgd": 0.5, "n": 8}, "gap": 0.0}
+
+    trainer.validation.figures = figures  # type: ignore[method-assign]
+    trainer.fit()
+    assert [(row["network"], row["best"]) for row in log.rows] == [
+        ("average", True),
+        ("live", True),
+        ("average", False),
+    ]
+    best, last = (torch.load(io.BytesIO(log.saved[name]), weights_only=True) for name in ("best", "last"))
+    assert best["best"] == {"score": 0.4, "clean": 0.5, "epoch": 2, "n": 8, "network": "live"}
+    assert worlds.same(best["model"], live[3]) and worlds.same(last["model"], live[4])
+    assert not worlds.same(live[2], live[3])
+
+
+def test_without_an_average_there_is_one_network_to_select() -> None:
+    log = Log()
+    trainer_of("pgd_at", ALONE, log, "train.epochs=1", "train.selection.networks=both").fit()
+    assert "network" not in log.rows[0]
+    with pytest.raises(ConfigError, match=r"train\.selection\.networks: live.*average, both"):
+        trainer_of("pgd_at", ALONE, Log(), "train.selection.networks=live")
