@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -211,9 +211,12 @@ class Trainer:
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """The network as it is validated and evaluated: the average if there is one, else the live model."""
+        """The network as it is validated and evaluated: the average if there is one, else what the method names."""
         average = next((average for average in self.averages if average.ready), None)
-        with average.applied(self.method.model) if average else nullcontext():
+        if average is None:
+            yield self.method.evaluated()
+            return
+        with average.applied(self.method.model):
             yield self.method.model
 
     def _validate(self, row: dict[str, Any]) -> None:
