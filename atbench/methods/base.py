@@ -198,6 +198,13 @@ class Method(nn.Module):
         """The rounds of one loaded batch, by default one; the trainer runs them all before the next batch."""
         yield Round(batch)
 
+    def evaluated(self) -> nn.Module:
+        """The network that is validated, kept in checkpoints and evaluated: the live model, or a copy that follows it.
+
+        An average of `plus` is one of the live model, and goes before it.
+        """
+        return self.model
+
     def on_epoch(self, report: Report) -> Decision | None:
         """Called after each epoch with the validation figures, the same on every process."""
         return None

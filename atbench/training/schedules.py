@@ -162,6 +162,16 @@ class OneCycleByEpoch:
         return _cosine(top, last, (epoch - self.top) / (self.epochs - 1 - self.top))
 
 
+class ByEpoch:
+    """Another schedule's value at (e + first)/E, all through epoch e = 0 … E−1 of `epochs`."""
+
+    def __init__(self, schedule: Schedule, epochs: Count, first: AnyCount = 0) -> None:
+        self.schedule, self.epochs, self.first = schedule, epochs, first
+
+    def __call__(self, fraction: float) -> float:
+        return self.schedule((epoch_of(fraction, self.epochs) + self.first) / self.epochs)
+
+
 class ExponentialByEpoch:
     """gamma^e all through epoch e = 0 … E−1 of `epochs`."""
 

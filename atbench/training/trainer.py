@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -212,9 +212,14 @@ class Trainer:
 
     @contextmanager
     def evaluated(self, network: str = "average") -> Iterator[nn.Module]:
-        """The network as it is validated and evaluated: the average if there is one, else the `live` model."""
+        """The network as it is validated and evaluated: the average if there is one, else what the method names; or the
+        `live` model.
+        """
         average = next((average for average in self.averages if average.ready), None)
-        with average.applied(self.method.model) if average and network == "average" else nullcontext():
+        if network == "live" or average is None:
+            yield self.method.model if network == "live" else self.method.evaluated()
+            return
+        with average.applied(self.method.model):
             yield self.method.model
 
     def _validate(self, row: dict[str, Any]) -> None:
