@@ -68,6 +68,21 @@ def test_loss_is_the_formula(kind: type[Cs], away: float, sign: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@BOTH
+@pytest.mark.parametrize(("others", "sign"), [(9.0, 1), (0.0, -1)])
+def test_which_way_is_decided_by_the_joint_batch(
+    kind: type[Cs], others: float, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However near to M this process's own part is."""
+    method, given = make(kind)
+    batch = method.perturb(given.batch(2, 0))
+    own = method.loss(batch)
+    method.constraint.mean.copy_(own.terms["benign"])
+    rest = method.loss(batch).total
+    monkeypatch.setattr(method, "gather", lambda rows: torch.cat([rows, torch.full_like(rows, others)]))
+    torch.testing.assert_close(method.loss(batch).total - rest, sign * own.terms["benign"], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("change", "threshold"), [(-0.5, 0.01), (0.0, 0.01), (0.02, 0.02), (0.5, 0.03)])
 def test_the_threshold_follows_the_change_between_its_bounds(change: float, threshold: float) -> None:
     part = ConvergeSmooth(1.0, 0.03, 3.0, 1, ())

@@ -83,6 +83,14 @@ def test_the_slope_has_the_way_through_the_confidence() -> None:
     assert exact == pytest.approx(measured, rel=1e-5)
 
 
+def test_the_absolute_value_is_that_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, given = make()
+    batch = given.batch(0, 0)
+    own = method.loss(batch).terms["drift"]
+    monkeypatch.setattr(method, "gather", lambda rows: torch.cat([rows, torch.full_like(rows, -1e3)]))
+    assert method.loss(batch).terms["drift"] == -own, "the part of a process that is alone on its side"
+
+
 def seen(method: FgsmPco, batch: Batch) -> list[Tensor]:
     inputs: list[Tensor] = []
     handle = method.model.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().clone()))
