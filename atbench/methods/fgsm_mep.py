@@ -10,6 +10,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.methods.soft_labels import smooth_label
 from atbench.runs.seeding import Draws, generator
 
 
@@ -24,7 +25,7 @@ class FgsmMep(Method):
     The MSE is a mean over batch and classes, its gradient flows through both; the pass at x + δ_i is shared by search
     and update, in train mode. At the start of training and again after each share `reset` of it δ_i = ε·d(N(0, I)) and
     m_i = 0.
-    Cost: 7 forward passes a batch, and two float images for each train image in memory and checkpoint.
+    Cost: 7 forward passes a batch, 5 with λ = 0, and two float images for each train image in memory and checkpoint.
 
     Source: jiaxiaojunQAQ/FGSM-PGI, FGSM_MEP.py (the paper's BP and EP, starts from the last batch and from the last
     epoch alone, are not in it). δ_i is clipped to the pixels of the crop it was found on; it is not moved with the next
@@ -39,6 +40,8 @@ class FgsmMep(Method):
         momentum: μ.
         smoothing_target: what y~ puts on the true class.
         reset: share of training after which all starts are drawn anew, at the nearest end of an epoch.
+        smooth_search: whether the search climbs the loss with the run's label smoothing, on top of that of y~; the
+            FastAT Benchmark's does.
     """
 
     requires_hard_labels = True
@@ -53,10 +56,11 @@ class FgsmMep(Method):
         momentum: NotNegative = 0.3,
         smoothing_target: Share = 0.6,
         reset: Share = 40 / 110,
+        smooth_search: bool = False,
     ) -> None:
         super().__init__(model, attack)
         self.consistency, self.momentum = consistency, momentum
-        self.smoothing_target, self.reset = smoothing_target, reset
+        self.smoothing_target, self.reset, self.smooth_search = smoothing_target, reset, smooth_search
 
     def setup(self, data: TrainData) -> None:
         shape = (len(data.train), *data.source.shape)
@@ -71,19 +75,17 @@ class FgsmMep(Method):
         ball, eps, delta = self.attack.ball, self.attack.eps, self.delta[batch.index]
         start = (batch.x + delta).requires_grad_()
         before = self.model(start)
-        target = self._smooth(batch.y, before)
-        grad = torch.autograd.grad(cross_entropy(before, target).sum(), start, retain_graph=True)[0]
+        target = smooth_label(batch.y, self.smoothing_target, before)
+        climbed = (self.risk if self.smooth_search else cross_entropy)(before, target).sum()
+        grad = torch.autograd.grad(climbed, start, retain_graph=self.consistency > 0)[0]
         batch.aux["gradient"] = grad  # `after_update` remembers it
         after = self.model(ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps))
-        risk, drift = self.risk(after, target).mean(), F.mse_loss(after, before)
+        risk, drift = (
+            self.risk(after, target).mean(),
+            F.mse_loss(after, before if self.consistency else before.detach()),
+        )
         terms = {"ce": risk.detach(), "mse": drift.detach()}
         return Loss(risk + self.consistency * drift, terms, after)
-
-    def _smooth(self, y: Tensor, logits: Tensor) -> Tensor:
-        """y~: (B, K) labels with `smoothing_target` on y and the same on each of the others."""
-        classes = logits.shape[1]
-        others = torch.full_like(logits, (1 - self.smoothing_target) / (classes - 1))
-        return others.scatter_(1, y[:, None], self.smoothing_target)
 
     def fixed_steps(self) -> dict[str, FixedSteps]:
         return {}  # one step of ε
@@ -114,4 +116,4 @@ class FgsmMep(Method):
         self.memory.zero_()
 
     def forward_cost(self, steps: int) -> float:
-        return 7
+        return 7 if self.consistency else 5

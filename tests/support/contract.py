@@ -49,6 +49,7 @@ OWN = {
     "elle": ("method.adaptive=true", "method.sensitivity=0"),  # λ jumps and decays from the fourth step on
     "sads": ("method.decay=1",),  # dropout until the end
     **dict.fromkeys(("adt_exp_am", "adt_imp_am"), ("method.generator_width=4", "method.generator_norm=none")),
+    **dict.fromkeys(("fgsm_rs_cs", "fgsm_mep_cs"), ("method.stride=0", "method.gamma=0")),  # it acts in epoch 2
     # Digits are not augmented, and its perturbations are moved with crops and flips.
     "atas": ("dataset.augment={_target_: atbench.data.augment.PadCropFlip, pad: 1, flip: true}",),
     # A source of another architecture, without dropout, whose masks differ between processes.
