@@ -43,7 +43,7 @@ METHODS = _named(
     "aaer.Aaer adp.Adp adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain ait.Ait"
     " alp.Alp arow.Arow atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum"
     " cat_customized.CatCustomized"
-    " ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
+    " ccat.Ccat cfa.Cfa clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
     " fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter fgsm_at.FgsmAt"
     " fgsm_mep.FgsmMep fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign"
     " hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch"
@@ -58,7 +58,10 @@ SCHEDULES = _named(
     "CosineByEpoch Cyclic ExponentialByEpoch InverseTime OneCycle OneCycleByEpoch Piecewise PiecewiseLinear Product"
     " Triangular",
 )
-PLUS = _named("atbench.training", "weight_averaging.Ema weight_averaging.Swa weight_perturbation.WeightPerturbation")
+PLUS = _named(
+    "atbench.training",
+    "weight_averaging.Ema weight_averaging.Fawa weight_averaging.Swa weight_perturbation.WeightPerturbation",
+)
 # Without those that need a closure (LBFGS), sparse gradients (SparseAdam) or matrices alone (Muon).
 OPTIMIZERS = _named("torch.optim", "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD")
 LAYERS = _named(

@@ -176,7 +176,7 @@ class Trainer:
         clock = self.method.clock
         self.train_step.check_finite()
         for average in self.averages:
-            average.after_epoch(self.method.model, clock, self._clean_pass)
+            average.after_epoch(self.method.model, clock, self._clean_pass, self.validation.worst_class)
         row: dict[str, Any] = {
             "event": "epoch",
             "epoch": clock.epoch + 1,
