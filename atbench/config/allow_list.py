@@ -20,7 +20,7 @@ SOURCES = _named(
 AUGMENTATIONS = _named(
     "atbench.data",
     "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.GaussianNoise augment.OneOf"
-    " augment.PadCropFlip mixup.CutMix mixup.MixUp",
+    " augment.PadCropFlip auto_augment.AutoAugment mixup.CutMix mixup.MixUp",
 )
 MODELS = _named(
     "atbench.models",
@@ -41,24 +41,27 @@ ATTACKS = _named(
 METHODS = _named(
     "atbench.methods",
     "aaer.Aaer adp.Adp adr.Adr adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain ait.Ait"
-    " alp.Alp atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum cat_customized.CatCustomized"
-    " ccat.Ccat clp.Clp converge_smooth.FgsmMepCs converge_smooth.FgsmRsCs dkl.Dkl dverge.Dverge dynamic_at.DynamicAt"
-    " early_stop.EarlyStop eat.Eat elle.Elle fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades"
-    " feature_scatter.FeatureScatter fgsm_at.FgsmAt fgsm_mep.FgsmMep fgsm_pco.FgsmPco fgsmr.Fgsmr free_at.FreeAt"
-    " gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign hat.Hat iaat.Iaat kd_swa.KdSwa"
-    " kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr"
-    " mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm"
-    " nuat.Nuat pass_.Pass pgd_at.PgdAt rebat.Rebat rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst"
-    " sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score seat.Seat ssdrl.Ssdrl standard.Standard"
-    " strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat"
-    " yopo.Yopo",
+    " alp.Alp arow.Arow atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum"
+    " cat_customized.CatCustomized ccat.Ccat cfa.Cfa clp.Clp consistency_at.ConsistencyAt converge_smooth.FgsmMepCs"
+    " converge_smooth.FgsmRsCs dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
+    " fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter fgsm_at.FgsmAt"
+    " fgsm_mep.FgsmMep fgsm_pco.FgsmPco fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat"
+    " grad_align.GradAlign hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval"
+    " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart"
+    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass"
+    " pgd_at.PgdAt rebat.Rebat rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1"
+    " sat_r.SatR2 sat_r.SatR3 score.Score seat.Seat ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary"
+    " szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",
     "ByEpoch CosineByEpoch Cyclic ExponentialByEpoch InverseTime OneCycle OneCycleByEpoch Piecewise PiecewiseLinear"
     " Product Triangular",
 )
-PLUS = _named("atbench.training", "weight_averaging.Ema weight_averaging.Swa weight_perturbation.WeightPerturbation")
+PLUS = _named(
+    "atbench.training",
+    "weight_averaging.Ema weight_averaging.Fawa weight_averaging.Swa weight_perturbation.WeightPerturbation",
+)
 # Without those that need a closure (LBFGS), sparse gradients (SparseAdam) or matrices alone (Muon).
 OPTIMIZERS = _named("torch.optim", "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop SGD")
 LAYERS = _named(
@@ -126,7 +129,7 @@ RULES = {
     "model": BuildRule(NETWORKS, ("torch.nn.Module",), nested=NETWORKS),
     "attack": _ATTACK,
     "eval.attacks.*": _ATTACK,
-    "method": BuildRule(METHODS, ("atbench.methods.Method",), nested=NETWORKS | ATTACKS | SCHEDULES),
+    "method": BuildRule(METHODS, ("atbench.methods.Method",), nested=NETWORKS | ATTACKS | SCHEDULES | AUGMENTATIONS),
     "train.optimizer": _OPTIMIZER,
     "train.groups.*.optimizer": _OPTIMIZER,
     "train.schedule": _SCHEDULE,

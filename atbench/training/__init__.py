@@ -6,5 +6,5 @@ from atbench.training.collapse import CollapseWatch, Guard
 from atbench.training.distributed import World, threads, world
 from atbench.training.param_groups import Group, make_group
 from atbench.training.trainer import Recipe, Trainer
-from atbench.training.weight_averaging import Average, Ema, Swa
+from atbench.training.weight_averaging import Average, Ema, Fawa, Swa
 from atbench.training.weight_perturbation import WeightPerturbation

@@ -148,7 +148,8 @@ class Trainer:
     def _formatted(self, batch: Batch) -> Batch:
         if not self.recipe.channels_last:
             return batch
-        return replace(batch, x=batch.x.contiguous(memory_format=torch.channels_last))
+        x, *views = (each.contiguous(memory_format=torch.channels_last) for each in (batch.x, *batch.views))
+        return replace(batch, x=x, views=tuple(views))
 
     def _between_steps(self, began: float, saved: float) -> float:
         clock, recipe = self.method.clock, self.recipe
@@ -177,7 +178,7 @@ class Trainer:
         clock = self.method.clock
         self.train_step.check_finite()
         for average in self.averages:
-            average.after_epoch(self.method.model, clock, self._clean_pass)
+            average.after_epoch(self.method.model, clock, self._clean_pass, self.validation.worst_class)
         row: dict[str, Any] = {
             "event": "epoch",
             "epoch": clock.epoch + 1,

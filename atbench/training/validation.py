@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from atbench.data import TrainData
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
@@ -49,6 +49,7 @@ class Validation:
         fitted = robust_after(broken_at(eval_model, self.fitted, self.threat, eval_model.correct(self.fitted)), steps)
         score, fit = float(held.double().mean()), float(fitted.double().mean())
         val = {"clean": float(clean.double().mean()), "pgd": score, "k": steps, "n": len(held)}
+        val["worst_class"] = min(class_accuracies(held, self.held.y))
         if self.others:
             for other in self.others:
                 held = held & robust_after(broken_at(eval_model, self.held, other, held), other.steps)
@@ -70,11 +71,24 @@ class Validation:
 
     def accuracy(self, network: nn.Module, **changes: Any) -> float:
         """Accuracy on the held-out part under PGD with some fields replaced; `steps=0` is clean accuracy."""
+        return float(self._right(network, **changes).double().mean())
+
+    def worst_class(self, network: nn.Module) -> float:
+        """The lowest of the classes' accuracies on the held-out part under PGD."""
+        return min(class_accuracies(self._right(network), self.held.y))
+
+    def _right(self, network: nn.Module, **changes: Any) -> Tensor:
         threat, eval_model = replace(self.threat, **changes), self._eval_model(network)
         right = eval_model.correct(self.held)
         if threat.steps:
             right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)
-        return float(right.double().mean())
+        return right
+
+
+def class_accuracies(right: Tensor, y: Tensor) -> list[float]:
+    """The share of `right` (n,) among the examples of each class that there is in `y` (n,)."""
+    y = y.to(right.device)
+    return [float(right[y == k].double().mean()) for k in y.unique()]
 
 
 def rank(val: Mapping[str, float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Averages of the weights along training (EMA, SWA): validated, selected and evaluated in place of the live weights."""
+"""Averages of the weights (EMA, SWA, FAWA): validated, selected and evaluated in place of the live weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.config.ranges import BelowOne, SomeShare
+from atbench.config.ranges import BelowOne, NotNegative, SomeShare
 from atbench.errors import ConfigError
 from atbench.methods.base import Clock
 
 #: Passes the epoch's clean images through the network once more, in train mode, without gradient or update.
 CleanPass = Callable[[], None]
+#: Accuracy of the worst class of the held-out part under the PGD that selects.
+WorstClass = Callable[[nn.Module], float]
 ROUNDING = 1e-9  # warmup · all batches may be inexact in binary
 
 
@@ -41,7 +43,7 @@ class Average(ABC):
         """Called after every update."""
 
     @abstractmethod
-    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass, worst_class: WorstClass) -> None:
         """Called at the end of an epoch, before validation."""
 
     @contextmanager
@@ -110,7 +112,7 @@ class Ema(Average):
     def statistics(self) -> list[Tensor]:
         return [value for name, value in self.values.items() if name.rpartition(".")[2].startswith("running_")]
 
-    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass, worst_class: WorstClass) -> None:
         """Nothing: the buffers are the live model's, or averaged already."""
 
 
@@ -129,7 +131,7 @@ class Swa(Average):
     def after_update(self, model: nn.Module, clock: Clock) -> None:
         """Nothing: SWA looks at the end of epochs."""
 
-    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass) -> None:
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass, worst_class: WorstClass) -> None:
         if (clock.epoch + 1) / clock.epochs <= self.start:
             return
         self.updates += 1
@@ -156,3 +158,31 @@ class Swa(Average):
             state = model.state_dict()
             buffers = [f"{name}.{kind}" for name, norm in norms.items() for kind, _ in norm.named_buffers()]
             self.values.update({name: state[name].detach().clone() for name in buffers})
+
+
+class Fawa(Average):
+    """Fairness aware weight averaging (Wei et al. 2023, CVPR, arXiv 2303.14460): w̄ ← τ·w̄ + (1 − τ)·w at the end of an
+    epoch whose worst class holds, over parameters and BatchNorm statistics; at the end of any other w̄ stays as it is.
+
+    It holds if its accuracy on the held-out part under the PGD that selects, of the live model, is at least
+    `threshold`; the first such epoch is copied. Source: PKU-ML/CFA (train.py, utils.py), decay 0.88. Cost: one more
+    search of the held-out part an epoch.
+    """
+
+    def __init__(self, decay: BelowOne, threshold: NotNegative) -> None:
+        super().__init__()
+        self.decay, self.threshold = decay, threshold
+
+    def after_update(self, model: nn.Module, clock: Clock) -> None:
+        """Nothing: FAWA looks at the end of epochs."""
+
+    def after_epoch(self, model: nn.Module, clock: Clock, clean_pass: CleanPass, worst_class: WorstClass) -> None:
+        if worst_class(model) < self.threshold:
+            return
+        for name, value in model.state_dict().items():
+            if not value.is_floating_point():
+                continue
+            if name in self.values:
+                self.values[name].lerp_(value, 1 - self.decay)
+            else:
+                self.values[name] = value.clone()

@@ -10,7 +10,7 @@ import torch
 from atbench.errors import ConfigError
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.training import World
-from atbench.training.validation import Validation
+from atbench.training.validation import Validation, class_accuracies
 from atbench.workflows.pgd_configs import selection_attacks
 from tests.support import worlds
 from tests.support.configs import resolved
@@ -70,3 +70,16 @@ def test_threats_of_a_selection() -> None:
         assert [threat.norm for threat in selection_attacks(resolved(f"method={name}"))] == ["linf", "l2", "l1"]
     with pytest.raises(ConfigError, match=r"train\.selection\.norms.*l3"):
         selection_attacks(resolved("train.selection.norms=[l3]"))
+
+
+def test_the_worst_class_is_the_lowest_of_their_shares() -> None:
+    y = torch.tensor([4, 0, 0, 4, 4, 1])
+    right = torch.tensor([True, True, False, False, True, True])
+    assert class_accuracies(right, y) == [0.5, 1.0, pytest.approx(2 / 3)]
+    given, network = worlds.data(worlds.source(validation=40, n=120)), worlds.cnn()
+    validation = Validation(given, THREATS[0], 40, ALONE)
+    eval_model = EvalModel(network, 512)
+    held = robust_after(broken_at(eval_model, given.validation, THREATS[0], eval_model.correct(given.validation)), 4)
+    shares = [float(held[given.validation.y == k].double().mean()) for k in range(3)]
+    assert validation.worst_class(network) == validation.figures(network)["val"]["worst_class"] == min(shares)
+    assert min(shares) < max(shares)

@@ -11,9 +11,16 @@ from torch import nn
 
 from atbench.errors import ConfigError, Interrupted
 from atbench.methods import Clock
-from atbench.training.weight_averaging import Ema
+from atbench.training.weight_averaging import Ema, Fawa
 from tests.support import worlds
 from tests.support.contract import ALONE, Log, trainer_of
+
+#: Averages, and what switches each on from the first epochs.
+AVERAGES = {
+    "ema": ("plus=ema",),
+    "swa": ("plus=swa",),
+    "fawa": ("plus=fawa", "plus.fawa.threshold=0"),
+}
 
 
 def moved(model: nn.Linear, value: float) -> nn.Linear:
@@ -87,10 +94,10 @@ def test_applied_gives_the_average_and_takes_it_back() -> None:
     assert model.weight.item() == 7.0
 
 
-@pytest.mark.parametrize("plus", ["ema", "swa"])
+@pytest.mark.parametrize("plus", AVERAGES)
 def test_training_does_not_notice_an_average(plus: str) -> None:
     results = []
-    for overrides in ((), (f"plus={plus}",)):
+    for overrides in ((), AVERAGES[plus]):
         trainer = trainer_of("trades", ALONE, Log(), "model.norm=batch", *overrides)
         trainer.fit()
         results.append({name: value.clone() for name, value in trainer.method.state_dict().items()})
@@ -141,9 +148,9 @@ def test_statistics_of_swa_are_those_of_the_clean_images(words: tuple[str, ...])
         torch.testing.assert_close(first.running_var, variance)
 
 
-@pytest.mark.parametrize("plus", ["ema", "swa"])
+@pytest.mark.parametrize("plus", AVERAGES)
 def test_the_average_is_what_is_selected_and_saved(plus: str) -> None:
-    trainer = trainer_of("pgd_at", ALONE, Log(), f"plus={plus}", "train.epochs=3")
+    trainer = trainer_of("pgd_at", ALONE, Log(), *AVERAGES[plus], "train.epochs=3")
     trainer.fit()
     saved, live = trainer.state()["model"], trainer.method.model.state_dict()
     name = next(name for name in live if name.endswith("weight"))
@@ -210,3 +217,41 @@ def test_without_an_average_there_is_one_network_to_select() -> None:
     assert "network" not in log.rows[0]
     with pytest.raises(ConfigError, match=r"train\.selection\.networks: live.*average, both"):
         trainer_of("pgd_at", ALONE, Log(), "train.selection.networks=live")
+
+
+def test_fawa_by_hand() -> None:
+    """Epochs whose worst class is below the threshold leave no trace, before the first that is not and after it."""
+    model, clock = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)), Clock(epochs=6, steps=10)
+    fawa, expected = Fawa(decay=0.7, threshold=0.2), None
+    for value, worst in ((1.0, 0.19), (2.0, 0.2), (3.0, 0.5), (4.0, 0.0), (5.0, 0.3)):
+        moved(model[0], value)
+        model[1].running_mean.fill_(10 * value)
+        fawa.after_update(model, clock)
+        fawa.after_epoch(model, clock, lambda: None, lambda network, worst=worst: worst)
+        if worst >= 0.2:
+            expected = value if expected is None else 0.7 * expected + 0.3 * value
+        assert fawa.ready == (expected is not None)
+        if expected is not None:
+            assert float(fawa.values["0.weight"]) == pytest.approx(expected)
+            assert float(fawa.values["1.running_mean"]) == pytest.approx(10 * expected)
+
+
+@pytest.mark.parametrize(("threshold", "epochs"), [(0.0, 3), (1.1, 0)])
+def test_fawa_asks_the_live_model_and_a_threshold_out_of_reach_never_starts_it(threshold: float, epochs: int) -> None:
+    trainer = trainer_of(
+        "pgd_at", ALONE, Log(), "plus=fawa", f"plus.fawa.threshold={threshold}", "train.epochs=3", "model.norm=batch"
+    )
+    worst_class, asked = trainer.validation.worst_class, []
+
+    def recorded(network: nn.Module) -> float:
+        asked.append(worlds.snapshot(network))
+        return worst_class(network)
+
+    trainer.validation.worst_class = recorded  # type: ignore[method-assign]
+    trainer.fit()
+    (average,) = trainer.averages
+    assert len(asked) == 3 and worlds.same(asked[-1], worlds.snapshot(trainer.method.model))
+    assert average.ready == bool(epochs)
+    for name, value in average.values.items():
+        first, second, third = (state[name] for state in asked)
+        torch.testing.assert_close(value, 0.88 * (0.88 * first + 0.12 * second) + 0.12 * third)
