@@ -125,7 +125,7 @@ RULES = {
     "model": BuildRule(NETWORKS, ("torch.nn.Module",), nested=NETWORKS),
     "attack": _ATTACK,
     "eval.attacks.*": _ATTACK,
-    "method": BuildRule(METHODS, ("atbench.methods.Method",), nested=NETWORKS | ATTACKS | SCHEDULES),
+    "method": BuildRule(METHODS, ("atbench.methods.Method",), nested=NETWORKS | ATTACKS | SCHEDULES | AUGMENTATIONS),
     "train.optimizer": _OPTIMIZER,
     "train.groups.*.optimizer": _OPTIMIZER,
     "train.schedule": _SCHEDULE,

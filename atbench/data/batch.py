@@ -17,6 +17,7 @@ class Batch:
     x: (B, C, H, W) in [0, 1]; y: (B,) class indices or (B, K) soft labels; index: (B,) positions in the train split,
     generated images behind the data set's own (in the unlabelled pool for an `extra`); view: how each image was cropped
     and flipped, None without augmentation; extra: the unlabelled part, if configured (its `y` is −1);
+    views: (B, C, H, W) each: the same examples, augmented otherwise, as many as the method set (`TrainData.set_views`);
     x_adv: the result of the inner maximisation, None before it;
     aux: tensors that `perturb`, `inner_updates`, `loss` and `after_update` hand on to each other.
     """
@@ -26,6 +27,7 @@ class Batch:
     index: Tensor
     view: View | None = None
     extra: Batch | None = None
+    views: tuple[Tensor, ...] = ()
     x_adv: Tensor = None  # type: ignore[assignment]  # methods read it after `perturb` alone
     aux: dict[str, Any] = field(default_factory=dict)
 

@@ -5,13 +5,14 @@ The rows of a batch are a function of (seed, epoch, step), so that a checkpoint 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.data.augment import Augment, View
+from atbench.data.augment import Augment, Chain, View
 from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
@@ -124,7 +125,7 @@ class TrainData:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.source, self.batch_size, self.seed, self.augment = source, batch_size, seed, augment
-        self.mix = mix
+        self.mix, self.views = mix, tuple[Augment, ...]()
         self.shard, self.device, self.dtype = shard or Shard(), torch.device(device), dtype
         held, kept = source.split_indices()
         whole = source.train.take(kept)
@@ -188,10 +189,19 @@ class TrainData:
             raise ConfigError("train.batch_size", self.batch_size, why, "use a multiple of their number")
         return Stream(self, self.train, name, size)
 
+    def set_views(self, before: Sequence[Augment | None]) -> None:
+        """From now on `batch.views` holds a further image of each example for each of these augmentations, which comes
+        before the run's own (None: that alone). Random numbers are each one's own, and `batch.x` is what it was.
+        """
+        if self.mix is not None and before:
+            mix, why = type(self.mix).__name__, "the method compares images of one example"
+            raise ConfigError("dataset.augment", mix, why, f"leave {mix} out")
+        self.views = tuple(Chain([each for each in (first, self.augment) if each is not None]) for first in before)
+
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of one step: this process's rows, augmented, with the unlabelled part in `extra`."""
         extra = self._pool.batch(epoch, step) if self._pool else None
-        batch = self.load(self.train, self._rows(epoch, step), epoch, step, "main", extra)
+        batch = self.load(self.train, self._rows(epoch, step), epoch, step, "main", extra, self.views)
         if self.train.streamed:
             self.train.prefetch(self.own(self._rows(*divmod(epoch * self.steps + step + 1, self.steps))))
         return batch
@@ -215,24 +225,32 @@ class TrainData:
         return self._order[1]
 
     def load(
-        self, images: Images, joint: Tensor, epoch: int, step: int, name: str, extra: Batch | None = None
+        self,
+        images: Images,
+        joint: Tensor,
+        epoch: int,
+        step: int,
+        name: str,
+        extra: Batch | None = None,
+        views: Sequence[Augment] = (),
     ) -> Batch:
         """This process's part of the joint rows as a Batch."""
         index = self.own(joint).to(self.device)
-        x, view = self._augmented(images, index, "augment", name, epoch, step)
+        pixels = images.floats(index, self.dtype)
+        x, view = self._augmented(pixels, "augment", name, epoch, step)
+        further = [each(pixels, self._draws("view", name, epoch, step, place))[0] for place, each in enumerate(views)]
         y = images.y[index]
         if self.mix is not None and images is not self.pool:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
             others = self.own(joint[order]).to(self.device)
-            other, _ = self._augmented(images, others, "partner", name, epoch, step)
+            other, _ = self._augmented(images.floats(others, self.dtype), "partner", name, epoch, step)
             ours, theirs = F.one_hot(torch.stack([y, images.y[others]]), len(self.source.classes)).to(self.dtype)
             x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
-        return Batch(x, y, index, view, extra)
+        return Batch(x, y, index, view, extra, tuple(further))
 
-    def _augmented(self, images: Images, index: Tensor, *place: int | str) -> tuple[Tensor, View | None]:
-        """The images `index` as floats, augmented with the random numbers of `place`."""
-        x = images.floats(index, self.dtype)
-        return (x, None) if self.augment is None else self.augment(x, self._draws(*place))
+    def _augmented(self, pixels: Tensor, *place: int | str) -> tuple[Tensor, View | None]:
+        """The images augmented with the random numbers of `place`."""
+        return (pixels, None) if self.augment is None else self.augment(pixels, self._draws(*place))
 
     def _draws(self, *place: int | str) -> Draws:
         return Draws(generator(self.device, self.seed, *place), self.shard.rank, self.shard.world)

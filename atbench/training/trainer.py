@@ -147,7 +147,8 @@ class Trainer:
     def _formatted(self, batch: Batch) -> Batch:
         if not self.recipe.channels_last:
             return batch
-        return replace(batch, x=batch.x.contiguous(memory_format=torch.channels_last))
+        x, *views = (each.contiguous(memory_format=torch.channels_last) for each in (batch.x, *batch.views))
+        return replace(batch, x=x, views=tuple(views))
 
     def _between_steps(self, began: float, saved: float) -> float:
         clock, recipe = self.method.clock, self.recipe
