@@ -42,7 +42,7 @@ METHODS = _named(
     "atbench.methods",
     "aaer.Aaer adp.Adp adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain ait.Ait"
     " alp.Alp atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum cat_customized.CatCustomized"
-    " ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
+    " ccat.Ccat clp.Clp dajat.Dajat dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
     " fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter fgsm_at.FgsmAt"
     " fgsm_mep.FgsmMep fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign"
     " hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch"
