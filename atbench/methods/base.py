@@ -176,8 +176,12 @@ class Method(nn.Module):
         """The outer minimisation, over one perturbed batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(batch)")
 
-    def forward(self, batch: Batch) -> Loss:
+    def ascent_loss(self, batch: Batch) -> Loss:
+        """What a weight perturbation (AWP) ascends, of the perturbed batch; by default the loss."""
         return self.loss(batch)
+
+    def forward(self, batch: Batch, ascent: bool = False) -> Loss:
+        return self.ascent_loss(batch) if ascent else self.loss(batch)
 
     # State.
 

@@ -101,7 +101,7 @@ class TrainStep:
             # Of all networks: what learns beside the model forwards too.
             with attack_mode(self.method, "batch", freeze=False):
                 with self.update_precision():
-                    loss: Loss = (self.distributed or self.method.loss)(batch)
+                    loss: Loss = (self.distributed or self.method)(batch, ascent=True)
                 loss.total.backward()
             parameters = self.method.model.parameters()
             gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}

@@ -16,9 +16,9 @@ Gradients = dict[nn.Parameter, Tensor]
 class WeightPerturbation:
     """AWP (Wu et al. 2020, NeurIPS, arXiv 2004.05884, alg. 1): take the gradient of the update at w + γ·d.
 
-    d is one ascent step on the method's loss, scaled layer by layer to the weights: d_l = g_l · ‖w_l‖ / ‖g_l‖ for every
-    tensor with more than one dimension (convolutions and linear layers, not norms or biases). The optimizer steps on w
-    + γ·d, so decay and momentum see it, and γ·d is subtracted afterwards.
+    d is one ascent step on the method's loss (`Method.ascent_loss`), scaled layer by layer to the weights: d_l = g_l ·
+    ‖w_l‖ / ‖g_l‖ for every tensor with more than one dimension (convolutions and linear layers, not norms or biases).
+    The optimizer steps on w + γ·d, so decay and momentum see it, and γ·d is subtracted afterwards.
 
     Source: csdongxian/AWP (AT_AWP/utils_awp.py); there the step goes through a proxy optimizer whose rate cancels in d.
     With MART on WRN-34-10, MAIR reports a collapse to chance.
