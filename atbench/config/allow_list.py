@@ -48,7 +48,7 @@ METHODS = _named(
     " hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch"
     " l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart"
     " mlcat.Mlcat mlcat.MlcatLs mma.Mma"
-    " msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass pgd_at.PgdAt rlfat.Rlfat"
+    " msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat oaat.Oaat pass_.Pass pgd_at.PgdAt rlfat.Rlfat"
     " rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score"
     " ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla"
     " trades.Trades trs.Trs uat.Uat yopo.Yopo",
