@@ -48,10 +48,11 @@ METHODS = _named(
     " fgsm_at.FgsmAt fgsm_mep.FgsmMep fgsm_pco.FgsmPco fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat"
     " gal.Gal gat.Gat grad_align.GradAlign hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval"
     " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart"
-    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass"
-    " pgd_at.PgdAt rebat.Rebat rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1"
-    " sat_r.SatR2 sat_r.SatR3 score.Score seat.Seat ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary"
-    " szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
+    " mail.MailTrades mart.Mart mlcat.Mlcat mlcat.MlcatLs mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm"
+    " nuat.Nuat oaat.Oaat pass_.Pass pgd_at.PgdAt rebat.Rebat rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs"
+    " rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score seat.Seat ssdrl.Ssdrl standard.Standard"
+    " strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat"
+    " yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -147,9 +147,9 @@ class Method(nn.Module):
     """Base class of training methods: PGD adversarial training without a loss. Subclasses implement `loss`.
 
     Everything a method owns (heads, teachers, tables, a kept delta) is a submodule or buffer of it, and so moves, saves
-    and restores with it. `forward` is `loss`: DistributedDataParallel wraps the method, and every pass whose gradient
-    counts goes through the wrapper. `perturb`, `loss` and `inner_updates` write no state that outlives the batch, since
-    any of them may run more than once for one update; `after_update` does.
+    and restores with it. `forward` is `loss` or `ascent_loss`: DistributedDataParallel wraps the method, and every pass
+    whose gradient counts goes through the wrapper. `perturb`, `loss` and `inner_updates` write no state that outlives
+    the batch, since any of them may run more than once for one update; `after_update` does.
     """
 
     #: The loss differentiates a gradient: fp32, uncompiled.
@@ -176,11 +176,11 @@ class Method(nn.Module):
         """The outer minimisation, over one perturbed batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(batch)")
 
-    def ascent_loss(self, batch: Batch) -> Loss:
-        """What a weight perturbation (AWP) ascends, of the perturbed batch; by default the loss."""
-        return self.loss(batch)
+    def ascent_loss(self, batch: Batch) -> Tensor:
+        """What a weight perturbation (AWP) climbs, a scalar; by default the loss of the update."""
+        return self.loss(batch).total
 
-    def forward(self, batch: Batch, ascent: bool = False) -> Loss:
+    def forward(self, batch: Batch, ascent: bool = False) -> Loss | Tensor:
         return self.ascent_loss(batch) if ascent else self.loss(batch)
 
     # State.

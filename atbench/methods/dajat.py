@@ -103,10 +103,10 @@ class Dajat(Method):
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])
 
-    def ascent_loss(self, batch: Batch) -> Loss:
+    def ascent_loss(self, batch: Batch) -> Tensor:
         """CE(z, y) + β · KL(p ‖ p') of the batch, without its further views and without label smoothing."""
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        return Loss(F.cross_entropy(clean, batch.y) + self.beta * divergence(clean, adversarial), {}, adversarial)
+        return F.cross_entropy(clean, batch.y) + self.beta * divergence(clean, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return (2 * steps + 7) * (1 + len(self.views))

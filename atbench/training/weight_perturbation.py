@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from atbench.config.ranges import BelowOne, NotNegative
+from atbench.config.ranges import BelowOne, Count, NotNegative
+from atbench.errors import refuse_unknown
 
 Gradients = dict[nn.Parameter, Tensor]
+SCALES = ("layer", "network")
 
 
 class WeightPerturbation:
@@ -21,15 +23,19 @@ class WeightPerturbation:
     The optimizer steps on w + γ·d, so decay and momentum see it, and γ·d is subtracted afterwards.
 
     Source: csdongxian/AWP (AT_AWP/utils_awp.py); there the step goes through a proxy optimizer whose rate cancels in d.
-    With MART on WRN-34-10, MAIR reports a collapse to chance.
+    With MART on WRN-34-10, MAIR reports a collapse to chance. Several steps: g is the sum of the gradients, each at the
+    weights that the ones before it led to. What is climbed is `Method.ascent_loss`.
 
     Args:
         gamma: γ, relative size of the perturbation of each layer (0.01 for AT, 0.005 for TRADES in the authors' code).
         warmup: share of training before it starts (TRADES: 9 of 200 epochs, AT: none).
+        steps: gradients that make d; a forward and a backward pass each.
+        scale: of d, `layer`: to the norm of each tensor, or `network`: to that of all of them together.
     """
 
-    def __init__(self, gamma: NotNegative, warmup: BelowOne = 0.0) -> None:
-        self.gamma, self.warmup = gamma, warmup
+    def __init__(self, gamma: NotNegative, warmup: BelowOne = 0.0, steps: Count = 1, scale: str = "layer") -> None:
+        refuse_unknown("plus.awp.scale", scale, SCALES)
+        self.gamma, self.warmup, self.steps, self.scale = gamma, warmup, steps, scale
 
     @contextmanager
     def around(self, model: nn.Module, ascend: Callable[[], Gradients], fraction: float) -> Iterator[None]:
@@ -39,15 +45,28 @@ class WeightPerturbation:
         if fraction < self.warmup:
             yield
             return
-        gradients, moves = ascend(), []
-        with torch.no_grad():
-            for weight in model.parameters():
-                grad = gradients.get(weight)
-                if weight.ndim > 1 and grad is not None:
-                    move = grad * (self.gamma * weight.norm() / (grad.norm() + 1e-20))
-                    weight.add_(move)
-                    moves.append((weight, move))
+        norms = {weight: weight.detach().norm() for weight in model.parameters() if weight.ndim > 1}
+        way: Gradients = {}
+        moves: Gradients = {}
+        for _ in range(self.steps):
+            for weight, grad in ascend().items():
+                if weight in norms:
+                    way[weight] = way[weight] + grad if weight in way else grad
+            ahead = self._scaled(way, norms)
+            with torch.no_grad():
+                for weight, move in ahead.items():
+                    weight.add_(move - moves[weight] if weight in moves else move)
+            moves = ahead
         yield
         with torch.no_grad():
-            for weight, move in moves:
+            for weight, move in moves.items():
                 weight.sub_(move)
+
+    def _scaled(self, way: Gradients, norms: dict[nn.Parameter, Tensor]) -> Gradients:
+        """γ·d: `way` in the lengths of the weights before they were moved."""
+        lengths = {weight: grad.norm() for weight, grad in way.items()}
+        if self.scale == "layer":
+            factors = {weight: self.gamma * norms[weight] / (length + 1e-20) for weight, length in lengths.items()}
+            return {weight: grad * factors[weight] for weight, grad in way.items()}
+        of_weights, of_way = (torch.stack([each[weight] for weight in way]).norm() for each in (norms, lengths))
+        return {weight: grad * (self.gamma * of_weights / (of_way + 1e-20)) for weight, grad in way.items()}

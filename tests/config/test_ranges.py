@@ -106,6 +106,8 @@ OUTSIDE = {
     "mail_mart": {"beta": (-5, FROM_0), "slope": (-2, FROM_0), "begin": (76, SHARE)},
     "mail_trades": {"beta": (-5, FROM_0), "slope": (-2, FROM_0), "begin": (76, SHARE)},
     "mart": {"beta": (-5, FROM_0)},
+    "mlcat": {"min_loss": (-1.5, FROM_0)},
+    "mlcat_ls": {"min_loss": (-1.5, FROM_0)},
     "mma": {"d_max": (-0.1, FROM_0), "clean_weight": (2, SHARE), "bisections": (0, COUNT)},
     "msd": {
         "pixels": ([-1, 2], "a list of a number from 0"),
@@ -115,6 +117,7 @@ OUTSIDE = {
     "multi_norm_avg": {"warmup": (2, SHARE), "steps": ({"l1": -1}, "a mapping of a whole number from 0")},
     "multi_norm_max": {"warmup": (-0.1, SHARE)},
     "nuat": {"weight": (-4.5, FROM_0), "noise": (4, SHARE), "rise": (0, "a share above 0, at most 1")},
+    "oaat": {"mix": (1.2, SHARE), "large_eps": (-0.1, FROM_0), "decay": (1, "a number from 0 to below 1")},
     "pass": {"weight": (-0.1, FROM_0)},
     "pgd_at_te": {"weight": (-300, FROM_0), "momentum": (1, "a number from 0 to below 1"), "start": (89, SHARE)},
     "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,52 @@ def test_size_direction_and_restoration() -> None:
         model.load_state_dict(model.state_dict() | {k: v for k, v in before.items() if "running" in k or "num_" in k})
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", ["layer", "network"])
+def test_several_steps_add_up_gradients_each_at_the_weights_moved_so_far(scale: str) -> None:
+    model, x, y = setting()
+    names = dict(model.named_parameters())
+    before = {name: value.detach().clone() for name, value in names.items()}
+    large = [name for name, value in names.items() if value.ndim > 1]
+
+    def gradients() -> dict[str, Tensor]:
+        with attack_mode(model, "batch", freeze=False):
+            found = torch.autograd.grad(loss(model, x, y), list(names.values()))
+        return dict(zip(names, found, strict=True))
+
+    way = {name: torch.zeros_like(before[name]) for name in large}
+    for _ in range(3):
+        found = gradients()
+        way = {name: way[name] + found[name] for name in large}
+        groups = [[name] for name in large] if scale == "layer" else [large]
+        for group in groups:
+            of_weights, of_way = (torch.cat([part[name].flatten() for name in group]).norm() for part in (before, way))
+            with torch.no_grad():
+                for name in group:
+                    names[name].copy_(before[name] + 0.3 * way[name] * of_weights / of_way)
+    wanted = {name: value.detach().clone() for name, value in names.items()}
+    model.load_state_dict({**model.state_dict(), **before})
+
+    part = WeightPerturbation(gamma=0.3, steps=3, scale=scale)
+    with part.around(model, lambda: {names[name]: grad for name, grad in gradients().items()}, fraction=0.0):
+        for name, value in names.items():
+            torch.testing.assert_close(value.detach(), wanted[name], rtol=0, atol=1e-14)
+        assert any((wanted[name] - before[name]).norm() > 0.01 for name in large)
+    for name, value in names.items():
+        torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=1e-14)
+
+
+def test_it_climbs_what_the_method_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant has no gradient: the weights stay where they are, and the update is the method's own."""
+    results = []
+    for plus in (("plus=awp", "plus.awp.warmup=0"), ()):
+        trainer = trainer_of("standard", ALONE, Log(), *plus, *PLAIN)
+        weights = list(trainer.method.model.parameters())
+        monkeypatch.setattr(trainer.method, "ascent_loss", lambda batch, w=weights: 0 * sum(each.sum() for each in w))
+        trainer.train_batch()
+        results.append(trainer.state()["method"])
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
 def test_warm_up_does_nothing() -> None:
