@@ -24,6 +24,7 @@ ALSO = {
     # The clean batch gives the statistics, untracked in the search, and the perturbed images are normalised by them.
     "llr": {MODES["batch"], MODES["eval"]},
     "kim_interval": {MODES["eval"]},  # the points on the way, of a part of the batch
+    "liet": {MODES["eval"]},  # the pattern of the labels, from grey images
     "mma": {MODES["train"], MODES["batch"]},  # the clean batch and the bisection; the clean batch again in the loss
     "ssdrl": {MODES["batch"]},  # all but the clean labelled images
     "tla": {MODES["eval"]},  # negatives are mined in eval mode

@@ -40,6 +40,7 @@ def method_of(name: str) -> tuple[Method, Batch, int]:
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, here)
     begin_untrained(method, cfg, source)
     method.clock.epoch, method.clock.epochs = 1, 2  # past every warm-up
+    method.clock.step = 1  # past what an epoch begins with
     with Count() as count, torch.no_grad():
         method.model(torch.rand(SIZE, *source.shape))
     return method, data.batch(1, 0), count.total
