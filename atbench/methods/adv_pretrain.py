@@ -9,8 +9,8 @@ from torch import nn
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import Positive
 from atbench.errors import ConfigError
-from atbench.methods.base import Stage
 from atbench.methods.pgd_at import PgdAt
+from atbench.methods.stage import Stage
 from atbench.models import Network
 
 HEAD = "head."

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import NotNegative, Positive, Share
 from atbench.data import Augment, Batch, TrainData
 from atbench.data.augment import Chain
 from atbench.methods.base import Loss, Method, Round
+from atbench.methods.divergences import jensen_shannon
 
 
 class ConsistencyAt(Method):
@@ -71,16 +71,8 @@ class ConsistencyAt(Method):
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(torch.cat([batch.x_adv, batch.aux["other"]]))
         ce = self.risk(logits, torch.cat([batch.y, batch.y])).mean()
-        js = jensen_shannon(*(logits / self.temperature).chunk(2)).mean()
+        js = jensen_shannon(*(logits / self.temperature).chunk(2), least=1e-8).mean()
         return Loss(ce + self.weight * js, {"ce": ce.detach(), "js": js.detach()}, logits)
 
     def forward_cost(self, steps: int) -> float:
         return 4 * steps + 6
-
-
-def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) of each example, (B,): p and q of the logits a and b, m their mean, at least 1e-8."""
-    log_p, log_q = a.log_softmax(dim=1), b.log_softmax(dim=1)
-    log_m = (0.5 * (log_p.exp() + log_q.exp())).clamp_min(1e-8).log()
-    both = [F.kl_div(log_m, each, reduction="none", log_target=True).sum(dim=1) for each in (log_p, log_q)]
-    return 0.5 * (both[0] + both[1])

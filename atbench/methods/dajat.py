@@ -15,6 +15,7 @@ from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative
 from atbench.data import Augment, Batch, TrainData
 from atbench.methods.base import Loss, Method
+from atbench.methods.divergences import jensen_shannon
 
 
 class Dajat(Method):
@@ -92,14 +93,14 @@ class Dajat(Method):
         return self.run_attack(objective, x, eps=eps, step_size=step_size, stream=stream)
 
     def loss(self, batch: Batch) -> Loss:
-        views = [(self.model, batch.x, batch.x_adv)]
+        views: list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]] = [(self.model, batch.x, batch.x_adv)]
         views += [(self.auto_model, *pair) for pair in zip(batch.views, batch.aux["views_adv"], strict=True)]
         logits = [(network(x), network(x_adv)) for network, x, x_adv in views]
         ce = torch.stack([self.risk(clean, batch.y).mean() for clean, _ in logits]).mean()
         kl = torch.stack([divergence(clean, adversarial) for clean, adversarial in logits]).mean()
         total, terms = ce + self.beta * kl, {"ce": ce.detach(), "kl": kl.detach()}
         if len(views) > 1:
-            js = jensen_shannon([clean for clean, _ in logits])
+            js = jensen_shannon(*(clean for clean, _ in logits), least=1e-7).mean()
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])
 
@@ -116,10 +117,3 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     """KL(p ‖ q), the mean over the batch, from the logits of both."""
     log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
-
-
-def jensen_shannon(logits: Sequence[Tensor]) -> Tensor:
-    """The mean of KL(p_v ‖ m) over distributions and batch, m the mean of the p_v, at least 1e-7 for each class."""
-    log_p = [each.log_softmax(dim=1) for each in logits]
-    mixture = torch.stack([each.exp() for each in log_p]).mean(dim=0).clamp_min(1e-7).log()
-    return torch.stack([F.kl_div(mixture, each, reduction="batchmean", log_target=True) for each in log_p]).mean()

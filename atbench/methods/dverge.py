@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch, Stream, TrainData
-from atbench.methods.base import FixedSteps, Loss, Round, Stage
+from atbench.methods.base import FixedSteps, Loss, Round
 from atbench.methods.ensemble import EnsembleMethod
+from atbench.methods.stage import Stage
 from atbench.models import attack_mode
 from atbench.models.activations import activation_modules
 from atbench.runs.seeding import generator

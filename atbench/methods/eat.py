@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, SelfLabelled, cross_entropy
 from atbench.config.ranges import Positive
 from atbench.data import Batch
-from atbench.methods.base import Stage
 from atbench.methods.fgsm_at import FgsmAt
+from atbench.methods.stage import Stage
 from atbench.models import attack_mode
 from atbench.runs.seeding import generator
 

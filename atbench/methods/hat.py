@@ -11,7 +11,8 @@ from torch import nn
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
-from atbench.methods.base import Loss, Stage
+from atbench.methods.base import Loss
+from atbench.methods.stage import Stage
 from atbench.methods.trades import Trades
 from atbench.models import Frozen
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative, Positive
 from atbench.data import Batch
-from atbench.methods.base import Loss, Method, Stage
+from atbench.methods.base import Loss, Method
+from atbench.methods.stage import Stage
 from atbench.models import Frozen
 
 TEACHERS = {"standard": "atbench.methods.standard.Standard", "robust": "atbench.methods.pgd_at.PgdAt"}

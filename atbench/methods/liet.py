@@ -9,6 +9,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.config.ranges import Count, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.methods.divergences import jensen_shannon
 from atbench.models import attack_mode
 from atbench.runs.seeding import Draws
 
@@ -112,10 +113,3 @@ class Liet(Method):
 
     def forward_cost(self, steps: int) -> float:
         return 7
-
-
-def jensen_shannon(z: Tensor, w: Tensor) -> Tensor:
-    """(B,): ½·KL(p‖m) + ½·KL(q‖m), m = (p + q)/2, of p = softmax(z) and q = softmax(w)."""
-    log_p, log_q = z.log_softmax(dim=1), w.log_softmax(dim=1)
-    log_m = torch.logaddexp(log_p, log_q) - torch.tensor(2.0, dtype=z.dtype).log()
-    return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=1) / 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,8 @@ from atbench.config.ranges import BelowOne, NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import FixedSteps, Loss, Method
-from atbench.models import Frozen, Network, attack_mode
+from atbench.methods.weight_average import WeightAverage
+from atbench.models import Network, attack_mode
 from atbench.models.activations import ACTIVATION_TYPES
 
 
@@ -80,7 +80,7 @@ class Oaat(Method):
         self.first_beta, self.last_beta, self.mix, self.lpips = beta, last_beta, mix, lpips
         self.rel_step_size, self.early, self.alternate, self.reach = rel_step_size, early, alternate, reach
         self.decay = decay
-        self.average, self.reference = Frozen(deepcopy(model)), Frozen(deepcopy(model))
+        self.average, self.reference = WeightAverage(model), WeightAverage(model)
 
     # The schedule: one value an epoch, as the authors count them, from 1.
 
@@ -177,19 +177,12 @@ class Oaat(Method):
 
     # State.
 
-    @torch.no_grad()
     def after_update(self, batch: Batch) -> None:
         """Move the average, a copy throughout the first epoch; at an epoch's end it is what LPIPS sees with."""
         clock = self.clock
-        decay = self.decay if clock.epoch * clock.steps + clock.step > clock.steps else 0.0
-        average = self.average.network.state_dict()
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                average[name].lerp_(value, 1 - decay)
-            else:
-                average[name].copy_(value)
+        self.average.follow(self.model, self.decay if clock.epoch * clock.steps + clock.step > clock.steps else 0.0)
         if clock.step == clock.steps - 1:
-            self.reference.network.load_state_dict(average)
+            self.reference.follow(self.average.network, 0.0)
 
     def epoch_figures(self) -> dict[str, float]:
         return {"eps": self.eps}

@@ -12,7 +12,8 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.errors import refuse_unknown
-from atbench.methods.base import Loss, Stage
+from atbench.methods.base import Loss
+from atbench.methods.stage import Stage
 from atbench.methods.unlabelled import PseudoLabelled
 
 SUPERVISED = ("adversarial", "clean")

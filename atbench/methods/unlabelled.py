@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from atbench.data import Batch, Images, TrainData
 from atbench.errors import ConfigError
-from atbench.methods.base import Method, Stage
+from atbench.methods.base import Method
+from atbench.methods.stage import Stage
 
 
 class PoolMethod(Method):

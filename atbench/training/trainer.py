@@ -20,6 +20,7 @@ from atbench.runs.seeding import derive_seed
 from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World
+from atbench.training.kept_states import KeptStates
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
 from atbench.training.train_step import TrainStep
@@ -68,7 +69,8 @@ class Trainer:
         self.callbacks, self.interrupt, self.watch = callbacks, interrupt, watch
         self.averages = [part for part in plus if isinstance(part, Average)]
         if len(self.averages) > 1:
-            raise ConfigError("plus", "ema and swa", "a run selects and evaluates one average", "choose one of them")
+            two = " and ".join(type(average).__name__.lower() for average in self.averages)
+            raise ConfigError("plus", two, "a run selects and evaluates one average", "choose one of them")
         awp = next((part for part in plus if isinstance(part, WeightPerturbation)), None)
         if recipe.channels_last:
             method.to(memory_format=torch.channels_last)
@@ -79,7 +81,7 @@ class Trainer:
         self.train_step = TrainStep(
             method, groups, world, self.means, recipe.precision, recipe.clip_norm, awp, self.averages
         )
-        self.kept: dict[str, dict[str, Any]] = {}
+        self.kept = KeptStates(method.model, self.groups)
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
         self.over: str | None = None
@@ -213,9 +215,7 @@ class Trainer:
 
     @contextmanager
     def evaluated(self, network: str = "average") -> Iterator[nn.Module]:
-        """The network as it is validated and evaluated: the average if there is one, else what the method names; or the
-        `live` model.
-        """
+        """The network as it is evaluated: the average if there is one, else what the method names; or the live model."""
         average = next((average for average in self.averages if average.ready), None)
         if network == "live" or average is None:
             yield self.method.model if network == "live" else self.method.evaluated()
@@ -240,20 +240,13 @@ class Trainer:
 
     def _obey(self, decision: Decision | None) -> None:
         if isinstance(decision, Keep):
-            self.kept[decision.name] = deepcopy(
-                {"model": self.method.model.state_dict(), "optimizer": {g.name: g.state() for g in self.groups}}
-            )
+            self.kept.keep(decision.name)
         elif isinstance(decision, Restore):
-            kept = self.kept[decision.name]
-            if "model" in decision.parts:
-                self.method.model.load_state_dict(kept["model"])
-            if "optimizer" in decision.parts:
-                for group in self.groups:
-                    group.optimizer.load_state_dict(deepcopy(kept["optimizer"][group.name]))
+            self.kept.restore(decision.name, decision.parts)
         elif isinstance(decision, Stop):
             self.over = decision.why
             if decision.restore:
-                self.method.model.load_state_dict(self.kept[decision.restore]["model"])
+                self.kept.restore(decision.restore, ("model",))
 
     # State.
 
@@ -281,7 +274,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimizers": {group.name: group.state() for group in self.groups},
             "averages": [{"values": average.values, "updates": average.updates} for average in self.averages],
-            "kept": self.kept,
+            "kept": self.kept.states,
             "sums": self.means.state(),
             "best": dict(self.best),
             "seconds": self.seconds,
@@ -298,7 +291,7 @@ class Trainer:
             group.optimizer.load_state_dict(state["optimizers"][group.name])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.values, average.updates = saved["values"], saved["updates"]
-        self.kept, self.best = state["kept"], state["best"]
+        self.kept.states, self.best = state["kept"], state["best"]
         self.means.load(state["sums"], self.world.device)
         self.seconds, self.over = state["seconds"], state["over"]
         if self.watch and state.get("watch"):  # a run of 0.1.0 has none

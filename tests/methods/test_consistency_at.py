@@ -1,4 +1,4 @@
-"""Consistency-AT: two views searched and forwarded as one batch, a divergence of sharpened predictions, further views."""
+"""Consistency-AT: two views searched and forwarded as one batch, a divergence of sharpened predictions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.data import Batch, Cutout, PadCropFlip, TrainData
-from atbench.methods.consistency_at import ConsistencyAt, jensen_shannon
+from atbench.methods.consistency_at import ConsistencyAt
+from atbench.methods.divergences import jensen_shannon
 from atbench.methods.pgd_at import PgdAt
 from tests.support import reference, worlds
 from tests.support.configs import resolved

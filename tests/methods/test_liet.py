@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atbench.data import Batch, TrainData
-from atbench.methods.liet import Liet, jensen_shannon
+from atbench.methods.divergences import jensen_shannon
+from atbench.methods.liet import Liet
 from tests.support import reference, worlds
 
 EPS = 0.1

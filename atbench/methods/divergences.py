@@ -1,0 +1,22 @@
+"""Divergences of several predictions of one image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def jensen_shannon(*logits: Tensor, least: float = 0.0) -> Tensor:
+    """The mean over n distributions p_v = softmax(z_v) of KL(p_v ‖ m), m = mean p_v: (B,), from 0 to ln n.
+
+    Gradient flows into all of them. `least`: below which no m_k counts as, as some authors guard their logarithm.
+    """
+    log_p = [z.log_softmax(dim=1) for z in logits]
+    log_m = torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))
+    if least:
+        log_m = log_m.clamp_min(math.log(least))
+    each = [F.kl_div(log_m, one, reduction="none", log_target=True).sum(dim=1) for one in log_p]
+    return torch.stack(each).mean(dim=0)
