@@ -88,8 +88,8 @@ class FgsmRsCs(Method):
     Source: FAT-CS/ConvergeSmooth, FGSM_RS_CS.py, which lacks arguments and cannot run as it is released, and FastAT
     Benchmark's rewrite of it. Its flags, all off by default, are left out: B from the search's pass, and two distances
     of logits. So is the paper's "weight centralization", which no script has by that name.
-    Known weaknesses: x' lies up to 2ε from x; γ = 0.03 may be less than B varies from batch to batch, so that the term
-    acts nearly always (`acts` in the record is the share of batches).
+    Known weaknesses: x' lies up to 2ε from x; γ = 0.03 is about what B varies by from batch to batch, whatever the
+    epoch's mean does: on digits the term acts in half of the batches early and in few late (`acts` in the record).
     Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255: 48.64 % of 80.54 % (FastAT Benchmark, ResNet-18,
     under its own recipe).
 
@@ -151,8 +151,9 @@ class FgsmMepCs(FgsmMep):
     Source: FAT-CS/ConvergeSmooth, FGSM_MEP_CS.py, and FastAT Benchmark's rewrite of it. Of its flags, all off by
     default, `--reg-single` is the MSE (`consistency=10`); left out are B from the search's pass and a product of signs
     of differences of logits. So is the paper's "weight centralization", which no script has by that name.
-    Known weaknesses: γ = 0.03 may be less than B varies from batch to batch, so that the term acts nearly always
-    (`acts` in the record is the share of batches). Starts as in FGSM-MEP: not moved with crop and flip.
+    Known weaknesses: γ = 0.03 is about what B varies by from batch to batch, whatever the epoch's mean does: on digits
+    the term acts in half of the batches early and in few late (`acts` in the record). Starts as in FGSM-MEP: not moved
+    with crop and flip.
     Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255: 45.35 % of 83.55 % (FastAT Benchmark, ResNet-18,
     under its own recipe), 4.5 points less than FGSM-MEP there.
 
