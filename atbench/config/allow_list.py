@@ -49,8 +49,8 @@ METHODS = _named(
     " l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma"
     " msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass pgd_at.PgdAt rebat.Rebat rlfat.Rlfat"
     " rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score"
-    " seat.Seat ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla"
-    " trades.Trades trs.Trs uat.Uat yopo.Yopo",
+    " seat.Seat ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe"
+    " tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",
