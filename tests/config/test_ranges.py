@@ -28,9 +28,16 @@ ANY_NUMBER = {
     "szegedy": {"layer"},
 }
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
+BELOW_1 = "a number from 0 to below 1"
 OUTSIDE = {
     "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
+    "adr": {
+        "beta": (-6, FROM_0),
+        "decay": (1, BELOW_1),
+        "temperature_low": (0, ABOVE_0),
+        "interpolation_high": (2, SHARE),
+    },
     "adt_exp": {"entropy_weight": (-0.01, FROM_0), "step_size": (-0.3, FROM_0), "samples": (0, COUNT)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
     "adt_imp_am": {"entropy_weight": (-1, FROM_0), "z_dim": (0, COUNT)},
@@ -123,20 +130,22 @@ OUTSIDE = {
     "nuat": {"weight": (-4.5, FROM_0), "noise": (4, SHARE), "rise": (0, "a share above 0, at most 1")},
     "oaat": {"mix": (1.2, SHARE), "large_eps": (-0.1, FROM_0), "decay": (1, "a number from 0 to below 1")},
     "pass": {"weight": (-0.1, FROM_0)},
-    "pgd_at_te": {"weight": (-300, FROM_0), "momentum": (1, "a number from 0 to below 1"), "start": (89, SHARE)},
+    "pgd_at_te": {"weight": (-300, FROM_0), "momentum": (1, BELOW_1), "start": (89, SHARE)},
+    "rebat": {"beta": (-1, FROM_0), "decay": (1, BELOW_1), "start": (105, SHARE), "strong_steps": (0, COUNT)},
     "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},
     "rlfat_trades": {"beta": (-6, FROM_0), "blocks": (0, COUNT)},
     "rotation_ss": {"weight": (-0.5, FROM_0)},
     "rst": {"beta": (-6, FROM_0)},
-    "sads": {"dropout": (1, "a number from 0 to below 1"), "decay": (0, "a share above 0, at most 1")},
+    "sads": {"dropout": (1, BELOW_1), "decay": (0, "a share above 0, at most 1")},
     "sat_r1": {"weight": (-0.2, FROM_0), "iterations": (0, COUNT)},
     "sat_r2": {"weight": (-5, FROM_0), "noise": (2, SHARE)},
     "sat_r3": {"weight": (-1, FROM_0), "tau": (-0.4, FROM_0), "low": (1.5, SHARE), "noise": (-0.1, SHARE)},
     "score": {"beta": (-4, FROM_0), "total_clip": (-1, FROM_0)},
+    "seat": {"decay": (1, BELOW_1)},
     "ssdrl": {"gamma": (0, ABOVE_0), "classes": (0, COUNT)},
     "strong_adversary": {"share": (-0.3, FROM_0)},
     "szegedy": {
-        "share": (1, "a number from 0 to below 1"),
+        "share": (1, BELOW_1),
         "pool_size": (0, "a share above 0, at most 1"),
         "renewal": (2, SHARE),
         "searches": (0, COUNT),

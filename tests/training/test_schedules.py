@@ -12,6 +12,7 @@ import torch
 from atbench.errors import ConfigError
 from atbench.training.param_groups import Group
 from atbench.training.schedules import (
+    ByEpoch,
     CosineByEpoch,
     Cyclic,
     ExponentialByEpoch,
@@ -54,6 +55,15 @@ def test_broken_line_is_numpys() -> None:
     at = [0.0, 0.1, 0.4, 0.5, 0.8, 0.99, 1.0]
     expected = numpy.interp(at, [0, 0.4, 0.8, 1], [0.01, 1, 0.05, 0])
     assert [schedule(fraction) for fraction in at] == pytest.approx(list(expected), abs=1e-15)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_schedule_by_epoch_holds_one_value_through_each(first: int) -> None:
+    """numpy.interp at the number of the epoch, which counts from `first`."""
+    found = rates(ByEpoch(PiecewiseLinear([0, 1 / 3, 2 / 3, 1], [1, 1, 0.1, 0.01]), 12, first), 12)
+    for epoch, row in enumerate(found):
+        expected = numpy.interp([epoch + first], [0, 4, 8, 12], [1, 1, 0.1, 0.01])[0]
+        assert row == pytest.approx([expected] * STEPS, abs=1e-14)
 
 
 @pytest.mark.parametrize(("at", "factors"), [([0, 1], [1]), ([0, 0.5], [1, 0]), ([0, 0.6, 0.4, 1], [1, 1, 1, 0])])
