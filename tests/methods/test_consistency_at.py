@@ -1,4 +1,4 @@
-"""Consistency-AT: two views searched and forwarded as one batch, a divergence of sharpened predictions, further views."""
+"""Consistency-AT: two views searched and forwarded as one batch, a divergence of sharpened predictions."""
 
 from __future__ import annotations
 
