@@ -28,7 +28,8 @@ class ConsistencyAt(Method):
     Cost: (4k + 6) forward passes of B images a batch.
 
     Source: alinlab/consistency-adversarial (training/adv_train/adv_train_consistency.py, training/__init__.py), whose
-    attack is advertorch's, and whose guard 1e-8 on m logarithms make needless. Its consistency on top of TRADES and MART is left out.
+    attack is advertorch's, and whose guard 1e-8 on m logarithms make needless. Its consistency on top of TRADES and
+    MART is left out.
     Known weaknesses: twice the cost of PGD-AT. Without any augmentation, as on digits, views differ in the start of
     their attacks alone. Measured by others, ResNet-18, AutoAttack: 48.87 ± 0.14 % at the last of 200 epochs, where
     PGD-AT has 40.71 %.
