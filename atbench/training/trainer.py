@@ -215,7 +215,7 @@ class Trainer:
 
     @contextmanager
     def evaluated(self, network: str = "average") -> Iterator[nn.Module]:
-        """The network as it is evaluated: the average if there is one, else what the method names; or the live model."""
+        """The network as it is evaluated: the average if there is one, else what the method names; or the live one."""
         average = next((average for average in self.averages if average.ready), None)
         if network == "live" or average is None:
             yield self.method.model if network == "live" else self.method.evaluated()
