@@ -52,16 +52,20 @@ def slow_group(method: FgsmUap, x: Tensor, y: int) -> int:
 
 
 def slow(method: FgsmUap, batch: Batch) -> list[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
-    """Group, start, gradient, x' and noisy image of each example, one at a time."""
+    """Group, start, gradient of CE + λ · MSE at it, x' and noisy image of each example, one at a time."""
     rows = []
     noise = EPS * method.rng().uniform(batch.x) if isinstance(method, FgsmFuap) else torch.zeros_like(batch.x)
     for x, y, eta in zip(batch.x, batch.y.tolist(), noise, strict=True):
         noisy = (x + eta).clamp(0, 1)
         group = slow_group(method, noisy, y)
         start = boxed(x, noisy + method.u[group]).detach().requires_grad_()
-        log_p = method.model(start[None]).log_softmax(dim=1)[0]
-        grad = torch.autograd.grad(-(0.6 * log_p[y] + 0.4 * log_p.mean()), start)[0]
-        rows.append((group, start.detach(), grad, boxed(x, start.detach() + EPS * grad.sign()), noisy))
+        logits = method.model(start[None])[0]
+        log_p = logits.log_softmax(dim=0)
+        grad = torch.autograd.grad(-(0.6 * log_p[y] + 0.4 * log_p.mean()), start, retain_graph=True)[0]
+        x_adv = boxed(x, start.detach() + EPS * grad.sign())
+        drift = (method.model(x_adv[None])[0] - logits).square().mean()
+        follow = grad + method.consistency * torch.autograd.grad(drift, start)[0]
+        rows.append((group, start.detach(), follow, x_adv, noisy))
     return rows
 
 
@@ -106,7 +110,7 @@ def test_perturbations_follow_the_formula_and_absent_groups_stay(kind: str) -> N
             if own:
                 m[group] = sum(own) / len(own) + 0.3 * m[group]
                 u[group] = (u[group] + RADIUS * m[group].sign()).clamp(-RADIUS, RADIUS)
-        method.loss(batch)
+        method.loss(batch).total.backward()
         method.after_update(batch)
         torch.testing.assert_close(method.m, m, rtol=0, atol=1e-14)
         assert torch.equal(method.u, u)
