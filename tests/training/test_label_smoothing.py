@@ -58,7 +58,7 @@ def test_it_goes_with_an_average_and_wins_over_a_recipe() -> None:
     assert cfg.train.label_smoothing == 0.1 and set(cfg.plus) == {"ema", "label_smoothing"}
 
 
-@pytest.mark.parametrize("name", ["fast_at", "n_fgsm", "kim_interval", "grad_align", "gat", "nuat"])
+@pytest.mark.parametrize("name", ["fast_at", "n_fgsm", "grad_align", "gat", "nuat"])
 def test_a_search_of_one_step_climbs_the_smoothed_loss_where_it_is_told_to(name: str) -> None:
     """It climbs the closed form, and finds another image than with whole labels; the outer loss knows nothing of it."""
     words = ("train.attack_label_smoothing=0.4", "model.norm=batch")
