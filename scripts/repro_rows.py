@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atbench.config.registry import conf_dir, options, read_option
+from atbench.config.registry import benchmark, conf_dir, options
 from atbench.errors import ConfigError, hint, refuse_unknown
 from atbench.reporting.reproduction import TIERS
 from atbench.reporting.table1 import survey_rows
 
-FASTAT = Path(__file__).with_name("fastat.yaml")
 #: Tables of their own, in folders of their own below `results/<tier>/`.
 TABLES = ("table1", "fastat", "ladder")
 
@@ -105,15 +104,12 @@ def table1(tier: str) -> dict[str, Row]:
 def fastat(tier: str) -> list[Row]:
     """The FastAT Benchmark's table: its own setting in `paper`, else its methods in the tier's."""
     rows = []
-    for key, given in read_option(FASTAT).items():
-        words = tuple(given["words"])
-        averaged = given.get("averaged", True)
-        if tier == "paper":
-            recipe = "rn18_c10_default" if averaged else "fastat"
-            setting = ("dataset=cifar10", "model=resnet18", f"recipe={recipe}")
-            words = (*setting, "dataset.source.mean=[0,0,0]", "dataset.source.std=[1,1,1]", *words)
-        else:
-            words = (f"tier={tier}", *words, *(["plus=[ema]"] if averaged else []))
+    for key, given in benchmark("fastat").items():
+        words: tuple[str, ...] = (f"experiment=fastat/{key}",)
+        if tier != "paper":
+            own = [word for word in given.get("words", ()) if not word.startswith("train.")]  # of its recipe
+            words = (f"tier={tier}", f"method={given['method']}", *own)
+            words += ("plus=[ema]",) if given.get("averaged", True) else ()
         mean, std = given["autoattack"]
         peer = {"accuracy": mean, "std": std, "attack": "AutoAttack", "of": "FastAT Benchmark", "tier": "paper"}
         rows.append(Row(key, words, 50, given.get("checkpoint", "best"), table="fastat", peer=peer))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from atbench.config.registry import conf_dir, options
 from atbench.errors import ConfigError
 from atbench.interval import accuracy_figures
 from atbench.reporting.reproduction import read_result
@@ -140,15 +139,14 @@ def test_any_method_has_a_row_of_its_own() -> None:
         repro_rows.rows_of("mail_mart", "paper")
 
 
-def test_fastat_has_the_benchmark_s_setting_in_paper_and_its_methods_exist() -> None:
+def test_fastat_has_the_benchmark_s_setting_in_paper_and_its_methods_in_the_others() -> None:
     rows = {row.key: row for row in repro_rows.rows_of("fastat", "paper")}
-    assert {"recipe=fastat", "model=resnet18", "dataset=cifar10", "method=pgd_at"} < {*rows["pgd_at"].words}
+    assert len(rows) == 21 and rows["nu_at"].words == ("experiment=fastat/nu_at",)
     assert rows["pgd_at"].checkpoint == "last" and rows["pgd_at_wa"].checkpoint == "best"
-    assert "recipe=rn18_c10_default" in rows["nu_at"].words and rows["nu_at"].peer["accuracy"] == 50.10
-    known = options("method", [conf_dir()])
-    for tier in ("smoke", "short", "paper"):
-        named = [word[7:] for row in repro_rows.fastat(tier) for word in row.words if word.startswith("method=")]
-        assert len(named) == 14 and {*named} <= {*known}
+    assert rows["nu_at"].peer["accuracy"] == 50.10
+    short = {row.key: row for row in repro_rows.fastat("short")}
+    assert short["pgd_at"].words == ("tier=short", "method=pgd_at")
+    assert short["fgsm_rs"].words == ("tier=short", "method=fast_at", "method.drop=null", "plus=[ema]")
 
 
 @pytest.mark.parametrize(

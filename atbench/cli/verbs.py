@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from atbench.config import registry
-from atbench.errors import ConfigError
+from atbench.errors import ConfigError, refuse_unknown
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,12 +90,16 @@ def list_options(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--survey", action="store_true", help="only what the survey (Bai et al. 2021) names")
+    parser.add_argument("--benchmark", metavar="NAME", help="of methods: those of a benchmark and ours (fastat)")
     parser.add_argument(
         "--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of configs of your own, listed as well"
     )
     args = parser.parse_intermixed_args(words)
     if args.config_dir is not None and not args.config_dir.is_dir():
         raise ConfigError("--config-dir", args.config_dir, "there is no such folder", "correct the path")
+    if args.benchmark is not None:
+        refuse_unknown("list --benchmark", args.kind, ["methods"], "list of a benchmark's")
+        return registry.show_benchmark(args.benchmark, args.json)
     folders = [registry.conf_dir(), *([args.config_dir] if args.config_dir else [])]
     return registry.show(args.kind, folders, args.json, args.survey)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from atbench.errors import ConfigError, hint
+from atbench.errors import ConfigError, hint, refuse_unknown
 
 KINDS: Mapping[str, str] = {
     "methods": "method",
@@ -76,6 +76,44 @@ def about(file: Path, group: str) -> dict[str, Any]:
         if isinstance(node, dict) and isinstance(node.get("about"), dict):
             return {key: node["about"][key] for key in FIELDS if key in node["about"]}
     return {}
+
+
+def benchmark(name: str) -> dict[str, dict[str, Any]]:
+    """The methods of a benchmark of others, by the name that they have there, the most robust first: what
+    benchmarks.yaml says of each. Raises ConfigError for an unknown benchmark.
+    """
+    known = read_option(Path(__file__).with_name("benchmarks.yaml"))
+    refuse_unknown("--benchmark", name, list(known), "benchmark")
+    return dict(sorted(known[name].items(), key=lambda entry: -entry[1]["autoattack"][0]))
+
+
+def show_benchmark(name: str, as_json: bool) -> int:
+    """Print a benchmark's methods beside ours, its figures and what a training costs there."""
+    rows = [{"name": key, **given} for key, given in benchmark(name).items()]
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    texts = [
+        {
+            "name": row["name"],
+            "ours": " ".join([f"method={row['method']}", *row.get("words", []), *_recipe(row)]),
+            "clean %": "{:.2f} ± {:.2f}".format(*row["clean"]),
+            "AutoAttack %": "{:.2f} ± {:.2f}".format(*row["autoattack"]),
+            "seconds": str(row["seconds"]),
+            "not as there": row.get("differs", ""),
+        }
+        for row in rows
+    ]
+    columns = ("name", "clean %", "AutoAttack %", "seconds", "ours", "not as there")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(*table_lines(texts, columns, width), sep="\n")
+    print(f"\nas they are there: atbench train experiment={name}/NAME; any method in that setting: experiment={name}")
+    return 0
+
+
+def _recipe(row: Mapping[str, Any]) -> list[str]:
+    """Of a method without an average of the weights, which all others have."""
+    return [] if row.get("averaged", True) else ["recipe=fastat"]
 
 
 def read_option(file: Path) -> Any:

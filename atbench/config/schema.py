@@ -85,8 +85,10 @@ class TrainSection:
     """The section `train`; a recipe fills it, the command line wins.
 
     `groups` overrides optimizer and schedule by parameter group; `weight_decay_on` is what weight decay acts on: `all`
-    parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `margin` is
-    subtracted from the label's cosine in the loss that is minimised (`model.head=hypersphere`).
+    parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `label_smoothing` is
+    that of the loss that is minimised, `attack_label_smoothing` that of searches which climb the cross-entropy of the
+    labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
+    the loss that is minimised (`model.head=hypersphere`).
     """
 
     epochs: int = MISSING
@@ -97,6 +99,7 @@ class TrainSection:
     groups: dict[str, Any] = field(default_factory=dict)
     clip_norm: Optional[Number] = None
     label_smoothing: Number = 0.0
+    attack_label_smoothing: Number = 0.0
     margin: Number = 0.0
     precision: Precision = field(default_factory=Precision)
     channels_last: Any = "auto"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.attacks.ascent.loop import Stop as StopRule
 from atbench.attacks.norms.lp_ball import Radius
 from atbench.data import Batch, TrainData
@@ -137,14 +137,16 @@ class Method(nn.Module):
         super().__init__()
         self.model, self.attack = model, attack
         self.clock = Clock()
-        #: Outer classification loss, (logits, y) -> (B,), with the run's label smoothing and margin (attacks use none).
+        #: Outer classification loss, (logits, y) -> (B,), with the run's label smoothing and margin.
         self.risk = nn.CrossEntropyLoss(reduction="none")
+        #: What searches of cross-entropy climb, (logits, y) -> (B,), with `train.attack_label_smoothing`.
+        self.attack_risk = nn.CrossEntropyLoss(reduction="none")
 
     # The two functions that most methods are.
 
     def perturb(self, batch: Batch) -> Batch:
         """The inner maximisation; by default max_δ CE(f(x+δ), y) with the configured attack."""
-        return batch.with_adv(self.run_attack(Objective(self.model, cross_entropy, batch.y), batch.x))
+        return batch.with_adv(self.run_attack(Objective(self.model, self.attack_risk, batch.y), batch.x))
 
     def loss(self, batch: Batch) -> Loss:
         """The outer minimisation, over one perturbed batch."""
@@ -242,7 +244,7 @@ class Method(nn.Module):
         with attack_mode(self, self.attack.bn):
             x = x.detach().requires_grad_()
             logits = self.model(x)
-            return torch.autograd.grad(cross_entropy(logits, y).sum(), x)[0], logits.detach()
+            return torch.autograd.grad(self.attack_risk(logits, y).sum(), x)[0], logits.detach()
 
     def probabilities(self, x: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """softmax(f(x)) in the attack's mode, without gradient: the reference of KL-type attacks."""

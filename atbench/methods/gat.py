@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method
@@ -51,7 +51,7 @@ class GuidedMethod(Method):
         weight = 0.0 if self.alternate and self.clock.step % 2 == 0 else self.current_weight
 
         def value(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
-            ce = cross_entropy(logits, y)
+            ce = self.attack_risk(logits, y)
             return ce + weight * self.distance(logits, clean) if weight else ce
 
         start = self.attack.begin(batch.x, self.noise * self.attack.eps, self.rng())

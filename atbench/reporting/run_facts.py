@@ -35,6 +35,8 @@ _FOLDERS = {
     "tensorboard": "event files of TensorBoard",
     "wandb": "the W&B mirror",
 }
+#: Settings of the loss that are told where they are set.
+LOSS_SETTINGS = ("label_smoothing", "attack_label_smoothing", "margin")
 _WRITTEN = ("pictures", "tables")  # with the report
 
 
@@ -66,7 +68,7 @@ def training_facts(run: RunFolder) -> tuple[tuple[str, str], ...]:
             f"{number_text(train.get('epochs'))}, {number_text(train.get('batch_size'))}" if train else None,
         ),
         *((key, _node(train[key])) for key in ("optimizer", "schedule", "precision", "extra_data") if train.get(key)),
-        *((key.replace("_", " "), number_text(train[key])) for key in ("label_smoothing", "margin") if train.get(key)),
+        *((key.replace("_", " "), number_text(train[key])) for key in LOSS_SETTINGS if train.get(key)),
         ("state", run.status_line),
         ("training time", duration(run.train_seconds) if run.train_seconds is not None else None),
     ]

@@ -171,6 +171,7 @@ def make_method(cfg: DictConfig, model: nn.Module, data: TrainData, world: World
     if cfg.train.margin:
         method.risk = MarginRisk(margin_of_logits(float(cfg.train.margin), model))
     method.risk.label_smoothing = float(cfg.train.label_smoothing)
+    method.attack_risk.label_smoothing = float(cfg.train.attack_label_smoothing)
     method.to(world.device)
     method.clock.epochs, method.clock.steps, method.clock.seed = cfg.train.epochs, data.steps, cfg.seed
     method.clock.rank, method.clock.world = world.rank, world.size

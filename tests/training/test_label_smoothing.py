@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atbench.data import Batch
 from atbench.training import Trainer
@@ -56,3 +56,20 @@ def test_it_goes_with_an_average_and_wins_over_a_recipe() -> None:
     trainer.fit()
     cfg = configuration("pgd_at", "recipe=fastat", "plus=[ema,label_smoothing]")
     assert cfg.train.label_smoothing == 0.1 and set(cfg.plus) == {"ema", "label_smoothing"}
+
+
+@pytest.mark.parametrize("name", ["fast_at", "n_fgsm", "grad_align", "gat", "nuat"])
+def test_a_search_of_one_step_climbs_the_smoothed_loss_where_it_is_told_to(name: str) -> None:
+    """It climbs the closed form, and finds another image than with whole labels; the outer loss knows nothing of it."""
+    words = ("train.attack_label_smoothing=0.4", "model.norm=batch")
+    smooth, plain = trainer_of(name, ALONE, Log(), *words), trainer_of(name, ALONE, Log(), "model.norm=batch")
+    seen: list[float] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, Tensor], value: Tensor) -> None:
+        seen.append(abs(float(value.detach().mean()) - smoothed(*args, 0.4)))
+
+    smooth.method.attack_risk.register_forward_hook(note)
+    found, hard = first(smooth), first(plain)
+    assert seen and max(seen) < 1e-6
+    assert not torch.equal(found.x_adv, hard.x_adv)
+    assert smooth.method.risk.label_smoothing == 0
