@@ -40,17 +40,17 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "aaer.Aaer adp.Adp adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain ait.Ait"
-    " alp.Alp atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum cat_customized.CatCustomized"
-    " ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat elle.Elle"
-    " fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter fgsm_at.FgsmAt"
-    " fgsm_mep.FgsmMep fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign"
-    " hat.Hat iaat.Iaat kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch"
-    " l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mma.Mma"
-    " msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass pgd_at.PgdAt rlfat.Rlfat"
-    " rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score"
-    " ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla"
-    " trades.Trades trs.Trs uat.Uat yopo.Yopo",
+    "aaer.Aaer adaad.Adaad adp.Adp adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain"
+    " ait.Ait alp.Alp ard.Ard atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum"
+    " cat_customized.CatCustomized ccat.Ccat clp.Clp dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop"
+    " eat.Eat elle.Elle fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter"
+    " fgsm_at.FgsmAt fgsm_mep.FgsmMep fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat"
+    " grad_align.GradAlign hat.Hat iaat.Iaat iad.Iad kd_swa.KdSwa kim_interval.KimInterval"
+    " kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat llr.Llr mail.MailAt mail.MailMart"
+    " mail.MailTrades mart.Mart mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat pass_.Pass"
+    " pgd_at.PgdAt rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs rslad.Rslad rst.Rst sads.Sads sat_r.SatR1"
+    " sat_r.SatR2 sat_r.SatR3 score.Score ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary"
+    " szegedy.Szegedy te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",
