@@ -40,19 +40,20 @@ ATTACKS = _named(
 )
 METHODS = _named(
     "atbench.methods",
-    "aaer.Aaer adp.Adp adr.Adr adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm adv_pretrain.AdvPretrain ait.Ait"
-    " alp.Alp arow.Arow atas.Atas atda.Atda avmixup.AvMixup bat.Bat cat_curriculum.CatCurriculum"
-    " cat_customized.CatCustomized ccat.Ccat cfa.Cfa clp.Clp consistency_at.ConsistencyAt converge_smooth.FgsmMepCs"
-    " converge_smooth.FgsmRsCs dajat.Dajat dkl.Dkl dverge.Dverge dynamic_at.DynamicAt early_stop.EarlyStop eat.Eat"
-    " elle.Elle fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades feature_scatter.FeatureScatter"
-    " fgsm_at.FgsmAt fgsm_mep.FgsmMep fgsm_pco.FgsmPco fgsm_uap.FgsmFuap fgsm_uap.FgsmUap fgsmr.Fgsmr free_at.FreeAt"
-    " gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign hat.Hat iaat.Iaat kd_swa.KdSwa"
-    " kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch l1_penalty_at.L1PenaltyAt lbgat.Lbgat liet.Liet"
-    " llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart mlcat.Mlcat mlcat.MlcatLs mma.Mma msd.Msd"
-    " multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat oaat.Oaat pass_.Pass pgd_at.PgdAt rebat.Rebat rlfat.Rlfat"
-    " rlfat.RlfatTrades rotation_ss.RotationSs rst.Rst sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score"
-    " seat.Seat ssdrl.Ssdrl standard.Standard strong_adversary.StrongAdversary szegedy.Szegedy tdat.Tdat te.PgdAtTe"
-    " te.TradesTe tla.Tla trades.Trades trs.Trs uat.Uat yopo.Yopo",
+    "aaer.Aaer adaad.Adaad adp.Adp adr.Adr adt_exp.AdtExp adt_exp_am.AdtExpAm adt_imp_am.AdtImpAm"
+    " adv_pretrain.AdvPretrain ait.Ait alp.Alp ard.Ard arow.Arow atas.Atas atda.Atda avmixup.AvMixup bat.Bat"
+    " cat_curriculum.CatCurriculum cat_customized.CatCustomized ccat.Ccat cfa.Cfa clp.Clp consistency_at.ConsistencyAt"
+    " converge_smooth.FgsmMepCs converge_smooth.FgsmRsCs dajat.Dajat dkl.Dkl dverge.Dverge dynamic_at.DynamicAt"
+    " early_stop.EarlyStop eat.Eat elle.Elle fast_at.FastAt fat.Fat fat_mart.FatMart fat_trades.FatTrades"
+    " feature_scatter.FeatureScatter fgsm_at.FgsmAt fgsm_mep.FgsmMep fgsm_pco.FgsmPco fgsm_uap.FgsmFuap"
+    " fgsm_uap.FgsmUap fgsmr.Fgsmr free_at.FreeAt gair_fat.GairFat gairat.Gairat gal.Gal gat.Gat grad_align.GradAlign"
+    " hat.Hat iaat.Iaat iad.Iad kd_swa.KdSwa kim_interval.KimInterval kurakin_mixed_batch.KurakinMixedBatch"
+    " l1_penalty_at.L1PenaltyAt lbgat.Lbgat liet.Liet llr.Llr mail.MailAt mail.MailMart mail.MailTrades mart.Mart"
+    " mlcat.Mlcat mlcat.MlcatLs mma.Mma msd.Msd multi_grad.MultiGrad multi_norm.MultiNorm nuat.Nuat oaat.Oaat"
+    " pass_.Pass pgd_at.PgdAt rebat.Rebat rlfat.Rlfat rlfat.RlfatTrades rotation_ss.RotationSs rslad.Rslad rst.Rst"
+    " sads.Sads sat_r.SatR1 sat_r.SatR2 sat_r.SatR3 score.Score seat.Seat ssdrl.Ssdrl standard.Standard"
+    " strong_adversary.StrongAdversary szegedy.Szegedy tdat.Tdat te.PgdAtTe te.TradesTe tla.Tla trades.Trades trs.Trs"
+    " uat.Uat yopo.Yopo",
 )
 SCHEDULES = _named(
     "atbench.training.schedules",

@@ -57,8 +57,9 @@ class KdSwa(Method):
         # Seeds of their own: a teacher that begins like its student would walk the same way for a while.
         offsets = {name: number for number, name in enumerate(TEACHERS, start=1)}
         return {
-            name: Stage({"_target_": TEACHERS[name]}, offset=offsets[name], best=name == "robust")
-            for name in self.weights
+            name: Stage({"_target_": TEACHERS[name]}, offset=offsets[name], best=name == "robust", teaches=kind)
+            for name, kind in (("standard", "clean"), ("robust", "robust"))
+            if name in self.weights
         }
 
     def load_pretrained(self, stages: dict[str, nn.Module]) -> None:

@@ -32,10 +32,9 @@ from atbench.reporting.run_folder import read_evaluations
 from atbench.runs.run_dir import write_bytes, write_json, write_text
 from atbench.workflows import factory, onnx_file
 from atbench.workflows.eval_plan import load_network
+from atbench.workflows.exported import CONFIG, WEIGHTS
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.resume import resolve_target
-
-WEIGHTS = "model.safetensors"
 
 
 def export_run(run: Path, checkpoint: str, out: Path | None, with_onnx: bool = False) -> int:
@@ -67,7 +66,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None, with_onnx: bool = F
     if onnx is not None:
         write_bytes(out / onnx_file.FILE, onnx.data)
         config_json["onnx"] = onnx.about
-    write_json(out / "config.json", {"name": title, **config_json})
+    write_json(out / CONFIG, {"name": title, **config_json})
     write_json(out / f"{title}.json", leaderboard.leaderboard_entry(saved, record, title))
     write_text(out / "MODEL_CARD.md", markdown.render_markdown(model_card.build_model_card(saved, record, config_json)))
     console = Console()

@@ -156,9 +156,10 @@ def check_logits(cfg: DictConfig, network: nn.Module, source: Source, x: Tensor)
         raise ConfigError("model", name, why, "leave PGD out: eval.steps=[]")
 
 
-def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) -> Tensor:
-    """Logits (1, K) of one image, (1, C, H, W), differentiable if the network is. Raises ConfigError, which says `what`
-    the image is and how to `fix` it, where the network called `name` does not take it or returns anything else.
+def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str, key: str = "model") -> Tensor:
+    """Logits (1, K) of one image, (1, C, H, W), differentiable if the network is. Raises ConfigError, of a `key`, which
+    says `what` the image is and how to `fix` it, where the network called `name` does not take it or returns anything
+    else.
     """
     eval_model = EvalModel(network, 1)
     x = x.to(eval_model.device, eval_model.dtype).requires_grad_()
@@ -168,13 +169,13 @@ def first_logits(network: nn.Module, name: str, x: Tensor, what: str, fix: str) 
     except (RuntimeError, ValueError, AssertionError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         size = "×".join(str(side) for side in x.shape[1:])
-        raise ConfigError("model", name, f"cannot take {what}, {size} ({message})", fix) from error
+        raise ConfigError(key, name, f"cannot take {what}, {size} ({message})", fix) from error
     if not isinstance(logits, Tensor):
         why = f"returns a {type(logits).__name__}"
-        raise ConfigError("model", name, why, "return the logits alone, (images, classes)")
+        raise ConfigError(key, name, why, "return the logits alone, (images, classes)")
     if logits.ndim != 2 or len(logits) != 1:
         why = f"answers one image with a tensor of {tuple(logits.shape)}"
-        raise ConfigError("model", name, why, "return logits, (images, classes)")
+        raise ConfigError(key, name, why, "return logits, (images, classes)")
     return logits
 
 

@@ -21,7 +21,8 @@ from atbench.runs.run_dir import read_json, refuse_path, set_status, write_text
 from atbench.training import World, checkpoint
 from atbench.workflows import factory
 from atbench.workflows.environment import checksum
-from atbench.workflows.stages import find_checkpoint, stage_config
+from atbench.workflows.resume import read_config
+from atbench.workflows.stages import finished_network, refuse_misfit, stage_config
 
 STAGES = "stages"
 
@@ -29,7 +30,7 @@ STAGES = "stages"
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage with its configuration, its data set and its folder below the run's, which is named by a hash of what the
-    network depends on; of a finished run also the checkpoint and the SHA-256 of that file.
+    network depends on; of a finished network also its file and the SHA-256 of that.
     """
 
     stage: Stage
@@ -56,7 +57,8 @@ def _planned(cfg: DictConfig, name: str, stage: Stage, source: Source, world: Wo
         raise ConfigError(f"stage {name}", data.name, why, "use another data set")
     if stage.checkpoint is None:
         return PlannedStage(stage, own, data, Path(STAGES) / f"{name}-{_digest(own)}")
-    path = find_checkpoint(stage.checkpoint, stage.best)[0]
+    refuse_misfit(name, stage, source)
+    path = finished_network(cfg, stage)[0]
     sha256 = str(checksum(path))
     return PlannedStage(stage, own, data, Path(STAGES) / f"{name}-{sha256[:8]}", path, sha256)
 
@@ -68,8 +70,8 @@ def _digest(cfg: DictConfig) -> str:
 
 
 def check(planned: Mapping[str, PlannedStage], begun: Path | None) -> None:
-    """Raise DataError for a finished run whose weights do not fit its network, or, where the run in the folder `begun`
-    goes on, for a checkpoint that is another than at its start.
+    """Raise DataError for a finished network whose weights do not fit it, or, where the run in the folder `begun` goes
+    on, for one that is another than at its start.
     """
     for name, each in planned.items():
         if each.checkpoint is None:
@@ -81,11 +83,14 @@ def check(planned: Mapping[str, PlannedStage], begun: Path | None) -> None:
             if before != each.sha256:
                 why = f"is another checkpoint than this run began with: SHA-256 {each.sha256}, not {before}"
                 raise DataError(f"stage {name}", each.checkpoint, why, "restore it, or start a new run")
+            if OmegaConf.create(read_config(folder)["model"]) != each.cfg.model:
+                why = "builds another network than this run began with"
+                raise DataError(f"stage {name}", each.checkpoint, why, "restore it, or start a new run")
 
 
 def record_checkpoints(planned: Mapping[str, PlannedStage], run: Path) -> None:
-    """Give each stage that is read from a finished run a folder in `run`: with that run's configuration, and a status
-    that says which file it was.
+    """Give each stage that is a finished network a folder in `run`, with its configuration and a status that says which
+    file it was.
     """
     for each in planned.values():
         if each.checkpoint is not None and not (folder := run / each.folder).exists():
@@ -95,12 +100,15 @@ def record_checkpoints(planned: Mapping[str, PlannedStage], run: Path) -> None:
 
 
 def read_network(planned: PlannedStage, device: torch.device) -> nn.Module:
-    """The network of a finished run. Raises DataError for weights that do not fit."""
+    """A finished network: of a run, of an export, or in a file of weights. Raises DataError for weights that do not
+    fit.
+    """
     assert planned.checkpoint is not None
-    network = factory.make_model(planned.cfg, planned.source)
-    state = checkpoint.read(planned.checkpoint, needs=("model",))["model"]
+    network, file = factory.make_model(planned.cfg, planned.source), planned.checkpoint
+    of_run = not planned.stage.overrides and file.suffix != weight_files.SAFETENSORS
     try:
+        state = checkpoint.read(file, needs=("model",))["model"] if of_run else weight_files.read_weights(file)
         weight_files.load_weights(network, state)
     except DataError as misfit:
-        raise DataError("checkpoint", planned.checkpoint, misfit.why, "use another checkpoint") from misfit
+        raise DataError("checkpoint", file, misfit.why, "use another checkpoint") from misfit
     return network.to(device)

@@ -18,8 +18,11 @@ from atbench.config.compose import compose
 from atbench.config.hydra_errors import composition_error
 from atbench.config.overrides import parse_words
 from atbench.config.untrusted import refuse_code, refuse_interpolations
+from atbench.data import Source
 from atbench.errors import ConfigError, DataError
 from atbench.methods import Stage
+from atbench.training.checkpoint import whole
+from atbench.workflows.exported import read_export
 from atbench.workflows.resume import finished_score, is_external, resolve_target
 
 #: Config groups and sections that the overrides of a stage may change.
@@ -36,8 +39,7 @@ def stage_config(cfg: DictConfig, stage: Stage) -> DictConfig:
     Raises ConfigError for overrides that cannot be, DataError for a run that cannot be read or is not finished.
     """
     if stage.checkpoint is not None:
-        saved = find_checkpoint(stage.checkpoint, stage.best)[1]
-        return OmegaConf.create({**saved, "data_dir": cfg.data_dir})
+        return finished_network(cfg, stage)[1]
     changed = OmegaConf.create(values.recorded(cfg))
     changed.method, changed.plus = stage.method, {}
     changed.seed = cfg.seed + stage.offset
@@ -47,6 +49,35 @@ def stage_config(cfg: DictConfig, stage: Stage) -> DictConfig:
         changed = _overridden(changed, stage.overrides)
         validate.validate_config(changed)
     return changed
+
+
+def finished_network(cfg: DictConfig, stage: Stage) -> tuple[Path, DictConfig]:
+    """The file that `stage.checkpoint` names, and the configuration of its network: a finished run's own; of an export
+    and of a file of weights this run's, with that network.
+    """
+    target = str(stage.checkpoint)
+    if stage.overrides:
+        if not Path(target).is_file():
+            raise DataError("checkpoint", target, "there is no such file of weights", "correct the path")
+        return Path(target), _overridden(cfg, stage.overrides)
+    if (exported := read_export(target)) is not None:
+        return exported.weights, OmegaConf.create({**values.recorded(cfg), "model": exported.model})
+    if Path(target).is_file() and not whole(Path(target).read_bytes()):
+        why = "is no checkpoint of atbench, and a file of weights does not say for which network it is"
+        raise DataError(
+            "checkpoint", target, why, "name the network: method.teacher_model=NAME, where it is a teacher's"
+        )
+    file, saved = find_checkpoint(target, stage.best)
+    return file, OmegaConf.create({**saved, "data_dir": cfg.data_dir})
+
+
+def refuse_misfit(name: str, stage: Stage, source: Source) -> None:
+    """Raise DataError for an export that is for other images or another number of classes than the run's."""
+    exported = read_export(stage.checkpoint) if stage.checkpoint and not stage.overrides else None
+    if exported and (exported.shape, exported.classes) != (source.shape, len(source.classes)):
+        ours = f"{len(source.classes)} classes of {source.shape}"
+        why = f"is for {exported.classes} classes of {exported.shape}, and {source.name} has {ours}"
+        raise DataError(f"stage {name}", stage.checkpoint, why, "use another")
 
 
 def find_checkpoint(target: str, best: bool) -> tuple[Path, dict[str, Any]]:
@@ -81,7 +112,9 @@ def _overridden(cfg: DictConfig, words: tuple[str, ...]) -> DictConfig:
         resolved = values.recorded(values.resolve(changed))
     except (HydraException, OmegaConfBaseException) as error:
         raise composition_error(error, ["train", *words], partial(registry.options, folders=folders)) from error
-    return OmegaConf.create({**values.recorded(cfg), **{part: resolved[part] for part in {*SECTIONS, *groups}}})
+    built = {part: resolved[part] for part in {*SECTIONS, *groups}}
+    refuse_code(built, SECTIONS, as_typed())  # the words may have come with a run that goes on
+    return OmegaConf.create({**values.recorded(cfg), **built})
 
 
 def _check_override(override: Override) -> None:

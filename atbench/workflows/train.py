@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
 from atbench.training import Trainer, World, checkpoint, threads, world
-from atbench.workflows import extension, factory, pretraining, resume
+from atbench.workflows import extension, factory, pretraining, resume, teachers
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
@@ -62,7 +62,9 @@ def train(composed: DictConfig) -> TrainResult:
         state = resume.last_state(cfg, resumed, processes) if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.build_trainer(fresh=state is None)
-        pretraining.check(run.plan_stages(trainer.method), resumed)
+        planned = run.plan_stages(trainer.method)
+        pretraining.check(planned, resumed)
+        run.measured = teachers.measure_finished(planned, trainer) if state is None else {}
         about = factory.describe_run(cfg, run.source, trainer)
         environment, changes = processes.from_main(lambda: run.check_environment(about, resumed, state))
         warnings += processes.from_main(lambda: run.check_evaluation_plan(trainer, tests.pop()))
@@ -103,6 +105,7 @@ class Run:
     progress: Progress | None = None
     forecast: Forecast | None = None
     passes: float = 0.0  # of the evaluation, forward passes of one image at most
+    measured: dict[str, teachers.Figures] = field(default_factory=dict)  # of teachers that are finished networks
 
     # Before training.
 
@@ -186,6 +189,7 @@ class Run:
             if self.world.main:
                 pretraining.record_checkpoints(planned, self.folder)
             networks = {name: self._pretrained(name, each) for name, each in planned.items()}
+            teachers.record_teachers(planned, networks, self.measured, trainer, self.folder)
             method.load_pretrained({name: planned[name].stage.handed_over(each) for name, each in networks.items()})
         else:
             resume.load_state(trainer, state, self.folder)
