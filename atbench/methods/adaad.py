@@ -11,8 +11,9 @@ from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import NotNegative, Positive, Share
 from atbench.data import Batch
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.stage import Stage
-from atbench.methods.teacher import Taught, kl, trust
+from atbench.methods.teacher import Taught, trust
 
 
 class Adaad(Taught):
@@ -79,13 +80,13 @@ class Adaad(Taught):
         with torch.set_grad_enabled(begun or self.alpha < 1):
             clean = self.model(batch.x)
         adversarial, answer = self.model(batch.x_adv), self.taught(batch.x_adv)
-        distance = self.temperature**2 * kl(answer, adversarial, self.temperature).mean() / self.divisor
+        distance = self.temperature**2 * kl_divergence(answer, adversarial, self.temperature).mean() / self.divisor
         total, terms = self.alpha * distance, {"kl_adv": distance.detach()}
         if self.alpha < 1:
-            natural = kl(self.taught(batch.x), clean).mean() / self.divisor
+            natural = kl_divergence(self.taught(batch.x), clean).mean() / self.divisor
             total, terms["kl_clean"] = total + (1 - self.alpha) * natural, natural.detach()
         if begun:
-            omega, own = trust(answer, batch.y, self.beta), kl(clean, adversarial)
+            omega, own = trust(answer, batch.y, self.beta), kl_divergence(clean, adversarial)
             total = total + self.alpha * ((1 - omega) * own).mean()
             terms |= {"kl_own": own.mean().detach(), "trust": omega.mean()}
         return Loss(total, terms, adversarial)
@@ -96,4 +97,4 @@ class Adaad(Taught):
 
 def disagreement(logits: Tensor) -> Tensor:
     """KL(p_T ‖ p_S) per example, of the logits of both, (B, 2, K)."""
-    return kl(logits[:, 0], logits[:, 1])
+    return kl_divergence(logits[:, 0], logits[:, 1])

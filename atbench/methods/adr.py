@@ -13,6 +13,7 @@ from atbench.config.ranges import BelowOne, NotNegative, Positive, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.trades import Trades
 from atbench.methods.weight_average import WeightAverage
 
@@ -95,9 +96,8 @@ class Adr(Trades):
             logits = self.model(batch.x_adv)
             return Loss(self.risk(logits, label).mean(), {}, logits)
         clean, adversarial = self.model(torch.cat([batch.x, batch.x_adv])).chunk(2)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
         natural = self.risk(clean, label).mean()
-        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        boundary = kl_divergence(clean, adversarial).mean()
         terms = {"ce": natural.detach(), "kl": boundary.detach()}
         return Loss(natural + self.beta * boundary, terms, adversarial)
 

@@ -11,8 +11,9 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import Positive, Share
 from atbench.data import Batch
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.stage import Stage
-from atbench.methods.teacher import Taught, kl
+from atbench.methods.teacher import Taught
 
 
 class Ard(Taught):
@@ -59,7 +60,7 @@ class Ard(Taught):
         adversarial = self.model(batch.x_adv)
         with torch.set_grad_enabled(self.alpha < 1):
             clean = self.model(batch.x)
-        distance = kl(self.taught(batch.x), adversarial, self.temperature).mean() / self.divisor
+        distance = kl_divergence(self.taught(batch.x), adversarial, self.temperature).mean() / self.divisor
         total, terms = self.alpha * self.temperature**2 * distance, {"kl": distance.detach()}
         if self.alpha < 1:
             risk = self.risk(clean, batch.y).mean()

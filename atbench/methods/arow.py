@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from atbench.data import Batch
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.trades import Trades
 
 
@@ -33,10 +32,9 @@ class Arow(Trades):
 
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
         natural = self.risk(clean, batch.y).mean()
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
-        doubt = 1 - log_q.exp().gather(1, batch.y[:, None]).squeeze(1)
+        kl = kl_divergence(clean, adversarial)
+        doubt = 1 - adversarial.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
         weighted = (kl * doubt).mean()
         terms = {"ce": natural.detach(), "kl": weighted.detach()}
         return Loss(natural + self.beta * weighted, terms, adversarial)

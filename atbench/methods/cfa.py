@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
@@ -11,6 +10,7 @@ from atbench.config.ranges import NotNegative, SomeShare
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Decision, FixedSteps, Loss, Report, eps_spread
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.pgd_at import PgdAt
 
 BASES = ("pgd_at", "trades")
@@ -91,8 +91,7 @@ class Cfa(PgdAt):
 
     def _trades(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        ce, kl = self.risk(clean, batch.y), F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+        ce, kl = self.risk(clean, batch.y), kl_divergence(clean, adversarial)
         b = self.beta * self.class_factors(self.lambda_2)
         beta = (b / (1 + b))[batch.y].to(ce.dtype)
         terms = {"ce": ce.detach().mean(), "kl": kl.detach().mean()}

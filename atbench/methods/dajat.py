@@ -15,7 +15,7 @@ from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative
 from atbench.data import Augment, Batch, TrainData
 from atbench.methods.base import Loss, Method
-from atbench.methods.divergences import jensen_shannon
+from atbench.methods.divergences import jensen_shannon, kl_divergence
 
 
 class Dajat(Method):
@@ -97,7 +97,7 @@ class Dajat(Method):
         views += [(self.auto_model, *pair) for pair in zip(batch.views, batch.aux["views_adv"], strict=True)]
         logits = [(network(x), network(x_adv)) for network, x, x_adv in views]
         ce = torch.stack([self.risk(clean, batch.y).mean() for clean, _ in logits]).mean()
-        kl = torch.stack([divergence(clean, adversarial) for clean, adversarial in logits]).mean()
+        kl = torch.stack([kl_divergence(clean, adversarial).mean() for clean, adversarial in logits]).mean()
         total, terms = ce + self.beta * kl, {"ce": ce.detach(), "kl": kl.detach()}
         if len(views) > 1:
             js = jensen_shannon(*(clean for clean, _ in logits), least=1e-7).mean()
@@ -107,13 +107,7 @@ class Dajat(Method):
     def ascent_loss(self, batch: Batch) -> Tensor:
         """CE(z, y) + β · KL(p ‖ p') of the batch, without its further views and without label smoothing."""
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        return F.cross_entropy(clean, batch.y) + self.beta * divergence(clean, adversarial)
+        return F.cross_entropy(clean, batch.y) + self.beta * kl_divergence(clean, adversarial).mean()
 
     def forward_cost(self, steps: int) -> float:
         return (2 * steps + 7) * (1 + len(self.views))
-
-
-def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(p ‖ q), the mean over the batch, from the logits of both."""
-    log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()

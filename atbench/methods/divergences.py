@@ -1,4 +1,4 @@
-"""Divergences of several predictions of one image."""
+"""Divergences between predictions of one image, from their logits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def kl_divergence(a: Tensor, b: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(a/T) ‖ softmax(b/T)), summed over classes: (B,) of logits a and b. Gradient flows into both."""
+    log_p, log_q = ((logits / temperature).log_softmax(dim=1) for logits in (a, b))
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 def jensen_shannon(*logits: Tensor, least: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.stage import Stage
 from atbench.methods.trades import Trades
 from atbench.models import Frozen
@@ -73,8 +74,7 @@ class Hat(Trades):
         beyond = batch.x + self.reach * (batch.x_adv - batch.x)
         clean, adversarial, outside = self.model(batch.x), self.model(batch.x_adv), self.model(beyond)
         natural = self.risk(clean, batch.y).mean()
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        boundary = kl_divergence(clean, adversarial).mean()
         helped = F.cross_entropy(outside, batch.aux["said"])
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "helper": helped.detach()}
         total = natural + self.beta * boundary + self.gamma * helped

@@ -12,8 +12,9 @@ from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.errors import ConfigError, refuse_unknown
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.stage import Stage
-from atbench.methods.teacher import Taught, kl, trust
+from atbench.methods.teacher import Taught, trust
 
 ASKED = ("clean", "adversarial")
 
@@ -92,18 +93,18 @@ class Iad(Taught):
         adversarial, begun = self.model(batch.x_adv), self.clock.fraction >= self.begin
         logits = self._clean_logits(batch.x, begun) if begun or self.asked == "clean" else adversarial
         answer = self.taught(batch.x if self.asked == "clean" else batch.x_adv)
-        distance = kl(answer, adversarial)
+        distance = kl_divergence(answer, adversarial)
         terms = {"kl": distance.mean().detach()}
         if begun:
             answer = answer if self.asked == "adversarial" else self.taught(batch.x_adv)
-            omega, own = trust(answer, batch.y, self.beta), kl(logits, adversarial)
+            omega, own = trust(answer, batch.y, self.beta), kl_divergence(logits, adversarial)
             distance = (omega if self.weighted else 1) * distance + (1 - omega) * own
             terms |= {"kl_own": own.mean().detach(), "trust": omega.mean()}
         total = self.robust * distance.mean()
         if self.clean_teacher is not None:
             with torch.no_grad():
                 answer = self.clean_teacher(batch.x_adv)
-            further = kl(answer, adversarial).mean()
+            further = kl_divergence(answer, adversarial).mean()
             total, terms["kl_clean"] = total + self.clean * further, further.detach()
         if self.ce:
             risk = self.risk(logits if self.asked == "clean" else adversarial, batch.y).mean()

@@ -13,6 +13,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, accuracy
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.trades import Trades
 
 
@@ -57,8 +58,7 @@ class Lbgat(Trades):
         total = distance + risk
         terms = {"mse": distance.detach(), "ce": risk.detach(), "teacher": accuracy(taught, batch.y)}
         if self.beta:
-            log_p, log_q = self.model(batch.x).log_softmax(dim=1), adversarial.log_softmax(dim=1)
-            boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+            boundary = kl_divergence(self.model(batch.x), adversarial).mean()
             total, terms["kl"] = total + self.beta * boundary, boundary.detach()
         else:
             with torch.no_grad():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, margin
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.mart import Mart, best_wrong
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.trades import Trades
@@ -108,8 +108,7 @@ class MailTrades(Trades):
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         weights = self.weights(self, adversarial, batch.y)
         natural = self.risk(clean, batch.y).mean()
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+        kl = kl_divergence(clean, adversarial)
         boundary = (weights * kl).mean()
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "weight": weights.mean()}
         return Loss(natural + self.beta * boundary, terms, adversarial)
@@ -147,8 +146,7 @@ class MailMart(Mart):
         weights = self.weights(self, adversarial, batch.y)
         boosted = (weights * (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y))).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+        kl = kl_divergence(clean, adversarial)
         doubtful = (kl * (1.0000001 - true)).mean()
         terms = {"bce": boosted.detach(), "kl": doubtful.detach(), "weight": weights.mean()}
         return Loss(boosted + self.beta * doubtful, terms, adversarial)

@@ -10,6 +10,7 @@ from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method
+from atbench.methods.divergences import kl_divergence
 
 
 class Mart(Method):
@@ -44,8 +45,7 @@ class Mart(Method):
             clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         boosted = (self.risk(adversarial, batch.y) + best_wrong(adversarial, batch.y)).mean()
         true = clean.softmax(dim=1).gather(1, batch.y[:, None]).squeeze(1)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+        kl = kl_divergence(clean, adversarial)
         weighted = (kl * (1.0000001 - true)).mean()
         terms = {"bce": boosted.detach(), "kl": weighted.detach()}
         return Loss(boosted + self.beta * weighted, terms, adversarial)

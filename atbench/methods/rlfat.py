@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import Count, NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Clock, Loss, Method
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.trades import Trades
 from atbench.runs.seeding import generator
 
@@ -84,8 +84,7 @@ class RlfatTrades(Trades):
         shuffled = self.model(block_shuffle(batch.x_adv, self.blocks, self.clock))
         whole = self.model(batch.x_adv)
         natural = self.risk(clean, batch.y).mean()
-        log_p, log_q = clean.log_softmax(dim=1), shuffled.log_softmax(dim=1)
-        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        boundary = kl_divergence(clean, shuffled).mean()
         gap = squared_distance(shuffled, whole)
         terms = {"ce": natural.detach(), "kl": boundary.detach(), "transfer": gap.detach()}
         total = natural + self.beta * boundary + self.transfer * gap

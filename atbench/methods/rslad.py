@@ -10,8 +10,9 @@ from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import Positive, Share
 from atbench.data import Batch
 from atbench.methods.base import Loss
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.stage import Stage
-from atbench.methods.teacher import Taught, kl
+from atbench.methods.teacher import Taught
 
 
 class Rslad(Taught):
@@ -61,7 +62,7 @@ class Rslad(Taught):
     def loss(self, batch: Batch) -> Loss:
         taught = batch.aux["taught"]
         adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
-        robust, natural = (kl(taught, logits).mean() / self.divisor for logits in (adversarial, clean))
+        robust, natural = (kl_divergence(taught, logits).mean() / self.divisor for logits in (adversarial, clean))
         total = self.alpha * robust + (1 - self.alpha) * natural
         return Loss(total, {"kl_adv": robust.detach(), "kl_clean": natural.detach()}, adversarial)
 

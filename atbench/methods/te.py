@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
@@ -13,6 +12,7 @@ from atbench.config.ranges import BelowOne, NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.base import Loss, Method
+from atbench.methods.divergences import kl_divergence
 from atbench.methods.pgd_at import PgdAt
 from atbench.methods.trades import Trades
 
@@ -181,8 +181,7 @@ class TradesTe(Trades):
             return super().loss(batch)
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
         natural, drift = self.risk(clean, batch.y).mean(), disagreement(clean, batch.aux["target"]).mean()
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
-        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        boundary = kl_divergence(clean, adversarial).mean()
         terms = {"ce": natural, "kl": boundary, "mse": drift}
         terms = {name: term.detach() for name, term in terms.items()}
         total = natural + self.beta * boundary + w * drift

@@ -80,12 +80,6 @@ def robust_teacher(teacher: str | Sequence[str], model: str | Sequence[str], met
     return Stage({"_target_": target}, offset=1, overrides=(*attack, *teacher), best=True, teaches="robust")
 
 
-def kl(teacher: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(softmax(t/T) ‖ softmax(z/T)), summed over classes, (B,): t are the teacher's logits, z the student's."""
-    log_p, log_q = ((each / temperature).log_softmax(dim=1) for each in (teacher, logits))
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
-
-
 def trust(teacher: Tensor, y: Tensor, beta: float) -> Tensor:
     """ω = p_T(x')_y^β of each example (IAD, Zhu et al. 2022): how much a teacher's answer is worth, (B,)."""
     return (-beta * F.cross_entropy(teacher, y, reduction="none")).exp()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
 from atbench.methods.base import Loss, Method
+from atbench.methods.divergences import kl_divergence
 from atbench.models import attack_mode
 
 
@@ -51,9 +51,8 @@ class Trades(Method):
             adversarial, clean = self.model(batch.x_adv), self.model(batch.x)
         else:
             clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        log_p, log_q = clean.log_softmax(dim=1), adversarial.log_softmax(dim=1)
         natural = self.risk(clean, batch.y).mean()
-        boundary = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
+        boundary = kl_divergence(clean, adversarial).mean()
         terms = {"ce": natural.detach(), "kl": boundary.detach()}
         return Loss(natural + self.beta * boundary, terms, adversarial)
 
