@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import AnyCount, NotNegative, Positive, Share
 from atbench.data import Batch
 from atbench.methods.base import Clock, Loss, Method
@@ -95,7 +95,6 @@ class FgsmRsCs(Method):
 
     Args:
         smoothing_target: what y~ puts on the true class.
-        smooth_search: whether the search climbs the loss with the run's label smoothing; the FastAT Benchmark's does.
         weight: w.
         gamma: γ.
         ratio: of the largest threshold to the smallest, between which it follows the change β of M; 1: it is γ.
@@ -108,7 +107,6 @@ class FgsmRsCs(Method):
         model: nn.Module,
         attack: GradientAttack,
         smoothing_target: Share = 0.6,
-        smooth_search: bool = False,
         weight: NotNegative = 1.0,
         gamma: NotNegative = 0.03,
         ratio: Positive = 1.0,
@@ -116,11 +114,11 @@ class FgsmRsCs(Method):
         milestones: Sequence[Share] = (),
     ) -> None:
         super().__init__(model, attack)
-        self.smoothing_target, self.smooth_search = smoothing_target, smooth_search
+        self.smoothing_target = smoothing_target
         self.constraint = ConvergeSmooth(weight, gamma, ratio, stride, milestones)
 
     def perturb(self, batch: Batch) -> Batch:
-        objective = Objective(self.model, self.risk if self.smooth_search else cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         start = self.attack.begin(batch.x, self.attack.eps, self.rng())
         return batch.with_adv(self.run_attack(objective, batch.x, start=start), start=start)
 
@@ -162,8 +160,6 @@ class FgsmMepCs(FgsmMep):
         momentum: μ.
         smoothing_target: what y~ puts on the true class.
         reset: share of training after which all starts are drawn anew, at the nearest end of an epoch.
-        smooth_search: whether the search climbs the loss with the run's label smoothing, on top of that of y~; the
-            FastAT Benchmark's does.
         weight: w.
         gamma: γ.
         ratio: of the largest threshold to the smallest, between which it follows the change β of M; 1: it is γ.
@@ -179,14 +175,13 @@ class FgsmMepCs(FgsmMep):
         momentum: NotNegative = 0.3,
         smoothing_target: Share = 0.6,
         reset: Share = 40 / 110,
-        smooth_search: bool = False,
         weight: NotNegative = 1.0,
         gamma: NotNegative = 0.03,
         ratio: Positive = 1.0,
         stride: AnyCount = 1,
         milestones: Sequence[Share] = (),
     ) -> None:
-        super().__init__(model, attack, consistency, momentum, smoothing_target, reset, smooth_search)
+        super().__init__(model, attack, consistency, momentum, smoothing_target, reset)
         self.constraint = ConvergeSmooth(weight, gamma, ratio, stride, milestones)
 
     def loss(self, batch: Batch) -> Loss:

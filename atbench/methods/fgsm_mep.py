@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, cross_entropy
+from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method
@@ -40,8 +40,6 @@ class FgsmMep(Method):
         momentum: μ.
         smoothing_target: what y~ puts on the true class.
         reset: share of training after which all starts are drawn anew, at the nearest end of an epoch.
-        smooth_search: whether the search climbs the loss with the run's label smoothing, on top of that of y~; the
-            FastAT Benchmark's does.
     """
 
     requires_hard_labels = True
@@ -56,11 +54,10 @@ class FgsmMep(Method):
         momentum: NotNegative = 0.3,
         smoothing_target: Share = 0.6,
         reset: Share = 40 / 110,
-        smooth_search: bool = False,
     ) -> None:
         super().__init__(model, attack)
         self.consistency, self.momentum = consistency, momentum
-        self.smoothing_target, self.reset, self.smooth_search = smoothing_target, reset, smooth_search
+        self.smoothing_target, self.reset = smoothing_target, reset
 
     def setup(self, data: TrainData) -> None:
         shape = (len(data.train), *data.source.shape)
@@ -76,14 +73,12 @@ class FgsmMep(Method):
         start = (batch.x + delta).requires_grad_()
         before = self.model(start)
         target = smooth_label(batch.y, self.smoothing_target, before)
-        climbed = (self.risk if self.smooth_search else cross_entropy)(before, target).sum()
+        climbed = self.attack_risk(before, target).sum()
         grad = torch.autograd.grad(climbed, start, retain_graph=self.consistency > 0)[0]
         batch.aux["gradient"] = grad  # `after_update` remembers it
         after = self.model(ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps))
-        risk, drift = (
-            self.risk(after, target).mean(),
-            F.mse_loss(after, before if self.consistency else before.detach()),
-        )
+        risk = self.risk(after, target).mean()
+        drift = F.mse_loss(after, before if self.consistency else before.detach())
         terms = {"ce": risk.detach(), "mse": drift.detach()}
         return Loss(risk + self.consistency * drift, terms, after)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, cross_entropy
+from atbench.attacks import GradientAttack
 from atbench.attacks.norms.lp_ball import per_example
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
@@ -39,8 +39,6 @@ class FgsmPco(Method):
         consistency: λ.
         beta: β, the length of δ' in x̃.
         smoothing_target: what y~ puts on the true class.
-        smooth_search: whether the search climbs the loss with the run's label smoothing, on top of that of y~; the
-            FastAT Benchmark's does.
     """
 
     requires_hard_labels = True
@@ -53,11 +51,10 @@ class FgsmPco(Method):
         consistency: NotNegative = 10.0,
         beta: NotNegative = 1.5,
         smoothing_target: Share = 0.6,
-        smooth_search: bool = False,
     ) -> None:
         super().__init__(model, attack)
         self.consistency, self.beta = consistency, beta
-        self.smoothing_target, self.smooth_search = smoothing_target, smooth_search
+        self.smoothing_target = smoothing_target
 
     def setup(self, data: TrainData) -> None:
         table = torch.zeros((len(data.train), *data.source.shape), dtype=data.dtype, device=data.device)
@@ -72,7 +69,7 @@ class FgsmPco(Method):
         start = (x + self.delta[batch.index]).requires_grad_()
         before = self.model(start)
         target = smooth_label(batch.y, self.smoothing_target, before)
-        climbed = (self.risk if self.smooth_search else cross_entropy)(before, target).sum()
+        climbed = self.attack_risk(before, target).sum()
         grad = torch.autograd.grad(climbed, start, retain_graph=True)[0]
         start = start.detach()
         x_fgsm = ball.project(x, start + eps * ball.steepest(grad), eps)

@@ -16,7 +16,7 @@ from tests.support.configs import resolved
 
 METHODS = registry.benchmark("fastat")
 #: Whose search climbs the smoothed loss there too, beside those whose own loss is their search's.
-SMOOTH_SEARCH = {"fgsm_at", "fgsm_rs", "n_fgsm", "ssat", "gat", "nu_at"}
+SMOOTH_SEARCH = {"fgsm_at", "fgsm_rs", "n_fgsm", "ssat", "gat", "nu_at", "fgsm_rs_cs", "fgsm_mep_cs", "fgsm_pco"}
 
 
 def test_its_methods_are_methods_of_ours() -> None:

@@ -159,8 +159,8 @@ def test_without_the_term_it_is_n_fgsm_of_one_radius() -> None:
 @pytest.mark.parametrize("smooth", [False, True])
 def test_the_one_step_is_not_projected_on_the_ball(smooth: bool) -> None:
     """x' = clip(x + η + ε · sign g): g of the plain cross-entropy, or of the run's smoothed one; x + η again."""
-    method, given = make(FgsmRsCs, smooth_search=smooth)
-    method.risk.label_smoothing = 0.9
+    method, given = make(FgsmRsCs)
+    method.risk.label_smoothing, method.attack_risk.label_smoothing = 0.9, 0.9 * smooth
     batch = given.batch(2, 0)
     start, x_adv, again = images(method, batch)
     assert worlds.legal(method.attack, batch.x, start, EPS) and torch.equal(start, again)
