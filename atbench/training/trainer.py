@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,11 +213,8 @@ class Trainer:
     def evaluated(self) -> Iterator[nn.Module]:
         """The network as it is validated and evaluated: the average if there is one, else what the method names."""
         average = next((average for average in self.averages if average.ready), None)
-        if average is None:
-            yield self.method.evaluated()
-            return
-        with average.applied(self.method.model):
-            yield self.method.model
+        with average.applied(self.method.model) if average else nullcontext():
+            yield self.method.model if average else self.method.evaluated()
 
     def _validate(self, row: dict[str, Any]) -> None:
         """Put the figures of the held-out part into the row, and whether this epoch is the best so far."""
