@@ -43,6 +43,7 @@ OWN = {
     "llr": ("train.batch_size=32", "train.epochs=8", "attack.steps=5"),  # no adversarial image is in the loss
     "rlfat": ("train.batch_size=32", "train.epochs=10", "attack.steps=5"),  # shuffled digits are hard to tell apart
     "rlfat_trades": ("train.batch_size=32", "train.epochs=10", "attack.steps=5"),
+    "adr": ("method.decay=0.9",),  # 0.995 still holds half of the initial weights after 120 updates
     **dict.fromkeys(("adp", "gal", "trs"), ("model.members=2",)),
     "dverge": ("model.members=2", "method.distill_steps=5"),
     "cat_customized": ("method.eta=0.04",),  # else 14 visits to the largest radius
