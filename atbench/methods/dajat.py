@@ -100,7 +100,7 @@ class Dajat(Method):
         kl = torch.stack([kl_divergence(clean, adversarial).mean() for clean, adversarial in logits]).mean()
         total, terms = ce + self.beta * kl, {"ce": ce.detach(), "kl": kl.detach()}
         if len(views) > 1:
-            js = jensen_shannon(*(clean for clean, _ in logits), least=1e-7).mean()
+            js = jensen_shannon(*(clean for clean, _ in logits)).mean()
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])
 

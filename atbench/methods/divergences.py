@@ -15,14 +15,12 @@ def kl_divergence(a: Tensor, b: Tensor, temperature: float = 1.0) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
-def jensen_shannon(*logits: Tensor, least: float = 0.0) -> Tensor:
+def jensen_shannon(*logits: Tensor) -> Tensor:
     """The mean over n distributions p_v = softmax(z_v) of KL(p_v ‖ m), m = mean p_v: (B,), from 0 to ln n.
 
-    Gradient flows into all of them. `least`: below which no m_k counts as, as some authors guard their logarithm.
+    Gradient flows into all of them.
     """
     log_p = [z.log_softmax(dim=1) for z in logits]
     log_m = torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))
-    if least:
-        log_m = log_m.clamp_min(math.log(least))
     each = [F.kl_div(log_m, one, reduction="none", log_target=True).sum(dim=1) for one in log_p]
     return torch.stack(each).mean(dim=0)

@@ -68,9 +68,8 @@ class Trainer:
         self.method, self.data, self.groups, self.recipe, self.world = method, data, list(groups), recipe, world
         self.callbacks, self.interrupt, self.watch = callbacks, interrupt, watch
         self.averages = [part for part in plus if isinstance(part, Average)]
-        if len(self.averages) > 1:
-            two = " and ".join(type(average).__name__.lower() for average in self.averages)
-            raise ConfigError("plus", two, "a run selects and evaluates one average", "choose one of them")
+        if len(names := [type(part).__name__.lower() for part in self.averages]) > 1:
+            raise ConfigError("plus", " and ".join(names), "a run selects and evaluates one average", "choose one")
         awp = next((part for part in plus if isinstance(part, WeightPerturbation)), None)
         if recipe.channels_last:
             method.to(memory_format=torch.channels_last)

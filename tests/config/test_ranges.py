@@ -44,6 +44,7 @@ OUTSIDE = {
     "adv_pretrain": {"pretrain_epochs": (0, ABOVE_0)},
     "ait": {"eps_y": (2, SHARE)},
     "alp": {"weight": (-0.5, FROM_0)},
+    "arow": {"beta": (-7, FROM_0)},
     "atas": {
         **{name: (-0.1, FROM_0) for name in ("scale", "min_step", "max_step")},
         **{"c": (0, ABOVE_0), "beta": (1.1, SHARE), "warmup": (5, SHARE), "reset": (10, SHARE)},
@@ -63,7 +64,9 @@ OUTSIDE = {
         "hinge": (-1, FROM_0),
     },
     "ccat": {"share": (1.5, SHARE)},
+    "cfa": {"lambda_1": (-0.5, FROM_0), "beta": (-6, FROM_0), "begin": (0, "a share above 0, at most 1")},
     "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
+    "consistency_at": {"weight": (-1, FROM_0), "temperature": (0, ABOVE_0), "begin": (100, SHARE)},
     "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
     "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0), "weight": (-1, FROM_0)},
     "dynamic_at": {
@@ -167,6 +170,8 @@ class TestRanges:
             (["plus=ema", "plus.ema.decay=2"], r"plus\.ema\.decay: 2 — Ema wants a number from 0 to below 1"),
             (["plus=ema", "plus.ema.warmup=1"], r"plus\.ema\.warmup: 1 "),
             (["plus=swa", "plus.swa.start=1"], r"plus\.swa\.start: 1 "),
+            (["plus=fawa", "plus.fawa.decay=1"], r"plus\.fawa\.decay: 1 "),
+            (["plus=fawa", "plus.fawa.threshold=-1"], r"plus\.fawa\.threshold: -1 "),
             (["plus=awp", "plus.awp.gamma=-1"], r"plus\.awp\.gamma: -1 — WeightPerturbation wants a number from 0"),
             (["plus=awp", "plus.awp.warmup=7"], r"plus\.awp\.warmup: 7 "),
             (["train.schedule.warmup=7"], r"train\.schedule\.warmup: 7 — OneCycle wants a share from 0 to 1"),

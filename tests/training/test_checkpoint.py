@@ -88,6 +88,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.every_method("name")
 def test_state_of_every_method_opens_without_pickled_code(name: str) -> None:
-    average = () if name == "kd_swa" else ("plus=ema",)  # it brings its own
+    average = () if name in ("kd_swa", "cfa") else ("plus=ema",)  # they bring their own
     state = trainer_of(name, ALONE, Log(), *average).state()
     torch.load(io.BytesIO(checkpoint.encode(state)), weights_only=True)

@@ -50,9 +50,12 @@ def test_a_loss_that_is_no_number_names_its_step_and_saves_nothing() -> None:
     assert not log.saved
 
 
-def test_two_averages_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ema and swa"):
-        trainer_of("standard", ALONE, Log(), "plus=[ema,swa]")
+@pytest.mark.parametrize(
+    ("words", "said"), [(("plus=[ema,swa]",), "ema and swa"), (("method=cfa", "plus=swa"), "fawa and swa")]
+)
+def test_two_averages_are_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        trainer_of("standard", ALONE, Log(), *words)
 
 
 def test_a_method_knows_the_rates_of_its_groups() -> None:
