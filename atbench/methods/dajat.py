@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.attacks import GradientAttack, Objective, kl_from
+from atbench.attacks.norms.lp_ball import clip
 from atbench.config.ranges import NotNegative
 from atbench.data import Augment, Batch, TrainData
 from atbench.methods.base import Loss, Method
@@ -92,13 +93,13 @@ class Dajat(Method):
         return self.run_attack(objective, x, eps=eps, step_size=step_size, stream=stream)
 
     def loss(self, batch: Batch) -> Loss:
-        views = [(self.model, batch.x, batch.x_adv)]
-        views += [(self.auto_model, *pair) for pair in zip(batch.views, batch.aux["views_adv"], strict=True)]
-        logits = [(network(x), network(x_adv)) for network, x, x_adv in views]
+        logits = [(self.model(batch.x), self.model(batch.x_adv))]
+        for x, x_adv in zip(batch.views, batch.aux["views_adv"], strict=True):
+            logits.append((self.auto_model(x), self.auto_model(x_adv)))
         ce = torch.stack([self.risk(clean, batch.y).mean() for clean, _ in logits]).mean()
         kl = torch.stack([divergence(clean, adversarial) for clean, adversarial in logits]).mean()
         total, terms = ce + self.beta * kl, {"ce": ce.detach(), "kl": kl.detach()}
-        if len(views) > 1:
+        if batch.views:
             js = jensen_shannon([clean for clean, _ in logits])
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])
@@ -121,5 +122,5 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
 def jensen_shannon(logits: Sequence[Tensor]) -> Tensor:
     """The mean of KL(p_v ‖ m) over distributions and batch, m the mean of the p_v, at least 1e-7 for each class."""
     log_p = [each.log_softmax(dim=1) for each in logits]
-    mixture = torch.stack([each.exp() for each in log_p]).mean(dim=0).clamp_min(1e-7).log()
+    mixture = clip(torch.stack([each.exp() for each in log_p]).mean(dim=0), 1e-7).log()
     return torch.stack([F.kl_div(mixture, each, reduction="batchmean", log_target=True) for each in log_p]).mean()

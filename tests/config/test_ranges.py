@@ -30,6 +30,7 @@ ANY_NUMBER = {
 FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share from 0 to 1", "a whole number from 1"
 OUTSIDE = {
     "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
+    "acat": {"beta": (-11, FROM_0)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adt_exp": {"entropy_weight": (-0.01, FROM_0), "step_size": (-0.3, FROM_0), "samples": (0, COUNT)},
     "adt_exp_am": {"entropy_weight": (-0.01, FROM_0), "generator_width": (0, COUNT)},
@@ -57,6 +58,7 @@ OUTSIDE = {
     },
     "ccat": {"share": (1.5, SHARE)},
     "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
+    "dajat": {"beta": (-11, FROM_0), "consistency": (-2, FROM_0)},
     "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
     "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0), "weight": (-1, FROM_0)},
     "dynamic_at": {
