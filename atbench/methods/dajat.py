@@ -93,13 +93,13 @@ class Dajat(Method):
         return self.run_attack(objective, x, eps=eps, step_size=step_size, stream=stream)
 
     def loss(self, batch: Batch) -> Loss:
-        views: list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]] = [(self.model, batch.x, batch.x_adv)]
-        views += [(self.auto_model, *pair) for pair in zip(batch.views, batch.aux["views_adv"], strict=True)]
-        logits = [(network(x), network(x_adv)) for network, x, x_adv in views]
+        logits = [(self.model(batch.x), self.model(batch.x_adv))]
+        for x, x_adv in zip(batch.views, batch.aux["views_adv"], strict=True):
+            logits.append((self.auto_model(x), self.auto_model(x_adv)))
         ce = torch.stack([self.risk(clean, batch.y).mean() for clean, _ in logits]).mean()
         kl = torch.stack([kl_divergence(clean, adversarial).mean() for clean, adversarial in logits]).mean()
         total, terms = ce + self.beta * kl, {"ce": ce.detach(), "kl": kl.detach()}
-        if len(views) > 1:
+        if batch.views:
             js = jensen_shannon(*(clean for clean, _ in logits)).mean()
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])

@@ -31,6 +31,7 @@ FROM_0, ABOVE_0, SHARE, COUNT = "a number from 0", "a number above 0", "a share 
 BELOW_1 = "a number from 0 to below 1"
 OUTSIDE = {
     "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
+    "acat": {"beta": (-11, FROM_0)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adr": {
         "beta": (-6, FROM_0),
@@ -67,6 +68,7 @@ OUTSIDE = {
     "cfa": {"lambda_1": (-0.5, FROM_0), "beta": (-6, FROM_0), "begin": (0, "a share above 0, at most 1")},
     "clp": {"weight": (-0.5, FROM_0), "noise": (-0.5, FROM_0)},
     "consistency_at": {"weight": (-1, FROM_0), "temperature": (0, ABOVE_0), "begin": (100, SHARE)},
+    "dajat": {"beta": (-11, FROM_0), "consistency": (-2, FROM_0)},
     "dkl": {"beta": (-20, FROM_0), "temperature": (0, ABOVE_0)},
     "dverge": {"distill_eps": (-0.07, FROM_0), "momentum": (-1, FROM_0), "weight": (-1, FROM_0)},
     "dynamic_at": {
