@@ -33,7 +33,8 @@ class Liet(Method):
 
     Source: fzjcdt/LIET, main.py (the authors'), and fzjcdt/FastAT_Benchmark, fast_at/liet.py. Beyond ε = 8/255 the code
     takes noise from twice the ball and does not project x' on it, which is left out here.
-    Known weakness: clean accuracy falls with the number of classes (CIFAR-100: 50.5 %, PGD-AT 57.6 %).
+    Known weakness: clean accuracy falls with the number of classes (CIFAR-100: 50.5 %, PGD-AT with averaged weights
+    57.6 %).
     Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255, ResNet-18: 49.99 % of 56.69 % under PGD-10, from
     80.7 % of clean images (FastAT Benchmark).
 

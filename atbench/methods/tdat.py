@@ -27,9 +27,9 @@ class Tdat(Method):
 
     Source: bookman233/TDAT, TDAT.py. The paper's momentum between batches is not in what was run: there a line after
     it, and the shared memory before it, leave the last perturbation alone. The code adds 1e-7 within tanh.
-    Known weakness: under AutoAttack 8 points less remain than under PGD, more than of other single-step methods.
-    Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255, ResNet-18: 48.33 % of 56.85 % under PGD-10, from
-    82.25 % of clean images (PGD and clean from the authors' log of the last epoch, AutoAttack from later papers).
+    Known weakness: AutoAttack leaves 8.5 points less than PGD-10, which may be masked gradients.
+    Robust accuracy later measured by AutoAttack, CIFAR-10, ε = 8/255, ResNet-18: 48.33 % (third-party tables, not
+    checked); the authors' log ends with 82.25 % of clean images and 56.85 % under PGD-10.
 
     Args:
         weight: λ.
