@@ -42,9 +42,9 @@ class Iad(Taught):
 
     Args:
         stage_network: makes the network of a stage.
-        teacher: the words of a command line that tell the teacher's own run from this one (`[model=wrn_34_10]`; none:
+        teacher: the words of a command line that tell the teacher's own run from this one (`['model=wrn_34_10']`; none:
             the run's network), or the path of a finished run, a checkpoint in it, an export or a file of weights.
-        teacher_model: the network of a file of weights, by its name or as words (`[model=wrn, model.depth=34]`).
+        teacher_model: the network of a file of weights, by its name or as words (`['model=wrn', 'model.depth=34']`).
         teacher_method: how a teacher is trained first, `pgd_at` or `trades`.
         clean_teacher: of the second teacher, words or a path as of the first; with b = 0 there is none.
         robust, clean: a and b.

@@ -64,8 +64,8 @@ def robust_teacher(teacher: str | Sequence[str], model: str | Sequence[str], met
 
     teacher: words of a command line that tell its training from this run (none: the run's network and data), or a path:
         a finished run's folder, a checkpoint in it, an export, or a file of weights of anybody.
-    model: of a file of weights, its network: a model's name, or words that tell it from the run's (`[model=wrn_34_10,
-        model.padding=symmetric]`).
+    model: of a file of weights, its network: a model's name, or words that tell it from the run's (`['model=wrn_34_10',
+        'model.padding=same']`).
     method: what a teacher that is trained first is trained by, a name in TEACHERS.
     """
     words = (f"model={model}",) if isinstance(model, str) else tuple(model)

@@ -59,7 +59,7 @@ def finished_network(cfg: DictConfig, stage: Stage) -> tuple[Path, DictConfig]:
     if stage.overrides:
         if not Path(target).is_file():
             raise DataError("checkpoint", target, "there is no such file of weights", "correct the path")
-        return Path(target), _overridden(cfg, stage.overrides)
+        return Path(target), _overridden(OmegaConf.create(values.recorded(cfg)), stage.overrides)
     if (exported := read_export(target)) is not None:
         return exported.weights, OmegaConf.create({**values.recorded(cfg), "model": exported.model})
     if Path(target).is_file() and not whole(Path(target).read_bytes()):

@@ -32,6 +32,7 @@ BELOW_1 = "a number from 0 to below 1"
 OUTSIDE = {
     "aaer": {"abnormal": (-1, FROM_0), "ce": (-2.5, FROM_0), "distance": (-1.5, FROM_0), "noise": (-1, FROM_0)},
     "acat": {"beta": (-11, FROM_0)},
+    "adaad": {"alpha": (1.5, SHARE), "temperature": (0, ABOVE_0), "divisor": (0, ABOVE_0), "begin": (60, SHARE)},
     "adp": {"entropy": (-2, FROM_0), "diversity": (-0.5, FROM_0), "least_eps": (1.2, SHARE)},
     "adr": {
         "beta": (-6, FROM_0),
@@ -46,6 +47,7 @@ OUTSIDE = {
     "ait": {"eps_y": (2, SHARE)},
     "alp": {"weight": (-0.5, FROM_0)},
     "arow": {"beta": (-7, FROM_0)},
+    "ard": {"alpha": (1.5, SHARE), "temperature": (0, ABOVE_0), "divisor": (0, ABOVE_0)},
     "atas": {
         **{name: (-0.1, FROM_0) for name in ("scale", "min_step", "max_step")},
         **{"c": (0, ABOVE_0), "beta": (1.1, SHARE), "warmup": (5, SHARE), "reset": (10, SHARE)},
@@ -105,6 +107,8 @@ OUTSIDE = {
     "grad_align": {"weight": (-0.2, FROM_0)},
     "hat": {"beta": (-2.5, FROM_0), "reach": (-2, FROM_0)},
     "iaat": {"beta": (1.1, SHARE), "warmup": (10, SHARE), "gamma": (-0.01, FROM_0)},
+    "iad_i": {"beta": (-0.1, FROM_0), "begin": (60, SHARE), "robust": (-1, FROM_0)},
+    "iad_ii": {"beta": (-0.1, FROM_0), "begin": (40, SHARE), "clean": (-0.25, FROM_0)},
     "kd_swa": {"temperature": (0, ABOVE_0), "robust": (-0.6, FROM_0)},
     "kim_interval": {"checkpoints": (0, COUNT)},
     "kurakin_mixed_batch": {
@@ -140,6 +144,7 @@ OUTSIDE = {
     "rlfat": {"transfer": (-0.5, FROM_0), "blocks": (0, COUNT)},
     "rlfat_trades": {"beta": (-6, FROM_0), "blocks": (0, COUNT)},
     "rotation_ss": {"weight": (-0.5, FROM_0)},
+    "rslad": {"alpha": (-0.1, SHARE), "divisor": (0, ABOVE_0)},
     "rst": {"beta": (-6, FROM_0)},
     "sads": {"dropout": (1, BELOW_1), "decay": (0, "a share above 0, at most 1")},
     "sat_r1": {"weight": (-0.2, FROM_0), "iterations": (0, COUNT)},
