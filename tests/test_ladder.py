@@ -38,7 +38,7 @@ def test_rungs_that_share_a_training_train_once(tmp_path: Path, program: Program
 
 def test_a_rung_adds_one_thing_to_the_one_before() -> None:
     assert repro_rows.seeds_of("ladder", "smoke") == (0, 1, 2) and repro_rows.seeds_of("trades", "smoke") == (0, 1)
-    for tier, count in (("smoke", 6),):
+    for tier, count in (("smoke", 6), ("short", 7), ("paper", 7)):
         rows = repro_rows.ladder(tier)
         assert len(rows) == 2 * count
         nodes = [resolved(*row.words) for row in rows[:count]]
@@ -55,7 +55,7 @@ RUNGS = (
     {"plus.ema"},
     {"plus.label_smoothing", "train.label_smoothing"},
     {"plus.awp"},
-    {"plus.idbh", "dataset.augment"},
+    {"plus.idbh", "dataset.augment", "dataset.erase"},
     {"model.activation"},
 )
 

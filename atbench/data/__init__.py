@@ -14,5 +14,6 @@ from atbench.data.augment import (
 )
 from atbench.data.batch import Batch
 from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
+from atbench.data.idbh import Idbh
 from atbench.data.loader import Shard, Stream, TrainData
 from atbench.data.mixup import CutMix, Mix, MixUp

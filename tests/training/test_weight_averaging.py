@@ -79,6 +79,7 @@ def test_buffers_are_averaged_from_the_first_update_without_ramp() -> None:
         ema.after_update(model, clock)
     assert float(ema.values["weight"]) == 0.75 * 0.25 + 0.25 * 2 and "num_batches_tracked" not in ema.values
     assert float(ema.values["running_mean"]) == 10 * float(ema.values["weight"])
+    assert [float(value) for value in ema.statistics] == [float(ema.values["running_mean"]), 1.0]
     with ema.applied(model):
         assert float(model.running_mean) == 10 * float(model.weight.detach())
     assert float(model.running_mean) == 20
