@@ -20,7 +20,7 @@ SOURCES = _named(
 AUGMENTATIONS = _named(
     "atbench.data",
     "augment.Brightness augment.Chain augment.Cutout augment.EdgePad augment.GaussianNoise augment.OneOf"
-    " augment.PadCropFlip mixup.CutMix mixup.MixUp",
+    " augment.PadCropFlip auto_augment.AutoAugment mixup.CutMix mixup.MixUp",
 )
 MODELS = _named(
     "atbench.models",
