@@ -152,11 +152,11 @@ class Method(nn.Module):
         """The outer minimisation, over one perturbed batch."""
         raise NotImplementedError(f"{type(self).__name__} must implement loss(batch)")
 
-    def ascent_loss(self, batch: Batch) -> Tensor:
-        """What a weight perturbation (AWP) climbs, a scalar; by default the loss of the update."""
-        return self.loss(batch).total
+    def ascent_loss(self, batch: Batch) -> Loss:
+        """What a weight perturbation (AWP) ascends, of the perturbed batch; by default the loss."""
+        return self.loss(batch)
 
-    def forward(self, batch: Batch, ascent: bool = False) -> Loss | Tensor:
+    def forward(self, batch: Batch, ascent: bool = False) -> Loss:
         return self.ascent_loss(batch) if ascent else self.loss(batch)
 
     # State.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atbench.attacks import GradientAttack
 from atbench.config.ranges import NotNegative
@@ -36,9 +36,9 @@ class Mlcat(PgdAt):
         super().__init__(model, attack)
         self.min_loss = min_loss
 
-    def ascent_loss(self, batch: Batch) -> Tensor:
-        losses: Tensor = self.risk(self.model(batch.x_adv), batch.y)
-        return (losses * (losses < self.min_loss)).mean()
+    def ascent_loss(self, batch: Batch) -> Loss:
+        losses = self.risk(self.model(batch.x_adv), batch.y)
+        return Loss((losses * (losses < self.min_loss)).mean(), {})
 
 
 class MlcatLs(PgdAt):

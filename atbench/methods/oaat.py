@@ -38,7 +38,8 @@ class Oaat(Method):
 
     Source: val-iisc/OAAT (train_OAAT.py, defaults.py, utils_awp.py, perceptual_advex). Not here: a new optimizer,
     without momentum of before, where batches begin to take turns; the first batch of an epoch attacked in eval mode,
-    where validation left the network. Published networks were trained with AWP and an average (`plus=[awp,ema]`).
+    where validation left the network. Published networks were trained with AWP and an average (`plus=[awp,ema]`), and
+    WRN-34-10 on AutoAugmented images (experiment=paper/oaat_wrn).
     Known weaknesses: made for large radii, and a long schedule of many numbers. Robust accuracy by AutoAttack at 8/255
     (RobustBench): CIFAR-10 51.06 %, clean 80.24 % (ResNet-18); 58.04 %, clean 85.32 % (WRN-34-10); CIFAR-100 30.35 %,
     clean 65.73 % (WRN-34-10).
@@ -167,13 +168,13 @@ class Oaat(Method):
         terms = {"ce": natural.detach(), "kl": boundary.detach()}
         return Loss(natural + self.beta * boundary, terms, adversarial)
 
-    def ascent_loss(self, batch: Batch) -> Tensor:
+    def ascent_loss(self, batch: Batch) -> Loss:
         x_adv = batch.x_adv
         if self.turn == "plain":
             x_adv = (batch.x + self.reach * (x_adv - batch.x)).clamp(0, 1)
         clean, adversarial = self.model(batch.x), self.model(x_adv)
         natural = cross_entropy(clean, batch.y).mean()
-        return natural + self.beta * divergence(clean.log_softmax(dim=1), adversarial)
+        return Loss(natural + self.beta * divergence(clean.log_softmax(dim=1), adversarial), {})
 
     # State.
 

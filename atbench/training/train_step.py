@@ -8,7 +8,6 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
 from atbench.data import Batch
 from atbench.errors import ConfigError, NumericalError
@@ -102,8 +101,8 @@ class TrainStep:
             # Of all networks: what learns beside the model forwards too.
             with attack_mode(self.method, "batch", freeze=False):
                 with self.update_precision():
-                    climbed: Tensor = (self.distributed or self.method)(batch, ascent=True)
-                climbed.backward()
+                    loss: Loss = (self.distributed or self.method)(batch, ascent=True)
+                loss.total.backward()
             parameters = self.method.model.parameters()
             gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
             # Gradients of the ascent must not add up with those of the update, in any group.

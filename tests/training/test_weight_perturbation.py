@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.config.instantiate import build
-from atbench.methods import Clock
+from atbench.methods import Clock, Loss
 from atbench.models import attack_mode
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 from tests.support.configs import resolved
@@ -98,7 +98,9 @@ def test_it_climbs_what_the_method_says(monkeypatch: pytest.MonkeyPatch) -> None
     for plus in (("plus=awp", "plus.awp.warmup=0"), ()):
         trainer = trainer_of("standard", ALONE, Log(), *plus, *PLAIN)
         weights = list(trainer.method.model.parameters())
-        monkeypatch.setattr(trainer.method, "ascent_loss", lambda batch, w=weights: 0 * sum(each.sum() for each in w))
+        monkeypatch.setattr(
+            trainer.method, "ascent_loss", lambda batch, w=weights: Loss(0 * sum(each.sum() for each in w), {})
+        )
         trainer.train_batch()
         results.append(trainer.state()["method"])
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
