@@ -104,10 +104,11 @@ class Dajat(Method):
             total, terms["js"] = total + self.consistency * js, js.detach()
         return Loss(total, terms, logits[0][1])
 
-    def ascent_loss(self, batch: Batch) -> Tensor:
+    def ascent_loss(self, batch: Batch) -> Loss:
         """CE(z, y) + β · KL(p ‖ p') of the batch, without its further views and without label smoothing."""
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
-        return F.cross_entropy(clean, batch.y) + self.beta * kl_divergence(clean, adversarial).mean()
+        total = F.cross_entropy(clean, batch.y) + self.beta * kl_divergence(clean, adversarial).mean()
+        return Loss(total, {}, adversarial)
 
     def forward_cost(self, steps: int) -> float:
         return (2 * steps + 7) * (1 + len(self.views))

@@ -89,7 +89,7 @@ def test_without_views_its_last_epoch_is_trades_bit_for_bit(norm: str) -> None:
     assert torch.equal(ours.x_adv, theirs.x_adv)
     for a, b in (
         (method.loss(ours).total, trades.loss(theirs).total),
-        (method.ascent_loss(ours), trades.loss(theirs).total),
+        (method.ascent_loss(ours).total, trades.loss(theirs).total),
     ):
         grads = zip(*(torch.autograd.grad(x, m.model.parameters()) for x, m in ((a, method), (b, trades))), strict=True)
         assert torch.equal(a, b) and all(torch.equal(u, v) for u, v in grads)
@@ -133,7 +133,7 @@ def test_views_have_layers_of_their_own_and_share_the_rest() -> None:
     counts = [int(layer.num_batches_tracked) for layer in (*base, *own)]  # type: ignore[arg-type]
     assert counts == [2] * len(base) + [4] * len(own), "the batch, clean and adversarial, and both of each view"
     assert [method.model.get_submodule(name) for name in names] == base and method.model.training
-    ascent = method.ascent_loss(found)
+    ascent = method.ascent_loss(found).total
     assert not any(torch.autograd.grad(ascent, list(method.auto.parameters()), allow_unused=True)), "the base alone"
     grads = torch.autograd.grad(loss.total, list(method.parameters()))
     assert all(grad.abs().max() > 1e-6 for grad in grads if grad.ndim > 1 or len(grad) == 4), "all are trained"
@@ -147,7 +147,7 @@ def test_awp_ascends_the_batch_alone_without_smoothing() -> None:
     method.risk.label_smoothing = 0.3  # type: ignore[assignment]
     clean, adversarial = method.model(batch.x), method.model(batch.x_adv)
     expected = reference.mean(reference.ce(clean, batch.y)) + 11 * reference.mean(reference.kl(clean, adversarial))
-    assert method(batch, ascent=True).item() == pytest.approx(expected, abs=1e-12)
+    assert method(batch, ascent=True).total.item() == pytest.approx(expected, abs=1e-12)
     assert method(batch).total.item() == method.loss(batch).total.item() != pytest.approx(expected, abs=1e-3)
 
 
@@ -159,7 +159,7 @@ def test_a_step_under_awp_is_the_gradient_at_the_perturbed_weights(double: None)
     batch = method.perturb(batch)
     weights = list(method.model.parameters())
     start = [weight.detach().clone() for weight in weights]
-    grads = torch.autograd.grad(method.ascent_loss(batch), weights)
+    grads = torch.autograd.grad(method.ascent_loss(batch).total, weights)
     with torch.no_grad():
         for weight, grad in zip(weights, grads, strict=True):
             weight.add_(0.005 * weight.norm() / grad.norm() * grad if weight.ndim > 1 else 0.0)
