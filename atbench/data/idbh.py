@@ -51,6 +51,9 @@ class Idbh:
             drawn = rng.uniform(torch.empty(len(images), count, dtype=torch.float64, device=images.device))
             return (drawn + 1) / 2
 
+        if self.crop[1] > min(images.shape[2:]):
+            why = f"images of {images.shape[2]}×{images.shape[3]} have no more lines than that"
+            raise ConfigError("dataset.augment.crop", [*self.crop], why, "use larger pictures, or cut off less")
         images = torch.where((unit(1) < 0.5)[..., None, None], images.flip(-1), images)
         images = self._operate(self._crop_shift(images, unit(6)), unit(4))
         return erase(images, *self._rectangle(images, unit(1 + 4 * TRIES))), None

@@ -147,6 +147,11 @@ def test_what_it_does_not_know_is_refused(operations: dict[str, list[float]]) ->
         Idbh(**{**NOTHING, "operations": operations})
 
 
+def test_an_image_keeps_a_line() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.augment\.crop.*8×16"):
+        Idbh([0, 11], WEAK, 0.5, [0.02, 0.33])(pictures(2, height=8), draws())
+
+
 def test_a_method_that_puts_pixels_back_refuses_it() -> None:
     with pytest.raises(ConfigError, match="Idbh"):
         canvas_pad(Idbh(**NOTHING))
