@@ -57,7 +57,7 @@ class Aaer(Method):
         self.noise, self.clip, self.ce_term = noise, clip, ce_term
 
     def perturb(self, batch: Batch) -> Batch:
-        objective, attack = FirstLogits(self.model, cross_entropy, batch.y), self.attack
+        objective, attack = FirstLogits(self.model, self.attack_risk, batch.y), self.attack
         start = attack.begin(batch.x, self.noise * attack.eps, self.rng())
         eps = attack.eps if self.clip else self.noise * attack.eps + attack.step_size
         x_adv = self.run_attack(objective, batch.x, start=start, eps=eps)

@@ -57,7 +57,7 @@ class Alp(Method):
 
     def _objective(self, batch: Batch) -> Objective:
         if self.target == "label":
-            return Objective(self.model, cross_entropy, batch.y)
+            return Objective(self.model, self.attack_risk, batch.y)
         if self.target == "random":
             unit = (self.rng("target").uniform(batch.x.new_empty(len(batch))) + 1) / 2
             return Objective(self.model, likelihood, (unit * self.classes).long().clamp_(max=self.classes - 1))

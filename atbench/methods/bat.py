@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy, likelihood, wrong_classes
+from atbench.attacks import GradientAttack, Objective, likelihood, wrong_classes
 from atbench.config.ranges import Positive
 from atbench.data import Batch
 from atbench.errors import ConfigError, refuse_unknown
@@ -67,7 +67,7 @@ class Bat(Method):
         with torch.no_grad(), attack_mode(self, self.attack.bn):
             logits = self.model(batch.x)
         if self.target == "untargeted":
-            objective = Objective(self.model, cross_entropy, batch.y)
+            objective = Objective(self.model, self.attack_risk, batch.y)
         else:
             objective = Objective(self.model, likelihood, self.targets(logits, batch.y))
         label = batch.y if self.beta is None else adversarial_label(logits, batch.y, self.beta, self.gamma)

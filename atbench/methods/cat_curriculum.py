@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.attacks import GradientAttack, Objective, State
 from atbench.config.ranges import AnyCount, Share
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
@@ -78,7 +78,7 @@ class CatCurriculum(Method):
         def finished(state: State) -> Tensor:
             return chunk[state.rows] <= state.step
 
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         x_adv = self.run_attack(objective, batch.x, step_size=lengths[chunk], steps=top, stop=finished)
         clean = (chunk == 0).view(-1, 1, 1, 1)
         return batch.with_adv(torch.where(clean, batch.x, x_adv))

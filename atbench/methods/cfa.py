@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
+from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative, SomeShare
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
@@ -77,7 +77,7 @@ class Cfa(PgdAt):
         return shift + self.robust
 
     def perturb(self, batch: Batch) -> Batch:
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         if self.base == "trades":
             objective = Objective(self.model, kl_from, self.probabilities(batch.x))
         eps = self.attack.eps * self.class_factors(self.lambda_1)

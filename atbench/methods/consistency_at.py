@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import NotNegative, Positive, Share
 from atbench.data import Augment, Batch, TrainData
 from atbench.data.augment import Chain
@@ -65,7 +65,7 @@ class ConsistencyAt(Method):
         pairs = enumerate((batch.x, *batch.views))
         # Starts are drawn view by view, so that they are those of the joint batch in any number of processes.
         start = torch.cat([self.attack.begin(each, self.attack.eps, self.rng(f"start {v}")) for v, each in pairs])
-        objective = Objective(self.model, cross_entropy, torch.cat([batch.y, batch.y]))
+        objective = Objective(self.model, self.attack_risk, torch.cat([batch.y, batch.y]))
         x_adv, other = self.run_attack(objective, torch.cat([batch.x, *batch.views]), start=start).chunk(2)
         return batch.with_adv(x_adv, other=other)
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.data import Batch, Stream, TrainData
 from atbench.methods.base import FixedSteps, Loss, Round
@@ -109,7 +109,7 @@ class Dverge(EnsembleMethod):
 
     def _attack(self, i: int, batch: Batch) -> Tensor:
         """x'' against member i, from a start of its own."""
-        return self.run_attack(Objective(self.members[i], cross_entropy, batch.y), batch.x, stream=f"member{i}")
+        return self.run_attack(Objective(self.members[i], self.attack_risk, batch.y), batch.x, stream=f"member{i}")
 
     def inner_updates(self, batch: Batch) -> Iterator[Round]:
         first = Round(batch.with_adv(member=0))

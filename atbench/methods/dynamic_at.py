@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.attacks import GradientAttack, Objective, State
 from atbench.attacks.ascent.loop import Stop
 from atbench.attacks.norms.lp_ball import flat_norm
 from atbench.config.ranges import NotNegative, Share, SomeShare
@@ -68,7 +68,7 @@ class DynamicAt(Method):
         return max(self.c_max - self.c_max * self.clock.epoch / (self.decay * self.clock.epochs), 0.0)
 
     def perturb(self, batch: Batch) -> Batch:
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         x_adv = self.run_attack(objective, batch.x, stop=self._converged(batch.x))
         if self.clock.fraction < self.weighted_from:
             return batch.with_adv(x_adv)

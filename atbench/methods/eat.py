@@ -81,7 +81,7 @@ class Eat(FgsmAt):
     def perturb(self, batch: Batch) -> Batch:
         source, mode = self.source(), self.attack.bn
         if self.target == "label":
-            objective = Objective(source, cross_entropy, batch.y)
+            objective = Objective(source, self.attack_risk, batch.y)
         else:
             objective = SelfLabelled(source, cross_entropy, most_likely)
         if source is not self.model and mode == "train":

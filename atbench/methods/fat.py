@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.attacks import GradientAttack, Objective, State
 from atbench.attacks.ascent.loop import Stop
 from atbench.config.ranges import AnyCount, Share
 from atbench.data import Batch
@@ -42,7 +42,7 @@ class Friendly(Method):
 
     def objective(self, batch: Batch) -> Objective:
         """What the attack maximises."""
-        return Objective(self.model, cross_entropy, batch.y)
+        return Objective(self.model, self.attack_risk, batch.y)
 
     def epoch_figures(self) -> dict[str, float]:
         return {"tau": self.current_tau}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, State, cross_entropy
+from atbench.attacks import GradientAttack, Objective, State
 from atbench.attacks.ascent.loop import Stop
 from atbench.config.ranges import Share
 from atbench.data import Batch
@@ -62,7 +62,7 @@ class Gairat(Method):
             finished[rows] |= stop(state)
             return finished[rows]
 
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         x_adv = self.run_attack(objective, batch.x, stop=count_right)
         return batch.with_adv(x_adv, kappa=kappa, weights=self._weights(kappa.to(batch.x.dtype)))
 

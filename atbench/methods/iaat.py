@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method, eps_spread
@@ -75,7 +75,7 @@ class Iaat(Method):
 
     def _search(self, batch: Batch, eps: Tensor, stream: str) -> Tensor:
         step_size = (eps / (0.5 * self.attack.steps)).clamp_min(self.min_step)
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         return self.run_attack(objective, batch.x, eps=eps, step_size=step_size, stream=stream)
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.attacks import GradientAttack, Objective
 from atbench.attacks.ascent.multi_norm import MultiSteepest
 from atbench.config.ranges import NotNegative
 from atbench.data import Batch
@@ -54,7 +54,7 @@ class Msd(PgdAt):
         self.union = MultiSteepest(radii, lengths, attack.steps, attack.start, pixels, l1_step)
 
     def perturb(self, batch: Batch) -> Batch:
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         with attack_mode(self, self.attack.bn):
             return batch.with_adv(self.union(objective, batch.x, rng=self.rng()))
 

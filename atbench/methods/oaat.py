@@ -115,7 +115,7 @@ class Oaat(Method):
     # Inner.
 
     def perturb(self, batch: Batch) -> Batch:
-        objective, eps, start = Objective(self.model, cross_entropy, batch.y), self.eps, self.early_eps
+        objective, eps, start = Objective(self.model, self.attack_risk, batch.y), self.eps, self.early_eps
         if self.turn == "large":
             eps = self.large_eps
         elif self.turn == "lpips":
@@ -145,7 +145,7 @@ class Oaat(Method):
 
         def value(outputs: tuple[Tensor, Tensor], y: Tensor, seen: Tensor) -> Tensor:
             logits, looks = outputs
-            return cross_entropy(logits, y) - weight * torch.linalg.vector_norm(looks - seen, dim=1)
+            return self.attack_risk(logits, y) - weight * torch.linalg.vector_norm(looks - seen, dim=1)
 
         return Objective(lambda x: (self.model(x), appearance(reference, x)), value, (batch.y, seen))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from atbench.attacks import GradientAttack, Objective, cross_entropy, kl_from
+from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import BelowOne, Count, NotNegative, Positive, Share
 from atbench.data import Batch
 from atbench.methods.base import FixedSteps, Loss
@@ -57,7 +57,7 @@ class Rebat(PgdAt):
     def perturb(self, batch: Batch) -> Batch:
         strong = self.clock.fraction >= self.strong_start
         eps, steps = (self.strong_eps, self.strong_steps) if strong else (None, None)
-        objective = Objective(self.model, cross_entropy, batch.y)
+        objective = Objective(self.model, self.attack_risk, batch.y)
         batch = batch.with_adv(self.run_attack(objective, batch.x, eps=eps, steps=steps))
         return batch.with_adv(p=self.probabilities(batch.x_adv, self.average)) if self._pulled() else batch
 
