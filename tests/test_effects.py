@@ -48,6 +48,7 @@ OWN = {
     "dverge": ("model.members=2", "method.distill_steps=5"),
     "cat_customized": ("method.eta=0.04",),  # else 14 visits to the largest radius
     "eat": ("train.batch_size=32", "train.epochs=10"),  # of four images one is its own
+    **dict.fromkeys(("ard", "rslad"), ("train.batch_size=32", "train.epochs=10")),  # a tenth of a KL is little
     "ccat": ("attack.steps=15",),
     "ssdrl": ("method.classes=2",),  # a fifth of the searches
     **dict.fromkeys(

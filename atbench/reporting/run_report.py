@@ -20,7 +20,16 @@ from atbench.reporting.results import EvaluationRecord, bound_text
 from atbench.reporting.run_cards import run_cards
 from atbench.reporting.run_facts import attacked_facts, environment_facts, file_facts, threat_text, training_facts
 from atbench.reporting.run_folder import RunFolder, is_run, read_run
-from atbench.reporting.wording import NO_PROOF, NOTHING, both_forms, norm_name, options_text, percent, points
+from atbench.reporting.wording import (
+    NO_PROOF,
+    NOTHING,
+    accuracy_text,
+    both_forms,
+    norm_name,
+    options_text,
+    percent,
+    points,
+)
 from atbench.runs.run_dir import record_folders
 
 ADAPTED = {"eps_mean": "Radii of the training examples", "strength": "Stage of the curriculum"}
@@ -160,4 +169,14 @@ def _stages(run: RunFolder) -> Iterator[Block]:
     if folders:
         yield Heading("Stages", part=True)
         yield Paragraph("Pretraining runs of the method, each in a folder under stages/.")
-        yield Facts(tuple((stage.name, f"{read_run(stage).status_line}") for stage in folders))
+        yield Facts(tuple((stage.name, _stage_line(read_run(stage))) for stage in folders))
+
+
+def _stage_line(stage: RunFolder) -> str:
+    """How a stage ended, and of a teacher what it was before it taught."""
+    if (measured := stage.status.get("teacher")) is None:
+        return stage.status_line
+    clean, pgd = (accuracy_text(measured[key]) for key in ("clean", "pgd"))
+    return (
+        f"{stage.status_line}; a teacher: clean {clean}, PGD-{measured['steps']} {pgd}, n = {measured['n']}, held out"
+    )

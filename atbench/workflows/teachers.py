@@ -14,12 +14,11 @@ from atbench.errors import ConfigError, DataError, NumericalError
 from atbench.interval import accuracy_figures
 from atbench.reporting.console import print_line, print_warnings
 from atbench.reporting.wording import accuracy_text
-from atbench.runs.run_dir import write_json
+from atbench.runs.run_dir import set_status
 from atbench.training import Trainer
 from atbench.workflows.external_model import first_logits
 from atbench.workflows.pretraining import PlannedStage, read_network
 
-FILE = "teacher.json"
 STEPS = 10
 
 Figures = dict[str, Any]
@@ -40,13 +39,13 @@ def record_teachers(
     trainer: Trainer,
     run: Path,
 ) -> None:
-    """Measure the teachers that are not among those `measured`, say what each is, and keep it in its stage's folder."""
+    """Measure the teachers that are not among those `measured`, say what each is, and keep it in its stage's status."""
     for name, each in planned.items():
         if not each.stage.teaches:
             continue
         figures = measured.get(name) or measure(name, each, networks[name], trainer)
         if trainer.world.main:
-            write_json(run / each.folder / FILE, figures)
+            set_status(run / each.folder, teacher=figures)
             _say(name, each.stage.teaches, figures, Console(stderr=True))
 
 

@@ -19,6 +19,8 @@ from atbench.data.digits import digits
 from atbench.errors import AtbenchError, ConfigError, DataError
 from atbench.methods import Stage
 from atbench.methods.teacher import Taught
+from atbench.reporting.run_folder import read_run
+from atbench.reporting.run_report import _stage_line
 from atbench.runs.run_dir import set_status, write_json, write_text
 from atbench.runs.signals import SignalFlag
 from atbench.training import checkpoint
@@ -97,10 +99,12 @@ def test_a_finished_one_is_read_measured_and_remembered(
     x = torch.rand(5, 1, 8, 8)
     torch.testing.assert_close(method.teacher(x), network(x), rtol=0, atol=1e-6)
     (stage,) = (tmp_path / "mine" / "stages").iterdir()
-    figures = json.loads((stage / "teacher.json").read_text())
+    status = json.loads((stage / "status.json").read_text())
+    figures = status["teacher"]
     assert figures["clean"]["accuracy"] > 0.8 > figures["pgd"]["accuracy"]
     assert figures["steps"] == 10 and figures["eps"] == pytest.approx(51 / 255) and figures["n"] == 16
-    assert json.loads((stage / "status.json").read_text())["sha256"][:8] == stage.name.rpartition("-")[2]
+    assert status["sha256"][:8] == stage.name.rpartition("-")[2]
+    assert "a teacher: clean " in _stage_line(read_run(stage))
 
 
 def test_what_is_measured_is_said_and_chance_under_attack_is_warned_about(
