@@ -89,7 +89,8 @@ def test_pool_images_are_not_mixed() -> None:
 
 ONE_LABEL = {"mart", "mma", "fgsm_mep", "atas", "iaat", "rst", "dkl", "ccat", "tla", "pgd_at_te", "trades_te"} | {
     *("atda", "kim_interval", "bat", "szegedy", "fgsm_mep_cs", "fgsm_pco"),
-    *("fgsm_cuap", "liet", "tdat"),
+    *("fgsm_cuap", "liet", "tdat", "adr", "arow", "cfa"),
+    *("consistency_at", "dajat"),  # several views of one image
     *("adp", "fat", "fat_trades", "fat_mart", "dynamic_at"),
     *("pass", "ssdrl", "uat_ft", "uat_ot", "uat_pp"),
     "multi_norm_avg",
