@@ -197,7 +197,7 @@ class TrainConfig:
 
     seed: int = 0
     device: str = "auto"
-    threads: Optional[int] = None
+    threads: Any = "auto"
     name: Optional[str] = None
     runs: str = "runs"
     data_dir: str = "data"
@@ -231,7 +231,7 @@ class EvalConfig:
     name: Optional[str] = None
     seed: int = 0
     device: str = "auto"
-    threads: Optional[int] = None
+    threads: Any = "auto"
     runs: str = "runs"
     data_dir: Optional[str] = None
     dataset: Any = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
@@ -25,7 +26,7 @@ from atbench.reporting.progress import Progress
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
-from atbench.training import Trainer, World, checkpoint, threads, world
+from atbench.training import Trainer, World, checkpoint, cpu_threads, threads, world
 from atbench.workflows import extension, factory, pretraining, resume
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
@@ -62,6 +63,7 @@ def train(composed: DictConfig) -> TrainResult:
         state = resume.last_state(cfg, resumed, processes) if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.build_trainer(fresh=state is None)
+        run.choose_threads(trainer, resumed)
         pretraining.check(run.plan_stages(trainer.method), resumed)
         about = factory.describe_run(cfg, run.source, trainer)
         environment, changes = processes.from_main(lambda: run.check_environment(about, resumed, state))
@@ -114,6 +116,19 @@ class Run:
             factory.load_initial_weights(model, Path(cfg.weights))
         method = factory.make_method(cfg, model, data, self.world)
         return factory.make_trainer(cfg, method, data, self.world, self, self.signal)
+
+    def choose_threads(self, trainer: Trainer, resumed: Path | None) -> None:
+        """With threads=auto no more threads than the network keeps busy; a run that goes on has those it had, for sums
+        of floats depend on them.
+        """
+        if self.cfg.threads not in (cpu_threads.AUTO, None):
+            return
+        before = read_json(resumed / "environment.json") if resumed else None
+        if before:
+            torch.set_num_threads(min(before["threads"], os.cpu_count() or 1))
+        else:
+            most = cpu_threads.worth(trainer.method.model, self.source.shape, trainer.data.batch_size)
+            torch.set_num_threads(min(torch.get_num_threads(), most))
 
     def check_evaluation_plan(self, trainer: Trainer, test: Images) -> list[str]:
         """Build the plan of the later evaluation, so that what is impossible is refused before training; warnings."""
