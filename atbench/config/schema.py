@@ -203,7 +203,7 @@ class TrainConfig:
 
     seed: int = 0
     device: str = "auto"
-    threads: Optional[int] = None
+    threads: Any = "auto"
     name: Optional[str] = None
     runs: str = "runs"
     data_dir: str = "data"
@@ -237,7 +237,7 @@ class EvalConfig:
     name: Optional[str] = None
     seed: int = 0
     device: str = "auto"
-    threads: Optional[int] = None
+    threads: Any = "auto"
     runs: str = "runs"
     data_dir: Optional[str] = None
     dataset: Any = None

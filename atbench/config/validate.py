@@ -48,6 +48,8 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
         ):
             names = ["true" if choice is True else "false" if choice is False else choice for choice in known]
             raise ConfigError(key, value, "there is no such choice", hint(str(value), names))
+    if (threads := select(cfg, "threads")) != "auto":
+        _check_range("threads", threads, ranges.COUNT)
     _check_device(str(select(cfg, "device")))
     name = select(cfg, "eval.name")
     if name is not None and (name in ("earlier", "parts") or not re.fullmatch(r"\w[\w+-]*", str(name))):

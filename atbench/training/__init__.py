@@ -3,7 +3,8 @@
 from atbench.training import checkpoint
 from atbench.training.callbacks import Callbacks
 from atbench.training.collapse import CollapseWatch, Guard
-from atbench.training.distributed import World, threads, world
+from atbench.training.cpu_threads import threads
+from atbench.training.distributed import World, world
 from atbench.training.param_groups import Group, make_group
 from atbench.training.trainer import Recipe, Trainer
 from atbench.training.weight_averaging import Average, Ema, Fawa, Swa

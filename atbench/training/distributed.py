@@ -129,17 +129,3 @@ def data_parallel(method: nn.Module) -> DistributedDataParallel:
     `World.average_norms` the BatchNorm statistics).
     """
     return DistributedDataParallel(method, find_unused_parameters=True, broadcast_buffers=False)
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Context with `count` CPU threads; None leaves torch's default."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

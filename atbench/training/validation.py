@@ -19,7 +19,8 @@ class Validation:
     """Accuracy of a network under a fixed PGD configuration, with the same random starts every time.
 
     Args:
-        n: the maximum number of examples of either part: a fixed sample, stratified by class.
+        n: the maximum number of held-out examples, a fixed sample, stratified by class; as many training examples are
+            attacked beside them.
         others: PGD in other norms; `union` is then the share of examples robust under all of them.
         show: told before every pass what is done.
     """
@@ -34,7 +35,8 @@ class Validation:
         show: Callable[[Activity], None] = lambda activity: None,
     ) -> None:
         self.threat, self.world, self.others, self.show = threat, world, others, show
-        self.held, self.fitted = data.validation.sample(n), data.fit_sample(n)
+        self.held = data.validation.sample(n)
+        self.fitted = data.fit_sample(len(self.held))
 
     def _eval_model(self, network: nn.Module) -> EvalModel:
         eval_model = EvalModel(network, 512, self.world.rank, self.world.size, self.world.sum)

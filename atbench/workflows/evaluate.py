@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from atbench.errors import ConfigError, DataError
 from atbench.evaluation import (
     EvalModel,
     EvalResults,
+    Plan,
     ResultCache,
     eval_names,
     evaluate_model,
@@ -171,7 +173,7 @@ def _count(cfg: DictConfig, test: Images) -> int:
 def evaluate_checkpoints(
     cfg: DictConfig, source: Source, world: World, folder: Path, names: list[str]
 ) -> list[dict[str, Any]]:
-    """Evaluate checkpoints of a run on the test split and write their records."""
+    """Evaluate checkpoints of a run on the test split and write their records. The audit is of the first one."""
     world.barrier()  # the main process has written the checkpoints
     test = source.test().to(world.device)
     title = eval_names.evaluation_name(cfg.eval, _count(cfg, test), len(test))
@@ -184,7 +186,10 @@ def evaluate_checkpoints(
         # The last epoch is often the best one: the same weights are evaluated once.
         weights = weights_sha256(network)
         if weights not in evaluated:
-            evaluated[weights] = evaluate_checkpoint(cfg, source, world, folder, out, name, network, test)
+            plan = make_plan(cfg, source, world, test)
+            if name != names[0]:
+                plan = replace(plan, audit=0)
+            evaluated[weights] = evaluate_checkpoint(cfg, source, plan, world, folder, out, name, network, test)
         results, content = evaluated[weights]
         records.append({**content, "name": title, "checkpoint": name, "epoch": epoch, **_marks(folder, epoch)})
         if world.main:
@@ -204,12 +209,19 @@ def _marks(folder: Path, epoch: int | None) -> dict[str, Any]:
 
 
 def evaluate_checkpoint(
-    cfg: DictConfig, source: Source, world: World, folder: Path, out: Path, name: str, network: nn.Module, test: Images
+    cfg: DictConfig,
+    source: Source,
+    plan: Plan,
+    world: World,
+    folder: Path,
+    out: Path,
+    name: str,
+    network: nn.Module,
+    test: Images,
 ) -> tuple[EvalResults, dict[str, Any]]:
     """Run the plan on one network: results and record. Partial records go to `out`; an interrupted evaluation resumes
     from the cache in the folder.
     """
-    plan = make_plan(cfg, source, world, test)
     about = {
         "schema": SCHEMA,
         "checkpoint": name,

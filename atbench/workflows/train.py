@@ -25,7 +25,7 @@ from atbench.reporting.progress import Progress
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
-from atbench.training import Trainer, World, checkpoint, threads, world
+from atbench.training import Trainer, World, checkpoint, cpu_threads, threads, world
 from atbench.workflows import extension, factory, pretraining, resume, teachers
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
@@ -62,6 +62,8 @@ def train(composed: DictConfig) -> TrainResult:
         state = resume.last_state(cfg, resumed, processes) if resumed else None
         # Everything is built before a folder exists: what cannot work is refused and leaves nothing.
         trainer = run.build_trainer(fresh=state is None)
+        earlier = read_json(resumed / "environment.json") if resumed else {}
+        cpu_threads.settle(cfg.threads, trainer.method.model, source.shape, trainer.data.batch_size, earlier)
         planned = run.plan_stages(trainer.method)
         pretraining.check(planned, resumed)
         run.measured = teachers.measure_finished(planned, trainer) if state is None else {}
