@@ -24,7 +24,7 @@ RUN_FILES = (
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
 
 
-def write_bytes(path: Path, data: bytes, previous: Path | None = None) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, previous: Path | None = None) -> None:
     """Write a file atomically (temporary file, sync, rename); with `previous` the old file is moved there first. Raises
     EnvironmentFault if the disk refuses.
     """

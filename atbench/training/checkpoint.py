@@ -22,21 +22,26 @@ LENGTH = 64  # of a SHA-256 in hexadecimal
 SCHEMA = 1  # version of a checkpoint's content
 
 
-def encode(content: dict[str, Any]) -> bytes:
-    """Serialise tensors, numbers, strings and containers of them."""
+def encode(content: dict[str, Any]) -> memoryview:
+    """Serialise tensors, numbers, strings and containers of them, into one buffer: a checkpoint may be gigabytes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    archive = buffer.getvalue()
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
     # The last two bytes of a zip archive without a comment say that its comment has length 0.
-    assert archive[-2:] == b"\0\0"
-    return archive[:-2] + LENGTH.to_bytes(2, "little") + hashlib.sha256(archive).hexdigest().encode()
+    buffer.seek(-2, io.SEEK_END)
+    assert buffer.read() == b"\0\0"
+    buffer.seek(-2, io.SEEK_END)
+    buffer.write(LENGTH.to_bytes(2, "little") + digest)
+    return buffer.getbuffer()
 
 
-def whole(data: bytes) -> bool:
+def whole(data: bytes | memoryview) -> bool:
     """Whether the bytes are those that `encode` wrote."""
     if len(data) < LENGTH + 2 or data[-LENGTH - 2 : -LENGTH] != LENGTH.to_bytes(2, "little"):
         return False
-    return hashlib.sha256(data[: -LENGTH - 2] + b"\0\0").hexdigest().encode() == data[-LENGTH:]
+    digest = hashlib.sha256(memoryview(data)[: -LENGTH - 2])
+    digest.update(b"\0\0")
+    return digest.hexdigest().encode() == data[-LENGTH:]
 
 
 def save(path: Path, content: dict[str, Any], keep_previous: bool = False) -> None:

@@ -80,7 +80,7 @@ class Log:
         self.watch.append(row)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        self.saved[name] = encode(state)
+        self.saved[name] = bytes(encode(state))
 
 
 def configuration(name: str, *overrides: str) -> DictConfig:

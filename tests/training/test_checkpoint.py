@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def test_every_truncation_and_every_flipped_bit_is_noticed() -> None:
         hurt = bytearray(data)
         hurt[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         assert not checkpoint.whole(bytes(hurt))
+
+
+def test_there_is_one_copy_of_it_in_memory() -> None:
+    content = {"weights": torch.zeros(1 << 20, dtype=torch.float64)}
+    tracemalloc.start()
+    try:
+        data = checkpoint.encode(content)
+        assert checkpoint.whole(data) and tracemalloc.get_traced_memory()[1] < 1.5 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_one_before_is_used_with_a_word(tmp_path: Path) -> None:
