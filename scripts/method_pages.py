@@ -171,7 +171,7 @@ def _options(cls: type, node: dict[str, Any], meanings: dict[str, str]) -> str:
     """Every argument of the constructor: its key, default, range and meaning."""
     rows = []
     for name, parameter in list(inspect.signature(cls).parameters.items()):
-        if name in ("model", "attack", "network"):  # handed over by the program, not set
+        if name in ("model", "attack", "network", "stage_network"):  # handed over by the program, not set
             continue
         default = node.get(name, parameter.default)
         # "as in TRADES": the other class says it.

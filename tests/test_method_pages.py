@@ -18,7 +18,7 @@ def test_a_page_holds_what_its_sources_say(name: str) -> None:
     assert html.escape(node["about"]["formula"]) in text
     assert re.search(r"\| \*\*Cost\*\* \| .*\d.* \|\n", text), "the cost, on one line"
     cls = method_pages._target(node["_target_"])
-    knobs = set(inspect.signature(cls).parameters) - {"model", "attack", "network"}
+    knobs = set(inspect.signature(cls).parameters) - {"model", "attack", "network", "stage_network"}
     rows = dict(re.findall(r"\| `method\.(\w+)` \| `(.*?)` \|", text))
     assert set(rows) == knobs, "every option of the constructor"
     for key in knobs & set(node):
@@ -27,6 +27,7 @@ def test_a_page_holds_what_its_sources_say(name: str) -> None:
     meanings = re.findall(r"\| `method\.\w+` \|[^|]*\|[^|]*\| (.*) \|\n", text + "\n")
     assert len(meanings) == len(knobs) and not any(meaning.startswith("as in ") for meaning in meanings)
     assert all(meanings), "every option is explained"
+    assert "inspect._empty" not in text and "a list of a list" not in text
 
 
 def test_rows_are_those_of_the_tables() -> None:

@@ -97,6 +97,8 @@ def _describe(annotation: Any) -> Iterator[str]:
         yield next((each.description for each in metadata if isinstance(each, Range)), next(_describe(plain)))
     elif origin is typing.Literal:
         yield f"one of {', '.join(repr(choice) for choice in typing.get_args(annotation))}"
+    elif origin is Callable:
+        yield "a node with _target_"
     elif origin is not None:
         inner = [option for option in typing.get_args(annotation) if option is not ...]
         group = "a mapping" if inspect.isclass(origin) and issubclass(origin, Mapping) else "a list"
