@@ -92,7 +92,10 @@ def test_recipes_are_what_their_sources_say(
 #: Whose crops are padded by reflection (np.pad, tf.pad or torchvision's Pad in their code); all others pad with zeros.
 REFLECTED = {
     *(f"paper/{name}" for name in ("early_stop", "iaat", "l1_penalty_at", "llr", "mma", "msd", "standard")),
-    *(f"paper/{name}" for name in ("uat_ft", "uat_ot", "uat_pp", "multi_grad", "zero_grad", "cfa")),
+    *(
+        f"paper/{name}"
+        for name in ("uat_ft", "uat_ot", "uat_pp", "multi_grad", "zero_grad", "cfa", "mlcat", "mlcat_ls", "rebat")
+    ),
     *("paper/adp", "paper/dynamic_at"),  # repeated edges, which crops here do not have
 }
 #: Pixels of padding where they are not 4: crops of 36 x 36 (MadryLab/cifar10_challenge, cifar10_input.py, and what is
