@@ -42,7 +42,7 @@ HOW: Mapping[str, Tier] = {
 
 #: The ladder is judged by differences between rungs, which need seeds of their own in every tier.
 LADDER_SEEDS = (0, 1, 2)
-#: In `smoke` a radius at which best and last checkpoint differ, with the data set's quarter of it as step.
+#: In `smoke` a radius at which best and last checkpoint of one-step training differ, with a quarter of it as step.
 LADDER_SETTING: Mapping[str, tuple[str, ...]] = {
     "smoke": ("tier=smoke", "dataset.threat.linf.eps=0.25", "dataset.threat.linf.step_size=0.0625"),
     "short": ("tier=short",),
