@@ -38,11 +38,7 @@ class Adaad(Taught):
     52.96 %.
 
     Args:
-        stage_network: makes the network of a stage.
-        teacher: the words of a command line that tell the teacher's own run from this one (`['model=wrn_34_10']`; none:
-            the run's network), or the path of a finished run, a checkpoint in it, an export or a file of weights.
-        teacher_model: the network of a file of weights, by its name or as words (`['model=wrn', 'model.depth=34']`).
-        teacher_method: how a teacher is trained first, `pgd_at` or `trades`.
+        stage_network, teacher, teacher_model, teacher_method: as in Taught.
         alpha: α.
         temperature: T, of the first term.
         divisor: d.

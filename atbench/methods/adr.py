@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.config.ranges import BelowOne, NotNegative, Positive, Share
 from atbench.data import Batch
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.methods.base import Loss
 from atbench.methods.divergences import kl_divergence
 from atbench.methods.trades import Trades
@@ -62,8 +62,7 @@ class Adr(Trades):
         interpolation_high: Share = 0.95,
         wa: bool = True,
     ) -> None:
-        if base not in BASES:
-            raise ConfigError("method.base", base, "there is no such choice", f"use one of {', '.join(BASES)}")
+        refuse_unknown("method.base", base, BASES)
         super().__init__(model, attack, beta)
         self.average = WeightAverage(model)
         self.base, self.decay, self.wa = base, decay, wa

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, kl_from
 from atbench.config.ranges import NotNegative, SomeShare
 from atbench.data import Batch, TrainData
-from atbench.errors import ConfigError
+from atbench.errors import refuse_unknown
 from atbench.methods.base import Decision, FixedSteps, Loss, Report, eps_spread
 from atbench.methods.divergences import kl_divergence
 from atbench.methods.pgd_at import PgdAt
@@ -60,8 +60,7 @@ class Cfa(PgdAt):
         clean_pass: bool = True,
     ) -> None:
         super().__init__(model, attack, clean_pass)
-        if base not in BASES:
-            raise ConfigError("method.base", base, "there is no such choice", f"use one of {', '.join(BASES)}")
+        refuse_unknown("method.base", base, BASES)
         self.base, self.lambda_1, self.lambda_2, self.beta, self.begin = base, lambda_1, lambda_2, beta, begin
 
     def setup(self, data: TrainData) -> None:

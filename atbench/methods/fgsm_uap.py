@@ -25,8 +25,9 @@ class FgsmUap(Method):
     with g = ∇CE(f(x₀), y), x' = Π(x₀ + ε·d(g)). After the update, of each group in the batch,
     m_r ← mean_r h / ‖h‖₁ + μ·m_r and u_r is cut to the radius R at u_r + R·d(m_r), with ‖h‖₁ over the joint batch and
     h = ∇(CE(f(x₀), y) + λ · MSE(f(x'), f(x₀))) at x₀, x' fixed. In L∞ u_r has the values −R, 0 and R; R exceeds ε, and
-    the start keeps ±ε. CE is the run's own loss, label smoothing included, in the search too. The MSE is a mean over
-    batch and classes, its gradient flows through both passes; that at x₀ is shared by search and update, in train mode.
+    the start keeps ±ε. The authors smooth the search's labels as the loss's (`train.attack_label_smoothing`). The MSE
+    is a mean over batch and classes, its gradient flows through both passes; that at x₀ is shared by search and update,
+    in train mode.
     Cost: 7 forward passes a batch, and no perturbation of single images to keep.
 
     Source: fzjcdt/FastAT_Benchmark, fast_at/fgsm_uap.py and fgsm_cuap.py (the authors'; μ is fixed there). It means to
@@ -80,7 +81,7 @@ class FgsmUap(Method):
     def loss(self, batch: Batch) -> Loss:
         ball, eps, start = self.attack.ball, self.attack.eps, batch.aux["start"].detach().requires_grad_()
         before = self.model(start)
-        grad = torch.autograd.grad(self.risk(before, batch.y).sum(), start, retain_graph=True)[0]
+        grad = torch.autograd.grad(self.attack_risk(before, batch.y).sum(), start, retain_graph=True)[0]
         batch.aux.update(point=start, gradient=grad)  # for `after_update`; backward leaves that of λ · MSE in the point
         after = self.model(ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps))
         risk, drift = self.risk(after, batch.y).mean(), F.mse_loss(after, before)

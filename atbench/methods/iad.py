@@ -41,11 +41,7 @@ class Iad(Taught):
     CIFAR-10, ResNet-18 with a teacher trained by PGD-AT: 48.66 % (others' tables, from memory).
 
     Args:
-        stage_network: makes the network of a stage.
-        teacher: the words of a command line that tell the teacher's own run from this one (`['model=wrn_34_10']`; none:
-            the run's network), or the path of a finished run, a checkpoint in it, an export or a file of weights.
-        teacher_model: the network of a file of weights, by its name or as words (`['model=wrn', 'model.depth=34']`).
-        teacher_method: how a teacher is trained first, `pgd_at` or `trades`.
+        stage_network, teacher, teacher_model, teacher_method: as in Taught.
         clean_teacher: of the second teacher, words or a path as of the first; with b = 0 there is none.
         robust, clean: a and b.
         asked: the images about which the teacher is asked, and on which the cross-entropy is: `clean` or `adversarial`.

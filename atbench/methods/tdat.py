@@ -11,6 +11,7 @@ from atbench.attacks import GradientAttack, cross_entropy
 from atbench.config.ranges import NotNegative, Share
 from atbench.data import Batch, TrainData
 from atbench.methods.base import FixedSteps, Loss, Method
+from atbench.methods.soft_labels import smooth_label
 from atbench.runs.seeding import Draws, generator
 
 
@@ -71,12 +72,12 @@ class Tdat(Method):
         start = (batch.x + self.delta[first : first + len(batch)]).requires_grad_()
         before = self.model(start)
         k = before.shape[1]
-        inner, outer = relaxed(batch.y, k, gamma), relaxed(batch.y, k, gamma + (1 - gamma) / k)
-        grad = torch.autograd.grad(cross_entropy(before, inner.to(before)).sum(), start, retain_graph=True)[0]
+        inner, outer = (smooth_label(batch.y, true, before) for true in (gamma, gamma + (1 - gamma) / k))
+        grad = torch.autograd.grad(cross_entropy(before, inner).sum(), start, retain_graph=True)[0]
         x_adv = ball.project(batch.x, start.detach() + eps * ball.steepest(grad), eps)
         batch.aux["delta"] = x_adv - batch.x  # for `after_update`
         after = self.model(x_adv)
-        risk = self.risk(after, outer.to(after)).mean()
+        risk = self.risk(after, outer).mean()
         doubt = 1 - before.softmax(dim=1).gather(1, batch.y[:, None])[:, 0]
         drift = ((before - after).square().sum(dim=1) * doubt.tanh()).mean()
         terms = {"ce": risk.detach(), "drift": drift.detach()}
@@ -93,9 +94,3 @@ class Tdat(Method):
 
     def forward_cost(self, steps: int) -> float:
         return 7
-
-
-def relaxed(y: Tensor, classes: int, share: float) -> Tensor:
-    """(B, K): `share` on the label and the same on each of the others, in sum 1."""
-    others = torch.full((len(y), classes), (1 - share) / (classes - 1), dtype=torch.float64, device=y.device)
-    return others.scatter_(1, y[:, None], share)

@@ -25,7 +25,10 @@ class Taught(Method):
 
     Args:
         stage_network: makes the network of a stage.
-        teacher, teacher_model, teacher_method: as `robust_teacher` has them.
+        teacher: the words of a command line that tell the teacher's own run from this one (`['model=wrn_34_10']`; none:
+            the run's network), or the path of a finished run, a checkpoint in it, an export or a file of weights.
+        teacher_model: the network of a file of weights, by its name or as words (`['model=wrn', 'model.depth=34']`).
+        teacher_method: how a teacher is trained first, `pgd_at` or `trades`.
     """
 
     def __init__(

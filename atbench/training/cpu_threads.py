@@ -16,7 +16,7 @@ from atbench.training.cost import Count
 
 AUTO = "auto"
 #: Operations in a forward pass of a batch that are worth a thread: with less, threads wait for each other longer than
-#: they compute.
+#: they compute. On two cores the network for digits (77e6 in a batch of 32) takes 0.8 of the time with a second thread.
 WORK = 30e6
 STAT = Path("/proc/stat")
 

@@ -32,7 +32,7 @@ def make(kind: str = "all", given: TrainData | None = None, **options: Any) -> t
     with torch.random.fork_rng():
         torch.manual_seed(1)
         method.setup(given)
-    method.risk.label_smoothing = 0.4
+    method.risk.label_smoothing = method.attack_risk.label_smoothing = 0.4
     if isinstance(method, FgsmFuap):  # so that images of one batch are of several groups
         with torch.no_grad(), attack_mode(method, "eval"):
             h, scores = method._features(given.batch(0, 0).x).mean(dim=0), method.selector.scores
@@ -149,7 +149,7 @@ def test_with_one_class_cuap_is_uap_to_the_bit() -> None:
 def test_without_perturbation_and_penalty_it_is_fgsm() -> None:
     given = worlds.data()
     method, _ = make(given=given, reach=0.0, consistency=0.0)
-    method.risk.label_smoothing = 0.0
+    method.risk.label_smoothing = method.attack_risk.label_smoothing = 0.0
     other = FgsmAt(worlds.cnn(), worlds.attack(start="zero", steps=1, step_size=EPS), clean=0.0)
     worlds.start(other, given)
     assert worlds.steps(method, given, 6) == pytest.approx(worlds.steps(other, given, 6), abs=1e-12)

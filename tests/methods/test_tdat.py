@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atbench.data import Batch, TrainData
-from atbench.methods.tdat import Tdat, relaxed
+from atbench.methods.tdat import Tdat
 from tests.support import reference, worlds
 
 EPS = 0.1
@@ -83,9 +83,6 @@ def test_labels_relax_to_the_floor() -> None:
         found.append(method.gamma())
     assert found[0] == pytest.approx(0.9344, abs=1e-4) and found[83] == pytest.approx(0.1503, abs=1e-4)
     assert set(found[84:]) == {0.15} and found == sorted(found, reverse=True)
-    y = torch.tensor([2, 0])
-    torch.testing.assert_close(relaxed(y, 3, 0.5).sum(dim=1), torch.ones(2, dtype=worlds.F64))
-    assert relaxed(y, 3, 0.5).tolist() == [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]]
 
 
 def test_perturbations_go_from_batch_to_batch() -> None:
