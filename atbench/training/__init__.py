@@ -6,6 +6,7 @@ from atbench.training.collapse import CollapseWatch, Guard
 from atbench.training.cpu_threads import threads
 from atbench.training.distributed import World, world
 from atbench.training.param_groups import Group, make_group
-from atbench.training.trainer import Recipe, Trainer
+from atbench.training.recipe import Recipe
+from atbench.training.trainer import Trainer
 from atbench.training.weight_averaging import Average, Ema, Fawa, Swa
 from atbench.training.weight_perturbation import WeightPerturbation

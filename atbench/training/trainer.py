@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,30 +22,12 @@ from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World
 from atbench.training.kept_states import KeptStates
 from atbench.training.param_groups import Group
+from atbench.training.recipe import Recipe
 from atbench.training.running_means import RunningMeans
 from atbench.training.train_step import TrainStep
 from atbench.training.validation import Validation, rank
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import WeightPerturbation
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of `train` that are not objects."""
-
-    epochs: int
-    seed: int = 0
-    precision: tuple[str, str] = ("fp32", "fp32")
-    channels_last: bool = False
-    clip_norm: float | None = None
-    select_steps: int = 10
-    select_n: int = 1000
-    select_every: int = 1
-    select_both: bool = False
-    save_minutes: float = 5.0
-    save_steps: int | None = None
-    save_every: int | None = None
-    time_limit: float | None = None
 
 
 class Trainer:
