@@ -41,7 +41,7 @@ SEEDS = (0, 1, 2)
 SLICE = 10_000
 SETTINGS: Mapping[str, Sequence[str]] = {
     "mnist14": ["experiment=cpu"],
-    "cifar10": ["experiment=cpu", "dataset=npz", "train.epochs=8", "train.batch_size=128", "train.optimizer.lr=0.1"],
+    "cifar10": ["experiment=cpu", "dataset=npz", "train.epochs=8", "train.batch_size=128", "train.optimizer.lr=0.05"],
 }
 CPU_SECONDS = "cpu_seconds"
 BEGIN = "<!-- precision, written by a script -->"
