@@ -34,8 +34,7 @@ METHODS = ("pgd_at", "trades", "fast_at")
 #: What computes in bf16, and the words for it: (attack, update).
 PRECISIONS: Mapping[str, tuple[str, str]] = {
     "fp32": ("fp32", "fp32"),
-    "attack": ("bf16", "fp32"),
-    "attack and update": ("bf16", "bf16"),
+    "bf16": ("bf16", "bf16"),
 }
 SEEDS = (0, 1, 2)
 SLICE = 10_000
