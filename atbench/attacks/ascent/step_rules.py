@@ -136,7 +136,7 @@ class Zeroed(Wrapper):
         rank = self.share * (ordered.shape[1] - 1)
         low, high = ordered[:, int(rank)], ordered[:, min(int(rank) + 1, ordered.shape[1] - 1)]
         least = torch.lerp(low, high, rank - int(rank)).view(-1, *[1] * (grad.ndim - 1))
-        return self.rule(x_adv, grad.masked_fill(grad.abs() < least, 0), sizes)
+        return self.rule(x_adv, torch.where(grad.abs() < least, 0, grad), sizes)
 
 
 class Decaying(Wrapper):
