@@ -17,6 +17,8 @@ KEPT = 8
 REMEMBERED = 64
 #: Calls before a capture, so that libraries have allocated and chosen what they do at their first calls.
 WARM_UP = 2
+#: Types of attributes that a forward may read as numbers or names.
+PLAIN = frozenset((bool, int, float, str))
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,10 @@ def _taken_for_granted(module: nn.Module) -> Iterator[Hashable]:
     for each in module.modules():
         yield each
         for value in (*vars(each).values(), *each._parameters.values(), *each._buffers.values()):
-            if isinstance(value, Tensor):
-                yield value.data_ptr(), value.dtype, value.stride()
-            elif value is None or isinstance(value, (bool, int, float, str)):
+            if value.__class__ in PLAIN:
                 yield value
+            elif isinstance(value, Tensor):
+                yield value.data_ptr(), value.dtype, value.stride()
 
 
 def has_hooks(module: nn.Module) -> bool:
