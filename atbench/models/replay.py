@@ -105,20 +105,20 @@ class Replay:
         with torch.cuda.device(device), autocast:
             self.pool = self.pool or torch.cuda.graph_pool_handle()
             graph, side, current = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(current)
             try:
-                side.wait_stream(current)
                 with torch.cuda.stream(side):
                     for _ in range(WARM_UP):
                         fn(*inputs)
-                current.wait_stream(side)
-                # Other threads, of the loader and of NCCL, may call what a capture of all threads would not survive.
-                with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
-                    output = fn(*inputs)
             finally:
                 current.wait_stream(side)
                 with torch.no_grad():
                     for each, value in zip(held, saved, strict=True):
                         each.copy_(value)
+            # Nothing runs in a capture. Other threads, of the loader and of NCCL, may call what one of all threads
+            # would not survive.
+            with torch.cuda.graph(graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
+                output = fn(*inputs)
         return Captured(graph, inputs, output, fn)
 
 

@@ -48,13 +48,29 @@ class FakeGraph(Pure):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[tuple[Any, Any, Any, Any]] = []
+        self.before: dict[int, tuple[Tensor, Tensor]] = {}  # tensors that were there, and their values then
+        self.own: set[int] = set()
         self.replays = 0
         self.made.append(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and id(each) not in self.before and id(each) not in self.own:
+                self.before[id(each)] = each, each.detach().clone()
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        self.own |= {id(each) for each in tree_leaves(result)} - set(self.before)
         self.operations.append((func, args, kwargs or {}, result))
         return result
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """What was there is as it was, and the output is no number: a capture computes nothing."""
+        for each, value in self.before.values():
+            if not torch.equal(each, value):
+                each.copy_(value)
+        last = self.operations[-1][-1]
+        if last.is_floating_point():
+            last.fill_(torch.nan)
 
     @torch.no_grad()
     def replay(self) -> None:
@@ -73,11 +89,11 @@ class FakeStream:
 def capture(graph: FakeGraph, pool: object, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
     assert pool is not None and isinstance(stream, FakeStream)
     assert not torch.is_autocast_cache_enabled() or not torch.is_autocast_enabled("cpu")
-    with graph:
-        yield
-    last = graph.operations[-1][-1]
-    if last.is_floating_point():
-        last.detach().fill_(torch.nan)  # a capture computes nothing
+    try:
+        with graph:
+            yield
+    finally:
+        graph.undo()
 
 
 def install(patch: pytest.MonkeyPatch) -> list[FakeGraph]:

@@ -90,7 +90,7 @@ class TestCompile:
             torch.testing.assert_close(compiled[key], value, rtol=1e-9, atol=1e-12)
 
     def test_a_hook_that_comes_later_is_called(self) -> None:
-        model, x = short("pgd_at", "train.compile=true").method.model, torch.rand(2, 1, 8, 8, dtype=torch.float64)
+        model, x = short("pgd_at", "train.compile=true").method.model, torch.rand(2, 1, 8, 8)
         seen: list[int] = []
         model(x)
         hook = model.head.register_forward_pre_hook(lambda module, inputs: seen.append(1))
