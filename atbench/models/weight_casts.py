@@ -53,8 +53,9 @@ def cast_weights(network: nn.Module) -> Iterator[None]:
     """
     modules = list(network.modules())
     layers = [module for module in modules if castable(module)]
-    kind = layers[0].weight.device.type if layers else "cpu"
-    if not torch.is_autocast_enabled(kind) or any(module._compiled_call_impl is not None for module in modules):
+    kind = str(layers[0].weight.device.type) if layers else ""
+    compiled = any(module._compiled_call_impl is not None for module in modules)
+    if not layers or compiled or not torch.is_autocast_enabled(kind):
         yield
         return
     dtype = torch.get_autocast_dtype(kind)
