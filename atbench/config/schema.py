@@ -19,10 +19,11 @@ FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 @dataclass
 class Precision:
-    """fp32 or bf16, apart for the search and for the update."""
+    """fp32 or bf16, apart for the search and for the update. `tf32`: whether fp32 is multiplied in TF32 on CUDA."""
 
     attack: str = "fp32"
     update: str = "fp32"
+    tf32: bool = False
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from time import perf_counter
 
 import torch
 
@@ -16,6 +15,7 @@ from atbench.models import attack_mode
 from atbench.training.distributed import World, data_parallel
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
+from atbench.training.stopwatch import Stopwatch
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 
@@ -58,17 +58,17 @@ class TrainStep:
         )
         self.distributed = data_parallel(method) if world.size > 1 else None
         self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
-        self.attack_seconds = 0.0
+        self.attack_time = Stopwatch(world.device)
         self.first_nan = torch.full((), -1, dtype=torch.long, device=world.device)
 
     def __call__(self, round: Round) -> None:
         """Run one round: its perturbation, its loss, and the update that it ends in."""
         method, clock = self.method, self.method.clock
         if round.perturb:
-            started = perf_counter()
+            started = self.attack_time.now()
             with self.attack_precision():
                 round.batch = method.perturb(round.batch)
-            self.attack_seconds += perf_counter() - started
+            self.attack_time.laps.append((started, self.attack_time.now()))
         with self._perturbed_weights(round.batch) if self.awp else nullcontext():
             with self.update_precision():
                 loss: Loss = (self.distributed or method.loss)(round.batch)

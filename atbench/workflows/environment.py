@@ -106,6 +106,7 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], folder: Path) -> list[tupl
     kinds = {"generated": "extra with labels", "pool": "unlabelled"}
     extra = "".join(f", {about[key]:,} {kind}" for key, kind in kinds.items() if about[key])
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
+    precision += " (fp32 in TF32)" if train.precision.tf32 and about["device"].startswith("cuda") else ""
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
     others = [norm for norm in train.selection.norms if norm != attack.norm]
     norms = f" in {attack.norm} and {', '.join(others)}" if others else ""

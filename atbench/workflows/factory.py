@@ -21,10 +21,12 @@ from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
 from atbench.methods.risk import MarginRisk
 from atbench.models import Ensemble, Hypersphere, Network, weight_files
+from atbench.models.memory_format import use_channels_last
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
 from atbench.workflows.acceleration import accelerate
+from atbench.workflows.layout import wants_channels_last
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.pgd_configs import make_pgd_config, selection_attacks
 from atbench.workflows.stages import stage_config
@@ -221,16 +223,15 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
     return groups
 
 
-def make_recipe(cfg: DictConfig, world: World) -> Recipe:
+def make_recipe(cfg: DictConfig, channels_last: bool) -> Recipe:
     train = cfg.train
-    layout = train.channels_last
     refuse_unknown("train.selection.networks", train.selection.networks, ("average", "both"))
     return Recipe(
         epochs=train.epochs,
         seed=cfg.seed,
         precision=(train.precision["attack"], train.precision["update"]),
-        # A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
-        channels_last=world.device.type == "cuda" if layout == "auto" else bool(layout),
+        tf32=train.precision.tf32,
+        channels_last=channels_last,
         clip_norm=train.clip_norm,
         select_steps=train.selection.steps,
         select_n=train.selection.n,
@@ -249,9 +250,13 @@ def make_trainer(
     """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
     and no object.
     """
-    accelerate(method, world.device, cfg.train.capture, cfg.train.compile)
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
-    groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
+    required = cfg.train.channels_last is True
+    channels_last = wants_channels_last(cfg, world.device) and use_channels_last(
+        method, method.model, data.source.shape, required
+    )
+    accelerate(method, world.device, cfg.train.capture, cfg.train.compile)
+    groups, recipe = make_groups(cfg, method), make_recipe(cfg, channels_last)  # optimizers of weights in that layout
     threat, *others = selection_attacks(cfg)
     watch = make_watch(cfg, method, data, world)
     return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others, watch)

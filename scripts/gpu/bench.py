@@ -11,7 +11,7 @@ import torch
 from atbench.data import Batch
 from atbench.evaluation.activity import Activity
 from scripts.gpu.session import OutOfTime, Session
-from scripts.gpu.trainers import configuration, fit, make_trainer, multiplication, noise
+from scripts.gpu.trainers import configuration, fit, make_trainer, noise
 
 METHODS = ("pgd_at", "trades", "free_at", "fgsm_mep")
 BATCHES = (128, 512)
@@ -84,7 +84,8 @@ def cell_of(session: Session, name: str, batch: str, kind: str) -> dict[str, Any
     number = "bf16" if kind == "bf16" else "fp32"
     words = (
         *("dataset=cifar10", f"method={name}", f"train.batch_size={batch}", "train.channels_last=true"),
-        *(f"train.precision.attack={number}", f"train.precision.update={number}", "train.selection.n=10"),
+        *(f"train.precision.attack={number}", f"train.precision.update={number}"),
+        *(f"train.precision.tf32={str(kind == 'tf32').lower()}", "train.selection.n=10"),
         *(TINY if session.smoke else NETWORK),
     )
     warmup, steps, seconds, shared = (1, 3, 0.5, 2) if session.smoke else (WARMUP, STEPS, SECONDS, SHARED)
@@ -95,15 +96,14 @@ def cell_of(session: Session, name: str, batch: str, kind: str) -> dict[str, Any
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(session.device)
-    with multiplication("tf32" if kind == "tf32" else "ieee"):
-        trainer = make_trainer(cfg, source, session.device, watch)
-        watch.start(warmup, steps, seconds)
-        fit(trainer)
-        rate, steps = int(batch) * watch.counted / watch.elapsed, watch.counted
-        peak = torch.cuda.max_memory_allocated(session.device) / 2**30 if cuda else None
-        searches = attack_clock(trainer.method, watch)
-        watch.start(0, shared, seconds)
-        fit(trainer)
+    trainer = make_trainer(cfg, source, session.device, watch)
+    watch.start(warmup, steps, seconds)
+    fit(trainer)
+    rate, steps = int(batch) * watch.counted / watch.elapsed, watch.counted
+    peak = torch.cuda.max_memory_allocated(session.device) / 2**30 if cuda else None
+    searches = attack_clock(trainer.method, watch)
+    watch.start(0, shared, seconds)
+    fit(trainer)
     inside = [took for began, took in searches if began >= watch.stamps[0]]
     share = sum(inside) / watch.elapsed if searches else None
     return {"images_per_second": rate, "steps": steps, "attack_share": share, "peak_gib": peak}

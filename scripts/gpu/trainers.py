@@ -100,17 +100,3 @@ def same_draws() -> Iterator[None]:
         patch.object(Draws, "normal", handed_over(normal)),
     ):
         yield
-
-
-@contextmanager
-def multiplication(kind: str) -> Iterator[None]:
-    """A block in which float32 is multiplied as `ieee` or as `tf32`."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = kind
-        yield
-    finally:
-        for place, was in zip(places, before, strict=True):
-            place.fp32_precision = was
