@@ -22,7 +22,7 @@ from atbench.reporting.wording import both_forms
 #: What must not change when a run is resumed; another number of processes would change the BatchNorm statistics.
 FIXED = ("seed", "parameters", "splits", "data_sha256", "pool_sha256", "processes")
 #: What may change with a warning: it costs bit-exactness.
-NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "threads")
+NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "channels_last", "threads")
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "rich")
 
 
@@ -36,6 +36,7 @@ def environment_record(cfg: DictConfig, source: Source, about: dict[str, Any]) -
         "platform": platform.platform(),
         "device": about["device"],
         "device_name": torch.cuda.get_device_name() if about["device"].startswith("cuda") else processor_name(),
+        "channels_last": about.get("channels_last"),
         "processes": about["world"],
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,

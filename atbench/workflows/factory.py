@@ -284,5 +284,6 @@ def describe_run(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str,
         "shape": list(source.shape),
         "steps": data.steps,
         "device": str(world.device),
+        "channels_last": trainer.recipe.channels_last,
         "world": world.size,
     }
