@@ -1,4 +1,8 @@
-"""Whether a network runs in channels_last, the layout in which convolutions on CUDA and in bf16 are fast."""
+"""Whether a network runs in channels_last, the layout in which convolutions are fast.
+
+On a CPU in fp32 gradient steps of small CNNs take 0.8 of the time, of ResNet-20 and WRN-28-4 0.85 to 0.9, of
+PreActResNet-18 0.9 (batch 64) to 1.05 (batch 4); in bf16 and on CUDA it is what the kernels are made for.
+"""
 
 from __future__ import annotations
 

@@ -140,6 +140,7 @@ def fingerprint(module: nn.Module) -> tuple[Hashable, ...]:
 def _taken_for_granted(module: nn.Module) -> Iterator[Hashable]:
     for each in module.modules():
         yield each
+        yield vars(each).get("forward")  # in the place of the class's, for a block (`weight_casts.py`)
         for value in (*vars(each).values(), *each._parameters.values(), *each._buffers.values()):
             if value.__class__ in PLAIN:
                 yield value

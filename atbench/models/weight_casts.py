@@ -23,10 +23,19 @@ PLACES = WeakTensorKeyDictionary()
 class CastForward:
     """The forward of a convolution or linear layer on casts of its weight and bias, where autocast would make just
     these; else the layer's own: autocast is off or another, or a weight takes a gradient, was changed or replaced.
+
+    Two are equal that read the same places: a graph that was recorded with one holds for the other.
     """
 
     def __init__(self, layer: Layer, weight: Tensor, bias: Tensor | None) -> None:
         self.layer, self.weight, self.bias, self.state = layer, weight, bias, state_of(layer)
+        self.places = (id(layer), weight.data_ptr(), None if bias is None else bias.data_ptr())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CastForward) and other.places == self.places
+
+    def __hash__(self) -> int:
+        return hash(self.places)
 
     def __call__(self, x: Tensor) -> Tensor:
         layer, kind = self.layer, x.device.type

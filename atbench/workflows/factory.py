@@ -252,9 +252,7 @@ def make_trainer(
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     required = cfg.train.channels_last is True
-    channels_last = wants_channels_last(cfg, world.device) and use_channels_last(
-        method, method.model, data.source.shape, required
-    )
+    channels_last = wants_channels_last(cfg) and use_channels_last(method, method.model, data.source.shape, required)
     accelerate(method, world.device, cfg.train.capture, cfg.train.compile)
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, channels_last)  # optimizers of weights in that layout
     threat, *others = selection_attacks(cfg)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from omegaconf import DictConfig
 
 from atbench.training import Trainer
 
 
-def wants_channels_last(cfg: DictConfig, device: torch.device) -> bool:
-    """Whether training is to use channels_last: `auto` is on CUDA, or with any bf16, where it is faster.
+def wants_channels_last(cfg: DictConfig) -> bool:
+    """Whether training is to use channels_last: `auto` is on wherever the network runs in it.
 
     A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
     """
-    layout, precision = cfg.train.channels_last, cfg.train.precision
-    if layout == "auto":
-        return device.type == "cuda" or "bf16" in (precision["attack"], precision["update"])
-    return bool(layout)
+    return cfg.train.channels_last is not False
 
 
 def layout_warnings(cfg: DictConfig, trainer: Trainer) -> list[str]:
     """What is to be said of a network that does not run in the layout that it was to have."""
-    if trainer.recipe.channels_last or not wants_channels_last(cfg, trainer.world.device):
+    if trainer.recipe.channels_last or not wants_channels_last(cfg):
         return []
     return [
         "train.channels_last: the network does not run in channels_last (.flatten(1) in place of .view would), "

@@ -46,14 +46,10 @@ class ViewingBack(Viewing):
         return self.head(OneWay.apply(self.conv(x)).contiguous(memory_format=torch.channels_last).flatten(1))
 
 
-@pytest.mark.parametrize("layout", ["auto", True, False])
-@pytest.mark.parametrize(("attack", "update"), [("fp32", "fp32"), ("bf16", "fp32"), ("fp32", "bf16")])
-def test_auto_is_on_for_cuda_and_for_bf16(layout: object, attack: str, update: str) -> None:
-    words = (f"train.channels_last={layout}", f"train.precision.attack={attack}", f"train.precision.update={update}")
-    cfg = configuration("pgd_at", *words)
-    auto = "bf16" in (attack, update)
-    assert wants_channels_last(cfg, CPU) is (auto if layout == "auto" else layout)
-    assert wants_channels_last(cfg, CUDA) is (layout is not False)
+@pytest.mark.parametrize(("layout", "on"), [("auto", True), ("true", True), ("false", False)])
+def test_it_is_on_unless_it_is_turned_off(layout: str, on: bool) -> None:
+    assert wants_channels_last(configuration("pgd_at", f"train.channels_last={layout}")) is on
+    assert trainer_of("pgd_at", World(CPU), Log(), f"train.channels_last={layout}").recipe.channels_last is on
 
 
 @pytest.mark.parametrize(("network", "runs"), [(Viewing(), False), (Viewing(flatten=True), True)])
@@ -75,16 +71,12 @@ def test_a_network_that_views_is_refused_where_the_layout_was_asked_for() -> Non
         use_channels_last(network := Viewing(), network, (1, 8, 8), required=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_auto_falls_back_with_a_warning(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "make_model", lambda cfg, source: Viewing())
-    cfg = configuration("pgd_at", word := f"train.precision.attack={precision}")
-    trainer = trainer_of("pgd_at", ALONE, Log(), word)
-    assert not trainer.recipe.channels_last
-    assert len(layout_warnings(cfg, trainer)) == (precision == "bf16")
-    trainer.train_batch()
-    assert trainer.method.model.conv.weight.is_contiguous()
-    monkeypatch.setattr(factory, "make_model", lambda cfg, source: Viewing(flatten=True))
-    trainer = trainer_of("pgd_at", World(CPU), Log(), word)
-    assert trainer.recipe.channels_last is (precision == "bf16") and not layout_warnings(cfg, trainer)
-    trainer.train_batch()
+def test_auto_falls_back_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = configuration("pgd_at")
+    for flatten in (False, True):
+        monkeypatch.setattr(factory, "make_model", lambda cfg, source, flatten=flatten: Viewing(flatten=flatten))
+        trainer = trainer_of("pgd_at", ALONE, Log())
+        assert trainer.recipe.channels_last is flatten and len(layout_warnings(cfg, trainer)) == (not flatten)
+        trainer.train_batch()
+        layout = torch.channels_last if flatten else torch.contiguous_format
+        assert trainer.method.model.conv.weight.is_contiguous(memory_format=layout)
