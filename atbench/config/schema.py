@@ -88,11 +88,13 @@ class TrainSection:
     parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `label_smoothing` is
     that of the loss that is minimised, `attack_label_smoothing` that of searches which climb the cross-entropy of the
     labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
-    the loss that is minimised (`model.head=hypersphere`).
+    the loss that is minimised (`model.head=hypersphere`). `micro_batch`: rows of a batch that go through the networks
+    at once, whose gradients are accumulated (null: all).
     """
 
     epochs: int = MISSING
     batch_size: int = MISSING
+    micro_batch: Optional[int] = None
     optimizer: Any = MISSING
     schedule: Any = MISSING
     weight_decay_on: str = "all"

@@ -231,6 +231,7 @@ def make_recipe(cfg: DictConfig, world: World) -> Recipe:
         # A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
         channels_last=world.device.type == "cuda" if layout == "auto" else bool(layout),
         clip_norm=train.clip_norm,
+        micro_batch=train.micro_batch,
         select_steps=train.selection.steps,
         select_n=train.selection.n,
         select_every=train.selection.every,

@@ -124,7 +124,8 @@ class Run:
         """Build the plan of the later evaluation, so that what is impossible is refused before training; warnings."""
         plan = make_plan(self.cfg, self.source, self.world, test)
         self.passes = len(self.cfg.eval.checkpoints) * evaluation_passes(plan, len(test))
-        return [*plan.notes, *factory.training_warnings(trainer.method, trainer.data, test)]
+        said = factory.training_warnings(trainer.method, trainer.data, test)
+        return [*plan.notes, *trainer.micro_batches.warnings(), *said]
 
     def check_environment(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
@@ -228,6 +229,10 @@ class Run:
         if self.progress and self.log:
             self.progress.watched(row)
             self.log.log(row)
+
+    def say(self, text: str) -> None:
+        if self.progress:
+            self.progress.say(text)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.log.position() if self.log else 0
