@@ -38,7 +38,17 @@ class SmallDevice:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
-LIMITED = [("pgd_at", 0), ("pgd_at", 3), ("trades", 4), ("fgsm_mep", 1), ("free_at", 0), ("fgsm_uap", 1), ("rst", 2)]
+#: The passes that still fit: of the search, before the loss, in the second batch.
+LIMITED = [
+    ("pgd_at", 0),
+    ("pgd_at", 3),
+    ("pgd_at", 6),
+    ("trades", 4),
+    ("fgsm_mep", 1),
+    ("free_at", 0),
+    ("fgsm_uap", 1),
+    ("rst", 2),
+]
 
 
 @pytest.mark.parametrize(("name", "skip"), LIMITED)
@@ -49,6 +59,15 @@ def test_memory_that_runs_out_changes_the_size_of_parts_and_nothing_else(name: s
     trainer.fit()
     assert device.refused >= 2 and trainer.micro_batches.count == 4
     assert log.said == ["out of memory: batches now go through in parts of 4 images, with the same result"]
+    assert_same_training(whole, (trainer, log))
+
+
+def test_what_an_attempt_has_accumulated_is_dropped() -> None:
+    whole, log = trained("pgd_at"), Log()
+    trainer = trainer_of("pgd_at", ALONE, log, "train.micro_batch=8")
+    SmallDevice(trainer.method.model, rows=7, skip=7)  # two searches of three passes and a loss with its gradient
+    trainer.fit()
+    assert len(log.said) == 1
     assert_same_training(whole, (trainer, log))
 
 
