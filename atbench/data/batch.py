@@ -82,9 +82,10 @@ def _join_rows(parts: Sequence[Tensor], rows: int) -> Tensor:
     """
     if parts[0].ndim == 0:
         return torch.stack([part.detach() for part in parts]).double().mean().to(parts[0].dtype)
-    if any(len(part) % rows for part in parts):
+    copies = len(parts[0]) // rows
+    if any(len(part) != copies * rows for part in parts):
         return parts[0]
-    whole = torch.cat([part.detach().unflatten(0, (-1, rows)) for part in parts], dim=1).flatten(0, 1)
+    whole = torch.cat([part.detach().unflatten(0, (copies, rows)) for part in parts], dim=1).flatten(0, 1)
     if gradients := [part.grad for part in parts if part.is_leaf and part.grad is not None]:
         whole.grad = _join_rows(gradients, rows) / len(parts)
     return whole

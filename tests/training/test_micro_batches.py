@@ -34,6 +34,7 @@ CASES = [
     ("fgsm_uap", ()),  # the gradient of an input in `after_update`
     ("elle", ()),  # a mean in `after_update`
     ("liet", ("train.micro_batch=2",)),  # a value that has no rows
+    ("sat_r1", ()),  # a last row of its own
     ("multi_norm_avg", ()),  # several copies of a batch
     ("msd", ()),
     ("free_at", ()),  # an update a round
