@@ -104,7 +104,7 @@ def expected(error: BaseException) -> AtbenchError | None:
         return error
     message, kind = (str(error).strip().splitlines() or [""])[0], type(error).__name__
     from_torch = isinstance(error, RuntimeError)
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or (from_torch and _mentions(error, _MEMORY)):
+    if out_of_memory(error):
         fix = "make train.batch_size, eval.batch_size or the network smaller"
         return EnvironmentFault("memory", "exhausted", message or kind, fix)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -120,6 +120,12 @@ def expected(error: BaseException) -> AtbenchError | None:
             "processes", rank, f"has lost another one ({message})", "the run goes on with resume=RUN"
         )
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory or the device's was too small."""
+    from_torch = isinstance(error, RuntimeError) and _mentions(error, _MEMORY)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or from_torch
 
 
 def _mentions(error: BaseException, texts: tuple[str, ...]) -> bool:

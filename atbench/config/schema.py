@@ -91,11 +91,13 @@ class TrainSection:
     labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
     the loss that is minimised (`model.head=hypersphere`). `capture`: whether searches of fixed steps run as CUDA
     graphs, which changes no value (`auto`: where there is CUDA). `compile`: torch.compile of the model, whose sums
-    differ in their last digits.
+    differ in their last digits. `micro_batch`: rows of a batch that go through the networks at once, whose gradients
+    are accumulated (null: all).
     """
 
     epochs: int = MISSING
     batch_size: int = MISSING
+    micro_batch: Optional[int] = None
     optimizer: Any = MISSING
     schedule: Any = MISSING
     weight_decay_on: str = "all"

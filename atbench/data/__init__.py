@@ -12,7 +12,7 @@ from atbench.data.augment import (
     View,
     canvas_pad,
 )
-from atbench.data.batch import Batch
+from atbench.data.batch import Batch, join
 from atbench.data.dataset import FloatImages, Images, Source, stratified_subset
 from atbench.data.idbh import Idbh
 from atbench.data.loader import Shard, Stream, TrainData

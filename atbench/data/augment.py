@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,17 @@ class View:
     left: Tensor
     flip: Tensor
     padding_mode: str = "constant"
+
+    def split(self, count: int) -> list[View]:
+        """Those of `count` equal parts of the examples."""
+        placed = (each.chunk(count) for each in (self.top, self.left, self.flip))
+        return [replace(self, top=top, left=left, flip=flip) for top, left, flip in zip(*placed, strict=True)]
+
+    @staticmethod
+    def join(parts: Sequence[View]) -> View:
+        """The view of all examples of `parts`."""
+        top, left, flip = (torch.cat([getattr(part, name) for part in parts]) for name in ("top", "left", "flip"))
+        return replace(parts[0], top=top, left=left, flip=flip)
 
     def _pixels(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Example (B, 1, 1), and row (B, H, 1) and column (B, 1, W) of its padded canvas, that each pixel shows."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atbench.data import Images
-from atbench.errors import NumericalError
+from atbench.errors import NumericalError, out_of_memory
 from atbench.evaluation.activity import Activity
 from atbench.models import Cast, attack_mode, image_type
 from atbench.models.cuda_settings import cuda_settings
 from atbench.runs.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
+Result = TypeVar("Result")
 
 
 class EvalModel:
@@ -26,7 +28,8 @@ class EvalModel:
     `rank`, `world` and `reduce` (a sum over processes) make it one of several that share the work.
 
     dtype: of images and logits, whatever the network computes in; `cast_network` casts at its boundary.
-    activity: what runs now; `stage` is said before its name; `on_forward` is called before every pass.
+    activity: what runs now; `stage` is said before its name; `on_forward` is called before every pass. `say` takes a
+    line for the user.
     random: whether it answers one image differently from pass to pass (`audit.outputs.randomness_source`).
     """
 
@@ -41,6 +44,7 @@ class EvalModel:
         self.random = False
         self.stage, self.activity = "", Activity("")
         self.on_forward: Callable[[EvalModel], None] = lambda eval_model: None
+        self.say: Callable[[str], None] = lambda text: None
 
     def doing(self, name: str, done: int = 0, total: int = 0, broken: int | None = None) -> None:
         """Say what runs now."""
@@ -95,6 +99,30 @@ class EvalModel:
         own = rows[self.rank :: self.world]
         return iter(own.split(self.batch_size) if len(own) else ())
 
+    def map_batches(self, rows: Tensor, work: Callable[[Tensor], Result]) -> Iterator[tuple[Tensor, Result]]:
+        """Each batch of this process's part of the examples `rows`, and `work(batch)`.
+
+        A batch for which memory runs out is halved, and later ones are as small: an example's outcome does not depend
+        on its batch, unless the network answers at random.
+        """
+        own = rows[self.rank :: self.world]
+        while len(own):
+            batch, results = own[: self.batch_size], list[Result]()
+            try:
+                results.append(work(batch))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(batch) == 1 or self.random:
+                    raise
+            # After the block: the traceback keeps activations.
+            if results:
+                yield batch, results[0]
+                own = own[len(batch) :]
+                continue
+            self.batch_size = len(batch) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(f"out of memory: batches of {self.batch_size} images from here on, with the same results")
+
     def load(self, images: Images, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The examples `rows` as floats in [0, 1], with their labels, where the network is."""
         rows = rows.to(images.x.device)
@@ -103,12 +131,15 @@ class EvalModel:
     def correct(self, images: Images) -> Tensor:
         """(n,) booleans, on the CPU: which clean images are classified right."""
         right = torch.zeros(len(images), dtype=torch.long, device=self.device)
+
+        def is_right(rows: Tensor) -> Tensor:
+            self.doing("clean", int(rows[0]), len(images))
+            x, y = self.load(images, rows)
+            return (self.seeded_logits(x, images.indices(rows), 0, "clean").argmax(dim=1) == y).long()
+
         with self.ready(), torch.no_grad():
-            for rows in self.batches(torch.arange(len(images))):
-                self.doing("clean", int(rows[0]), len(images))
-                x, y = self.load(images, rows)
-                logits = self.seeded_logits(x, images.indices(rows), 0, "clean")
-                right[rows.to(self.device)] = (logits.argmax(dim=1) == y).long()
+            for rows, found in self.map_batches(torch.arange(len(images)), is_right):
+                right[rows.to(self.device)] = found
         return self.reduce(right).bool().cpu()
 
 

@@ -102,12 +102,15 @@ def broken_at(eval_model: EvalModel, images: Images, config: PGDConfig, mask: Te
     first = torch.where(mask, never, 0).to(eval_model.device)
     steps_left = torch.zeros_like(first)
     done, total = 0, int(mask.sum())
+
+    def first_step(rows: Tensor) -> Tensor:
+        eval_model.doing(f"pgd-{config.steps}", done, total)
+        x, y = eval_model.load(images, rows)
+        return run_pgd(eval_model, x, y, images.indices(rows), config).first
+
     with eval_model.ready():
-        for rows in eval_model.batches(mask.nonzero().flatten()):
-            eval_model.doing(f"pgd-{config.steps}", done, total)
+        for rows, found in eval_model.map_batches(mask.nonzero().flatten(), first_step):
+            steps_left[rows.to(eval_model.device)] = never - found
             done += eval_model.world * len(rows)
-            x, y = eval_model.load(images, rows)
-            trajectory = run_pgd(eval_model, x, y, images.indices(rows), config)
-            steps_left[rows.to(eval_model.device)] = never - trajectory.first
     first = first - eval_model.reduce(steps_left)
     return torch.where(first == never, NEVER, first).to(torch.int16).cpu()

@@ -56,9 +56,13 @@ class ResultCache:
         barrier = torch.zeros(1, device=eval_model.device)
         eval_model.reduce(barrier)  # every process has read the same, before any writes
         parts, done, written_at = list[Part](), len(cached), time.monotonic()
-        for batch in eval_model.batches(rows[~torch.isin(rows, torch.from_numpy(cached))]):
+
+        def measure_batch(batch: Tensor) -> Part:
             eval_model.doing(label or name, done, len(rows), broken)
-            parts.append(_measure_batch(eval_model, batch, work))
+            return _measure_batch(eval_model, batch, work)
+
+        for batch, part in eval_model.map_batches(rows[~torch.isin(rows, torch.from_numpy(cached))], measure_batch):
+            parts.append(part)
             done += eval_model.world * len(batch)
             if (more := _broken(parts[-1:])) is not None:
                 broken = (broken or 0) + eval_model.world * more  # the other processes' shares are about the same

@@ -40,6 +40,8 @@ class Aaer(Method):
         ce_term: `code` or `formula`.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -42,6 +42,7 @@ class AdtImpAm(AdtExpAm):
         generator_norm: `batch`, or `none` for a generator and an encoder whose examples do not see each other.
     """
 
+    takes_micro_batches = False
     encoder: nn.Module
 
     def __init__(

@@ -37,6 +37,8 @@ class Ait(Method):
         eps_y: ε_y, from 0 (the label itself) to 1.
     """
 
+    takes_micro_batches = False
+
     def __init__(self, model: nn.Module, attack: GradientAttack, eps_y: Share = 0.5) -> None:
         super().__init__(model, attack)
         if not isinstance(model, Network):

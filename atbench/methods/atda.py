@@ -34,6 +34,7 @@ class Atda(Method):
         covariance: whether L_CORAL's matrices are divided by B − 1.
     """
 
+    takes_micro_batches = False
     requires_hard_labels = True
     centres: Tensor
 

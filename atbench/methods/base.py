@@ -130,6 +130,8 @@ class Method(nn.Module):
     second_order = False
     #: One update accumulates gradients over several rounds; a weight perturbation (AWP) is refused.
     accumulates = False
+    #: A batch may go through in parts (`train.micro_batch`): `perturb` and `loss` need no rows but their own.
+    takes_micro_batches = True
     #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 

@@ -52,6 +52,7 @@ class Clp(Method):
             known = ", ".join(PENALTIES)
             raise ConfigError("method.penalty", penalty, "there is no such penalty", f"use one of {known}")
         self.weight, self.penalty, self.noise = weight, penalty, noise
+        self.takes_micro_batches = penalty != "pairs"  # a part may have an odd number of images
 
     def setup(self, data: TrainData) -> None:
         rows = (data.batch_size - data.extra_size) // data.shard.world

@@ -102,6 +102,8 @@ class FgsmRsCs(Method):
         milestones: shares of training at which one stage ends and the next begins; none: training is one stage.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -166,6 +168,8 @@ class FgsmMepCs(FgsmMep):
         stride: the term rests in the first stride + 1 and the last stride epochs of each stage of the rate's schedule.
         milestones: shares of training at which one stage ends and the next begins; none: training is one stage.
     """
+
+    takes_micro_batches = False
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class Dkl(Method):
         super().__init__(model, attack)
         self.alpha, self.beta, self.attack_beta = alpha, beta, attack_beta
         self.temperature, self.gamma, self.ramp = temperature, gamma, ramp
+        self.takes_micro_batches = gamma == 1  # else a mean over the joint batch divides
 
     def setup(self, data: TrainData) -> None:
         classes = len(data.source.classes)

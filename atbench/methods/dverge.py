@@ -49,6 +49,8 @@ class Dverge(EnsembleMethod):
         weight: what the images of the other members count then.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,

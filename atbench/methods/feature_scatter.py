@@ -44,6 +44,8 @@ class FeatureScatter(Method):
         clean_pass_every: batches from one clean forward after the update to the next; 0 for none.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -41,6 +41,7 @@ class FgsmPco(Method):
         smoothing_target: what y~ puts on the true class.
     """
 
+    takes_micro_batches = False
     requires_hard_labels = True
     delta: Tensor
 

@@ -38,6 +38,7 @@ class Gairat(Method):
         begin: share of training from which weights count.
     """
 
+    takes_micro_batches = False
     requires_hard_labels = True
 
     def __init__(

@@ -36,6 +36,7 @@ class GradAlign(Method):
         edge: g₁ in black and white pixels, `full` or `half`.
     """
 
+    takes_micro_batches = False
     second_order = True
 
     def __init__(self, model: nn.Module, attack: GradientAttack, weight: NotNegative = 0.2, edge: str = "full") -> None:

@@ -74,7 +74,7 @@ class Liet(Method):
         delta = torch.where(mask, self.attack.ball.sample(x, eps, rng), pattern[batch.y])
         sign = 1 if rng.scalar(-1, 1) > 0 else -1
         # `loss` searches, for its pass at x₀ is shared.
-        return batch.with_adv(start=self.attack.ball.project(x, x + sign * delta, eps), pattern=pattern)
+        return batch.with_adv(start=self.attack.ball.project(x, x + sign * delta, eps), pattern=(pattern,))
 
     def _find_pattern(self) -> Tensor:
         """(K, C, H, W): ε·d(∇CE(f(grey), ỹ_k)) of each class k, the same on every process."""
@@ -110,7 +110,7 @@ class Liet(Method):
         return True
 
     def after_update(self, batch: Batch) -> None:
-        self.pattern.copy_(batch.aux["pattern"])
+        self.pattern.copy_(batch.aux["pattern"][0])
 
     def forward_cost(self, steps: int) -> float:
         return 7

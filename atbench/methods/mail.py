@@ -68,6 +68,7 @@ class MailAt(PgdAt):
     ) -> None:
         super().__init__(model, attack)
         self.weights = MarginWeights(slope, bias, begin, normalise)
+        self.takes_micro_batches = not normalise
 
     def loss(self, batch: Batch) -> Loss:
         logits = self.model(batch.x_adv)
@@ -103,6 +104,7 @@ class MailTrades(Trades):
     ) -> None:
         super().__init__(model, attack, beta)
         self.weights = MarginWeights(slope, bias, begin, normalise)
+        self.takes_micro_batches = not normalise
 
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)
@@ -140,6 +142,7 @@ class MailMart(Mart):
     ) -> None:
         super().__init__(model, attack, beta)
         self.weights = MarginWeights(slope, bias, begin, normalise)
+        self.takes_micro_batches = not normalise
 
     def loss(self, batch: Batch) -> Loss:
         clean, adversarial = self.model(batch.x), self.model(batch.x_adv)

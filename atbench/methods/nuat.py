@@ -29,6 +29,8 @@ class Nuat(GuidedMethod):
         rise: share of training in which λ grows linearly.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -132,6 +132,8 @@ class SatR3(SatR):
         noise: a/ε.
     """
 
+    takes_micro_batches = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -44,6 +44,7 @@ class Tla(Method):
         own_triplet: whether there is the triplet with a; the one with p always is.
     """
 
+    takes_micro_batches = False
     requires_hard_labels = True
     order: Tensor  # positions in the train split, sorted by class
     place: Tensor  # of each example among those of its class

@@ -193,6 +193,10 @@ class EvalProgress(_Shown):
         self._task = self._bar.add_task(name, total=None) if self._bar else None
         self._since_line, self._shown, self._began, self._first = _Since(), "", 0.0, 0
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(Text(f"{self._name}  {text}"), soft_wrap=self._bar is None, highlight=False)
+
     def __call__(self, activity: Activity) -> None:
         """Called at every forward pass."""
         if activity.name != self._shown:

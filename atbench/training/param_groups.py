@@ -58,6 +58,11 @@ class Group:
         """All trained parameters of the group."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def divide(self, count: int) -> None:
+        """Divide the gradient of the group: a sum over `count` parts of a batch becomes the mean."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_div_(gradients, float(count))
+
     def clip(self, norm: float) -> None:
         """Scale the gradient of the group to at most `norm` in L2."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), norm)

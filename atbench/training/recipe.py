@@ -15,6 +15,7 @@ class Recipe:
     tf32: bool = False
     channels_last: bool = False
     clip_norm: float | None = None
+    micro_batch: int | None = None
     select_steps: int = 10
     select_n: int = 1000
     select_every: int = 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from atbench.data import Batch
+from atbench.data import join
 from atbench.errors import ConfigError, NumericalError
 from atbench.methods.base import Loss, Method, Round
 from atbench.models import attack_mode
@@ -23,7 +24,8 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 
 class TrainStep:
-    """One step of training a method's groups, as a callable on a round of `Method.inner_updates`.
+    """One step of training a method's groups, as a callable on a round of `Method.inner_updates`, or on the parts of
+    one (`MicroBatches`): their gradients are accumulated to that of the mean.
 
     Args:
         means: the epoch's record, which every step adds to.
@@ -59,50 +61,72 @@ class TrainStep:
         self.distributed = data_parallel(method) if world.size > 1 else None
         self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
         self.attack_time = Stopwatch(world.device)
+        self.changed = False  # becomes True when a round begins to change weights or other state
+        self.before_update: Callable[[], None] | None = None
         self.first_nan = torch.full((), -1, dtype=torch.long, device=world.device)
 
-    def __call__(self, round: Round) -> None:
-        """Run one round: its perturbation, its loss, and the update that it ends in."""
-        method, clock = self.method, self.method.clock
+    def __call__(self, *parts: Round) -> None:
+        """Run one round: its perturbation, its loss, and the update that it ends in. Each of several `parts` sees the
+        clock of a process of its own, so that it draws its rows of the joint random numbers.
+        """
+        method, clock, round, count = self.method, self.method.clock, parts[0], len(parts)
+        first, clock.world = self.world.rank * count, self.world.size * count
         if round.perturb:
             started = self.attack_time.now()
-            with self.attack_precision():
-                round.batch = method.perturb(round.batch)
+            for clock.rank, part in enumerate(parts, first):
+                with self.attack_precision():
+                    part.batch = method.perturb(part.batch)
             self.attack_time.laps.append((started, self.attack_time.now()))
-        with self._perturbed_weights(round.batch) if self.awp else nullcontext():
-            with self.update_precision():
-                loss: Loss = (self.distributed or method.loss)(round.batch)
-            loss.total.backward()
+        record = list[tuple[float, dict[str, Tensor]]]()
+        with self._perturbed_weights(parts) if self.awp else nullcontext():
+            for clock.rank, part in enumerate(parts, first):
+                last = part is parts[-1]
+                with self.distributed.no_sync() if self.distributed and not last else nullcontext():
+                    with self.update_precision():
+                        loss: Loss = (self.distributed or method.loss)(part.batch)
+                    loss.total.backward()
+                terms = {"loss": loss.total, **loss.terms}
+                if loss.logits is not None:
+                    y = part.batch.y if part.batch.y.ndim == 1 else part.batch.y.argmax(dim=1)
+                    terms["accuracy"] = (loss.logits.detach().argmax(dim=1).view(-1, len(y)) == y).float().mean()
+                weight = round.weight / count
+                record.append((weight, {name: weight * value.detach().double() for name, value in terms.items()}))
+                nan_now = (self.first_nan < 0) & ~torch.isfinite(loss.total.detach())
+                self.first_nan = torch.where(nan_now, clock.epoch * clock.steps + clock.step, self.first_nan)
+            if self.before_update:
+                self.before_update()
+            self.changed, clock.rank, clock.world = True, self.world.rank, self.world.size
             if round.step:
                 for group in self.groups:
+                    if count > 1:
+                        group.divide(count)
                     if self.clip_norm is not None:
                         group.clip(self.clip_norm)
                     group.step()
                     group.optimizer.zero_grad()  # to None: an optimizer skips a parameter without gradient
         # Before the averages: after_update may move parameters (a proximal step), and the result is averaged.
-        method.after_update(round.batch)
+        method.after_update(join([part.batch for part in parts]) if count > 1 else round.batch)
         for average in self.averages if round.step else ():
             average.after_update(method.model, clock)
             self.world.average(average.statistics)  # each process saw its part of the batch
-        nan_now = (self.first_nan < 0) & ~torch.isfinite(loss.total.detach())
-        self.first_nan = torch.where(nan_now, clock.epoch * clock.steps + clock.step, self.first_nan)
-        terms = {"loss": loss.total, **loss.terms}
-        if loss.logits is not None:
-            y = round.batch.y if round.batch.y.ndim == 1 else round.batch.y.argmax(dim=1)
-            terms["accuracy"] = (loss.logits.detach().argmax(dim=1).view(-1, len(y)) == y).float().mean()
-        weighted = {name: round.weight * value.detach().double() for name, value in terms.items()}
-        self.means.rounds.append((round.weight, weighted))
+        self.means.rounds += record
 
-    def _perturbed_weights(self, batch: Batch) -> AbstractContextManager[None]:
+    def _perturbed_weights(self, parts: Sequence[Round]) -> AbstractContextManager[None]:
         """The block of an update under adversarial weight perturbation."""
         assert self.awp is not None
+        clock, first = self.method.clock, self.world.rank * len(parts)
 
         def ascent_gradients() -> Gradients:
             # Of all networks: what learns beside the model forwards too.
             with attack_mode(self.method, "batch", freeze=False):
-                with self.update_precision():
-                    loss: Loss = (self.distributed or self.method)(batch, ascent=True)
-                loss.total.backward()
+                for clock.rank, part in enumerate(parts, first):
+                    last = part is parts[-1]
+                    with self.distributed.no_sync() if self.distributed and not last else nullcontext():
+                        with self.update_precision():
+                            loss: Loss = (self.distributed or self.method)(part.batch, ascent=True)
+                        loss.total.backward()
+            for group in self.groups if len(parts) > 1 else ():
+                group.divide(len(parts))
             parameters = self.method.model.parameters()
             gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
             # Gradients of the ascent must not add up with those of the update, in any group.

@@ -22,6 +22,7 @@ from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World
 from atbench.training.kept_states import KeptStates
+from atbench.training.micro_batches import MicroBatches
 from atbench.training.param_groups import Group
 from atbench.training.recipe import Recipe
 from atbench.training.running_means import RunningMeans
@@ -61,6 +62,7 @@ class Trainer:
         self.train_step = TrainStep(
             method, groups, world, self.means, recipe.precision, recipe.clip_norm, awp, self.averages
         )
+        self.micro_batches = MicroBatches(method, data, self.train_step, recipe, callbacks.say)
         self.kept = KeptStates(method.model, self.groups)
         self.best: dict[str, Any] = {"score": -1.0, "clean": -1.0, "epoch": -1}
         self.seconds = 0.0
@@ -118,11 +120,7 @@ class Trainer:
         # Dropout and the like draw from the global generator: seeded by position, a resumed run draws the same.
         torch.manual_seed(derive_seed(clock.seed, "global", clock.epoch, clock.step, clock.rank))
         batch = self._formatted(self.data.batch(clock.epoch, clock.step))
-        for clock.round, round in enumerate(self.method.inner_updates(batch)):
-            self.train_step(round)
-            if self.world.device.type == "cpu":  # on CUDA before anything is saved: reading it waits for the device
-                self.train_step.check_finite()
-        clock.round = 0
+        self.micro_batches.train_on(batch)
         self.world.average_norms(self.method)
 
     def _watch_collapse(self) -> None:

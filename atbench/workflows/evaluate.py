@@ -244,7 +244,7 @@ def evaluate_checkpoint(
 
     with EvalProgress(name, console) if world.main else nullcontext() as progress:
         if progress is not None:
-            eval_model.on_forward = lambda model: progress(model.activity)
+            eval_model.on_forward, eval_model.say = lambda model: progress(model.activity), progress.say
         results = evaluate_model(eval_model, test, plan, cache, on_progress)
     return results, {**about, "complete": True, **summarize(results, source.classes)}
 

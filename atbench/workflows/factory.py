@@ -233,6 +233,7 @@ def make_recipe(cfg: DictConfig, channels_last: bool) -> Recipe:
         tf32=train.precision.tf32,
         channels_last=channels_last,
         clip_norm=train.clip_norm,
+        micro_batch=train.micro_batch,
         select_steps=train.selection.steps,
         select_n=train.selection.n,
         select_every=train.selection.every,

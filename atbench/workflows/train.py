@@ -126,7 +126,7 @@ class Run:
         plan = make_plan(self.cfg, self.source, self.world, test)
         self.passes = len(self.cfg.eval.checkpoints) * evaluation_passes(plan, len(test))
         said = factory.training_warnings(trainer.method, trainer.data, test)
-        return [*plan.notes, *said, *layout_warnings(self.cfg, trainer)]
+        return [*plan.notes, *trainer.micro_batches.warnings(), *said, *layout_warnings(self.cfg, trainer)]
 
     def check_environment(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None
@@ -230,6 +230,10 @@ class Run:
         if self.progress and self.log:
             self.progress.watched(row)
             self.log.log(row)
+
+    def say(self, text: str) -> None:
+        if self.progress:
+            self.progress.say(text)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         position = self.log.position() if self.log else 0

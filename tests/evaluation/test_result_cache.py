@@ -111,3 +111,38 @@ def test_processes_share_the_work_and_all_see_everything(cache: ResultCache) -> 
         thread.join(timeout=60)
     assert sorted(row for work in works for row in work.asked) == sorted(ROWS.tolist())
     assert all(found[rank]["square"].tolist() == (ROWS**2).tolist() for rank in range(3))
+
+
+class SmallDevice(Work):
+    """Work that runs out of memory on more than so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.refused = rows, 0
+
+    def __call__(self, rows: Tensor) -> dict[str, Tensor]:
+        if len(rows) > self.rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return super().__call__(rows)
+
+
+def test_memory_that_runs_out_halves_the_batch_for_the_rest(cache: ResultCache) -> None:
+    model, work, said = eval_model(batch_size=6), SmallDevice(rows=2), list[str]()
+    model.say = said.append
+    found = cache.measure(model, "a", {}, ROWS, work)
+    assert found["square"].tolist() == (ROWS**2).tolist() and work.asked == ROWS.tolist()
+    assert work.refused == 2 and model.batch_size == 1
+    assert said[-1] == "out of memory: batches of 1 images from here on, with the same results"
+    cache.measure(model, "b", {}, ROWS, work)
+    assert work.refused == 2
+
+
+def test_what_smaller_batches_cannot_help_is_raised(cache: ResultCache) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.measure(eval_model(), "a", {}, ROWS, SmallDevice(rows=0))
+    model = eval_model()
+    model.random = True  # its outcome depends on the batch
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.measure(model, "a", {}, ROWS, SmallDevice(rows=1))
+    assert model.batch_size == 2

@@ -147,7 +147,7 @@ def test_all_noise_is_fgsm_from_a_random_start() -> None:
     for step in range(12):
         bare.clock.step = step
         found = bare.perturb(batch)
-        both = [(batch.x + s * found.aux["pattern"][batch.y]).clamp(0, 1) for s in (1, -1)]
+        both = [(batch.x + s * found.aux["pattern"][0][batch.y]).clamp(0, 1) for s in (1, -1)]
         signs |= {s for s, image in zip((1, -1), both, strict=True) if torch.equal(found.aux["start"], image)}
         assert any(torch.equal(found.aux["start"], image) for image in both)
         bare.after_update(found)

@@ -67,6 +67,7 @@ class Log:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.watch: list[dict[str, Any]] = []
+        self.said: list[str] = []
         self.saved: dict[str, bytes] = {}
 
     def advance(self, examples: int, attack_share: float) -> None: ...
@@ -78,6 +79,9 @@ class Log:
 
     def watched(self, row: dict[str, Any]) -> None:
         self.watch.append(row)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         self.saved[name] = bytes(encode(state))
