@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +40,22 @@ class Target:
     x: Tensor
     y: Tensor
 
-    def surviving(self, attack: Run, count: int) -> Target:
-        """The first `count` images that an attack leaves right."""
-        x_adv = attack(self.x.clone(), self.y, torch.arange(len(self.y)))
+    def held(self, x_adv: Tensor) -> Tensor:
+        """Positions of the images that are right at `x_adv`."""
         with torch.no_grad():
-            held = (self.network(x_adv).argmax(dim=1) == self.y).nonzero().flatten()[:count]
-        return Target(self.network, self.loaded, self.x[held], self.y[held])
+            return (self.network(x_adv).argmax(dim=1) == self.y).nonzero().flatten()
+
+    def take(self, rows: Tensor | slice) -> Target:
+        return Target(self.network, self.loaded, self.x[rows], self.y[rows])
 
     def work(self, attack: Run) -> Callable[[], object]:
         """The attack on all the images."""
         return partial(attack, self.x, self.y, torch.arange(len(self.y)))
 
 
-def trained(session: Session, model: str, side: int, batches: int, images: int, *words: str) -> Target:
+def trained(device: torch.device, model: str, side: int, batches: int, images: int, *words: str) -> Target:
     """A network after `batches` batches of FGSM-RS, and the first `images` test pictures that it has right."""
-    source = pictures((3, side, side), max(512, 2 * images))
+    source = pictures((3, side, side), 512)
     fixed = (
         "dataset=cifar10",
         "method=fast_at",
@@ -62,21 +63,26 @@ def trained(session: Session, model: str, side: int, batches: int, images: int, 
         "train.optimizer.lr=0.05",
         "guard.collapse=null",
     )
-    trainer = make_trainer(configuration(*fixed, f"model={model}", *words), source, session.device)
-    for trainer.method.clock.step in range(batches):
+    trainer = make_trainer(configuration(*fixed, f"model={model}", *words), source, device)
+    clock = trainer.method.clock
+    for number in range(batches):
+        clock.epoch, clock.step = divmod(number, trainer.data.steps)
         trainer.train_batch()
     network = trainer.method.model.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
-    test = source.test().to(session.device)
-    x, y = test.floats(), test.y
-    with torch.no_grad():
-        right = (network(x).argmax(dim=1) == y).nonzero().flatten()[:images]
-    return Target(network, copy.deepcopy(network).requires_grad_(True), x[right], y[right])
+    test = source.test().to(device)
+    whole = Target(network, copy.deepcopy(network).requires_grad_(True), test.floats(), test.y)
+    return whole.take(whole.held(whole.x)[:images])
 
 
-def preact(session: Session, images: int) -> Target:
-    if session.tiny:
-        return trained(session, "cnn", 8, 12, images, "model.width=4")
-    return trained(session, "preactresnet18", 16, 24, images)
+@cache
+def preact(device: torch.device, tiny: bool) -> Target:
+    """The network of `sweep` and `restarts`, and images that survive PGD-20 in a ball a quarter larger than theirs."""
+    count = 16 if device.type == "cpu" else 512
+    target = (
+        trained(device, "cnn", 8, 60, 16, "model.width=4") if tiny else trained(device, "preactresnet18", 16, 24, count)
+    )
+    search = peers.sweep(target.network, 1.25 * EPS, 20, 1.25 * SIZE)
+    return target.take(target.held(search(target.x, target.y, torch.arange(len(target.y)))))
 
 
 def measure(session: Session, parts: tuple[str, ...]) -> Iterator[Row]:
@@ -84,21 +90,24 @@ def measure(session: Session, parts: tuple[str, ...]) -> Iterator[Row]:
         yield from PARTS[part](session)
 
 
-def passes(target: Target, attack: Run) -> float:
-    """Operations of an attack in forward passes an image."""
+def at_floor(target: Target, attack: Run) -> tuple[Target, float]:
+    """The images that survive an attack, and its operations upon them in forward passes an image."""
     with Count() as count:
-        target.work(attack)()
-    return count.total / (forward_operations(target.network, tuple(target.x.shape[1:])) * len(target.y))
+        x_adv = attack(target.x, target.y, torch.arange(len(target.y)))
+    held = target.held(x_adv)
+    if 0 < len(held) < len(target.y):
+        return at_floor(target.take(held), attack)
+    return target, count.total / (forward_operations(target.network, tuple(target.x.shape[1:])) * len(target.y))
 
 
 def sweep(session: Session) -> Iterator[Row]:
     """PGD-k for seven k on one trajectory, beside torchattacks' PGD for each of them."""
     steps = SWEEP[:3] if session.tiny else SWEEP
-    target = preact(session, 64)
+    target = preact(session.device, session.tiny).take(slice(8 if session.device.type == "cpu" else 256))
     ours = peers.sweep(target.network, EPS, steps[-1], SIZE)
-    target = target.surviving(ours, 16 if session.device.type == "cpu" else 256)
+    target, passes = at_floor(target, ours)
     what = f"PGD-k, k in {{{', '.join(map(str, steps))}}}, {len(target.y)} images that survive"
-    yield session.row("sweep/floor", f"{what}: operations over the least", [passes(target, ours) / (2 * steps[-1] + 1)])
+    yield session.row("sweep/floor", f"{what}: operations over the least", [passes / (2 * steps[-1] + 1)])
     tools = {"atbench": target.work(ours)}
     for tool in session.present("torchattacks"):
         each = [peers.torchattacks(target.loaded, "PGD", eps=EPS, alpha=SIZE, steps=k) for k in steps]
@@ -109,15 +118,12 @@ def sweep(session: Session) -> Iterator[Row]:
 def restarts(session: Session) -> Iterator[Row]:
     """PGD-50 with ten restarts, beside torchattacks in a plain loop and foolbox."""
     steps, many = (3, 2) if session.tiny else (50, 10)
-    target = preact(session, 32)
+    target = preact(session.device, session.tiny).take(slice(3 if session.device.type == "cpu" else 256))
     ours = peers.ours(target.network, "pgd_ce", EPS, steps=steps, restarts=many)
-    target = target.surviving(
-        peers.sweep(target.network, 1.25 * EPS, 20, SIZE), 4 if session.device.type == "cpu" else 256
-    )
-    target = target.surviving(ours, len(target.y))
+    target, passes = at_floor(target, ours)
     what = f"PGD-{steps}, {many} restarts, {len(target.y)} images that survive"
     least = many * (2 * steps + 1)
-    yield session.row("restarts/floor", f"{what}: operations over the least", [passes(target, ours) / least])
+    yield session.row("restarts/floor", f"{what}: operations over the least", [passes / least])
     tools = {"atbench": target.work(ours)}
     present = session.present("torchattacks", "foolbox")
     if "torchattacks" in present:
@@ -131,14 +137,8 @@ def restarts(session: Session) -> Iterator[Row]:
 
 def autoattack(session: Session) -> Iterator[Row]:
     """AutoAttack standard beside the official one: each attack on what those before left right; and their verdicts."""
-    target = trained(
-        session,
-        "cnn",
-        8 if session.tiny else 16,
-        24,
-        4 if session.tiny else 24,
-        f"model.width={4 if session.tiny else 16}",
-    )
+    side, width, images = (8, 4, 4) if session.tiny else (16, 16, 24)
+    target = trained(session.device, "cnn", side, 60, images, f"model.width={width}")
     names = STANDARD[:1] if session.tiny else STANDARD
     verdicts: dict[str, Tensor] = {}
     tools = {"atbench": [peers.ours(target.network, name, EPS) for name in names]}
@@ -148,7 +148,7 @@ def autoattack(session: Session) -> Iterator[Row]:
     def run(tool: str) -> None:
         verdicts[tool] = robust(target, tools[tool])
 
-    seconds = session.seconds({tool: partial(run, tool) for tool in tools})
+    seconds = session.seconds({tool: partial(run, tool) for tool in tools}, warmup=0)
     left = int(verdicts["atbench"].sum())
     what = f"AutoAttack standard, {len(target.y)} images of which {left} survive"
     yield session.row(
@@ -177,7 +177,7 @@ def robust(target: Target, attacks: list[Run]) -> Tensor:
 
 def timed(session: Session, name: str, what: str, tools: dict[str, Callable[[], object]], images: int) -> Iterator[Row]:
     """Images a second of ours, and how much longer the others take."""
-    seconds = session.seconds(tools)
+    seconds = session.seconds(tools, warmup=int(session.device.type == "cuda"))  # counting has warmed up the kernels
     yield session.row(f"{name}/images", f"{what}: images", [images / each for each in seconds["atbench"]], "/s")
     yield from session.beside(name, what, seconds, "atbench")
 

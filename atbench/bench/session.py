@@ -42,9 +42,10 @@ class Session:
                 self.notes.append(note)
         return [peer for peer in peers if installed(peer)]
 
-    def seconds(self, tools: Mapping[str, Work]) -> dict[str, list[float]]:
+    def seconds(self, tools: Mapping[str, Work], warmup: int | None = None) -> dict[str, list[float]]:
         """Seconds of the tools, which take turns. The first turns on CUDA choose kernels and capture graphs."""
-        return take_turns(tools, self.rounds, self.clock.seconds, warmup=4 if self.device.type == "cuda" else 1)
+        usual = 4 if self.device.type == "cuda" else 1
+        return take_turns(tools, self.rounds, self.clock.seconds, usual if warmup is None else warmup)
 
     def beside(self, name: str, what: str, seconds: Mapping[str, Sequence[float]], ours: str) -> list[Row]:
         """How many times as long as we the others take, a row for each."""

@@ -84,7 +84,7 @@ def floor(session: Session, peaks: list[Row]) -> Iterator[Row]:
             *((f"attack.steps={steps}",) if name in ("pgd_at", "trades", "mart") else ()),
             *(f"train.batch_size={batch}", "train.channels_last=false"),
         )
-        trainer = make_trainer(cfg, pictures((1, 8, 8), 4 * batch), device)
+        trainer = make_trainer(cfg, pictures((1, 8, 8), 10 + 2 * batch), device)
         method, least = trainer.method, trainer.method.forward_cost(int(cfg.attack.steps))
         method.clock.epoch, method.clock.step = 1, 1  # past what a training and an epoch begin with
         forward = forward_operations(method.model, (1, 8, 8)) * batch
