@@ -5,7 +5,6 @@ Pictures are random and made in a temporary folder. CPU seconds are those of the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from atbench.bench.clock import Work, take_turns
+from atbench.bench.clock import Work, cpu_seconds, take_turns
 from atbench.bench.pictures import pictures
 from atbench.bench.results import Row
 from atbench.bench.session import Session
@@ -28,14 +27,6 @@ from atbench.data.augment import PadCropFlip
 from atbench.data.image_folder import folder
 
 BATCH = 128
-
-
-def cpu_seconds(work: Work) -> float:
-    """CPU seconds of a piece of work, in this process and in those that it started and that have ended."""
-    before = os.times()
-    work()
-    after = os.times()
-    return sum(after[:4]) - sum(before[:4])
 
 
 class Pictures(Dataset[tuple[Any, int]]):

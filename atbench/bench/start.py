@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from tempfile import TemporaryDirectory
 
+from atbench.bench.clock import cpu_seconds
 from atbench.bench.results import Row
 from atbench.bench.session import Session
 
@@ -55,17 +56,14 @@ def commands(session: Session) -> Iterator[Row]:
 def child(words: tuple[str, ...], folder: str) -> tuple[float, str]:
     """CPU seconds of a program, and what it says. It runs in `folder`."""
     places = [os.path.abspath(place) for place in sys.path if place or os.getcwd()]
-    before = os.times()
-    done = subprocess.run(
-        words,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    after = os.times()
-    return sum(after[2:4]) - sum(before[2:4]), done.stdout
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    done: list[str] = []
+
+    def work() -> None:
+        told = subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+        done.append(told.stdout)
+
+    return cpu_seconds(work), done[0]
 
 
 def checkpoint(session: Session) -> Iterator[Row]:

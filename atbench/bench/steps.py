@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Silent:
     def save(self, name: str, state: dict[str, Any]) -> None: ...
 
 
+@cache
 def configuration(*words: str) -> DictConfig:
     """The configuration of `atbench train` with these words, of images that are not augmented."""
     return values.resolve(compose("train", ["logger=none", "train.augment=false", *words]))

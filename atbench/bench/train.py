@@ -22,6 +22,7 @@ from atbench.bench.steps import OurStep, configuration, forward_operations, make
 from atbench.models.cuda_settings import cuda_settings
 
 FLOOR = ("pgd_at", "trades", "mart", "fast_at", "fgsm_mep", "free_at")
+LAST = "train.channels_last=true"
 PEERS = ("torchattacks", "foolbox", "ART", "MAIR")
 
 
@@ -40,7 +41,8 @@ class Contest:
     def name(self) -> str:
         return f"{self.method}/{self.model}-b{self.batch}-k{self.steps}"
 
-    def configuration(self, number: str, *words: str) -> list[str]:
+    def words_of(self, number: str, *words: str) -> list[str]:
+        """The words of `atbench train`, computed in `number`, fp32 or bf16."""
         dataset = "mnist" if self.shape[0] == 1 else "cifar10"
         return [
             *(f"dataset={dataset}", f"model={self.model}", f"method={self.method}", f"train.batch_size={self.batch}"),
@@ -101,32 +103,28 @@ def steps(session: Session, peaks: list[Row]) -> Iterator[Row]:
 
 
 def compare(session: Session, contest: Contest, peaks: list[Row]) -> Iterator[Row]:
+    """All tools in one process, in turns; on CUDA a second time in TF32, the loop that a user of bf16 has otherwise."""
     source, cuda = pictures(contest.shape, contest.batch + 10), session.device.type == "cuda"
-    plain = OurStep(
-        configuration(*contest.configuration("fp32", f"train.channels_last={str(cuda).lower()}")),
-        source,
-        session.device,
-    )
-    reduced = OurStep(configuration(*contest.configuration("bf16", "train.channels_last=true")), source, session.device)
+    layout = f"train.channels_last={str(cuda).lower()}"
+    cfg, half = (configuration(*contest.words_of(*each)) for each in (("fp32", layout), ("bf16", LAST)))
+    plain, reduced = (OurStep(each, source, session.device) for each in (cfg, half))
     network = copy.deepcopy(plain.trainer.method.model).to(memory_format=torch.contiguous_format)
-    x, y = plain.batch.x.contiguous(), plain.batch.y
-    cfg = configuration(*contest.configuration("fp32"))
-    others = their_steps(network, contest.method, cfg.attack, x, y, session.present(*PEERS))
+    others = their_steps(
+        network, contest.method, cfg.attack, plain.batch.x.contiguous(), plain.batch.y, session.present(*PEERS)
+    )
     tools: dict[str, Work] = {"atbench": plain, "atbench bf16": reduced, **others}
     with cuda_settings("ieee"):
         seconds = session.seconds(tools)
-    name, what = contest.name, f"{contest.name.replace('/', ' ')}"
-    yield from session.beside(f"{name}/fp32", f"{what}, fp32", seconds, "atbench")
-    if cuda:  # the loop that a user of bf16 would have otherwise
+    eager = seconds
+    if cuda:
         with cuda_settings("tf32"):
-            seconds = session.seconds({tool: step for tool, step in tools.items() if tool != "atbench"})
-    for row in session.beside(f"{name}/bf16", f"{what}, our bf16 + channels_last", seconds, "atbench bf16"):
-        if row.name.endswith("torchattacks"):
-            yield row
-    for number, ours in (("fp32", plain), ("bf16", reduced)):
-        tool = "atbench" if number == "fp32" else "atbench bf16"
-        if tool in seconds:
-            yield from absolute(session, f"{name}/{number}", f"{what}, {number}", ours, seconds[tool], peaks)
+            eager = session.seconds({tool: step for tool, step in tools.items() if tool != "atbench"})
+    name, what = contest.name, contest.name.replace("/", " ")
+    yield from session.beside(f"{name}/fp32", f"{what}, fp32", seconds, "atbench")
+    rivals = {tool: times for tool, times in eager.items() if tool in ("atbench bf16", "torchattacks")}
+    yield from session.beside(f"{name}/bf16", f"{what}, our bf16 + channels_last", rivals, "atbench bf16")
+    yield from absolute(session, f"{name}/fp32", f"{what}, fp32", plain, seconds["atbench"], peaks)
+    yield from absolute(session, f"{name}/bf16", f"{what}, bf16", reduced, eager["atbench bf16"], peaks)
 
 
 def absolute(
@@ -189,7 +187,7 @@ def methods(session: Session, peaks: list[Row]) -> Iterator[Row]:
             contest = Contest(name, "cnn", 4, 1, (1, 8, 8), ("model.width=2",))
         number = "bf16" if cuda else "fp32"
         step = OurStep(
-            configuration(*contest.configuration(number)), pictures(contest.shape, contest.batch + 10), session.device
+            configuration(*contest.words_of(number)), pictures(contest.shape, contest.batch + 10), session.device
         )
         seconds = session.seconds({"atbench": step})["atbench"]
         what = f"{contest.name.replace('/', ' ')}, {number}"
