@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from atbench.bench.steps import operations
 from atbench.data import Batch
 from atbench.data.digits import digits
 from atbench.methods import Method
 from atbench.training import World
 from atbench.training.cost import Count
 from atbench.workflows import factory
-from tests.support.contract import begin_untrained, configuration, cost
+from tests.support.contract import begin_untrained, configuration
 from tests.support.tiers import METHODS
 from tests.support.ties import Watched
 
@@ -60,7 +61,7 @@ class Used:
 def used(request: pytest.FixtureRequest) -> Used:
     method, batch, forward = method_of(request.param)
     with Watched() as watched:
-        total = cost(method, batch)
+        total = operations(method, batch)
     return Used(request.param, method.forward_cost(STEPS), total / forward, watched.found)
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atbench.bench.steps import operations as cost
 from atbench.data import Batch
 from atbench.methods.llr import Llr
 from atbench.models import attack_mode
 from atbench.training.cost import Count
 from tests.support import worlds
-from tests.support.contract import cost
 
 LINEARITY, SLOPE = 4.0, 3.0
 
