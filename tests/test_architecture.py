@@ -22,6 +22,7 @@ LAYERS = (
     {"__main__", "__init__"},
     {"api"},
     {"cli"},
+    {"bench"},
     {"workflows"},
     {"training"},
     {"reporting"},

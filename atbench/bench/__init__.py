@@ -1,0 +1,1 @@
+"""Measurements of this machine, and what a run would take: `atbench bench`."""
