@@ -12,7 +12,6 @@ import torch
 
 from atbench.runs.run_dir import write_json
 
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
