@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -50,13 +50,16 @@ class _Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Run:
-    """A run to be planned. train, test: images of an epoch, and of the test split."""
+    """A run to be planned. train, test: images of an epoch, and of the test split; real: whether `source` is the data
+    set; pool: random images in the place of `train.extra_data.path`.
+    """
 
     cfg: DictConfig
     source: Source
     train: int
     test: int
     real: bool
+    pool: Path | None
 
     @property
     def steps(self) -> int:
@@ -212,22 +215,18 @@ def read(cfg: DictConfig, images: int, folder: Path) -> Run:
             cfg.dataset.about.name, few, min(held, cfg.train.selection.n), cfg.dataset.source.get("pad", 0)
         )
         real, train, test = False, form.train - held, form.test
+    pool = None
     if cfg.train.extra_data.path is not None:  # never read: it may be larger than this machine's memory
-        pool = stand_in_pool(source, few)
-        np.savez(folder / "pool.npz", image=pool, label=np.arange(len(pool)) % len(source.classes))
-        cfg.train.extra_data.path = str(folder / "pool.npz")
-    return Run(cfg, source, train, test, real)
-
-
-def stand_in_pool(source: Source, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Random images (N, H, W, C) in the form of the data set's."""
-    channels, height, width = source.shape
-    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), np.uint8)
+        channels, height, width = source.shape
+        pixels = np.random.default_rng(0).integers(0, 256, (few, height, width, channels), np.uint8)
+        np.savez(pool := folder / "pool.npz", image=pixels, label=np.arange(few) % len(source.classes))
+    return Run(cfg, source, train, test, real, pool)
 
 
 def make_trainer(run: Run, images: int, device: torch.device, clock: StepClock) -> Trainer:
     """The trainer of the run with so many images a step, in the middle of its training: what begins late has begun."""
-    cfg = OmegaConf.merge(run.cfg, {"train": {"batch_size": images}})
+    changed = {"batch_size": images} | ({"extra_data": {"path": str(run.pool)}} if run.pool else {})
+    cfg = OmegaConf.merge(run.cfg, {"train": changed})
     assert isinstance(cfg, DictConfig)
     here = World(device)
     data = factory.make_data(cfg, run.source, here)
@@ -235,8 +234,9 @@ def make_trainer(run: Run, images: int, device: torch.device, clock: StepClock) 
     pretraining.load_untrained(cfg, method, run.source, device)
     trainer = factory.make_trainer(cfg, method, data, here, clock, clock)
     trainer.watch = None
-    clock.most = min(clock.most, max(1, data.steps - 1))  # before the epoch ends and is validated
     method.clock.epoch = method.clock.epochs // 2
+    method.clock.step = min(1, data.steps - 1)  # past what an epoch begins with
+    clock.most = min(clock.most, max(1, data.steps - 2))  # before it ends and is validated
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     return trainer
@@ -274,6 +274,8 @@ def notes(given: argparse.Namespace, run: Run, trainer: Trainer) -> list[str]:
         said.append(f"pre-training is not in it: {', '.join(stages)}")
     if trainer.method.forward_cost(trainer.method.attack.steps) is None:
         said.append("the search changes with the examples or the epoch: this is the middle of a training, untrained")
+    if "bf16" in run.cfg.train.precision.values():
+        said.append("validation and evaluation compute in float32, and are told at the rate of the training's bf16")
     if given.processes > 1:
         said.append("what processes exchange takes no time in it")
     return said

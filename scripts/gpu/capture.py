@@ -47,7 +47,8 @@ class Weights(OneStep):
 
 def capture(session: Session, methods: list[str] | None = None) -> None:
     """Compare all methods, and time some."""
-    names = methods or [entry["name"] for entry in entries("methods", [conf_dir()])]
+    every = TIMED if session.smoke else [entry["name"] for entry in entries("methods", [conf_dir()])]
+    names = methods or list(every)
     kinds = ("fp32",) if session.smoke else PRECISIONS
     cells = [f"{name}/equal" for name in names]
     cells += [f"{name}/{kind}" for name in TIMED if name in names for kind in kinds]
@@ -94,23 +95,17 @@ def train(session: Session, name: str, captured: bool) -> tuple[list[dict[str, T
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference of two states; 0 if they are equal bit for bit."""
-    if all(torch.equal(value, b[key]) for key, value in a.items()):
-        return 0.0
-    return max(relative(value, b[key]) for key, value in a.items() if value.numel()) or float("nan")
+    """The largest difference of two states; 0 only if all values are equal."""
+    return max(relative(value, b[key]) for key, value in a.items() if value.numel())
 
 
 def speed(session: Session, name: str, kind: str) -> dict[str, Any]:
     """Images per second, captured and not."""
-    rates = {
-        label: cell_of(session, name, BATCH if not session.smoke else "8", kind, word(session, captured))[
-            "images_per_second"
-        ]
-        for label, captured in (("captured", True), ("plain", False))
-    }
-    return {"captured images/s": rates["captured"], "plain images/s": rates["plain"]} | {
-        "ratio": rates["captured"] / rates["plain"]
-    }
+    batch = "8" if session.smoke else BATCH
+    captured, plain = (
+        float(cell_of(session, name, batch, kind, word(session, on))["images_per_second"]) for on in (True, False)
+    )
+    return {"captured images/s": captured, "plain images/s": plain, "ratio": captured / plain}
 
 
 @contextmanager

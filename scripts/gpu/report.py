@@ -52,12 +52,9 @@ def tables(cells: dict[str, dict[str, Any]]) -> list[str]:
 def flat(node: Any, above: str = "") -> dict[str, Any]:
     """The leaves of a JSON document by their path; an entry of a list by its `name`, else by its number."""
     if isinstance(node, dict):
-        parts = node.items()
+        parts = list(node.items())
     elif isinstance(node, list):
-        named = (
-            (each.get("name", place) if isinstance(each, dict) else place, each) for place, each in enumerate(node)
-        )
-        parts = named
+        parts = [(each.get("name", at) if isinstance(each, dict) else at, each) for at, each in enumerate(node)]
     else:
         return {above: node}
     found: dict[str, Any] = {}
