@@ -246,5 +246,5 @@ def test_the_speedrun_is_a_benchmark_s_setting_with_fewer_epochs() -> None:
     assert fast.train.optimizer.lr / peer.train.optimizer.lr == scale == 2, "the rate goes with the batch"
     updates = peer.train.epochs * (49_000 // peer.train.batch_size)
     assert fast.plus.ema.horizon == pytest.approx(1 / (1 - peer.plus.ema.decay) / updates, rel=0.06)
-    assert fast.train.precision.attack == fast.train.precision.update == "bf16"
+    assert fast.train.precision["attack"] == fast.train.precision["update"] == "bf16"
     assert fast.eval.about.name == "auto" and list(fast.eval.checkpoints) == ["best"]

@@ -24,7 +24,7 @@ ORDER = (
     *("adt_exp_am", "adp", "gal", "dverge"),
 )
 #: What tries the script: two trainings of seconds.
-TINY = ("dataset=digits", "model.width=2", "attack.steps=2", "train.epochs=1", "train.optimizer.lr=0.02")
+TINY = ("dataset=digits", "threads=1", "model.width=2", "attack.steps=2", "train.epochs=1", "train.optimizer.lr=0.02")
 FIRST_NAME = "autoattack-first"
 
 
