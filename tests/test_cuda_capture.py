@@ -9,7 +9,7 @@ import torch
 
 from atbench.models.replay import Replay
 from scripts.gpu.parity import OneStep
-from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, multiplication
+from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
 
 WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=4")
 pytestmark = [
@@ -37,9 +37,8 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(*words: str, capture: bool, steps: int = 6) -> tuple[dict[str, Any], Replay | None]:
     cfg = configuration(*WORDS, *words, f"train.capture={str(capture).lower()}")
-    with multiplication("ieee"):
-        trainer = make_trainer(cfg, few_digits(), torch.device("cuda"), After(steps))
-        fit(trainer)
+    trainer = make_trainer(cfg, few_digits(), torch.device("cuda"), After(steps))
+    fit(trainer)
     return trainer.state()["method"], trainer.method.attack.replay
 
 

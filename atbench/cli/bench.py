@@ -11,8 +11,12 @@ from atbench.errors import refuse_unknown
 
 
 def main(words: list[str]) -> int:
+    if words[:1] == ["plan"]:  # its words are those of a training
+        importlib.import_module("atbench.config.argv").remember_argv(["bench", *words], None)
+        return int(importlib.import_module("atbench.bench.plan").plan(words[1:]))
     parser = Parser("atbench bench", description="Speed of this machine and of atbench on it, beside other tools.")
     kinds = "; ".join(f"{name}: {kind.summary}" for name, kind in KINDS.items())
+    kinds += "; plan: what a training would take (`atbench bench plan --help`)"
     parser.add_argument("kind", metavar="KIND", help=kinds)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -21,7 +25,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--only", default="", metavar="NAME,NAME", help="parts of the kind")
     parser.add_argument("--methods", default="", metavar="NAME,NAME", help="of train: speed and memory of these alone")
     given = parser.parse_intermixed_args(words)
-    refuse_unknown("bench", given.kind, list(KINDS), "kind")
+    refuse_unknown("bench", given.kind, [*KINDS, "plan"], "kind")
     parts, methods = names(given.only), names(given.methods)
     for part in parts:
         refuse_unknown("bench --only", part, KINDS[given.kind].parts, f"part of bench {given.kind}")

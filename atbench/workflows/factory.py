@@ -32,12 +32,12 @@ from atbench.workflows.pgd_configs import make_pgd_config, selection_attacks
 from atbench.workflows.stages import stage_config
 
 
-def make_source(cfg: DictConfig) -> Source:
-    """The data set that `dataset.source` names, given `data_dir` if it asks for it, with the labels of `dataset.labels`
-    (`classes` where there is no such key).
+def make_source(cfg: DictConfig, **further: Any) -> Source:
+    """The data set that `dataset.source` names, given `data_dir` and what is `further`, each if it asks for it, with
+    the labels of `dataset.labels` (`classes` where there is no such key).
     """
     node = cfg.dataset.source
-    given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
+    given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir), **further})
     return with_labels(build(node, "dataset.source", **given), labels_of(cfg))
 
 

@@ -1,7 +1,10 @@
-"""How fast a device trains: images per second, the attack's share and peak memory."""
+"""How fast a device trains: images per second, the attack's share and peak memory; and what `atbench bench` says."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -10,7 +13,7 @@ import torch
 
 from atbench.data import Batch
 from atbench.evaluation.activity import Activity
-from scripts.gpu.session import OutOfTime, Session
+from scripts.gpu.session import ROOT, OutOfTime, Session
 from scripts.gpu.trainers import configuration, fit, make_trainer, noise
 
 METHODS = ("pgd_at", "trades", "free_at", "fgsm_mep")
@@ -22,6 +25,7 @@ WARMUP, STEPS, SECONDS, SHARED = (
     10.0,
     5,
 )  # steps before the clock, at most so many or so long, then for the share
+KINDS = ("train", "eval", "data", "start")  # of `atbench bench`
 NETWORK, TINY = ("model=preactresnet18",), ("model.width=2", "attack.steps=2")
 
 
@@ -75,13 +79,26 @@ class Stopwatch:
 
 
 def bench(session: Session) -> None:
-    """Time every method at every batch size and precision."""
+    """Time every method at every batch size and precision, then everything that `atbench bench` times."""
     batches, kinds = (BATCHES, PRECISIONS) if not session.smoke else ((8,), ("fp32", "bf16"))
     cells = [f"{name}/{batch}/{kind}" for name in METHODS for batch in batches for kind in kinds]
     session.fill("bench", cells, lambda cell: cell_of(session, *cell.split("/")))
+    programs = [f"atbench bench {kind}" for kind in (KINDS if not session.smoke else ("start",))]
+    session.fill("bench", programs, lambda cell: program(session, cell.split()[1:]))
 
 
-def cell_of(session: Session, name: str, batch: str, kind: str) -> dict[str, Any]:
+def program(session: Session, words: list[str]) -> dict[str, Any]:
+    """What `atbench WORDS --json` says: its exit code, which is not 0 where it falls short of a bar, and its JSON."""
+    command = [sys.executable, "-m", "atbench", *words, "--device", session.device.type, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    try:
+        return {"exit": done.returncode, "json": json.loads(done.stdout)}
+    except json.JSONDecodeError:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"exit code {done.returncode}: {said}") from None
+
+
+def cell_of(session: Session, name: str, batch: str, kind: str, *own: str) -> dict[str, Any]:
     """Time one training: a pass without a clock inside the step, then a short one for the share of the attack."""
     number = "bf16" if kind == "bf16" else "fp32"
     words = (
@@ -89,6 +106,7 @@ def cell_of(session: Session, name: str, batch: str, kind: str) -> dict[str, Any
         *(f"train.precision.attack={number}", f"train.precision.update={number}"),
         *(f"train.precision.tf32={str(kind == 'tf32').lower()}", "train.selection.n=10"),
         *(TINY if session.smoke else NETWORK),
+        *own,
     )
     warmup, steps, seconds, shared = (1, 3, 0.5, 2) if session.smoke else (WARMUP, STEPS, SECONDS, SHARED)
     cfg = configuration(*words)
