@@ -88,7 +88,8 @@ class TrainSection:
     parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `label_smoothing` is
     that of the loss that is minimised, `attack_label_smoothing` that of searches which climb the cross-entropy of the
     labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
-    the loss that is minimised (`model.head=hypersphere`).
+    the loss that is minimised (`model.head=hypersphere`). `shard`: whether the processes of torchrun share the model's
+    weights, gradients and optimizer states out among them (FSDP2) instead of holding all of them each.
     """
 
     epochs: int = MISSING
@@ -108,6 +109,7 @@ class TrainSection:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     time_limit: Optional[Number] = None
     augment: bool = True
+    shard: bool = False
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
 from atbench.training.schedules import MomentumSchedule, Schedule
+from atbench.training.sharding import optimizer_parts
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
@@ -59,6 +60,10 @@ class Group:
     def state(self) -> dict[str, Any]:
         """The optimizer's state; the schedule has none."""
         return self.optimizer.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a `state()`."""
+        self.optimizer.load_state_dict(optimizer_parts(state, self.parameters()))
 
 
 def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, decay: str) -> Group:

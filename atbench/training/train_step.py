@@ -16,6 +16,7 @@ from atbench.models import attack_mode
 from atbench.training.distributed import World, data_parallel
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
+from atbench.training.sharding import is_sharded, whole
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 
@@ -56,7 +57,8 @@ class TrainStep:
             partial(torch.autocast, world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
             for dtype in (attack, update)
         )
-        self.distributed = data_parallel(method) if world.size > 1 else None
+        self.sharded = is_sharded(method.model)  # gradients are averaged as they are shared out
+        self.distributed = data_parallel(method) if world.size > 1 and not self.sharded else None
         self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
         self.attack_seconds = 0.0
         self.first_nan = torch.full((), -1, dtype=torch.long, device=world.device)
@@ -66,7 +68,7 @@ class TrainStep:
         method, clock = self.method, self.method.clock
         if round.perturb:
             started = perf_counter()
-            with self.attack_precision():
+            with self.attack_precision(), whole(method.model) if self.sharded else nullcontext():
                 round.batch = method.perturb(round.batch)
             self.attack_seconds += perf_counter() - started
         with self._perturbed_weights(round.batch) if self.awp else nullcontext():

@@ -24,6 +24,7 @@ from atbench.models import Ensemble, Hypersphere, Network, weight_files
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
+from atbench.training.sharding import shard
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.pgd_configs import make_pgd_config, selection_attacks
 from atbench.workflows.stages import stage_config
@@ -249,6 +250,8 @@ def make_trainer(
     and no object.
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
+    if cfg.train.shard:
+        shard(method, world, data.source.shape)
     groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
     threat, *others = selection_attacks(cfg)
     watch = make_watch(cfg, method, data, world)

@@ -1,0 +1,138 @@
+"""Sharding of a network (FSDP2): each process holds a part of its weights, gradients and optimizer states.
+
+The network is whole, on every process, during the search for adversarial examples and while it is measured: it is put
+together once instead of in every forward and backward pass, and processes may then take different numbers of steps. In
+the update one stage at a time is whole. So the weights alone have to fit on a device, as they do for an evaluation;
+gradients, optimizer states and averages do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from atbench.errors import ConfigError
+from atbench.methods.base import Method
+from atbench.models import Ensemble, Network
+from atbench.training.distributed import World
+
+KEY = "train.shard"
+FIX = "leave it out: the network is then replicated"
+
+
+def shard(method: Method, world: World, shape: Sequence[int]) -> None:
+    """Shard the model of a method, in place, for images of `shape`; before its optimizers are made. Raises ConfigError
+    for what cannot be sharded.
+    """
+    refuse(method, world)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for part in parts(method.model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    # What is run first becomes the root of the rest, and methods also call stages and members by themselves.
+    like, training = next(method.model.parameters()), method.model.training
+    with torch.no_grad():
+        method.model.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    method.model.train(training)
+
+
+def refuse(method: Method, world: World) -> None:
+    """Raise ConfigError if there is nothing to share, or the method does more with its networks than train one."""
+    name = type(method).__name__
+    own = {id(parameter) for parameter in method.model.parameters()}
+    if world.size == 1:
+        why, fix = "needs several processes", "start with torchrun --nproc-per-node 2 -m atbench train ..."
+    elif any(id(parameter) not in own for parameter in method.parameters()) or method.evaluated() is not method.model:
+        why, fix = f"{name} has networks besides the model", FIX
+    elif method.pretraining():
+        why, fix = f"{name} begins with networks of other trainings", FIX
+    elif method.second_order:
+        why, fix = f"{name} differentiates a gradient", FIX
+    elif any(parameter.ndim == 0 for parameter in method.model.parameters()):
+        why, fix = "the network has a parameter that is a single number", FIX
+    else:
+        return
+    raise ConfigError(KEY, True, why, fix)
+
+
+def parts(network: nn.Module) -> Iterator[nn.Module]:
+    """What is put together at a time, innermost first: stages and head of each network, then what is around them."""
+    if isinstance(network, Ensemble):
+        for member in network.members:
+            yield from parts(member)
+    elif isinstance(network, Network):
+        yield from (part for part in (*network.stages, network.head) if next(part.parameters(), None) is not None)
+    yield network
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether this process holds a part of the network's weights."""
+    return any(isinstance(module, FSDPModule) for module in network.modules())
+
+
+@contextmanager
+def whole(network: nn.Module) -> Iterator[None]:
+    """Context in which every process holds the whole network, and forward and backward passes do not wait for others.
+
+    Weights must not change in it. All processes enter together.
+    """
+    sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.set_reshard_after_backward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.set_reshard_after_backward(True, recurse=False)
+            module.reshard()
+
+
+def gathered(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    """A state with whole tensors, in main memory, in the place of parts; what is one part stays one tensor. All
+    processes take part; where not `keep`, there is None in the place of parts.
+    """
+    seen: dict[int, Tensor | None] = {}
+
+    def walk(content: Any) -> Any:
+        if isinstance(content, Mapping):
+            return {key: walk(value) for key, value in content.items()}
+        if isinstance(content, (list, tuple)):
+            return type(content)(walk(value) for value in content)
+        if not isinstance(content, DTensor):
+            return content
+        if id(content) not in seen:
+            full = content.full_tensor()
+            seen[id(content)] = full.cpu() if keep else None
+        return seen[id(content)]
+
+    return {key: walk(value) for key, value in state.items()}
+
+
+def parts_like(values: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with this process's part of each tensor that `like` has a part of under the same name."""
+    return {name: part_like(value, like.get(name)) for name, value in values.items()}
+
+
+def part_like(value: Any, like: Any) -> Any:
+    """This process's part of a whole tensor, if `like` is a part of one of the same shape; else the value itself."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def optimizer_parts(state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """The state of an optimizer of these parameters with parts of what it holds of their shape (momenta)."""
+    slots = {
+        index: {name: part_like(value, parameters[index]) for name, value in slot.items()}
+        for index, slot in state["state"].items()
+    }
+    return {**state, "state": slots}
