@@ -130,6 +130,8 @@ class Method(nn.Module):
     second_order = False
     #: One update accumulates gradients over several rounds; a weight perturbation (AWP) is refused.
     accumulates = False
+    #: The loss or a step after the update uses weights themselves, outside of a forward pass; `train.shard` is refused.
+    reads_weights = False
     #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from atbench.errors import ConfigError
 from atbench.methods.base import Method
-from atbench.models import Ensemble, Network
+from atbench.models import Ensemble, Hypersphere, Network
 from atbench.training.distributed import World
 
 KEY = "train.shard"
@@ -33,42 +33,53 @@ def shard(method: Method, world: World, shape: Sequence[int]) -> None:
     """
     refuse(method, world)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for part in parts(method.model):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    network, pieces = method.model, list(parts(method.model))
+    sharded = [fully_shard(piece, mesh=mesh, reshard_after_forward=True) for piece in (*pieces, network)]
+    # In the order in which they stand. By default what comes next is taken from the passes that there were, and in a
+    # search their number differs between processes, which would then wait for each other's other pieces.
+    for before, piece in zip([sharded[0], *sharded], sharded, strict=False):
+        piece.set_modules_to_backward_prefetch([before])
     # What is run first becomes the root of the rest, and methods also call stages and members by themselves.
-    like, training = next(method.model.parameters()), method.model.training
+    like, training = next(network.parameters()), network.training
     with torch.no_grad():
-        method.model.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
-    method.model.train(training)
+        network.eval()(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+    network.train(training)
 
 
 def refuse(method: Method, world: World) -> None:
-    """Raise ConfigError if there is nothing to share, or the method does more with its networks than train one."""
-    name = type(method).__name__
-    own = {id(parameter) for parameter in method.model.parameters()}
+    """Raise ConfigError if there is nothing to share, or the method does more with weights than train one model's."""
+    name, network = type(method).__name__, method.model
+    own, held = (
+        {id(each) for module in modules for each in module.parameters()} for modules in ([network], parts(network))
+    )
     if world.size == 1:
         why, fix = "needs several processes", "start with torchrun --nproc-per-node 2 -m atbench train ..."
-    elif any(id(parameter) not in own for parameter in method.parameters()) or method.evaluated() is not method.model:
+    elif any(id(parameter) not in own for parameter in method.parameters()) or method.evaluated() is not network:
         why, fix = f"{name} has networks besides the model", FIX
     elif method.pretraining():
         why, fix = f"{name} begins with networks of other trainings", FIX
     elif method.second_order:
         why, fix = f"{name} differentiates a gradient", FIX
-    elif any(parameter.ndim == 0 for parameter in method.model.parameters()):
-        why, fix = "the network has a parameter that is a single number", FIX
+    elif method.reads_weights:
+        why, fix = f"{name} reads weights outside of forward passes", FIX
+    elif any(isinstance(module, Hypersphere) for module in network.modules()):
+        why, fix = "model.head=hypersphere writes weights in its forward pass", FIX
+    elif own != held:
+        why, fix = "the network has weights outside of its stages and head", FIX
+    elif any(parameter.ndim == 0 for parameter in network.parameters()):
+        why, fix = "the network has a weight that is a single number", FIX
     else:
         return
     raise ConfigError(KEY, True, why, fix)
 
 
 def parts(network: nn.Module) -> Iterator[nn.Module]:
-    """What is put together at a time, innermost first: stages and head of each network, then what is around them."""
+    """What is put together at a time: stages and head, where they have weights, of a network or of each member."""
     if isinstance(network, Ensemble):
         for member in network.members:
             yield from parts(member)
     elif isinstance(network, Network):
         yield from (part for part in (*network.stages, network.head) if next(part.parameters(), None) is not None)
-    yield network
 
 
 def is_sharded(network: nn.Module) -> bool:
