@@ -88,8 +88,10 @@ class TrainSection:
     parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `label_smoothing` is
     that of the loss that is minimised, `attack_label_smoothing` that of searches which climb the cross-entropy of the
     labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
-    the loss that is minimised (`model.head=hypersphere`). `shard`: whether the processes of torchrun share the model's
-    weights, gradients and optimizer states out among them (FSDP2) instead of holding all of them each.
+    the loss that is minimised (`model.head=hypersphere`). `capture`: whether searches of fixed steps run as CUDA
+    graphs, which changes no value (`auto`: where there is CUDA). `compile`: torch.compile of the model, whose sums
+    differ in their last digits. `shard`: whether the processes of torchrun share the model's weights, gradients and
+    optimizer states out among them (FSDP2), instead of holding all of them each.
     """
 
     epochs: int = MISSING
@@ -104,6 +106,8 @@ class TrainSection:
     margin: Number = 0.0
     precision: Precision = field(default_factory=Precision)
     channels_last: Any = "auto"
+    capture: Any = "auto"
+    compile: bool = False
     extra_data: ExtraData = field(default_factory=ExtraData)
     selection: Selection = field(default_factory=Selection)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
+from atbench.training import dynamo
 from atbench.training.schedules import MomentumSchedule, Schedule
 from atbench.training.sharding import optimizer_parts
 
@@ -35,6 +36,7 @@ class Group:
             raise ConfigError("train.schedule", name, why, "use atbench.training.schedules.Triangular or .OneCycle")
         for group in self.optimizer.param_groups:
             group["base_lr"] = float(group["lr"])
+        self.step = dynamo.plain_step(self.optimizer)
 
     def set_rate(self, fraction: float) -> None:
         """Learning rate = the optimizer's own times schedule(fraction); momentum that of a schedule that cycles it."""
@@ -73,6 +75,7 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
     `weights` spares biases and normalisation layers, i.e. parameters with fewer than two dimensions; `convolutions`
     spares all but the kernels of convolutions, i.e. parameters with fewer than four.
     """
+    dynamo.skip_construction()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if decay == "all":
         return Group(name, module, make(parameters), schedule)

@@ -79,7 +79,7 @@ class TrainStep:
                 for group in self.groups:
                     if self.clip_norm is not None:
                         group.clip(self.clip_norm)
-                    group.optimizer.step()
+                    group.step()
                     group.optimizer.zero_grad()  # to None: an optimizer skips a parameter without gradient
         # Before the averages: after_update may move parameters (a proximal step), and the result is averaged.
         method.after_update(round.batch)

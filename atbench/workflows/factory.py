@@ -25,6 +25,7 @@ from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
 from atbench.training.sharding import shard
+from atbench.workflows.acceleration import accelerate
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.pgd_configs import make_pgd_config, selection_attacks
 from atbench.workflows.stages import stage_config
@@ -249,6 +250,7 @@ def make_trainer(
     """The trainer of an assembled method. What `plus` only tells about, such as label smoothing, is a setting elsewhere
     and no object.
     """
+    accelerate(method, world.device, cfg.train.capture, cfg.train.compile)
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
     if cfg.train.shard:
         shard(method, world, data.source.shape)

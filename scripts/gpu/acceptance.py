@@ -70,7 +70,8 @@ def tests(session: Session) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "tests.xml"
             command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={path}"]
-            done = subprocess.run([*command, "tests/test_cuda.py"], cwd=ROOT, capture_output=True, text=True)
+            command += ["tests/test_cuda.py", "tests/test_cuda_capture.py"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if not path.exists():
                 raise RuntimeError((done.stderr.strip().splitlines() or ["pytest wrote nothing"])[-1])
             suite = ElementTree.parse(path).getroot()
