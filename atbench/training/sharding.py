@@ -111,7 +111,7 @@ def gathered(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
     """A state with whole tensors, in main memory, in the place of parts; what is one part stays one tensor. All
     processes take part; where not `keep`, there is None in the place of parts.
     """
-    seen: dict[int, Tensor | None] = {}
+    seen: dict[int, Any] = {}
 
     def walk(content: Any) -> Any:
         if isinstance(content, Mapping):
