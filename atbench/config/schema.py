@@ -92,7 +92,8 @@ class TrainSection:
     the loss that is minimised (`model.head=hypersphere`). `capture`: whether searches of fixed steps run as CUDA
     graphs, which changes no value (`auto`: where there is CUDA). `compile`: torch.compile of the model, whose sums
     differ in their last digits. `micro_batch`: rows of a batch that go through the networks at once, whose gradients
-    are accumulated (null: all).
+    are accumulated (null: all). `shard`: whether the processes of torchrun share the model's weights, gradients and
+    optimizer states out among them (FSDP2), instead of holding all of them each.
     """
 
     epochs: int = MISSING
@@ -115,6 +116,7 @@ class TrainSection:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     time_limit: Optional[Number] = None
     augment: bool = True
+    shard: bool = False
 
 
 @dataclass

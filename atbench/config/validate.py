@@ -57,6 +57,7 @@ def validate_config(cfg: Mapping[str, Any]) -> list[str]:
         raise ConfigError("eval.name", name, "cannot be the name of a folder", "use letters, digits, - and _")
     _check_own_attack(cfg)
     _check_checkpoints(cfg)
+    _check_shard(cfg)
     if select(cfg, "logger.tensorboard") and importlib.util.find_spec("tensorboard") is None:
         fix = "install the extra: pip install 'atbench[tensorboard]'"
         raise ConfigError("logger", "tensorboard", "needs the package tensorboard", fix)
@@ -83,6 +84,15 @@ def _check_own_attack(cfg: Mapping[str, Any]) -> None:
             why = f"{select(cfg, 'method.about.name')} is the method that has {spelled} there"
             fix = "leave it out, or name the variant: a method of your own beside --config-dir"
             raise ConfigError(f"attack.{key}", value, why, fix)
+
+
+def _check_shard(cfg: Mapping[str, Any]) -> None:
+    """Refuse to record or compile the passes of a network that is put together anew for them."""
+    for key in ("train.capture", "train.compile"):
+        if select(cfg, "train.shard") and select(cfg, key) is True:
+            raise ConfigError(
+                key, True, "is not for a network that is shared out (train.shard)", "leave one of them out"
+            )
 
 
 def _check_checkpoints(cfg: Mapping[str, Any]) -> None:

@@ -132,6 +132,8 @@ class Method(nn.Module):
     accumulates = False
     #: A batch may go through in parts (`train.micro_batch`): `perturb` and `loss` need no rows but their own.
     takes_micro_batches = True
+    #: The loss or a step after the update uses weights themselves, outside of a forward pass; `train.shard` is refused.
+    reads_weights = False
     #: The label must be one class; mixed images (CutMix, MixUp), whose labels are soft, are refused.
     requires_hard_labels = False
 

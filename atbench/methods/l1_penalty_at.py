@@ -37,6 +37,8 @@ class L1PenaltyAt(PgdAt):
         clean_pass: a clean forward after each update, for the statistics of BatchNorm alone.
     """
 
+    reads_weights = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from atbench.training.param_groups import Group
+from atbench.training.sharding import parts_like
 
 
 class KeptStates:
@@ -27,7 +28,7 @@ class KeptStates:
         """Go back to a remembered state in `parts`: `model`, `optimizer`."""
         kept = self.states[name]
         if "model" in parts:
-            self.model.load_state_dict(kept["model"])
+            self.model.load_state_dict(parts_like(kept["model"], self.model.state_dict()))
         if "optimizer" in parts:
             for group in self.groups:
                 group.load(deepcopy(kept["optimizer"][group.name]))

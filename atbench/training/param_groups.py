@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from atbench.errors import ConfigError
 from atbench.training import dynamo
 from atbench.training.schedules import MomentumSchedule, Schedule
+from atbench.training.sharding import optimizer_parts
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
@@ -73,6 +74,7 @@ class Group:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a `state()`, of this device or another: which kernels update is this optimizer's to say."""
+        state = optimizer_parts(state, self.parameters())
         pairs = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
         groups = [saved | ({"fused": own["fused"]} if "fused" in own else {}) for saved, own in pairs]
         self.optimizer.load_state_dict({**state, "param_groups": groups})

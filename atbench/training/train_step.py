@@ -16,6 +16,7 @@ from atbench.models import attack_mode
 from atbench.training.distributed import World, data_parallel
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
+from atbench.training.sharding import is_sharded, whole
 from atbench.training.stopwatch import Stopwatch
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
@@ -58,7 +59,8 @@ class TrainStep:
             partial(torch.autocast, world.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
             for dtype in (attack, update)
         )
-        self.distributed = data_parallel(method) if world.size > 1 else None
+        self.sharded = is_sharded(method.model)  # gradients are averaged as they are shared out
+        self.distributed = data_parallel(method) if world.size > 1 and not self.sharded else None
         self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
         self.attack_time = Stopwatch(world.device)
         self.changed = False  # becomes True when a round begins to change weights or other state
@@ -74,7 +76,7 @@ class TrainStep:
         if round.perturb:
             started = self.attack_time.now()
             for clock.rank, part in enumerate(parts, first):
-                with self.attack_precision():
+                with self.attack_precision(), whole(method.model) if self.sharded else nullcontext():
                     part.batch = method.perturb(part.batch)
             self.attack_time.laps.append((started, self.attack_time.now()))
         record = list[tuple[float, dict[str, Tensor]]]()

@@ -26,6 +26,7 @@ from atbench.training.micro_batches import MicroBatches
 from atbench.training.param_groups import Group
 from atbench.training.recipe import Recipe
 from atbench.training.running_means import RunningMeans
+from atbench.training.sharding import gathered, is_sharded, parts_like
 from atbench.training.train_step import TrainStep
 from atbench.training.validation import Validation, rank
 from atbench.training.weight_averaging import Average
@@ -55,6 +56,7 @@ class Trainer:
         if len(names := [type(part).__name__.lower() for part in self.averages]) > 1:
             raise ConfigError("plus", " and ".join(names), "a run selects and evaluates one average", "choose one")
         awp = next((part for part in plus if isinstance(part, WeightPerturbation)), None)
+        self.sharded = is_sharded(method.model)
         clock = method.clock
         clock.epochs, clock.steps, clock.seed = recipe.epochs, data.steps, recipe.seed
         clock.rank, clock.world = world.rank, world.size
@@ -236,26 +238,36 @@ class Trainer:
 
     def _save(self, name: str, network: str = "average") -> None:
         self.train_step.check_finite()
+        if not self.world.main and not self.sharded:
+            return
+        state = self.state() if name == "last" else self.epoch_state(network)
         if self.world.main:
-            self.callbacks.save(name, self.state() if name == "last" else self.epoch_state(network))
+            self.callbacks.save(name, state)
 
     def epoch_state(self, network: str = "average") -> dict[str, Any]:
         """What evaluation needs of the epoch that has ended."""
         with self.evaluated(network) as model:
-            return {"model": deepcopy(model.state_dict()), "epoch": self.method.clock.epoch, "best": dict(self.best)}
+            state = deepcopy(model.state_dict())
+        weights = gathered(state, keep=self.world.main) if self.sharded else state
+        return {"model": weights, "epoch": self.method.clock.epoch, "best": dict(self.best)}
 
     def state(self) -> dict[str, Any]:
-        """Everything: a run resumed from it is bit-identical to one that was never disturbed."""
-        clock = self.method.clock
+        """Everything: a run resumed from it is bit-identical to one that was never disturbed.
+
+        Of a sharded network all processes call it, and the main one has whole tensors, as if it were not sharded.
+        """
+        clock, method = self.method.clock, self.method.state_dict()
         with self.evaluated() as network:
             model = network.state_dict()
             if any(average.ready for average in self.averages):
                 model = deepcopy(model)  # the values of an average leave the network with this block
-        return {
+            elif self.sharded:
+                model = {name: method[f"model.{name}"] for name in model}  # the same tensors, to be gathered once
+        state = {
             "model": model,
             "epoch": clock.epoch,
             "step": clock.step,
-            "method": self.method.state_dict(),
+            "method": method,
             "optimizers": {group.name: group.state() for group in self.groups},
             "averages": [{"values": average.values, "updates": average.updates} for average in self.averages],
             "kept": self.kept.states,
@@ -266,15 +278,17 @@ class Trainer:
             "watch": self.watch and self.watch.state(),
             "world": self.world.size,
         }
+        return gathered(state, keep=self.world.main) if self.sharded else state
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a `state()`."""
         clock = self.method.clock
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(parts_like(state["method"], self.method.state_dict()))
         for group in self.groups:
             group.load(state["optimizers"][group.name])
         for average, saved in zip(self.averages, state["averages"], strict=True):
-            average.values, average.updates = saved["values"], saved["updates"]
+            values = parts_like(saved["values"], self.method.model.state_dict())
+            average.values, average.updates = values, saved["updates"]
         self.kept.states, self.best = state["kept"], state["best"]
         self.means.load(state["sums"], self.world.device)
         self.seconds, self.over = state["seconds"], state["over"]

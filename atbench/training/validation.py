@@ -13,6 +13,7 @@ from atbench.data import TrainData
 from atbench.evaluation import EvalModel, PGDConfig, broken_at, robust_after
 from atbench.evaluation.activity import Activity
 from atbench.training.distributed import World
+from atbench.training.sharding import whole
 
 
 class Validation:
@@ -45,6 +46,10 @@ class Validation:
 
     def figures(self, network: nn.Module) -> dict[str, Any]:
         """`val`, `fit` and `gap` of a row of metrics.jsonl (docs/architecture.md, "The run folder")."""
+        with whole(network):
+            return self._figures(network)
+
+    def _figures(self, network: nn.Module) -> dict[str, Any]:
         eval_model, steps = self._eval_model(network), self.threat.steps
         clean = eval_model.correct(self.held)
         held = robust_after(broken_at(eval_model, self.held, self.threat, clean), steps)
@@ -81,9 +86,10 @@ class Validation:
 
     def _right(self, network: nn.Module, **changes: Any) -> Tensor:
         threat, eval_model = replace(self.threat, **changes), self._eval_model(network)
-        right = eval_model.correct(self.held)
-        if threat.steps:
-            right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)
+        with whole(network):
+            right = eval_model.correct(self.held)
+            if threat.steps:
+                right = robust_after(broken_at(eval_model, self.held, threat, right), threat.steps)
         return right
 
 

@@ -25,6 +25,7 @@ from atbench.models.memory_format import use_channels_last
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
+from atbench.training.sharding import shard
 from atbench.workflows.acceleration import accelerate
 from atbench.workflows.layout import wants_channels_last
 from atbench.workflows.model_kwargs import model_kwargs
@@ -252,6 +253,8 @@ def make_trainer(
     and no object.
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
+    if cfg.train.shard:
+        shard(method, world, data.source.shape)
     required = cfg.train.channels_last is True
     channels_last = wants_channels_last(cfg) and use_channels_last(method, method.model, data.source.shape, required)
     accelerate(method, world.device, cfg.train.capture, cfg.train.compile)

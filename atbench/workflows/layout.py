@@ -10,9 +10,10 @@ from atbench.training import Trainer
 def wants_channels_last(cfg: DictConfig) -> bool:
     """Whether training is to use channels_last: `auto` is on wherever the network runs in it.
 
-    A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
+    A rule and not a measurement: what is timed at the start of a run would not be the same in the next. Parts of
+    weights (`train.shard`) have the one layout.
     """
-    return cfg.train.channels_last is not False
+    return cfg.train.channels_last is not False and not cfg.train.shard
 
 
 def layout_warnings(cfg: DictConfig, trainer: Trainer) -> list[str]:

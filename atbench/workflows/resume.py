@@ -39,7 +39,7 @@ PARTS = (
     "train.optimizer._target_", "train.schedule._target_",
 )  # fmt: skip
 #: Keys that may change when a run is resumed: they change no number.
-FREE = ("device", "threads", "logger", "runs", "data_dir", "train.time_limit", "train.checkpoint")
+FREE = ("device", "threads", "logger", "runs", "data_dir", "train.time_limit", "train.checkpoint", "train.shard")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,7 +141,8 @@ def last_state(cfg: DictConfig, folder: Path, world: World) -> dict[str, Any] | 
         if (metrics := folder / METRICS).is_file() and metrics.read_bytes().count(b"\n") > 1:
             raise DataError("checkpoint", path, f"is missing, but {METRICS} has epochs", "restore it from a copy")
         return None
-    state, warning = checkpoint.latest(path, world.device, STATE)
+    device = "cpu" if cfg.train.shard else world.device  # it is larger than what one process will hold of it
+    state, warning = checkpoint.latest(path, device, STATE)
     refuse_different_config(state["config"], cfg, path)
     if state["best"]["epoch"] >= 0:
         checkpoint.read(path.with_name("best.pt"), needs=("model", "epoch"))

@@ -15,7 +15,7 @@ from torch import nn
 
 from atbench.config import argv, validate, values
 from atbench.data import Images, Source
-from atbench.errors import exit_code
+from atbench.errors import ConfigError, exit_code
 from atbench.evaluation.activity import Activity
 from atbench.methods import Method
 from atbench.reporting import report
@@ -151,6 +151,10 @@ class Run:
         """The folder of a new run, with its configuration and environment; the same on all processes."""
         name = self.cfg.name or f"{self.cfg.dataset.about.name}-{self.cfg.method.about.name}-s{self.cfg.seed}"
         folder = self.world.from_main(lambda: new_run_dir(sweep.sweep_folder() or Path(self.cfg.runs), name))
+        if self.world.agree(int(not folder.is_dir())):
+            if self.world.main:
+                folder.rmdir()
+            raise ConfigError("runs", self.cfg.runs, "is not the same folder on all nodes", "use one on a shared disk")
         if self.world.main:
             typed = {"argv": argv.as_typed(), "overrides": sweep.job_overrides()}
             write_text(folder / "config.yaml", OmegaConf.to_yaml(self.cfg))

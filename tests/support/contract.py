@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,10 +162,13 @@ def outcome(name: str, here: World, *overrides: str) -> dict[str, Any]:
 
 
 class TwoProcesses:
-    """Two gloo processes that train what they are asked to, one run after the other; started anew if one died."""
+    """Two gloo processes that train what they are asked to, one run after the other; started anew if one died.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `run(name, world, *overrides)` is what each of them does.
+    """
+
+    def __init__(self, folder: Path, run: Callable[..., dict[str, Any]] = outcome) -> None:
+        self.folder, self.run = folder, run
         self.jobs: list[Any] = []
         self.processes: list[Any] = []
 
@@ -173,7 +177,7 @@ class TwoProcesses:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         self.jobs = [PROCESSES.SimpleQueue() for _ in range(2)]
-        arguments = [(rank, 2, port, self.folder, jobs) for rank, jobs in enumerate(self.jobs)]
+        arguments = [(rank, 2, port, self.folder, jobs, self.run) for rank, jobs in enumerate(self.jobs)]
         self.processes = [PROCESSES.Process(target=work, args=each, daemon=True) for each in arguments]
         for process in self.processes:
             process.start()
@@ -206,7 +210,7 @@ def result_of(folder: Path, name: str, overrides: tuple[str, ...], rank: int) ->
     return folder / f"{name}-{len(overrides)}-{rank}.pt"
 
 
-def work(rank: int, size: int, store: str, folder: Path, jobs: Any) -> None:
+def work(rank: int, size: int, store: str, folder: Path, jobs: Any, run: Callable[..., dict[str, Any]]) -> None:
     """One of `size` gloo processes: jobs as they come, each result in a file of its own."""
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -217,5 +221,5 @@ def work(rank: int, size: int, store: str, folder: Path, jobs: Any) -> None:
         while True:
             name, overrides = jobs.get()
             result = result_of(folder, name, overrides, rank)
-            torch.save(outcome(name, here, *overrides), result.with_suffix(".part"))
+            torch.save(run(name, here, *overrides), result.with_suffix(".part"))
             result.with_suffix(".part").rename(result)

@@ -15,7 +15,7 @@ import yaml
 from atbench.cli.main import main
 from atbench.data import Images, Source
 from atbench.data.digits import digits
-from atbench.training import checkpoint
+from atbench.training import World, checkpoint
 from atbench.training.validation import Validation
 from atbench.workflows import factory
 from atbench.workflows.train import Run
@@ -247,3 +247,12 @@ def test_a_teacher_is_the_selected_epoch_where_the_method_asks_for_it(
         kept = {which: checkpoint.read(stage / "checkpoints" / f"{which}.pt")["model"] for which in (chosen, other)}
         assert torch.equal(teacher, kept[chosen]["head.weight"])
         assert not torch.equal(teacher, kept[other]["head.weight"])
+
+
+def test_a_folder_that_another_node_does_not_see_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(World, "agree", lambda self, flag: 1)
+    assert train("method=standard") == 2
+    assert "runs: runs — is not the same folder on all nodes" in capsys.readouterr().err
+    assert list((folder / "runs").iterdir()) == []
