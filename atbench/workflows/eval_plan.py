@@ -23,6 +23,7 @@ from atbench.evaluation import PGDConfig, Plan
 from atbench.evaluation.few_classes import adapt_attacks
 from atbench.evaluation.rejection import CONFIDENT, RejectionPlan
 from atbench.evaluation.unforeseen import UnforeseenPlan, unforeseen_plan
+from atbench.models.memory_format import use_channels_last
 from atbench.training import World, checkpoint
 from atbench.workflows import external_model, factory
 from atbench.workflows.pgd_configs import evaluation_pgd, make_pgd_config
@@ -127,10 +128,11 @@ def load_run_network(
 
 
 def load_network(cfg: DictConfig, source: Source, device: torch.device, path: Path) -> tuple[nn.Module, int | None]:
-    """The network in a checkpoint and its epoch, None for an external network."""
+    """The network in a checkpoint, in channels_last where it runs so, and its epoch, None for an external network."""
     if is_external(cfg):
         return external_model.load_external_network(cfg, source, device), None
     state = checkpoint.read(path, device)
     network = factory.make_model(cfg, source).to(device)
     network.load_state_dict(state["model"])
+    use_channels_last(network, network, source.shape, required=False)
     return network, int(state["epoch"])

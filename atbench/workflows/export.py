@@ -57,6 +57,7 @@ def export_run(run: Path, checkpoint: str, out: Path | None, with_onnx: bool = F
     network, _ = load_network(cfg, source, torch.device("cpu"), folder / "checkpoints" / f"{name}.pt")
     if weights_sha256(network) != record["weights_sha256"]:
         raise DataError("export", name, "is not what its record is of", f"evaluate it again: `atbench eval {folder}`")
+    network.to(memory_format=torch.contiguous_format)  # what the format asks for
     onnx = onnx_file.to_onnx(network, source.train.floats(slice(onnx_file.CHECKED))) if with_onnx else None
     out = out or folder / "export"
     # Copies of their own: the format refuses tensors that share memory.
