@@ -11,6 +11,7 @@ from atbench.runs.seeding import ExampleDraws
 from atbench.training import Trainer
 from scripts.gpu.parity import OneStep, compare, first_step
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
+from tests.support.same_training import SmallDevice
 
 DEVICE = torch.device("cuda")
 WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=2")
@@ -76,3 +77,14 @@ def test_an_examples_numbers_do_not_depend_on_its_batch() -> None:
     part = ExampleDraws(0, "start", index=index[3:7]).uniform(torch.empty(4, 3, device=DEVICE))
     assert torch.equal(whole[3:7], part)
     assert len(whole.unique()) > 20
+
+
+def test_memory_that_runs_out_makes_smaller_parts(deterministic: None) -> None:
+    words = ("method=pgd_at", "model.norm=none")
+    whole = trained(2, *words).method.state_dict()
+    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(2))
+    SmallDevice(trainer.method.model, rows=4)
+    fit(trainer)
+    assert trainer.micro_batches.count == 4
+    for key, value in trainer.method.state_dict().items():
+        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-4)
