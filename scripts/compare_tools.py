@@ -3,6 +3,8 @@
     python scripts/compare_tools.py RUN --data-dir data --n 1000 --out tables.md      the tables of docs/evaluation.md
     python scripts/compare_tools.py RUN --data-dir data --n 1000 --only autoattack
 
+The other tools: pip install atbench[bench]. What is not installed is left out of the tables.
+
 Tools take turns batch by batch, in an order that rotates, so that a busy machine slows all of them alike: a time is the
 median of the batches' ratios, beside their range. Every tool attacks the images that the network has right; all are
 judged here, by the prediction at what they return, if it lies in the ball. Times are the process's own CPU seconds. The
@@ -16,13 +18,14 @@ import copy
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import contenders as c
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from atbench.bench import peers as c
 from atbench.data import Images
 from atbench.evaluation.attack_runner import legal
 from atbench.interval import accuracy_figures
@@ -32,14 +35,25 @@ from atbench.workflows.resume import resolve_target
 BATCH = 200
 
 
-def contests(network: nn.Module, eps: float, shape: tuple[int, ...]) -> dict[str, list[c.Contest]]:
+@dataclass(frozen=True)
+class Contest:
+    """One line of a table: the same attack by several tools, the first of them ours.
+
+    tools: the attacks of each, every one on what those before left right; most have one.
+    """
+
+    name: str
+    tools: dict[str, list[c.Run]]
+
+
+def contests(network: nn.Module, eps: float, shape: tuple[int, ...]) -> dict[str, list[Contest]]:
     """The tables, by name."""
     step, small = eps / 4, eps / 30
     loaded = copy.deepcopy(network).requires_grad_(True)
-    fb, aa, ta, ar = c.here("foolbox"), c.here("pyautoattack"), c.here("torchattacks"), c.here("art")
+    fb, aa, ta, ar = (c.installed(name) for name in ("foolbox", "pyautoattack", "torchattacks", "ART"))
 
-    def line(name: str, **tools: c.Run | list[c.Run] | None) -> c.Contest:
-        return c.Contest(name, {k: run if isinstance(run, list) else [run] for k, run in tools.items() if run})
+    def line(name: str, **tools: c.Run | list[c.Run] | None) -> Contest:
+        return Contest(name, {k: run if isinstance(run, list) else [run] for k, run in tools.items() if run})
 
     def pgd(steps: int, start: str, restarts: int, size: float) -> c.Run:
         share = size / eps
@@ -121,7 +135,7 @@ class Score:
         self.parts = [0.0] * stages
 
 
-def play(network: nn.Module, contest: c.Contest, x: Tensor, y: Tensor, eps: float) -> dict[str, Score]:
+def play(network: nn.Module, contest: Contest, x: Tensor, y: Tensor, eps: float) -> dict[str, Score]:
     """All tools on all batches of images that are classified right."""
     scores = {tool: Score(len(runs), len(x)) for tool, runs in contest.tools.items()}
     names = list(scores)
@@ -142,7 +156,7 @@ def play(network: nn.Module, contest: c.Contest, x: Tensor, y: Tensor, eps: floa
     return scores
 
 
-def table(contest: c.Contest, scores: dict[str, Score], n: int) -> Iterator[str]:
+def table(contest: Contest, scores: dict[str, Score], n: int) -> Iterator[str]:
     """Lines of Markdown: one a tool, and for several attacks one a stage."""
     mine = scores["atbench"]
     for tool, score in scores.items():

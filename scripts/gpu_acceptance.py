@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25.0, help="the call is over by then")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", default="versions,parity,tests,bench,training", help="some of the stages")
+    parser.add_argument("--only", default="versions,parity,tests,capture,ranks,bench,rows", help="some of the stages")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "gpu", help="where checkpoints lie")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data", help="where CIFAR-10 lies")
@@ -31,9 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
-    from scripts.gpu.acceptance import run
+    from atbench.errors import AtbenchError
+    from scripts.gpu.device import device_of
 
-    return run(args, began + 60 * args.minutes)
+    try:
+        device = device_of(args.device, args.smoke)
+    except AtbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    from scripts.gpu.acceptance import run  # the whole program, which takes seconds
+
+    return run(args, device, began + 60 * args.minutes)
 
 
 if __name__ == "__main__":

@@ -113,18 +113,23 @@ class Runner:
 
     def measure(self, row: Row, seed: int) -> str:
         """Train and attack one row, as far as that is not done."""
+        told, run = self.trained(row, seed)
+        if run is None or self.complete(row, seed, run):
+            return told
+        if self.stop.is_set():
+            return STOPPED
+        return run_atbench(self.home(row, seed), ["eval", str(run), *autoattack_words(row, self.tier, run)])
+
+    def trained(self, row: Row, seed: int) -> tuple[str, Path | None]:
+        """Train one row, as far as that is not done. Returns what to tell, and the finished run if there is one."""
         told, record, home = TOLD_DONE, pgd_record(row, self.tier), self.home(row, seed)
         if done(home, record) is None:
             paths = [f"data_dir={self.data_dir}", f"seed={seed}", "logger=none"]
             told = train(home, [*row.words, *paths], pgd_words(row, self.tier))
-        run = done(home, record)
+        run = done(home, record) if told == TOLD_DONE else None
         if told == TOLD_DONE and run is None:
-            return f"left no {record}, see {home}/log.txt"
-        if told != TOLD_DONE or run is None or self.complete(row, seed, run):
-            return told
-        if self.stop.is_set():
-            return STOPPED
-        return run_atbench(home, ["eval", str(run), *autoattack_words(row, self.tier, run)])
+            told = f"left no {record}, see {home}/log.txt"
+        return told, run
 
     def complete(self, row: Row, seed: int, run: Path) -> bool:
         """Whether nothing is left to attack: AutoAttack runs on the first seeds alone."""

@@ -71,7 +71,7 @@ def speed(words: Sequence[str]) -> dict[str, Any]:
     return {
         "epoch_seconds": seconds,
         "images_per_second": trainer.data.steps * trainer.data.batch_size / seconds,
-        "attack_share": trainer.train_step.attack_seconds / trainer.seconds,
+        "attack_share": trainer.train_step.attack_time.seconds / trainer.seconds,
         "single_step": trainer.method.single_step(),
         "processor": processor_name(),
     }

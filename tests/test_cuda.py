@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from atbench.attacks import GradientAttack, Objective, cross_entropy
+from atbench.models import attack_mode, weight_casts
 from atbench.runs.seeding import ExampleDraws
 from atbench.training import Trainer
+from atbench.training.stopwatch import Stopwatch
 from scripts.gpu.parity import OneStep, compare, first_step
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
 from tests.support.same_training import SmallDevice
@@ -77,6 +81,70 @@ def test_an_examples_numbers_do_not_depend_on_its_batch() -> None:
     part = ExampleDraws(0, "start", index=index[3:7]).uniform(torch.empty(4, 3, device=DEVICE))
     assert torch.equal(whole[3:7], part)
     assert len(whole.unique()) > 20
+
+
+@pytest.fixture
+def unforgiving() -> Iterator[None]:
+    """Whatever waits for the device raises."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((f"method={name}",) for name in ("pgd_at", "trades", "mart", "fast_at", "fgsm_mep", "free_at")),
+        ("method=trades", "plus=awp", "plus.awp.warmup=0"),
+        ("method=pgd_at", "plus=ema", "train.clip_norm=1.0"),
+        ("method=pgd_at", "train.precision.attack=bf16", "train.precision.update=bf16"),
+        ("method=pgd_at", "dataset.augment={_target_: atbench.data.augment.PadCropFlip, pad: 1, flip: true}"),
+    ],
+    ids=" ".join,
+)
+def test_a_batch_never_waits_for_the_device(words: tuple[str, ...], unforgiving: None) -> None:
+    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(1))
+    trainer.method.train()
+    for step in range(4):  # libraries load, tables fill, searches are recorded
+        trainer.method.clock.step = step % trainer.data.steps
+        trainer.train_batch()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    trainer.train_batch()
+
+
+def test_laps_are_as_long_as_the_device_works() -> None:
+    watch, x = Stopwatch(DEVICE), torch.rand(4096, 4096, device=DEVICE)
+    x @ x
+    torch.cuda.synchronize()
+    started = watch.now()
+    for _ in range(50):
+        x @ x
+    watch.laps.append((started, watch.now()))
+    watch.wait()
+    assert watch.seconds > 50 * 2 * 4096**3 / 1e16, "faster than any device: only the launches were timed"
+
+
+@pytest.mark.parametrize("recipe", ["common", "adam"])  # SGD with momentum, Adam
+def test_optimizers_are_fused_and_go_on_bit_equal(recipe: str, deterministic: None) -> None:
+    words = (f"recipe={recipe}",)
+    begun = trained(1, *words)
+    assert all(group["fused"] for each in begun.groups for group in each.optimizer.param_groups)
+    whole, resumed = trained(3, *words).state()["method"], trained(2, *words, state=begun.state()).state()["method"]
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_casts_of_frozen_weights_change_no_bit(deterministic: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(configuration(*WORDS, "method=pgd_at"), few_digits(), DEVICE, After(1))
+    model, batch = trainer.method.model, trainer.data.batch(0, 0)
+    attack = GradientAttack("linf", 0.3, 3, 0.1, start="zero")
+
+    def search() -> torch.Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16), attack_mode(model, "eval"):
+            return attack(Objective(model, cross_entropy, batch.y), batch.x)
+
+    cast = search()
+    monkeypatch.setattr(weight_casts, "castable", lambda module: False)
+    assert torch.equal(cast, search())
 
 
 def test_memory_that_runs_out_makes_smaller_parts(deterministic: None) -> None:

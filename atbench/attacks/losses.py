@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from atbench.attacks.norms.lp_ball import clip
 from atbench.errors import ConfigError
+from atbench.models.replay import has_hooks
 
 
 @dataclass
@@ -40,6 +42,15 @@ class Objective:
         args = self.args if isinstance(self.args, tuple) else (self.args,)
         args = args if rows is None else tuple(tensor[rows] for tensor in args)
         return self.value(outputs, *args), outputs
+
+    def modules(self) -> list[nn.Module] | None:
+        """The modules that a call is made of, if it depends on x', `args` and them alone; None where that is not sure:
+        a subclass may hold tensors of its batch, and so may a method, a closure or what a hook calls.
+        """
+        function = isinstance(self.value, FunctionType) and self.value.__qualname__.isidentifier()
+        parts = [self.network] if function else [self.network, self.value]
+        modules = [part for part in parts if isinstance(part, nn.Module) and not has_hooks(part)]
+        return modules if type(self) is Objective and len(modules) == len(parts) else None
 
 
 class SelfLabelled(Objective):

@@ -45,11 +45,12 @@ atbench: adversarial training, one formula at a time
   atbench export RUN                    weights, card, entry    atbench export runs/NAME --out mine
   atbench list [KIND]                   what to choose from     atbench list methods --survey
   atbench doctor                        what this machine has and lacks
+  atbench bench KIND                    how fast it is          atbench bench train --only floor,steps
 
 `atbench VERB --help` says more; `atbench train --cfg job` shows a configuration without running it.
 Tab completion: eval "$(atbench train -sc install=bash)"     Full tracebacks: HYDRA_FULL_ERROR=1
 """
-VERBS = ("train", "eval", "report", "predict", "export", "list", "doctor")
+VERBS = ("train", "eval", "report", "predict", "export", "list", "doctor", "bench")
 _ENTRY = {"train": "train", "eval": "evaluate"}  # verb -> module of atbench.workflows, and its function
 _TRACEBACKS = "ATBENCH_TRACEBACKS"  # the user's HYDRA_FULL_ERROR, for the workers of a launcher
 _COMPLETION = ("-sc", "--shell-completion")

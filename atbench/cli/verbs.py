@@ -12,7 +12,7 @@ from atbench.config import registry
 from atbench.errors import ConfigError, refuse_unknown
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse whose errors are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
 def report(words: list[str]) -> int:
     if words[:1] == ["table1"]:  # a run folder of this name is ./table1
         return _report_table1(words[1:])
-    parser = _Parser("atbench report", description="Write the report of a run, or compare several.")
+    parser = Parser("atbench report", description="Write the report of a run, or compare several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write; default: into the run, or ./comparison"
@@ -36,7 +36,7 @@ def report(words: list[str]) -> int:
 
 def _report_table1(words: list[str]) -> int:
     description = "The survey's Table 1 as printed, what is known of each cell, and our results, as Markdown."
-    parser = _Parser("atbench report table1", description=description)
+    parser = Parser("atbench report table1", description=description)
     parser.add_argument("settings", nargs="*", metavar="results=DIR", help="the results (default: results); tier=NAME")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write Markdown, HTML, JSON, CSV and LaTeX there")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of Markdown")
@@ -52,7 +52,7 @@ def _report_table1(words: list[str]) -> int:
 
 
 def predict(words: list[str]) -> int:
-    parser = _Parser("atbench predict", description="Classify pictures, and attack them within the run's eps.")
+    parser = Parser("atbench predict", description="Classify pictures, and attack them within the run's eps.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation, or a checkpoint")
     parser.add_argument(
         "words", nargs="+", metavar="PICTURE", help="picture files; KEY._target_=NAME: a class of yours"
@@ -70,7 +70,7 @@ def predict(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> int:
-    parser = _Parser("atbench export", description="Write an evaluated network for others to use.")
+    parser = Parser("atbench export", description="Write an evaluated network for others to use.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (the default), last, epoch_N")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: RUN/export")
@@ -84,7 +84,7 @@ def export(words: list[str]) -> int:
 
 
 def list_options(words: list[str]) -> int:
-    parser = _Parser("atbench list", description="What there is to choose from.")
+    parser = Parser("atbench list", description="What there is to choose from.")
     parser.add_argument(
         "kind", nargs="?", metavar="KIND", help=f"one of {', '.join(registry.KINDS)}; without it, the kinds"
     )
@@ -105,12 +105,16 @@ def list_options(words: list[str]) -> int:
 
 
 def doctor(words: list[str]) -> int:
-    parser = _Parser("atbench doctor", description="What this machine has and lacks.")
+    parser = Parser("atbench doctor", description="What this machine has and lacks.")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="the folder that runs go to")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="the folder of data sets")
     args = parser.parse_args(words)
     return int(importlib.import_module("atbench.cli.doctor").main(args.runs, args.data_dir, args.json))
+
+
+def bench(words: list[str]) -> int:
+    return int(importlib.import_module("atbench.cli.bench").main(words))
 
 
 PLAIN: Mapping[str, Callable[[list[str]], int]] = {
@@ -119,4 +123,5 @@ PLAIN: Mapping[str, Callable[[list[str]], int]] = {
     "export": export,
     "list": list_options,
     "doctor": doctor,
+    "bench": bench,
 }

@@ -19,10 +19,11 @@ FRACTION = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*")
 
 @dataclass
 class Precision:
-    """fp32 or bf16, apart for the search and for the update."""
+    """fp32 or bf16, apart for the search and for the update. `tf32`: whether fp32 is multiplied in TF32 on CUDA."""
 
     attack: str = "fp32"
     update: str = "fp32"
+    tf32: bool = False
 
 
 @dataclass
@@ -88,8 +89,10 @@ class TrainSection:
     parameters, `weights` without biases and normalisation, or the kernels of `convolutions` alone. `label_smoothing` is
     that of the loss that is minimised, `attack_label_smoothing` that of searches which climb the cross-entropy of the
     labels (a search that climbs something else knows nothing of it). `margin` is subtracted from the label's cosine in
-    the loss that is minimised (`model.head=hypersphere`). `micro_batch`: rows of a batch that go through the networks
-    at once, whose gradients are accumulated (null: all).
+    the loss that is minimised (`model.head=hypersphere`). `capture`: whether searches of fixed steps run as CUDA
+    graphs, which changes no value (`auto`: where there is CUDA). `compile`: torch.compile of the model, whose sums
+    differ in their last digits. `micro_batch`: rows of a batch that go through the networks at once, whose gradients
+    are accumulated (null: all).
     """
 
     epochs: int = MISSING
@@ -105,6 +108,8 @@ class TrainSection:
     margin: Number = 0.0
     precision: Precision = field(default_factory=Precision)
     channels_last: Any = "auto"
+    capture: Any = "auto"
+    compile: bool = False
     extra_data: ExtraData = field(default_factory=ExtraData)
     selection: Selection = field(default_factory=Selection)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -22,6 +22,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "train.precision.attack": ("fp32", "bf16"),
     "train.precision.update": ("fp32", "bf16"),
     "train.channels_last": ("auto", True, False),
+    "train.capture": ("auto", True, False),
     "guard.collapse": ("warn", "stop", "rollback"),
     "train.weight_decay_on": ("all", "weights", "convolutions"),
 }

@@ -123,9 +123,10 @@ class EdgePad:
 
     def __call__(self, images: Tensor, rng: Draws) -> tuple[Tensor, None]:
         """Padded and shrunk images. No view: what moved cannot be put back."""
-        sides = torch.tensor([*images.shape[2:]] * 2, dtype=torch.float64, device=images.device)
         unit = (rng.uniform(torch.empty(len(images), 4, dtype=torch.float64, device=images.device)) + 1) / 2
-        top, left, bottom, right = (unit * self.share * sides).round().unbind(1)
+        shares = (unit * self.share).unbind(1)
+        sides = [*images.shape[2:]] * 2  # numbers of the host's: a tensor of them would be copied to the device
+        top, left, bottom, right = ((each * side).round() for each, side in zip(shares, sides, strict=True))
         axes = [
             ((torch.arange(side, device=images.device) + 0.5) * ((side + a + b) / side)[:, None] - a[:, None]) / side
             for side, a, b in zip(images.shape[2:], (top, left), (bottom, right), strict=True)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from atbench.data.transfer import to_device
 from atbench.errors import DataError
 
 Pixels = NDArray[np.uint8]
@@ -75,7 +76,7 @@ class LazyImages:
         """The rows `index` as uint8, on the device. Raises DataError, which names the file, where one is damaged."""
         rows = self._rows(index)
         pending = self._pending.pop(rows.tobytes(), None) or self._submit(rows)
-        return torch.from_numpy(np.stack([future.result() for future in pending])).to(self.device)
+        return to_device(torch.from_numpy(np.stack([future.result() for future in pending])), self.device)
 
     def prefetch(self, index: Rows) -> None:
         """Begin to decode rows that will be asked for soon, in this order and together."""

@@ -17,6 +17,7 @@ from atbench.data.batch import Batch
 from atbench.data.concat import ConcatImages
 from atbench.data.dataset import Images, Source, stratified, stratified_subset
 from atbench.data.mixup import Mix
+from atbench.data.transfer import to_device
 from atbench.errors import ConfigError
 from atbench.runs.seeding import Draws, generator
 
@@ -235,17 +236,23 @@ class TrainData:
         views: Sequence[Augment] = (),
     ) -> Batch:
         """This process's part of the joint rows as a Batch."""
-        index = self.own(joint).to(self.device)
-        pixels = images.floats(index, self.dtype)
+        rows = self.own(joint)
+        index = to_device(rows, self.device)
+        # Pictures are decoded by the host, which knows the rows already: from the device it would wait for them.
+        pixels = images.floats(rows if images.streamed else index, self.dtype)
         x, view = self._augmented(pixels, "augment", name, epoch, step)
         further = [each(pixels, self._draws("view", name, epoch, step, place))[0] for place, each in enumerate(views)]
         y = images.y[index]
         if self.mix is not None and images is not self.pool:
             order = torch.randperm(len(joint), generator=generator("cpu", self.seed, "partner", name, epoch, step))
-            others = self.own(joint[order]).to(self.device)
-            other, _ = self._augmented(images.floats(others, self.dtype), "partner", name, epoch, step)
+            rows = self.own(joint[order])
+            others = to_device(rows, self.device)
+            partners = images.floats(rows if images.streamed else others, self.dtype)
+            other, _ = self._augmented(partners, "partner", name, epoch, step)
             ours, theirs = F.one_hot(torch.stack([y, images.y[others]]), len(self.source.classes)).to(self.dtype)
-            x, y = self.mix(x, ours, other, theirs, self._draws("mix", name, epoch, step))
+            # A share and a box of the whole batch are numbers of the host's.
+            draws = Draws(generator("cpu", self.seed, "mix", name, epoch, step), self.shard.rank, self.shard.world)
+            x, y = self.mix(x, ours, other, theirs, draws)
         return Batch(x, y, index, view, extra, tuple(further))
 
     def _augmented(self, pixels: Tensor, *place: int | str) -> tuple[Tensor, View | None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from math import sqrt
 
-from scipy.special import betaincinv
 from torch import Tensor
 
 from atbench.config.ranges import Positive
@@ -27,6 +26,8 @@ class Mix(ABC):
 
     def __call__(self, x: Tensor, y: Tensor, other: Tensor, theirs: Tensor, rng: Draws) -> tuple[Tensor, Tensor]:
         """Mixed images (B, C, H, W) and labels; `y` and the partners' `theirs` are shares of classes (B, K)."""
+        from scipy.special import betaincinv  # a quarter of a second to import: only where it is used
+
         share = float(betaincinv(self.alpha, self.alpha, rng.scalar(0.0, 1.0)))  # the inverse of Beta's distribution
         mixed, kept = self.images(x, other, share, rng)
         return mixed, kept * y + (1 - kept) * theirs

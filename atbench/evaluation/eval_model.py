@@ -14,6 +14,7 @@ from atbench.data import Images
 from atbench.errors import NumericalError, out_of_memory
 from atbench.evaluation.activity import Activity
 from atbench.models import Cast, attack_mode, image_type
+from atbench.models.cuda_settings import cuda_settings
 from atbench.runs.seeding import derive_seed, seed_global
 
 Sum = Callable[[Tensor], Tensor]
@@ -51,8 +52,8 @@ class EvalModel:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """A block in which the network is in eval mode and frozen."""
-        with attack_mode(self.network, "eval"):
+        """A block in which the network is in eval mode and frozen, and float32 has all its digits on CUDA too."""
+        with attack_mode(self.network, "eval"), cuda_settings("ieee"):
             yield
 
     @contextmanager

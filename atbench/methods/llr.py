@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from atbench.models import attack_mode, capture_batch_statistics
 
 SEARCHES = ("code", "formula")
 Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Llr(Method):
@@ -38,8 +40,9 @@ class Llr(Method):
     BatchNorm: ℓ(x) and ∇ℓ(x) are those of the clean batch under its own statistics; everything at x+δ is normalised by
     these same statistics (`attack.bn=fixed`), and the running ones move once an update. Their gradient to the weights
     flows, as in the code. Dropout is off throughout: otherwise ℓ(x) and ℓ(x+δ) would be losses of two networks.
-    Cost: (2k + 11) forward passes a batch: 2k + 2 to search; then one each for ℓ(x), ∇ℓ(x) and ℓ(x+δ), and two to go
-    back through each of the three.
+    Cost: (2k + 9) forward passes a batch: one each for ℓ(x) and ∇ℓ(x), whose graphs the search hands on to the loss, 2k
+    to search, one for ℓ(x+δ), and two to go back through each of the three. In a bf16 search, and under AWP, which
+    moves the weights in between, 2k + 11: the loss computes the two again.
 
     Paper and code: google-deepmind/local_linearity_regularizer (config.py, 2022) minimises 2·CE + 4·(g + 0.3·|δᵀ∇ℓ|):
     λ = 2, μ = 0.6, at twice the rate and half the decay. The published figures are older than the code, and are of the
@@ -77,17 +80,25 @@ class Llr(Method):
         self.flat = search == "code"
 
     def perturb(self, batch: Batch) -> Batch:
+        with capture_batch_statistics(self.model), torch.enable_grad():
+            clean = self._clean(batch)
+        distance = Distance(self.model, batch.x, batch.y, clean.value.detach(), clean.grad.detach(), self.flat)
+        x_adv = self.run_attack(distance, batch.x, eps=self.eps)
+        # What autocast has rounded is good enough to search with; the loss differentiates a gradient, in fp32.
+        rounded = torch.is_autocast_enabled(batch.x.device.type)
+        return batch.with_adv(x_adv) if rounded else batch.with_adv(x_adv, clean=clean)
+
+    def _clean(self, batch: Batch) -> Clean:
+        """The network at the clean images; writes nothing."""
         x = batch.x.detach().requires_grad_()
-        with (
-            attack_mode(self, "eval"),
-            batch_statistics(self.model, track=False),
-            capture_batch_statistics(self.model),
-            torch.enable_grad(),
-        ):
-            value = cross_entropy(self.model(x), batch.y)
-            (grad,) = torch.autograd.grad(value.sum(), x)
-        distance = Distance(self.model, batch.x, batch.y, value.detach(), grad, self.flat)
-        return batch.with_adv(self.run_attack(distance, batch.x, eps=self.eps))
+        versions = weight_versions(self.model)
+        # The quick kernels of attention have no second derivative.
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with attention, batch_statistics(self.model) as running, statistics_of(self.model) as seen:
+            logits = self.model(x)
+        value = cross_entropy(logits, batch.y)
+        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        return Clean(logits, value, grad, seen, running, versions)
 
     @property
     def eps(self) -> float:
@@ -96,14 +107,13 @@ class Llr(Method):
         return self.attack.eps * min(1.0, grown)
 
     def loss(self, batch: Batch) -> Loss:
-        x = batch.x.detach().requires_grad_()
-        # The quick kernels of attention have no second derivative.
-        attention = sdpa_kernel(SDPBackend.MATH)
-        with attention, batch_statistics(self.model, track=True), statistics_of(self.model) as seen:
-            logits = self.model(x)
-        value = cross_entropy(logits, batch.y)
-        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-        with normalised_by(self.model, seen):
+        # A graph serves one backward pass, and only at the weights that it was made with.
+        clean = batch.aux.pop("clean", None)
+        if clean is None or clean.versions != weight_versions(self.model):
+            clean = self._clean(batch)
+        logits, value, grad = clean.logits, clean.value, clean.grad
+        clean.move_running()
+        with normalised_by(self.model, clean.seen):
             ahead = cross_entropy(self.model(batch.x_adv), batch.y)
         foretold = ((batch.x_adv - batch.x) * grad).flatten(1).sum(dim=1)
         risk = self.risk(logits, batch.y).mean()
@@ -113,7 +123,27 @@ class Llr(Method):
         return Loss(total, {name: term.detach() for name, term in terms.items()}, logits)
 
     def forward_cost(self, steps: int) -> float:
-        return 2 * steps + 11
+        return 2 * steps + 9
+
+
+@dataclass
+class Clean:
+    """f(x), ℓ(x) and ∇ℓ(x) with their graphs; mean and variance that each BatchNorm saw, and its running statistics as
+    they are after this batch; the versions of the weights that all of it belongs to.
+    """
+
+    logits: Tensor
+    value: Tensor
+    grad: Tensor
+    seen: Statistics
+    running: dict[_BatchNorm, dict[str, Tensor]]
+    versions: list[int]
+
+    def move_running(self) -> None:
+        """Move the running statistics, but for those that are held (by AWP's ascent)."""
+        for norm, moved in self.running.items():
+            for name, value in moved.items() if norm.track_running_stats else ():
+                getattr(norm, name).copy_(value)
 
 
 class Distance(Objective):
@@ -140,21 +170,35 @@ class Distance(Objective):
         return (ahead - value - foretold).abs(), outputs
 
 
+def weight_versions(network: nn.Module) -> list[int]:
+    """A number for each parameter, which every change in place raises."""
+    return [parameter._version for parameter in network.parameters()]
+
+
 def norms(network: nn.Module) -> list[_BatchNorm]:
     """The normalisation layers whose values depend on the batch."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
-def batch_statistics(network: nn.Module, track: bool) -> Iterator[None]:
-    """A block of eval mode but for BatchNorm, which normalises by its batch; running averages stay unless `track`, and
-    then move if they do outside of the block (AWP's ascent holds them).
+def batch_statistics(network: nn.Module) -> Iterator[dict[_BatchNorm, dict[str, Tensor]]]:
+    """A block of eval mode but for BatchNorm, which normalises by its batch. Running statistics stay; copies of them
+    move, and are given.
     """
+    own = {norm: {name: norm._buffers[name] for name in RUNNING} for norm in norms(network)}
+    copies = {
+        norm: {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+        for norm, buffers in own.items()
+    }
     with attack_mode(network, "eval", freeze=False):
-        for norm in norms(network):
-            norm.train()
-            norm.track_running_stats &= track
-        yield
+        try:
+            for norm, buffers in copies.items():
+                norm.train()
+                norm._buffers.update(buffers)
+            yield copies
+        finally:
+            for norm, kept in own.items():
+                norm._buffers.update(kept)
 
 
 @contextmanager

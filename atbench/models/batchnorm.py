@@ -6,11 +6,14 @@ Papers differ here and it moves results (Pang et al. 2021, "Bag of Tricks for AT
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from atbench.models.affine_norm import replace_forward, restore_forward
+from atbench.models.weight_casts import cast_weights
 
 CAPTURED = "captured_statistics"  # attribute of a layer: batch mean and variance of the last `capture_batch_statistics`
 BN_MODES: tuple[str, ...] = ("eval", "train", "batch", "fixed")
@@ -44,8 +47,10 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
     - `batch`: train mode with the running statistics left untouched.
     - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
 
-    With `freeze` no parameter takes a gradient in the block, and in `eval` and `fixed` the global random state is
-    restored; in `train` and `batch` dropout moves it, so that the update draws other masks than the attack.
+    With `freeze` no parameter takes a gradient in the block, autocast casts weights once for all of it, and in `eval`
+    and `fixed` the global random state is restored and on a CPU BatchNorm is one affine map (`affine_norm.py`), unless
+    the network is compiled; in `train` and `batch` dropout moves the random state, so that the update draws other masks
+    than the attack.
     """
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
@@ -53,6 +58,7 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
     running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad] if freeze else []
     cuda = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})
+    affine = freeze and mode in ("eval", "fixed") and not cuda and network._compiled_call_impl is None
     network.train(mode in ("train", "batch"))
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -62,8 +68,12 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
             norm.track_running_stats = False
         if mode == "fixed":
             norm.running_mean, norm.running_var = getattr(norm, CAPTURED)
+    forwards = {norm: replace_forward(norm, affine) for norm in norms}
     try:
-        with torch.random.fork_rng(devices=cuda, enabled=freeze and mode in ("eval", "fixed")):
+        with (
+            torch.random.fork_rng(devices=cuda, enabled=freeze and mode in ("eval", "fixed")),
+            cast_weights(network) if freeze else nullcontext(),
+        ):
             yield
     finally:
         for parameter in trainable:
@@ -71,6 +81,7 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
         for norm in norms:
             norm.track_running_stats = tracking[norm]
             norm.running_mean, norm.running_var = running[norm]
+            restore_forward(norm, forwards[norm])
         for module, training in modes.items():
             module.training = training
 

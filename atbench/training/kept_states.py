@@ -30,4 +30,4 @@ class KeptStates:
             self.model.load_state_dict(kept["model"])
         if "optimizer" in parts:
             for group in self.groups:
-                group.optimizer.load_state_dict(deepcopy(kept["optimizer"][group.name]))
+                group.load(deepcopy(kept["optimizer"][group.name]))

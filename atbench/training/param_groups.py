@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
+from atbench.training import dynamo
 from atbench.training.schedules import MomentumSchedule, Schedule
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
 LEAST_DIMENSIONS = {"weights": 2, "convolutions": 4}
+#: Optimizers that have one kernel for all parameters, on CUDA and on a CPU.
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Group:
             raise ConfigError("train.schedule", name, why, "use atbench.training.schedules.Triangular or .OneCycle")
         for group in self.optimizer.param_groups:
             group["base_lr"] = float(group["lr"])
+        self.step = dynamo.plain_step(self.optimizer)
+        self._complete_state()
 
     def set_rate(self, fraction: float) -> None:
         """Learning rate = the optimizer's own times schedule(fraction); momentum that of a schedule that cycles it."""
@@ -65,6 +71,28 @@ class Group:
         """The optimizer's state; the schedule has none."""
         return self.optimizer.state_dict()
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a `state()`, of this device or another: which kernels update is this optimizer's to say."""
+        pairs = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        groups = [saved | ({"fused": own["fused"]} if "fused" in own else {}) for saved, own in pairs]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+        self._complete_state()
+
+    def _complete_state(self) -> None:
+        """Give the optimizer's state what fused kernels expect: tensors in the layout of their parameters, and of SGD a
+        momentum from the start, also of parameters whose first gradient comes later. After zero it is the gradient.
+        """
+        state = self.optimizer.state
+        for group in self.optimizer.param_groups:
+            momentum = group.get("momentum") or isinstance(self.schedule, MomentumSchedule)
+            for parameter in group["params"]:
+                if group.get("fused") and momentum and isinstance(self.optimizer, torch.optim.SGD):
+                    state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+                for key, value in state.get(parameter, {}).items():
+                    alike = isinstance(value, Tensor) and value.shape == parameter.shape
+                    if alike and value.stride() != parameter.stride():
+                        state[parameter][key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
 
 def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, decay: str) -> Group:
     """A group over the trainable parameters of `module`.
@@ -73,7 +101,9 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
     `weights` spares biases and normalisation layers, i.e. parameters with fewer than two dimensions; `convolutions`
     spares all but the kernels of convolutions, i.e. parameters with fewer than four.
     """
+    dynamo.skip_construction()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    make = fused_on_cuda(make, parameters)
     if decay == "all":
         return Group(name, module, make(parameters), schedule)
     least = LEAST_DIMENSIONS[decay]
@@ -81,3 +111,14 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
     spared = [parameter for parameter in parameters if parameter.ndim < least]
     sets: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return Group(name, module, make([part for part in sets if part["params"]]), schedule)
+
+
+def fused_on_cuda(make: Make, parameters: Sequence[Tensor]) -> Make:
+    """`make` with fused=True for an optimizer of `FUSED` whose parameters are all on CUDA, unless it says how to update
+    itself. SGD with dampening takes its first gradient undamped, which it would not after a momentum of zero.
+    """
+    given = getattr(make, "keywords", {})
+    chosen = {"fused", "foreach", "differentiable"} & given.keys() or given.get("dampening")
+    if getattr(make, "func", None) in FUSED and not chosen and all(parameter.is_cuda for parameter in parameters):
+        return partial(make, fused=True)
+    return make

@@ -12,6 +12,7 @@ class Recipe:
     epochs: int
     seed: int = 0
     precision: tuple[str, str] = ("fp32", "fp32")
+    tf32: bool = False
     channels_last: bool = False
     clip_norm: float | None = None
     micro_batch: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from atbench.models import attack_mode
 from atbench.training.distributed import World, data_parallel
 from atbench.training.param_groups import Group
 from atbench.training.running_means import RunningMeans
+from atbench.training.stopwatch import Stopwatch
 from atbench.training.weight_averaging import Average
 from atbench.training.weight_perturbation import Gradients, WeightPerturbation
 
@@ -60,7 +60,7 @@ class TrainStep:
         )
         self.distributed = data_parallel(method) if world.size > 1 else None
         self.clip_norm, self.awp, self.averages = clip_norm, awp, averages
-        self.attack_seconds = 0.0
+        self.attack_time = Stopwatch(world.device)
         self.changed = False  # becomes True when a round begins to change weights or other state
         self.before_update: Callable[[], None] | None = None
         self.first_nan = torch.full((), -1, dtype=torch.long, device=world.device)
@@ -72,11 +72,11 @@ class TrainStep:
         method, clock, round, count = self.method, self.method.clock, parts[0], len(parts)
         first, clock.world = self.world.rank * count, self.world.size * count
         if round.perturb:
-            started = perf_counter()
+            started = self.attack_time.now()
             for clock.rank, part in enumerate(parts, first):
                 with self.attack_precision():
                     part.batch = method.perturb(part.batch)
-            self.attack_seconds += perf_counter() - started
+            self.attack_time.laps.append((started, self.attack_time.now()))
         record = list[tuple[float, dict[str, Tensor]]]()
         with self._perturbed_weights(parts) if self.awp else nullcontext():
             for clock.rank, part in enumerate(parts, first):
@@ -102,7 +102,7 @@ class TrainStep:
                         group.divide(count)
                     if self.clip_norm is not None:
                         group.clip(self.clip_norm)
-                    group.optimizer.step()
+                    group.step()
                     group.optimizer.zero_grad()  # to None: an optimizer skips a parameter without gradient
         # Before the averages: after_update may move parameters (a proximal step), and the result is averaged.
         method.after_update(join([part.batch for part in parts]) if count > 1 else round.batch)

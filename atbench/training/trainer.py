@@ -16,6 +16,7 @@ from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
+from atbench.models.cuda_settings import cuda_settings
 from atbench.runs.seeding import derive_seed
 from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.training.collapse import CollapseWatch
@@ -54,8 +55,6 @@ class Trainer:
         if len(names := [type(part).__name__.lower() for part in self.averages]) > 1:
             raise ConfigError("plus", " and ".join(names), "a run selects and evaluates one average", "choose one")
         awp = next((part for part in plus if isinstance(part, WeightPerturbation)), None)
-        if recipe.channels_last:
-            method.to(memory_format=torch.channels_last)
         clock = method.clock
         clock.epochs, clock.steps, clock.seed = recipe.epochs, data.steps, recipe.seed
         clock.rank, clock.world = world.rank, world.size
@@ -77,23 +76,29 @@ class Trainer:
 
         The clock moves here alone: `epoch` and `step` are those of the next batch whenever a state is saved.
         """
+        deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+        with cuda_settings("tf32" if self.recipe.tf32 else "ieee", benchmark=not deterministic):
+            self._fit_epochs()
+
+    def _fit_epochs(self) -> None:
         clock, began, saved = self.method.clock, time.monotonic(), time.monotonic()
+        attack_time = self.train_step.attack_time
         while clock.epoch < clock.epochs and self.over is None:
             self.method.train()
-            started, examples, attack = time.monotonic(), 0, self.train_step.attack_seconds
+            started, examples, attack = time.monotonic(), 0, attack_time.seconds
             while clock.step < clock.steps and self.over is None:
                 self.train_batch()
                 clock.step += 1
                 examples += self.data.batch_size
-                elapsed = time.monotonic() - started
-                attack_share = (self.train_step.attack_seconds - attack) / elapsed
+                attack_share = (attack_time.seconds - attack) / (time.monotonic() - started)
                 self.callbacks.advance(self.data.batch_size, attack_share)
                 self._watch_collapse()
                 if clock.step < clock.steps and self.over is None:
                     saved = self._between_steps(began, saved)
+            attack_time.wait()
             elapsed = time.monotonic() - started
             self.seconds += elapsed
-            row = self._end_of_epoch(elapsed, examples, (self.train_step.attack_seconds - attack) / elapsed)
+            row = self._end_of_epoch(elapsed, examples, (attack_time.seconds - attack) / elapsed)
             clock.epoch, clock.step = clock.epoch + 1, 0
             if self.world.main:
                 self.callbacks.epoch(row)
@@ -267,7 +272,7 @@ class Trainer:
         clock = self.method.clock
         self.method.load_state_dict(state["method"])
         for group in self.groups:
-            group.optimizer.load_state_dict(state["optimizers"][group.name])
+            group.load(state["optimizers"][group.name])
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.values, average.updates = saved["values"], saved["updates"]
         self.kept.states, self.best = state["kept"], state["best"]

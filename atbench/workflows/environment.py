@@ -22,7 +22,7 @@ from atbench.reporting.wording import both_forms
 #: What must not change when a run is resumed; another number of processes would change the BatchNorm statistics.
 FIXED = ("seed", "parameters", "splits", "data_sha256", "pool_sha256", "processes")
 #: What may change with a warning: it costs bit-exactness.
-NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "threads")
+NOTED = ("atbench", "git", "python", "packages", "device", "device_name", "channels_last", "threads")
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "numpy", "wandb", "rich")
 
 
@@ -36,6 +36,7 @@ def environment_record(cfg: DictConfig, source: Source, about: dict[str, Any]) -
         "platform": platform.platform(),
         "device": about["device"],
         "device_name": torch.cuda.get_device_name() if about["device"].startswith("cuda") else processor_name(),
+        "channels_last": about.get("channels_last"),
         "processes": about["world"],
         "threads": torch.get_num_threads(),
         "seed": cfg.seed,
@@ -106,6 +107,7 @@ def run_facts(cfg: DictConfig, about: dict[str, Any], folder: Path) -> list[tupl
     kinds = {"generated": "extra with labels", "pool": "unlabelled"}
     extra = "".join(f", {about[key]:,} {kind}" for key, kind in kinds.items() if about[key])
     precision = f"{train.precision['attack']} attack, {train.precision['update']} update"
+    precision += " (fp32 in TF32)" if train.precision.tf32 and about["device"].startswith("cuda") else ""
     members = f"{cfg.model.members} × " if cfg.model.get("members", 1) > 1 else ""
     others = [norm for norm in train.selection.norms if norm != attack.norm]
     norms = f" in {attack.norm} and {', '.join(others)}" if others else ""

@@ -21,20 +21,23 @@ from atbench.evaluation.attack_limits import step_warnings
 from atbench.methods import Method, Stage
 from atbench.methods.risk import MarginRisk
 from atbench.models import Ensemble, Hypersphere, Network, weight_files
+from atbench.models.memory_format import use_channels_last
 from atbench.runs.seeding import derive_seed
 from atbench.training import Callbacks, CollapseWatch, Group, Guard, Recipe, Trainer, World, make_group
 from atbench.training.callbacks import Interrupt
+from atbench.workflows.acceleration import accelerate
+from atbench.workflows.layout import wants_channels_last
 from atbench.workflows.model_kwargs import model_kwargs
 from atbench.workflows.pgd_configs import make_pgd_config, selection_attacks
 from atbench.workflows.stages import stage_config
 
 
-def make_source(cfg: DictConfig) -> Source:
-    """The data set that `dataset.source` names, given `data_dir` if it asks for it, with the labels of `dataset.labels`
-    (`classes` where there is no such key).
+def make_source(cfg: DictConfig, **further: Any) -> Source:
+    """The data set that `dataset.source` names, given `data_dir` and what is `further`, each if it asks for it, with
+    the labels of `dataset.labels` (`classes` where there is no such key).
     """
     node = cfg.dataset.source
-    given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir)})
+    given = accepted_kwargs(node, "dataset.source", {"data_dir": Path(cfg.data_dir), **further})
     return with_labels(build(node, "dataset.source", **given), labels_of(cfg))
 
 
@@ -220,16 +223,15 @@ def make_groups(cfg: DictConfig, method: Method) -> list[Group]:
     return groups
 
 
-def make_recipe(cfg: DictConfig, world: World) -> Recipe:
+def make_recipe(cfg: DictConfig, channels_last: bool) -> Recipe:
     train = cfg.train
-    layout = train.channels_last
     refuse_unknown("train.selection.networks", train.selection.networks, ("average", "both"))
     return Recipe(
         epochs=train.epochs,
         seed=cfg.seed,
         precision=(train.precision["attack"], train.precision["update"]),
-        # A rule and not a measurement: what is timed at the start of a run would not be the same in the next.
-        channels_last=world.device.type == "cuda" if layout == "auto" else bool(layout),
+        tf32=train.precision.tf32,
+        channels_last=channels_last,
         clip_norm=train.clip_norm,
         micro_batch=train.micro_batch,
         select_steps=train.selection.steps,
@@ -250,7 +252,10 @@ def make_trainer(
     and no object.
     """
     plus = [build(node, f"plus.{name}") for name, node in (cfg.plus or {}).items() if set(node) != {"about"}]
-    groups, recipe = make_groups(cfg, method), make_recipe(cfg, world)
+    required = cfg.train.channels_last is True
+    channels_last = wants_channels_last(cfg) and use_channels_last(method, method.model, data.source.shape, required)
+    accelerate(method, world.device, cfg.train.capture, cfg.train.compile)
+    groups, recipe = make_groups(cfg, method), make_recipe(cfg, channels_last)  # optimizers of weights in that layout
     threat, *others = selection_attacks(cfg)
     watch = make_watch(cfg, method, data, world)
     return Trainer(method, data, groups, recipe, threat, world, callbacks, plus, interrupt, others, watch)
@@ -278,5 +283,6 @@ def describe_run(cfg: DictConfig, source: Source, trainer: Trainer) -> dict[str,
         "shape": list(source.shape),
         "steps": data.steps,
         "device": str(world.device),
+        "channels_last": trainer.recipe.channels_last,
         "world": world.size,
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,17 +49,34 @@ class Forecast:
 
     def _sentence(self, seconds: float) -> str:
         """seconds: of a step."""
-        method, recipe, clock = self.trainer.method, self.trainer.recipe, self.trainer.method.clock
-        cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3
-        a_pass = seconds / (self.trainer.data.batch_size * cost)
+        clock = self.trainer.method.clock
         left = clock.epochs - clock.epoch
-        training = seconds * (left * clock.steps - clock.step)
-        validation = a_pass * validation_passes(self.trainer) * -(-left // recipe.select_every)
-        evaluation = a_pass * self.passes
-        parts = [f"training {duration(training)}", f"validation at most {duration(validation)}"]
-        parts += [f"evaluation at most {duration(evaluation)}"] if evaluation else []
+        per_image = seconds / self.trainer.data.batch_size
+        times = estimate(self.trainer, seconds, per_image, left, left * clock.steps - clock.step, self.passes)
+        parts = [f"training {duration(times.training)}", f"validation at most {duration(times.validation)}"]
+        parts += [f"evaluation at most {duration(times.evaluation)}"] if times.evaluation else []
         memory = peak_memory(self.trainer.world.device)
         return f"estimate  {', '.join(parts)}" + (f"; memory so far {file_size(memory)}" if memory else "")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of what is left of a run; of validation and evaluation at most."""
+
+    training: float
+    validation: float
+    evaluation: float
+
+
+def estimate(trainer: Trainer, seconds: float, per_image: float, epochs: int, steps: int, passes: float) -> Estimate:
+    """What `epochs` and `steps` that are left take. seconds: of a step; per_image: of an image in it; passes: of the
+    evaluation that follows.
+    """
+    method = trainer.method
+    cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3
+    a_pass = per_image / cost
+    validation = a_pass * validation_passes(trainer) * -(-epochs // trainer.recipe.select_every)
+    return Estimate(seconds * steps, validation, a_pass * passes)
 
 
 def validation_passes(trainer: Trainer) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from atbench.config import values
 from atbench.data import Source
 from atbench.errors import ConfigError, DataError
-from atbench.methods import Stage
+from atbench.methods import Method, Stage
 from atbench.models import weight_files
 from atbench.runs.run_dir import read_json, refuse_path, set_status, write_text
 from atbench.training import World, checkpoint
@@ -86,6 +86,17 @@ def check(planned: Mapping[str, PlannedStage], begun: Path | None) -> None:
             if OmegaConf.create(read_config(folder)["model"]) != each.cfg.model:
                 why = "builds another network than this run began with"
                 raise DataError(f"stage {name}", each.checkpoint, why, "restore it, or start a new run")
+
+
+def load_untrained(cfg: DictConfig, method: Method, source: Source, device: torch.device) -> None:
+    """Hand a method untrained networks for those that it wants trained first: what is measured does not depend on
+    their weights.
+    """
+    stages = {}
+    for number, (name, stage) in enumerate(method.pretraining().items()):
+        own = OmegaConf.create({**values.plain(stage_config(cfg, stage)), "seed": 100 + number})
+        stages[name] = stage.handed_over(factory.make_model(own, source).to(device))
+    method.load_pretrained(stages)
 
 
 def record_checkpoints(planned: Mapping[str, PlannedStage], run: Path) -> None:

@@ -31,6 +31,7 @@ from atbench.workflows.environment import NOTED, environment_changes, environmen
 from atbench.workflows.eval_plan import make_plan
 from atbench.workflows.evaluate import evaluate_checkpoints
 from atbench.workflows.forecast import Forecast, evaluation_passes
+from atbench.workflows.layout import layout_warnings
 from atbench.workflows.pretraining import PlannedStage
 
 
@@ -125,7 +126,7 @@ class Run:
         plan = make_plan(self.cfg, self.source, self.world, test)
         self.passes = len(self.cfg.eval.checkpoints) * evaluation_passes(plan, len(test))
         said = factory.training_warnings(trainer.method, trainer.data, test)
-        return [*plan.notes, *trainer.micro_batches.warnings(), *said]
+        return [*plan.notes, *trainer.micro_batches.warnings(), *said, *layout_warnings(self.cfg, trainer)]
 
     def check_environment(
         self, about: dict[str, Any], resumed: Path | None, state: dict[str, Any] | None

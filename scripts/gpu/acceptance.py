@@ -19,15 +19,16 @@ import torch
 import torchvision
 
 import atbench
-from atbench.errors import AtbenchError, ConfigError, EnvironmentFault, hint
+from atbench.errors import AtbenchError, ConfigError, hint
 from atbench.runs.run_dir import read_json, write_text
 from scripts.gpu.bench import bench
+from scripts.gpu.capture import capture
 from scripts.gpu.parity import parity
+from scripts.gpu.ranks import ranks
 from scripts.gpu.report import faults, markdown
-from scripts.gpu.session import OutOfTime, Session
-from scripts.gpu.training import training
+from scripts.gpu.rows import rows
+from scripts.gpu.session import ROOT, OutOfTime, Session
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RESERVE = 10.0  # seconds to write results in
 
 
@@ -70,7 +71,8 @@ def tests(session: Session) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "tests.xml"
             command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={path}"]
-            done = subprocess.run([*command, "tests/test_cuda.py"], cwd=ROOT, capture_output=True, text=True)
+            files = sorted(str(file) for file in (ROOT / "tests").glob("test_cuda*.py"))
+            done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
             if not path.exists():
                 raise RuntimeError((done.stderr.strip().splitlines() or ["pytest wrote nothing"])[-1])
             suite = ElementTree.parse(path).getroot()
@@ -84,24 +86,19 @@ def tests(session: Session) -> None:
     session.fill("tests", ["cuda"], measure)
 
 
-STAGES = {"versions": versions, "parity": parity, "tests": tests, "bench": bench, "training": training}
+STAGES = {
+    "versions": versions,
+    "parity": parity,
+    "tests": tests,
+    "capture": capture,
+    "ranks": ranks,
+    "bench": bench,
+    "rows": rows,
+}
 
 
-def device_of(name: str, smoke: bool) -> torch.device:
-    """The device that is asked for. Raises EnvironmentFault without CUDA."""
-    if name == "cpu" and smoke:
-        return torch.device("cpu")
-    if name != "cuda":
-        raise ConfigError("--device", name, "is not accepted as it is", "use cuda, or cpu together with --smoke")
-    if not torch.cuda.is_available():
-        fix = "run it where there is one (--device cpu --smoke tries the script itself)"
-        raise EnvironmentFault("device", "cuda", f"torch {torch.__version__} finds no CUDA device", fix)
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def open_session(args: argparse.Namespace, end: float) -> Session:
+def open_session(args: argparse.Namespace, device: torch.device, end: float) -> Session:
     """What this call goes on from. Raises ConfigError where it was measured with something else."""
-    device = device_of(args.device, args.smoke)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
     identity = {"device": name, "torch": torch.__version__, "atbench": atbench.__version__, "smoke": args.smoke}
@@ -124,12 +121,12 @@ def work(session: Session, names: list[str]) -> bool:
     return all(session.stage(name)["done"] for name in names)
 
 
-def run(args: argparse.Namespace, end: float) -> int:
+def run(args: argparse.Namespace, device: torch.device, end: float) -> int:
     """Work until `end` at most, of time.monotonic(). Returns the exit code."""
     began = time.monotonic()
     try:
         names = chosen(args.only)
-        session = open_session(args, end - RESERVE)
+        session = open_session(args, device, end - RESERVE)
     except AtbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

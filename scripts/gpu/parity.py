@@ -15,7 +15,7 @@ from atbench.data import Batch
 from atbench.evaluation.activity import Activity
 from atbench.methods import Loss
 from scripts.gpu.session import Session
-from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, multiplication, same_draws
+from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, same_draws
 
 WORDS = (
     "dataset=digits",
@@ -76,7 +76,7 @@ def parity(session: Session, methods: list[str] | None = None) -> None:
 
 def first_step(name: str, device: torch.device, dtype: torch.dtype, start: dict[str, Tensor] | None = None) -> Step:
     """A method's first step on digits; from the state `start`, for a method may draw weights on its device."""
-    with default_dtype(dtype), same_draws(), multiplication("ieee"):
+    with default_dtype(dtype), same_draws():
         cfg = configuration(f"method={name}", *WORDS, *OWN.get(name, ()))
         trainer = make_trainer(cfg, few_digits(), device, OneStep())
         if start is not None:

@@ -10,13 +10,18 @@ TITLES = {
     "versions": "Versions",
     "parity": "Parity with the CPU: largest differences of one step",
     "tests": "Tests marked `cuda`",
+    "capture": "Searches as CUDA graphs: largest differences of the weights, and speed at batch 128",
+    "ranks": "Two processes against one",
     "bench": "Training speed, PreActResNet-18",
-    "training": "PGD-AT on CIFAR-10",
+    "rows": "CIFAR-10, trained and attacked",
 }
 NOTES = {
     "parity": "Of the loss and the weights relative, of the inner image absolute; pixels: the share that differs.",
     "bench": "Images of loaded batches: free_at uses each of them eight times. Share: time in the search, of all.",
-    "training": "robust: an upper bound, the worst case per example of eval=standard; low, high: its 95 % interval.",
+    "capture": "Of the weights after so many steps, captured against plain; 0 is equal bit for bit. captured: whether "
+    "a graph was replayed.",
+    "ranks": "Of the weights, relative, in float64 without BatchNorm.",
+    "rows": "low, high: the 95 % interval of the accuracy under AutoAttack on n test images.",
 }
 
 
@@ -30,8 +35,32 @@ def markdown(record: dict[str, Any]) -> str:
         state = "not begun" if stage is None else "done" if stage["done"] else "not finished"
         lines += [f"## {title} ({state})", ""]
         if stage and stage["cells"]:
-            lines += [*([NOTES[name], ""] if name in NOTES else []), *table(stage["cells"]), ""]
+            lines += [*([NOTES[name], ""] if name in NOTES else []), *tables(stage["cells"])]
     return "\n".join(lines)
+
+
+def tables(cells: dict[str, dict[str, Any]]) -> list[str]:
+    """One table of all cells, and one more of each that holds the JSON of a program."""
+    lines = [*table({name: cell for name, cell in cells.items() if "json" not in cell}), ""]
+    for name, cell in cells.items():
+        if "json" in cell:
+            rows = {key: {"": value} for key, value in flat(cell["json"]).items()}
+            lines += [f"### {name} (exit code {cell['exit']})", "", *table(rows), ""]
+    return lines
+
+
+def flat(node: Any, above: str = "") -> dict[str, Any]:
+    """The leaves of a JSON document by their path; an entry of a list by its `name`, else by its number."""
+    if isinstance(node, dict):
+        parts = list(node.items())
+    elif isinstance(node, list):
+        parts = [(each.get("name", at) if isinstance(each, dict) else at, each) for at, each in enumerate(node)]
+    else:
+        return {above: node}
+    found: dict[str, Any] = {}
+    for key, value in parts:
+        found |= flat(value, f"{above}.{key}" if above else str(key))
+    return found
 
 
 def table(cells: dict[str, dict[str, Any]]) -> list[str]:

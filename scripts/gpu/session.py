@@ -12,6 +12,8 @@ import torch
 
 from atbench.runs.run_dir import write_json
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 
 class OutOfTime(BaseException):
     """The call's minutes are over. No Exception: nothing on the way may take it for a failure of its own."""

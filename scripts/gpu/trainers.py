@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from atbench.config import values
@@ -21,7 +21,7 @@ from atbench.evaluation.activity import Activity
 from atbench.runs.seeding import Draws
 from atbench.training import Trainer, World
 from atbench.workflows import factory
-from atbench.workflows.stages import stage_config
+from atbench.workflows.pretraining import load_untrained
 
 
 class Watch(Protocol):
@@ -47,16 +47,14 @@ def configuration(*words: str) -> DictConfig:
     return values.resolve(compose("train", ["logger=none", *words]))
 
 
-def make_trainer(cfg: DictConfig, source: Source, device: torch.device, watch: Watch) -> Trainer:
+def make_trainer(
+    cfg: DictConfig, source: Source, device: torch.device, watch: Watch, here: World | None = None
+) -> Trainer:
     """A trainer at its beginning. Networks that a method wants trained first are untrained ones."""
-    world = World(device)
+    world = here or World(device)
     data = factory.make_data(cfg, source, world)
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, world)
-    stages = {}
-    for number, (name, stage) in enumerate(method.pretraining().items()):
-        own = OmegaConf.create({**values.plain(stage_config(cfg, stage)), "seed": 100 + number})
-        stages[name] = stage.handed_over(factory.make_model(own, source).to(device))
-    method.load_pretrained(stages)
+    load_untrained(cfg, method, source, device)
     return factory.make_trainer(cfg, method, data, world, watch, watch)
 
 
@@ -102,17 +100,3 @@ def same_draws() -> Iterator[None]:
         patch.object(Draws, "normal", handed_over(normal)),
     ):
         yield
-
-
-@contextmanager
-def multiplication(kind: str) -> Iterator[None]:
-    """A block in which float32 is multiplied as `ieee` or as `tf32`."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = kind
-        yield
-    finally:
-        for place, was in zip(places, before, strict=True):
-            place.fp32_precision = was

@@ -222,6 +222,7 @@ class TestCheck:
             ("train.batch_size=-1", r"train\.batch_size: -1"),
             ("train.precision.attack=bf61", r"train\.precision\.attack: bf61 .*'bf16'"),
             ("train.channels_last=1", r"train\.channels_last: 1"),
+            ("train.capture=on_cuda", r"train\.capture: on_cuda"),
             ("train.weight_decay_on=wieghts", r"train\.weight_decay_on.*'weights'"),
             ("train.time_limit=soon", r"train\.time_limit: soon .*number"),
             ("train.label_smoothing=1", r"train\.label_smoothing"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.data import Batch, TrainData
 from atbench.methods.iaat import Iaat
+from atbench.models import attack_mode
 from tests.support import worlds
 
 GAMMA, MIN_STEP = 0.02, 0.025
@@ -148,11 +152,75 @@ def test_warm_up_is_the_attack_where_the_prediction_is_right_and_nothing_elsewhe
 
 def test_warm_up_ends_with_its_share_of_training() -> None:
     given = worlds.data()
-    method = make(given, worlds.linear(), warmup=0.25)
+    method = make(given, worlds.linear(), worlds.attack(bn="train"), warmup=0.25)
     method.clock.epoch, method.clock.step = 0, given.steps - 1
     assert method.forward_cost(10) == 24
     method.clock.epoch, method.clock.step = 1, 0
     assert method.forward_cost(10) == 66
+    assert make(given, worlds.linear()).forward_cost(10) is None, "in eval mode it varies with the examples"
+
+
+def whole(method: Iaat, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The radii and images of a visit, every search that of the whole batch."""
+
+    def search(eps: Tensor, stream: str) -> Tensor:
+        size = (eps / (0.5 * method.attack.steps)).clamp_min(MIN_STEP)
+        objective = Objective(method.model, cross_entropy, batch.y)
+        return method.run_attack(objective, batch.x, eps=eps, step_size=size, stream=stream)
+
+    def right(x: Tensor) -> Tensor:
+        with attack_mode(method, method.attack.bn):
+            return method.model(x).argmax(dim=1) == batch.y
+
+    old, clean = method.eps[batch.index], right(batch.x)
+    at, above = search(old, "at"), search(old + GAMMA, "above")
+    holds, holds_above = right(at), right(above)
+    candidate = torch.where(holds_above, old + GAMMA, torch.where(holds, old, old - GAMMA))
+    eps = 0.1 * (candidate * clean).clamp_min(0) + 0.9 * old
+    return eps, search(eps, "search")
+
+
+def half_trained(given: TrainData, **attack: Any) -> tuple[Iaat, Batch]:
+    """A network that is wrong for some, and radii of which some are 0 and some too large."""
+    method = make(given, worlds.cnn(norm="batch"), worlds.attack(**attack))
+    worlds.steps(method, given, 4, epochs=6, lr=0.1)
+    rng = torch.Generator().manual_seed(1)
+    method.eps.copy_((0.3 * torch.rand(len(method.eps), generator=rng, dtype=torch.float64) - 0.1).clamp_min(0))
+    return method, given.batch(0, 0)
+
+
+@pytest.mark.parametrize("attack", [{}, {"norm": "l2"}, {"norm": "l1"}, {"noise": 0.05}, {"bn": "train"}], ids=str)
+def test_searching_where_it_matters_finds_what_searching_everywhere_does(attack: dict[str, Any]) -> None:
+    method, batch = half_trained(worlds.data(), **attack)
+    twin = copy.deepcopy(method)
+    found, (eps, x_adv) = method.perturb(batch), whole(twin, batch)
+    torch.testing.assert_close(found.aux["eps"], eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.x_adv, x_adv, rtol=0, atol=1e-12)
+    assert worlds.same(worlds.snapshot(method), worlds.snapshot(twin)), "running statistics, in train mode"
+
+
+def test_only_what_can_change_an_answer_is_searched() -> None:
+    method, batch = half_trained(worlds.data())
+    sizes: list[int] = []
+    method.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    old = method.eps[batch.index]
+    eps = method.perturb(batch).aux["eps"]
+    with attack_mode(method, "eval"):
+        right = method.model(batch.x).argmax(dim=1) == batch.y
+    up = right & torch.isclose(eps, old + 0.1 * GAMMA)
+    above, at, last = (int(part.sum()) for part in (right, right & ~up & (old > 0), eps > 0))
+    assert 0 < at < above < last < len(batch)
+    steps = method.attack.steps
+    assert sizes[:-1] == [len(batch), *[above] * (steps + 1), *[at] * (steps + 1), *[last] * steps]
+
+
+def test_nothing_to_search_is_no_search() -> None:
+    given = worlds.data()
+    method = make(given, worlds.cnn(norm="batch"))
+    batch = given.batch(0, 0)
+    wrong = Batch(batch.x, (method.model.eval()(batch.x).argmax(dim=1) + 1) % 3, batch.index)
+    found = method.perturb(wrong)
+    assert torch.equal(found.x_adv, batch.x) and not found.aux["eps"].any()
 
 
 def test_the_memory_belongs_to_the_example_not_to_its_place() -> None:

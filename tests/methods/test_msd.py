@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from atbench.attacks import BALLS, GradientAttack, Objective, ball, cross_entropy
 from atbench.attacks.ascent.multi_norm import MultiSteepest
+from atbench.bench.steps import operations as cost
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.msd import Msd
 from atbench.training.cost import Count
 from tests.support import reference, worlds
 from tests.support.configs import resolved
-from tests.support.contract import cost
 from tests.support.union import RADII, SIZES, draws, images
 
 REACH = {"l1": 1.2, "l2": 0.9, "linf": 1.0}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atbench.attacks import L2, GradientAttack, Objective, margin
+from atbench.bench.steps import operations as cost
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods import Method
@@ -17,7 +18,6 @@ from atbench.methods.pgd_at import PgdAt
 from atbench.training.cost import Count
 from tests.support import reference, worlds
 from tests.support.configs import resolved
-from tests.support.contract import cost
 
 RADII = {"linf": 0.1, "l2": 0.6, "l1": 2.0}
 REACH = {"linf": 1.2, "l2": 2.0, "l1": 1.5}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from atbench.bench.steps import operations as cost
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError
 from atbench.methods.pgd_at import PgdAt
@@ -17,7 +18,6 @@ from atbench.methods.strong_adversary import StrongAdversary, nearest_boundary
 from atbench.models import Ensemble
 from atbench.training.cost import Count
 from tests.support import reference, worlds
-from tests.support.contract import cost
 
 DIRECTIONS = ("loss", "alpha", "representation")
 

@@ -16,13 +16,12 @@ import torch.multiprocessing as mp
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.config import values
-from atbench.data import Batch, Source
+from atbench.data import Source
 from atbench.data.digits import digits
 from atbench.evaluation.activity import Activity
 from atbench.methods import Method
 from atbench.training import Trainer, World, world
 from atbench.training.checkpoint import encode
-from atbench.training.cost import Count
 from atbench.workflows import factory
 from atbench.workflows.stages import stage_config
 from tests.support.configs import resolved
@@ -220,14 +219,3 @@ def work(rank: int, size: int, store: str, folder: Path, jobs: Any) -> None:
             result = result_of(folder, name, overrides, rank)
             torch.save(outcome(name, here, *overrides), result.with_suffix(".part"))
             result.with_suffix(".part").rename(result)
-
-
-def cost(method: Method, batch: Batch) -> int:
-    """Operations of one batch, used as the trainer would."""
-    with Count() as count:
-        for turn in method.inner_updates(batch):
-            turn.batch = method.perturb(turn.batch) if turn.perturb else turn.batch
-            method.loss(turn.batch).total.backward()
-            method.zero_grad()
-            method.after_update(turn.batch)
-    return count.total

@@ -52,7 +52,8 @@ class Program:
         else:
             name = next(word for word in words if word.startswith("eval.checkpoints="))[18:-1]
             made = Made(0.6, steps=(20,), attacks=STANDARD, sequential=True)
-            write(run / "evaluation" / "autoattack", name, 2, made)
+            folder = next(word for word in words if word.startswith("eval.name="))[10:]
+            write(run / "evaluation" / folder, name, 2, made)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     def verbs(self) -> list[str]:

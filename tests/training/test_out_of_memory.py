@@ -112,12 +112,12 @@ def test_bf16_is_no_advice_where_it_is_on() -> None:
 
 def test_an_update_is_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of("pgd_at", ALONE, Log())
-    optimizer = trainer.groups[0].optimizer
+    group = trainer.groups[0]
 
     def step() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(optimizer, "step", step)
+    monkeypatch.setattr(group, "step", step)
     assert "an update of this batch has begun" in refusal(trainer).why
 
     trainer = trainer_of("free_at", ALONE, Log())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from atbench.training.param_groups import make_group
+from atbench.training.param_groups import Group, fused_on_cuda, make_group
 from atbench.training.schedules import Piecewise
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
@@ -68,3 +71,87 @@ def test_clip_bounds_the_norm_of_the_whole_group() -> None:
     group.clip(0.5)
     total = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     assert float(total.norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+ON_CUDA: Any = [SimpleNamespace(is_cuda=True)]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_one_kernel_updates_all_parameters_on_cuda(optimizer: type[torch.optim.Optimizer]) -> None:
+    make = functools.partial(optimizer, lr=0.1)
+    assert fused_on_cuda(make, ON_CUDA).keywords == {"lr": 0.1, "fused": True}
+    assert fused_on_cuda(make, [*ON_CUDA, SimpleNamespace(is_cuda=False)]) is make
+    for own in ({"fused": False}, {"foreach": True}, {"foreach": False}, {"differentiable": True}):
+        configured = functools.partial(optimizer, lr=0.1, **own)
+        assert fused_on_cuda(configured, ON_CUDA) is configured
+    optimizer([nn.Parameter(torch.zeros(2))], lr=0.1, fused=True)  # torch takes the argument
+
+
+def test_other_optimizers_and_dampening_are_left_alone() -> None:
+    for make in (functools.partial(torch.optim.RMSprop, lr=0.1), functools.partial(SGD, momentum=0.9, dampening=0.5)):
+        assert fused_on_cuda(make, ON_CUDA) is make
+
+
+def fused(layout: torch.memory_format = torch.contiguous_format, **options: Any) -> Group:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3)).to(memory_format=layout)
+    make = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, **options)
+    return make_group("model", model, make, Piecewise([], 0.1), "all")
+
+
+def steps(group: Group, numbers: range) -> list[Tensor]:
+    """Steps in which the first layer has no gradient until the third."""
+    for number in numbers:
+        for place, parameter in enumerate(group.parameters()):
+            seed = torch.Generator().manual_seed(10 * number + place)
+            value = torch.empty(parameter.shape).normal_(generator=seed)
+            parameter.grad = torch.empty_like(parameter).copy_(value) if place > 1 or number > 2 else None
+        group.optimizer.step()
+    return [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in group.parameters()]
+
+
+def test_fused_sgd_takes_the_first_gradient_whenever_it_comes() -> None:
+    """Torch's fused kernel fails where some parameters have a momentum and others, without gradient so far, do not."""
+    for ours, plain in zip(steps(fused(fused=True), range(5)), steps(fused(), range(5)), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kernels", [{"fused": True}, {}])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_resumed_optimizer_is_bit_equal(kernels: dict[str, bool], layout: torch.memory_format) -> None:
+    whole, first = fused(layout, **kernels), fused(layout, **kernels)
+    expected = steps(whole, range(6))
+    steps(first, range(3))
+    found = steps(resumed(first, layout, **kernels), range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_state_goes_on_in_another_layout() -> None:
+    """Kernels that walk memory would give each weight the momentum of another."""
+    first = fused(fused=True)
+    steps(first, range(3))
+    other = resumed(first, torch.channels_last, fused=True)
+    for parameter in other.parameters():
+        assert other.optimizer.state[parameter]["momentum_buffer"].stride() == parameter.stride()
+    for found, expected in zip(steps(other, range(3, 6)), steps(first, range(3, 6)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def resumed(first: Group, layout: torch.memory_format, **options: Any) -> Group:
+    group = fused(layout, **options)
+    for own, other in zip(group.parameters(), first.parameters(), strict=True):
+        own.detach().copy_(other)
+    group.load(deepcopy(first.state()))
+    return group
+
+
+def test_the_optimizer_that_is_there_says_how_it_updates() -> None:
+    """A state of CUDA's, fused, goes on with what a CPU was configured for, and the other way round."""
+    plain, quick = fused(), fused(fused=True)
+    steps(plain, range(2))
+    quick.load(plain.state())
+    assert all(group["fused"] for group in quick.optimizer.param_groups)
+    assert all("momentum_buffer" in quick.optimizer.state[parameter] for parameter in quick.parameters())
+    steps(quick, range(2, 4))
+    plain.load(quick.state())
+    assert not any(group["fused"] for group in plain.optimizer.param_groups)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atbench.attacks.ascent.loop import Ascent, State, Stepper, Stop, where
 from atbench.attacks.ascent.step_rules import RULES, Rule, StepRule, make_rule
@@ -14,6 +15,7 @@ from atbench.attacks.losses import Objective
 from atbench.attacks.norms.lp_ball import SLIDE, Radius, Random, ball, per_example
 from atbench.config.ranges import AnyCount, NotNegative, Share
 from atbench.errors import ConfigError
+from atbench.models.replay import Replay, fingerprint
 
 STARTS: tuple[str, ...] = ("zero", "uniform", "gaussian", "clipped_gaussian", "corner")
 RETURN_POINTS: tuple[str, ...] = ("last", "best", "first")
@@ -94,6 +96,8 @@ class GradientAttack:
         self.momentum, self.backtrack, self.rule, self.noise = momentum, backtrack, rule, noise
         self.clip_start = start != "gaussian" if clip_start is None else clip_start
         self.zeroed, self.rel_start_size, self.project, self.decay = zeroed, rel_start_size, project, decay
+        #: Where searches are kept as CUDA graphs; None: they are not.
+        self.replay: Replay | None = None
 
     def __call__(
         self,
@@ -117,15 +121,51 @@ class GradientAttack:
         """
         x, eps, sizes = x.detach(), self.eps if eps is None else eps, self.step_size if step_size is None else step_size
         start = self.begin(x, eps, rng) if start is None else start
+        steps = self.steps if steps is None else steps
+        if self.replay is not None and stop is None and (modules := self._captured(objective)) and steps and len(x):
+            return self._replayed(self.replay, modules, objective, x, start, eps, sizes, steps)
         eps, sizes = (per_example(value, x) if isinstance(value, Tensor) else value for value in (eps, sizes))
         if self.backtrack:
             sizes = per_example(sizes, x).expand(len(x), *[1] * (x.ndim - 1))
         step: StepRule = self.ball.ascend
         if self.rule != "steepest" or self.momentum or self.noise or self.zeroed or self.decay:
             step = make_rule(self.rule, self.ball, x, self.momentum, self.noise, rng, self.zeroed, self.decay)
-        stepper, steps = FixedSteps(step, sizes, self.backtrack), self.steps if steps is None else steps
+        stepper = FixedSteps(step, sizes, self.backtrack)
         eps = eps if self.project else math.inf
         return Ascent(objective, x, self.ball, eps, stepper, steps, stop, self.return_point).run(start).x_adv
+
+    def _captured(self, objective: Objective) -> list[nn.Module] | None:
+        """The modules whose search a graph can repeat: it draws no number between its steps, and no length of a step
+        is rounded by the device where the host would (`decay`).
+        """
+        repeats = self.return_point == "last" and not (self.noise or self.decay)
+        return objective.modules() if repeats else None
+
+    def _replayed(
+        self,
+        replay: Replay,
+        modules: list[nn.Module],
+        objective: Objective,
+        x: Tensor,
+        start: Tensor,
+        eps: Radius,
+        sizes: Radius,
+        steps: int,
+    ) -> Tensor:
+        """The same call as a graph. Its inputs are what changes with the batch; radius and length are always tensors,
+        since a schedule may change a number at every step.
+        """
+        plain, empty = copy(self), replace(objective, args=())
+        plain.replay = None
+
+        def search(x: Tensor, start: Tensor, eps: Tensor, sizes: Tensor, *args: Tensor) -> Tensor:
+            return plain(replace(empty, args=args), x, start=start, eps=eps, step_size=sizes, steps=steps)
+
+        settings = tuple(value for name, value in vars(self).items() if name not in ("eps", "step_size", "replay"))
+        key = (settings, steps, objective.network, objective.value, *(fingerprint(each) for each in modules))
+        args = objective.args if isinstance(objective.args, tuple) else (objective.args,)
+        held = [buffer for each in modules for buffer in each.buffers()]
+        return replay(key, search, x, start.detach(), per_example(eps, x), per_example(sizes, x), *args, held=held)
 
     def begin(self, x: Tensor, eps: Radius, rng: Random | None) -> Tensor:
         """The starting point, for the radius `eps` of the ball; needs `rng` unless it is `zero`."""

@@ -26,7 +26,8 @@ Random = Draws | ExampleDraws
 
 def per_example(value: Radius, x: Tensor) -> Tensor:
     """`value` as a tensor that broadcasts over the pixels of `x`."""
-    value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+    # A number is written by the device: to copy it there would wait, and cannot be captured.
+    value = value.to(x) if isinstance(value, Tensor) else x.new_full((), value)
     return value if value.ndim == 0 else value.view(-1, *[1] * (x.ndim - 1))
 
 

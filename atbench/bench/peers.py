@@ -1,15 +1,9 @@
-"""The attacks of atbench, foolbox, pyautoattack, torchattacks and ART behind one call, for `compare_tools.py`.
-
-    pip install atbench[foolbox,autoattack]; pip install --no-deps torchattacks adversarial-robustness-toolbox
-
-torchattacks pins an old `requests`, hence `--no-deps`; what is not installed is left out of the tables.
-"""
+"""The attacks of atbench, foolbox, pyautoattack, torchattacks and ART behind one call; what is installed of them."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,23 +16,24 @@ from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.pgd_sweep import run_pgd
 from atbench.runs.seeding import ExampleDraws
 
+EXTRA = "pip install atbench[bench]"
+#: How each tool is installed. MAIR is in no package index.
+INSTALL = {
+    "torchattacks": EXTRA,
+    "foolbox": EXTRA,
+    "ART": EXTRA,
+    "pyautoattack": EXTRA,
+    "MAIR": "put github.com/Harry24k/MAIR on PYTHONPATH",
+}
+MODULES = {"ART": "art", "MAIR": "mair"}
+
 #: (x, y, rows) → images; rows are places in the data set.
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Contest:
-    """One line of a table: the same attack by several tools, the first of them ours.
-
-    tools: the attacks of each, every one on what those before left right; most have one.
-    """
-
-    name: str
-    tools: dict[str, list[Run]]
-
-
-def here(*modules: str) -> bool:
-    return all(importlib.util.find_spec(module) is not None for module in modules)
+def installed(tool: str) -> bool:
+    """Whether a tool of INSTALL can be imported."""
+    return importlib.util.find_spec(MODULES.get(tool, tool)) is not None
 
 
 def ours(network: nn.Module, name: str, eps: float, norm: str = "linf", **changes: Any) -> Run:
@@ -49,7 +44,8 @@ def ours(network: nn.Module, name: str, eps: float, norm: str = "linf", **change
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         with eval_model.ready():
-            return attack(eval_model, x, y, ExampleDraws(0, name, index=rows))
+            x_adv: Tensor = attack(eval_model, x, y, ExampleDraws(0, name, index=rows))
+        return x_adv
 
     return run
 
@@ -73,7 +69,8 @@ def foolbox(network: nn.Module, name: str, eps: float, repeat: int = 1, **option
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         torch.manual_seed(int(rows[0]))
-        return attack(model, x, y, epsilons=eps)[1]
+        clipped: Tensor = attack(model, x, y, epsilons=eps)[1]
+        return clipped
 
     return run
 
@@ -91,7 +88,8 @@ def autoattack(network: nn.Module, name: str, eps: float, norm: str = "Linf") ->
             attack.loss = "ce"
         if name == "fab-t":
             attack.targeted, attack.n_restarts = True, 1
-        return attack.perturb(x, y)
+        found: Tensor = attack.perturb(x, y)
+        return found
 
     return run
 
@@ -103,7 +101,8 @@ def torchattacks(network: nn.Module, name: str, **options: Any) -> Run:
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         torch.manual_seed(int(rows[0]))
-        return attack(x, y)
+        x_adv: Tensor = attack(x, y)
+        return x_adv
 
     return run
 
@@ -112,15 +111,21 @@ def art(network: nn.Module, eps: float, step: float, steps: int, restarts: int, 
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
+    device = next(network.parameters()).device
     estimator = PyTorchClassifier(
-        network, nn.CrossEntropyLoss(), input_shape=shape, nb_classes=10, clip_values=(0.0, 1.0), device_type="cpu"
+        network,
+        nn.CrossEntropyLoss(),
+        input_shape=shape,
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if device.type == "cuda" else "cpu",
     )
     attack = ProjectedGradientDescentPyTorch(
         estimator, eps=eps, eps_step=step, max_iter=steps, num_random_init=restarts, batch_size=250, verbose=False
     )
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+        return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(device)
 
     return run
 
@@ -130,7 +135,7 @@ def repeated(attack: Run, network: nn.Module, restarts: int) -> Run:
 
     def run(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         kept = x.clone()
-        found = torch.zeros(len(x), dtype=torch.bool)
+        found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for restart in range(restarts):
             x_adv = attack(x, y, rows + 1000 * restart)
             with torch.no_grad():
