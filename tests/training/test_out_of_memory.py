@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atbench.errors import EnvironmentFault
+from atbench.models.replay import Replay
 from atbench.training import Trainer
 from tests.support.contract import ALONE, Log, trainer_of
 from tests.support.same_training import SmallDevice, assert_same_training, trained
@@ -53,6 +54,16 @@ def test_what_an_attempt_has_accumulated_is_dropped() -> None:
     trainer.fit()
     assert len(log.said) == 1
     assert_same_training(whole, (trainer, log))
+
+
+def test_graphs_of_larger_parts_give_their_memory_back() -> None:
+    trainer = trainer_of("pgd_at", ALONE, Log())
+    trainer.method.attack.replay = replay = Replay()
+    replay.graphs["of the whole batch"] = None  # type: ignore[assignment]
+    replay.pool = (0, 1)
+    SmallDevice(trainer.method.model, rows=8)
+    trainer.train_batch()
+    assert not replay.graphs and replay.pool is None
 
 
 def refusal(trainer: Trainer) -> EnvironmentFault:
