@@ -15,6 +15,7 @@ from atbench.training import Trainer
 from atbench.training.stopwatch import Stopwatch
 from scripts.gpu.parity import OneStep, compare, first_step
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
+from tests.support.same_training import SmallDevice
 
 DEVICE = torch.device("cuda")
 WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=2")
@@ -144,3 +145,14 @@ def test_casts_of_frozen_weights_change_no_bit(deterministic: None, monkeypatch:
     cast = search()
     monkeypatch.setattr(weight_casts, "castable", lambda module: False)
     assert torch.equal(cast, search())
+
+
+def test_memory_that_runs_out_makes_smaller_parts(deterministic: None) -> None:
+    words = ("method=pgd_at", "model.norm=none")
+    whole = trained(2, *words).method.state_dict()
+    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(2))
+    SmallDevice(trainer.method.model, rows=4)
+    fit(trainer)
+    assert trainer.micro_batches.count == 4
+    for key, value in trainer.method.state_dict().items():
+        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=1e-4)

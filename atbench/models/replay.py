@@ -85,6 +85,11 @@ class Replay:
             self.graphs.popitem(last=False)
         return captured(*tensors)
 
+    def clear(self) -> None:
+        """Give the memory of all graphs back; they are made anew."""
+        self.graphs.clear()
+        self.pool = None
+
     def _first(self, key: Hashable, fn: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """A plain call, and a note whether it moved the random numbers that networks draw."""
         before = random_state(tensors[0].device)

@@ -1,9 +1,10 @@
-"""Whole trainings, and whether two of them did the same."""
+"""Whole trainings, whether two of them did the same, and a device that is too small for one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from atbench.training import Trainer
 from tests.support.contract import ALONE, Log, trainer_of
@@ -34,3 +35,21 @@ def trained(name: str, *words: str) -> tuple[Trainer, Log]:
     after = trainer.method.state_dict()
     assert max(float((after[key].double() - value).abs().max()) for key, value in before.items() if value.numel()) > 0
     return trainer, log
+
+
+class SmallDevice:
+    """A device that is too small for more than `rows` images; `skip`: so many passes fit, because others left room."""
+
+    def __init__(self, network: nn.Module, rows: int, skip: int = 0) -> None:
+        self.rows, self.skip, self.refused = rows, skip, 0
+        network.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) <= self.rows:
+            return
+        self.skip -= 1
+        if self.skip < 0:
+            self.refused += 1
+            if inputs[0].is_cuda:
+                torch.empty(1 << 50, dtype=torch.uint8, device=inputs[0].device)  # raises what the device raises
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from atbench.errors import EnvironmentFault
+from atbench.models.replay import Replay
 from atbench.training import Trainer
 from tests.support.contract import ALONE, Log, trainer_of
-from tests.support.same_training import assert_same_training, trained
+from tests.support.same_training import SmallDevice, assert_same_training, trained
 
 
 @pytest.fixture(autouse=True)
@@ -20,22 +21,6 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
-
-
-class SmallDevice:
-    """A device that is too small for more than `rows` images; `skip`: so many passes fit, because others left room."""
-
-    def __init__(self, network: nn.Module, rows: int, skip: int = 0) -> None:
-        self.rows, self.skip, self.refused = rows, skip, 0
-        network.register_forward_pre_hook(self)
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if len(inputs[0]) <= self.rows:
-            return
-        self.skip -= 1
-        if self.skip < 0:
-            self.refused += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
 
 #: The passes that still fit: of the search, before the loss, in the second batch.
@@ -69,6 +54,16 @@ def test_what_an_attempt_has_accumulated_is_dropped() -> None:
     trainer.fit()
     assert len(log.said) == 1
     assert_same_training(whole, (trainer, log))
+
+
+def test_graphs_of_larger_parts_give_their_memory_back() -> None:
+    trainer = trainer_of("pgd_at", ALONE, Log())
+    trainer.method.attack.replay = replay = Replay()
+    replay.graphs["of the whole batch"] = None  # type: ignore[assignment]
+    replay.pool = (0, 1)
+    SmallDevice(trainer.method.model, rows=8)
+    trainer.train_batch()
+    assert not replay.graphs and replay.pool is None
 
 
 def refusal(trainer: Trainer) -> EnvironmentFault:
