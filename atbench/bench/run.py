@@ -39,12 +39,12 @@ def run(
     as_json: bool = False,
     tiny: bool = False,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Measure a kind and print it. `parts`: those of `--only`, none for all; `count`: CPU threads."""
+    """Measure a kind and print it. `parts`: those of `--only`, none for the usual ones; `count`: CPU threads."""
     session = Session(choose_device(device), rounds or KINDS[kind].rounds, read_bars(kind), methods, tiny)
     rows = []
     with threads(count):
         measure = importlib.import_module(KINDS[kind].module).measure
-        for row in measure(session, parts or KINDS[kind].parts):
+        for row in measure(session, parts or KINDS[kind].usual()):
             rows.append(row)
             print(f"{row.what}: {figure(row.median)} {row.unit}", file=sys.stderr, flush=True)
         document = describe(kind, session, rows)
