@@ -44,23 +44,21 @@ def tables(cells: dict[str, dict[str, Any]]) -> list[str]:
     lines = [*table({name: cell for name, cell in cells.items() if "json" not in cell}), ""]
     for name, cell in cells.items():
         if "json" in cell:
-            rows = {key: {"": value} for key, value in flat(cell["json"]).items()}
-            lines += [f"### {name} (exit code {cell['exit']})", "", *table(rows), ""]
+            lines += [f"### {name} (exit code {cell['exit']})", "", *document(cell["json"])]
     return lines
 
 
-def flat(node: Any, above: str = "") -> dict[str, Any]:
-    """The leaves of a JSON document by their path; an entry of a list by its `name`, else by its number."""
-    if isinstance(node, dict):
-        parts = list(node.items())
-    elif isinstance(node, list):
-        parts = [(each.get("name", at) if isinstance(each, dict) else at, each) for at, each in enumerate(node)]
-    else:
-        return {above: node}
-    found: dict[str, Any] = {}
-    for key, value in parts:
-        found |= flat(value, f"{above}.{key}" if above else str(key))
-    return found
+def document(found: dict[str, Any]) -> list[str]:
+    """The single values of a JSON document as a table, and each of its lists of objects as one. What lies deeper stays
+    in the JSON.
+    """
+    single = {key: {"": value} for key, value in found.items() if not isinstance(value, dict | list)}
+    lines = [*table(single), ""] if single else []
+    for rows in found.values():
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            plain = [{key: cell for key, cell in row.items() if not isinstance(cell, dict | list)} for row in rows]
+            lines += [*table({str(row.pop("name", at)): row for at, row in enumerate(plain)}), ""]
+    return lines
 
 
 def table(cells: dict[str, dict[str, Any]]) -> list[str]:
