@@ -225,7 +225,7 @@ def test_an_objective_that_may_hold_a_batch_is_not_captured(name: str) -> None:
         ({}, {"stop": lambda state: state.outputs.argmax(dim=1) == 0}),
         ({}, {"steps": 0}),
     ],
-    ids=str,
+    ids=["best", "first", "noise", "decay", "stop", "no step"],
 )
 def test_other_searches_are_not_captured(
     graphs: list[FakeGraph], changes: dict[str, Any], options: dict[str, Any]
