@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
@@ -117,10 +118,12 @@ def make_group(name: str, module: nn.Module, make: Make, schedule: Schedule, dec
 
 def fused_on_cuda(make: Make, parameters: Sequence[Tensor]) -> Make:
     """`make` with fused=True for an optimizer of `FUSED` whose parameters are all on CUDA, unless it says how to update
-    itself. SGD with dampening takes its first gradient undamped, which it would not after a momentum of zero.
+    itself. SGD with dampening takes its first gradient undamped, which it would not after a momentum of zero. Of parts
+    (`train.shard`) torch has no fused SGD.
     """
     given = getattr(make, "keywords", {})
     chosen = {"fused", "foreach", "differentiable"} & given.keys() or given.get("dampening")
-    if getattr(make, "func", None) in FUSED and not chosen and all(parameter.is_cuda for parameter in parameters):
+    whole = all(parameter.is_cuda and not isinstance(parameter, DTensor) for parameter in parameters)  # not parts
+    if getattr(make, "func", None) in FUSED and not chosen and whole:
         return partial(make, fused=True)
     return make

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import faulthandler
 import io
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from atbench.errors import Interrupted
 from atbench.training import World
+from atbench.training.param_groups import fused_on_cuda
 from tests.support.contract import Log, count_commits, trainer_of
 
 SHARD = "train.shard=true"
@@ -38,9 +41,16 @@ def both(name: str, here: World, *overrides: str) -> dict[str, Any]:
             "saved": sorted(log.saved),
             "held": held,
             "counts": counts,
+            "fused": fused(list(trainer.method.model.parameters())),
         }
     faulthandler.cancel_dump_traceback_later()
     return result
+
+
+def fused(parameters: list[nn.Parameter]) -> bool:
+    """Whether these would be updated by fused kernels if they were on CUDA."""
+    with patch.object(torch.Tensor, "is_cuda", True):
+        return "fused" in fused_on_cuda(partial(torch.optim.SGD, lr=1.0), parameters).keywords
 
 
 def resumed(name: str, here: World, *overrides: str) -> dict[str, Any]:

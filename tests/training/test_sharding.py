@@ -49,7 +49,7 @@ def check(name: str, two: TwoProcesses, *overrides: str) -> list[dict[str, Any]]
     for ours, theirs in zip(sharded["rows"], replicated["rows"], strict=True):
         assert ours["train"] == pytest.approx(theirs["train"], abs=1e-10)
         assert (ours["val"], ours["fit"]) == (theirs["val"], theirs["fit"])
-    assert sharded["counts"] == replicated["counts"]
+    assert sharded["counts"] == replicated["counts"] and replicated["fused"]
     assert sharded["saved"] == replicated["saved"] and ranks[1]["sharded"]["saved"] == []
     return [rank["sharded"] for rank in ranks]
 
@@ -76,7 +76,9 @@ def test_every_method_is_trained_as_if_replicated_or_refused(name: str, two: Two
 
 @pytest.mark.parametrize("name", ["pgd_at", "trades"])
 def test_each_process_holds_a_part(name: str, two: TwoProcesses) -> None:
-    held = [each["held"] for each in check(name, two)]
+    ranks = check(name, two)
+    held = [each["held"] for each in ranks]
+    assert not any(each["fused"] for each in ranks), "torch has no fused SGD of parts"
     sizes = [weight.numel() for weight in trainer_of(name, ALONE, Log()).method.model.parameters()]
     for before, after, momenta in held:
         assert before == after == momenta, "in and after training"
@@ -96,6 +98,7 @@ def test_searches_of_different_lengths_do_not_wait_for_each_other(two: TwoProces
         ("pgd_at", ("plus=swa", "model.norm=batch", "train.selection.networks=both")),
         ("pgd_at", ("recipe=adam", "train.channels_last=true", "seed=1", "plus=fawa")),
         ("fgsm_at", ("guard.collapse=rollback", "guard.every=3", "guard.n=8", "guard.steps=2")),
+        ("mart", ("train.micro_batch=4", "train.clip_norm=0.05")),
         ("adp", ()),
         ("yopo", ()),
     ],
