@@ -26,6 +26,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--methods", default="", metavar="NAME,NAME", help="of train: speed and memory of these alone")
     given = parser.parse_intermixed_args(words)
     refuse_unknown("bench", given.kind, [*KINDS, "plan"], "kind")
+    if given.kind == "plan":
+        parser.error("plan comes first: atbench bench plan ...")
     parts, methods = names(given.only), names(given.methods)
     for part in parts:
         refuse_unknown("bench --only", part, KINDS[given.kind].parts, f"part of bench {given.kind}")

@@ -97,6 +97,7 @@ def test_every_bar_of_a_ratio_is_one_of_a_tool_and_a_contest() -> None:
         (["train", "--methods", "traides"], "bench --methods: traides — there is no such method"),
         (["data", "--rounds", "0"], "--rounds: must be at least 1"),
         (["data", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--json", "plan"], "plan comes first"),
         ([], "the following arguments are required: KIND"),
     ],
 )
