@@ -105,7 +105,7 @@ def steps(session: Session, peaks: list[Row]) -> Iterator[Row]:
 def compare(session: Session, contest: Contest, peaks: list[Row]) -> Iterator[Row]:
     """All tools in one process, in turns; on CUDA a second time in TF32, the loop that a user of bf16 has otherwise."""
     source, cuda = pictures(contest.shape, contest.batch + 10), session.device.type == "cuda"
-    layout = f"train.channels_last={str(cuda).lower()}"
+    layout = "train.channels_last=auto"
     cfg, half = (configuration(*contest.words_of(*each)) for each in (("fp32", layout), ("bf16", LAST)))
     plain, reduced = (OurStep(each, source, session.device) for each in (cfg, half))
     network = copy.deepcopy(plain.trainer.method.model).to(memory_format=torch.contiguous_format)
