@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from atbench.config.schema import TrainSection
 from atbench.runs.seeding import Draws, generator
-from scripts.gpu import trainers
 from scripts.gpu.acceptance import work
 from scripts.gpu.bench import METHODS, cell_of
 from scripts.gpu.parity import compare, first_step, parity
@@ -25,16 +23,6 @@ from scripts.gpu.trainers import configuration, noise, same_draws
 from scripts.gpu_acceptance import main
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def known_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that this version does not have are left out; none, once all are there."""
-    absent = {"train.capture"} if "capture" not in TrainSection.__dataclass_fields__ else set()
-    compose = trainers.compose
-    monkeypatch.setattr(
-        trainers, "compose", lambda verb, words: compose(verb, [w for w in words if w.partition("=")[0] not in absent])
-    )
 
 
 @pytest.fixture

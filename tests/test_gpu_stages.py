@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atbench.config.schema import TrainSection
 from scripts import repro, table_runs
-from scripts.gpu import bench, capture, ranks, rows, trainers
+from scripts.gpu import bench, capture, ranks, rows
 from scripts.gpu.report import faults, markdown
 from scripts.gpu.session import OutOfTime, Session
 from scripts.repro_rows import HOW, table1
@@ -30,25 +29,15 @@ def session(tmp_path: Path) -> Session:
     return Session(CPU, tmp_path / "out", smoke=True, runs=tmp_path / "runs", data_dir=Path("images"))
 
 
-@pytest.fixture
-def known_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train.capture` is left out where this version does not have it."""
-    absent = "train.capture=" if "capture" not in TrainSection.__dataclass_fields__ else "-"
-    compose = trainers.compose
-    monkeypatch.setattr(
-        trainers, "compose", lambda verb, words: compose(verb, [w for w in words if not w.startswith(absent)])
-    )
-
-
 # Captured searches.
 
 
-def test_plain_training_is_equal_to_itself(session: Session, known_settings: None) -> None:
+def test_plain_training_is_equal_to_itself(session: Session) -> None:
     cell = capture.equality(session, "pgd_at")
     assert cell == {"after 1": 0.0, "after 3": 0.0, "twice plain": 0.0, "captured": False, "agrees": True}
 
 
-def test_weights_are_kept_after_each_step(session: Session, known_settings: None) -> None:
+def test_weights_are_kept_after_each_step(session: Session) -> None:
     states, _ = capture.train(session, "fast_at", captured=False)
     assert len(states) == 3 and all(capture.difference(a, b) > 1e-6 for a, b in pairwise(states))
 
