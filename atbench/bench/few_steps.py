@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from atbench.data import Batch
 from atbench.errors import Interrupted
-from atbench.evaluation.activity import Activity
 from atbench.methods import Loss
 from atbench.training import Trainer
+from atbench.training.callbacks import Silent
 from atbench.training.cost import Count
 
 WARM_UP = {"cuda": 5, "cpu": 1}  # steps that may be slower than the others: allocating, choosing kernels, capturing
@@ -23,7 +22,7 @@ STEPS, SECONDS = 10, 10.0  # measured at most, but one at least
 
 
 @dataclass
-class StepClock:
+class StepClock(Silent):
     """Callbacks and interrupt of a trainer: the time after every step, synchronised, until there are enough of them."""
 
     device: torch.device
@@ -57,16 +56,6 @@ class StepClock:
     def __call__(self) -> int:
         over = self.counted and (len(self.stamps) > self.most or self.elapsed > SECONDS)
         return 75 if over else 0
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def validating(self, activity: Activity) -> None: ...
-
-    def watched(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
 
 
 def seconds_per_step(trainer: Trainer, clock: StepClock) -> float:

@@ -19,29 +19,13 @@ from atbench.bench.peers import Run
 from atbench.config import values
 from atbench.config.compose import compose
 from atbench.data import Source
-from atbench.evaluation.activity import Activity
 from atbench.methods import Method
 from atbench.training import Trainer, World
+from atbench.training.callbacks import Silent
 from atbench.training.cost import Count
-from atbench.workflows import factory
+from atbench.workflows import factory, pretraining
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-
-
-class Silent:
-    """Callbacks of a trainer that nobody watches."""
-
-    def advance(self, examples: int, attack_share: float) -> None: ...
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def validating(self, activity: Activity) -> None: ...
-
-    def watched(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
 
 
 @cache
@@ -55,12 +39,7 @@ def make_trainer(cfg: DictConfig, source: Source, device: torch.device) -> Train
     world = World(device)
     data = factory.make_data(cfg, source, world)
     method = factory.make_method(cfg, factory.make_model(cfg, source), data, world)
-    method.load_pretrained(
-        {
-            name: factory.stage_network(cfg, stage, source, world).to(device)
-            for name, stage in method.pretraining().items()
-        }
-    )
+    pretraining.load_untrained(cfg, method, source, device)
     trainer = factory.make_trainer(cfg, method, data, world, Silent(), lambda: 0)
     method.train()
     return trainer

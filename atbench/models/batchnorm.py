@@ -58,7 +58,8 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
     running = {norm: (norm.running_mean, norm.running_var) for norm in norms}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad] if freeze else []
     cuda = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})
-    affine = freeze and mode in ("eval", "fixed") and not cuda and network._compiled_call_impl is None
+    compiled = any(module._compiled_call_impl is not None for module in modes)
+    affine = freeze and mode in ("eval", "fixed") and not cuda and not compiled
     network.train(mode in ("train", "batch"))
     for parameter in trainable:
         parameter.requires_grad_(False)

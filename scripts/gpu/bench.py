@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from atbench.data import Batch
-from atbench.evaluation.activity import Activity
+from atbench.training.callbacks import Silent
 from scripts.gpu.session import ROOT, OutOfTime, Session
 from scripts.gpu.trainers import configuration, fit, make_trainer, noise
 
@@ -30,7 +30,7 @@ NETWORK, TINY = ("model=preactresnet18",), ("model.width=2", "attack.steps=2")
 
 
 @dataclass
-class Stopwatch:
+class Stopwatch(Silent):
     """A watch that reads the clock after every step, synchronised, and ends a pass after so many steps or seconds."""
 
     session: Session
@@ -51,16 +51,6 @@ class Stopwatch:
 
     def advance(self, examples: int, attack_share: float) -> None:
         self.stamps.append(self.synchronised())
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def validating(self, activity: Activity) -> None: ...
-
-    def watched(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
 
     def __call__(self) -> int:
         if self.session.left() <= 0:

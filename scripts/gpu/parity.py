@@ -12,8 +12,8 @@ from torch import Tensor
 
 from atbench.config.registry import conf_dir, entries
 from atbench.data import Batch
-from atbench.evaluation.activity import Activity
 from atbench.methods import Loss
+from atbench.training.callbacks import Silent
 from scripts.gpu.session import Session
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer, same_draws
 
@@ -43,20 +43,8 @@ class Step:
     images: list[Tensor] = field(default_factory=list)
 
 
-class OneStep:
+class OneStep(Silent):
     """A watch that ends training after its first step."""
-
-    def advance(self, examples: int, attack_share: float) -> None: ...
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def validating(self, activity: Activity) -> None: ...
-
-    def watched(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
 
     def __call__(self) -> int:
         return 75

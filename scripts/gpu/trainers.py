@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 from unittest.mock import patch
 
 import torch
@@ -17,29 +17,15 @@ from atbench.config.compose import compose
 from atbench.data import Images, Source
 from atbench.data.digits import digits
 from atbench.errors import Interrupted
-from atbench.evaluation.activity import Activity
 from atbench.runs.seeding import Draws
 from atbench.training import Trainer, World
+from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.workflows import factory
 from atbench.workflows.pretraining import load_untrained
 
 
-class Watch(Protocol):
-    """A trainer's watcher and interrupt: what it is told, and the exit code with which it ends after a step."""
-
-    def advance(self, examples: int, attack_share: float) -> None: ...
-
-    def epoch(self, row: dict[str, Any]) -> None: ...
-
-    def validating(self, activity: Activity) -> None: ...
-
-    def watched(self, row: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def save(self, name: str, state: dict[str, Any]) -> None: ...
-
-    def __call__(self) -> int: ...
+class Watch(Callbacks, Interrupt, Protocol):
+    """A trainer's callbacks and interrupt: what it is told, and the exit code with which it ends after a step."""
 
 
 def configuration(*words: str) -> DictConfig:

@@ -98,3 +98,13 @@ def test_layers_of_others_are_left_alone() -> None:
     with attack_mode(norm, "eval"):
         assert torch.equal(norm(x), x + 2)
     assert torch.equal(norm(x), x + 2)
+
+
+def test_a_compiled_part_is_left_alone() -> None:
+    """A forward that changes from block to block would have it compiled again; methods hold the compiled model."""
+    owner = nn.Sequential(nn.Sequential(nn.BatchNorm2d(4)))
+    for compiled in (False, True):
+        if compiled:
+            owner[0]._compiled_call_impl = owner[0].__call__
+        with attack_mode(owner, "eval"):
+            assert ("forward" in vars(owner[0][0])) is not compiled
