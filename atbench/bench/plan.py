@@ -28,7 +28,7 @@ from atbench.data import Source
 from atbench.data.stand_in import FORMS, stand_in
 from atbench.errors import ConfigError, DataError
 from atbench.reporting.wording import duration, file_size
-from atbench.training import Trainer, World, threads
+from atbench.training import Trainer, World, reused_memory, threads
 from atbench.training.distributed import choose_device
 from atbench.workflows import factory, pretraining
 from atbench.workflows.eval_plan import make_plan
@@ -125,7 +125,7 @@ def foretell(given: argparse.Namespace) -> Cost:
     own = size // processes
     images = min(given.images or (FEW if given.tflops else own), own)
     device = choose_device(cfg.device)
-    with TemporaryDirectory() as folder, threads(cfg.threads):
+    with TemporaryDirectory() as folder, threads(cfg.threads), reused_memory():
         run = read(cfg, images, Path(folder))
         clock = StepClock(device)
         trainer = make_trainer(run, images, device, clock)

@@ -13,7 +13,7 @@ import torch
 from atbench.bench import KINDS
 from atbench.bench.results import Row, figure, read_bars, show
 from atbench.bench.session import Session
-from atbench.training import threads
+from atbench.training import reused_memory, threads
 from atbench.training.distributed import choose_device
 from atbench.workflows.environment import processor_name
 
@@ -42,7 +42,7 @@ def run(
     """Measure a kind and print it. `parts`: those of `--only`, none for the usual ones; `count`: CPU threads."""
     session = Session(choose_device(device), rounds or KINDS[kind].rounds, read_bars(kind), methods, tiny)
     rows = []
-    with threads(count):
+    with threads(count), reused_memory():
         measure = importlib.import_module(KINDS[kind].module).measure
         for row in measure(session, parts or KINDS[kind].usual()):
             rows.append(row)

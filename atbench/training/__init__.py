@@ -3,6 +3,7 @@
 from atbench.training import checkpoint
 from atbench.training.callbacks import Callbacks
 from atbench.training.collapse import CollapseWatch, Guard
+from atbench.training.cpu_memory import reused_memory
 from atbench.training.cpu_threads import threads
 from atbench.training.distributed import World, world
 from atbench.training.param_groups import Group, make_group

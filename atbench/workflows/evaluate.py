@@ -56,7 +56,7 @@ from atbench.runs.run_dir import (
     write_text,
 )
 from atbench.runs.signals import interrupt_on_signals
-from atbench.training import World, threads, world
+from atbench.training import World, reused_memory, threads, world
 from atbench.workflows import external_model, factory
 from atbench.workflows.eval_plan import load_network, make_plan
 from atbench.workflows.extension import extended_at
@@ -79,7 +79,7 @@ def evaluate(composed: DictConfig) -> float:
     else:
         cfg = _run_eval_config(composed, saved)
     warnings = validate.validate_config(cfg)
-    with threads(cfg.threads), world(cfg.device) as processes:
+    with threads(cfg.threads), reused_memory(), world(cfg.device) as processes:
         source = factory.shared_source(cfg, processes)
         if composed.verify:
             return verify_run(cfg, source, processes, folder)
@@ -113,7 +113,7 @@ def _report(cfg: DictConfig, folder: Path, records: list[dict[str, Any]], follow
 def _evaluate_external(cfg: DictConfig, folder: Path | None) -> float:
     """Attack an external network, in a new folder or in that of an earlier evaluation of it."""
     warnings = validate.validate_config(cfg)
-    with threads(cfg.threads), world(cfg.device) as processes:
+    with threads(cfg.threads), reused_memory(), world(cfg.device) as processes:
         source = factory.shared_source(cfg, processes)
         # All before a folder exists: what cannot be attacked is refused and leaves nothing.
         network, test = external_model.load_external_network(cfg, source, processes.device), source.test()

@@ -25,7 +25,7 @@ from atbench.reporting.progress import Progress
 from atbench.runs import sweep
 from atbench.runs.run_dir import new_run_dir, now, read_json, set_status, status_recorded, write_json, write_text
 from atbench.runs.signals import SignalFlag, flag_signals, interrupt_on_signals, naming_command
-from atbench.training import Trainer, World, checkpoint, cpu_threads, threads, world
+from atbench.training import Trainer, World, checkpoint, cpu_threads, reused_memory, threads, world
 from atbench.workflows import extension, factory, pretraining, resume, teachers
 from atbench.workflows.environment import NOTED, environment_changes, environment_record, run_facts
 from atbench.workflows.eval_plan import make_plan
@@ -55,7 +55,7 @@ def train(composed: DictConfig) -> TrainResult:
             print_line(f"{resumed} is done; `{shows}` shows it, `{again}` evaluates it again", Console(stderr=True))
         return TrainResult(resumed, score)
     warnings = validate.validate_config(cfg)
-    with threads(cfg.threads), world(cfg.device) as processes, flag_signals() as signal:
+    with threads(cfg.threads), reused_memory(), world(cfg.device) as processes, flag_signals() as signal:
         source = factory.shared_source(cfg, processes)
         tests: list[Images] = []  # the main process has it until the plan is checked: training is given no test data
         processes.from_main(lambda: tests.append(source.check_trainable()))
