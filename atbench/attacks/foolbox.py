@@ -20,7 +20,7 @@ from atbench.config.annotations import describe, fits
 from atbench.config.ranges import AnyCount, NotNegative
 from atbench.errors import ConfigError, hint
 from atbench.models import attack_mode
-from atbench.runs.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed, seed_global
 
 #: What foolbox writes before the name of an attack for one norm, in lower case.
 PREFIXES = {"linf": ("linfinity", "linf"), "l2": ("l2",), "l1": ("l1",)}
@@ -170,10 +170,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """The global generators at `seed` within the block; NumPy's is put back here, torch's by `attack_mode`."""
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+    seed_global(seed, device)
     try:
         yield
     finally:

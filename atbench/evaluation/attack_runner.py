@@ -17,7 +17,7 @@ from atbench.evaluation.eval_model import EvalModel
 from atbench.evaluation.metrics import Array
 from atbench.evaluation.pgd_sweep import PGDConfig, run_pgd
 from atbench.evaluation.result_cache import ResultCache
-from atbench.runs.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed, seed_global
 
 #: What rounding may add to a norm: images are float32 in [0, 1].
 SLACK = 1e-6
@@ -67,7 +67,7 @@ class AttackRunner:
         """x, y and x_adv of the examples `rows`, one batch; call it inside `EvalModel.ready`."""
         x, y = self.eval_model.load(self.images, rows)
         # A network that draws numbers of its own draws the same ones the next time.
-        torch.manual_seed(derive_seed(self.seed, name, int(rows[0])))
+        seed_global(derive_seed(self.seed, name, int(rows[0])), x.device)
         return x, y, attack(self.eval_model, x, y, ExampleDraws(self.seed, name, index=self.images.indices(rows)))
 
     def run_sweep(self, config: PGDConfig, multiples: Sequence[float], eps_steps: int) -> dict[float, AttackResult]:
@@ -92,7 +92,7 @@ class AttackRunner:
         def attack_batch(rows: Tensor) -> dict[str, Tensor]:
             x, y = eval_model.load(self.images, rows)
             with eval_model.ready():
-                torch.manual_seed(derive_seed(self.seed, "pgd", int(rows[0])))
+                seed_global(derive_seed(self.seed, "pgd", int(rows[0])), x.device)
                 trajectory = run_pgd(eval_model, x, y, self.images.indices(rows), config, before[rows])
                 checked = self.check_x_adv(config.norm, rows, x, y, trajectory.x_adv, config.norm, config.eps)
             earlier = trajectory.first < before[rows].clamp(max=config.steps + 1).to(trajectory.first.device)

@@ -25,7 +25,7 @@ from atbench.evaluation.metrics import Array
 from atbench.evaluation.pgd_sweep import PGDConfig
 from atbench.evaluation.result_cache import ResultCache
 from atbench.models import Ensemble
-from atbench.runs.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed, seed_global
 
 
 def ensemble_members(network: nn.Module) -> list[nn.Module]:
@@ -77,7 +77,7 @@ def _attack_batch(
     name, (x, y) = f"member{number}", eval_model.load(images, rows)
     attack = GradientAttack(config.norm, config.eps, config.steps, config.step_size, config.start)
     objective = Objective(eval_model.logits, label_objective(config.objective), y)
-    torch.manual_seed(derive_seed(config.seed, name, int(rows[0])))  # for networks that draw numbers of their own
+    seed_global(derive_seed(config.seed, name, int(rows[0])), x.device)  # for networks that draw numbers of their own
     with eval_model.ready(), eval_model.answering_with(ensemble_members(eval_model.network)[number]):
         x_adv = attack(objective, x, rng=ExampleDraws(config.seed, name, index=images.indices(rows))).float()
     return {"x_adv": x_adv, "fooled": judge(eval_model, images, config, number, rows, x_adv)}

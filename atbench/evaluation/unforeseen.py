@@ -28,7 +28,7 @@ from atbench.evaluation.eval_results import EvalResults
 from atbench.evaluation.metrics import Array
 from atbench.evaluation.result_cache import ResultCache
 from atbench.evaluation.unforeseen_calibrations import CALIBRATIONS, nearest_calibration
-from atbench.runs.seeding import ExampleDraws, derive_seed
+from atbench.runs.seeding import ExampleDraws, derive_seed, seed_global
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _attack_batch(
     x, y = eval_model.load(images, rows)
     distortion = _distortion(images, plan, name, eps, x, rows)
     # For networks that draw numbers of their own.
-    torch.manual_seed(derive_seed(plan.seed, "unforeseen", name, f"{eps:g}", int(rows[0])))
+    seed_global(derive_seed(plan.seed, "unforeseen", name, f"{eps:g}", int(rows[0])), x.device)
     with eval_model.ready():
         targets = wrong_classes(y, classes, distortion.rng.at("class").uniform(y.float()))
         z = search(distortion, eval_model, targets, plan.steps).float()

@@ -20,16 +20,16 @@ class AffineNorm:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.norm = norm
-        self.terms: tuple[Tensor, Tensor] | None = None
+        self.terms: tuple[Tensor, ...] | None = None  # broadcast over batch and pixels
 
     def __call__(self, x: Tensor) -> Tensor:
         norm = self.norm
         if norm.training or norm.running_mean is None or x.dtype != norm.running_mean.dtype:
             return type(norm).forward(norm, x)
         if self.terms is None:
-            self.terms = self._terms()
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        scale, shift = (term.view(shape) for term in self.terms)
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            self.terms = tuple(term.view(shape) for term in self._terms())
+        scale, shift = self.terms
         return torch.addcmul(shift, x, scale)
 
     @torch.no_grad()

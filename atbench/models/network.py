@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from math import log
 
 import torch
@@ -85,7 +86,7 @@ class Network(nn.Module):
     def continue_from(self, h: Tensor, first: int, upto: int | None = None) -> Tensor:
         """Run `h`, the input of stage `first`, through the stages first..upto."""
         last = self.depth if upto is None else upto + 1
-        for stage in self.stages[first:last]:
+        for stage in islice(self.stages, first, last):  # a slice would be a new module in every pass
             h = stage(h)
         return h
 

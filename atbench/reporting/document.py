@@ -93,17 +93,20 @@ class Code:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, written to `pictures/` and embedded in HTML. wide: of a page's width, not of a column's."""
+    """A drawing, embedded in HTML and written to `pictures/`. wide: of a page's width, not of a column's."""
 
     name: str
     drawing: Drawing
     caption: str
     wide: bool = False
 
-    @property
-    def files(self) -> dict[str, str]:
-        kinds = ("PNG", "SVG", "PDF") if self.drawing.svg is not None else ("PNG", "PDF")
-        return {kind: f"pictures/{self.name}.{kind.lower()}" for kind in kinds}
+    def formats(self, every: bool) -> tuple[str, ...]:
+        """Suffixes of its files: every format, or that of the page alone."""
+        return self.drawing.formats if every else (self.drawing.page_format,)
+
+    def files(self, every: bool) -> dict[str, str]:
+        """Relative paths by the name of the format."""
+        return {suffix.upper(): f"pictures/{self.name}.{suffix}" for suffix in self.formats(every)}
 
 
 Block = Heading | Paragraph | Notice | Cards | Facts | Table | Code | Figure

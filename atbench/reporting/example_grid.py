@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atbench.reporting.figure_format import COLUMN, INK, MARKERS, PAGE, Drawing, canvas, legend, raster, shade, vector
+from atbench.reporting.figure_format import COLUMN, INK, MARKERS, PAGE, Drawing, canvas, legend, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def draw_example_grid(outcomes: Mapping[str, np.ndarray], columns: int = 10) -> 
             axis.set_xlabel(notes[row][column], fontsize=6, color=_RED if wrong else INK, labelpad=2)
             axis.spines[:].set_visible(False)
         axes[row * count].set_ylabel(titles[row], fontsize=7)
-    return raster(figure)
+    return Drawing(figure)
 
 
 def draw_confusion(name: str, counts: np.ndarray, classes: Sequence[str]) -> Drawing:
@@ -85,7 +85,7 @@ def _matrix(
         if text := texts[row][column]:
             ink = "white" if value > 0.55 else _ON_CELL
             axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=ink)
-    return vector(figure, name)
+    return Drawing(figure, name)
 
 
 def draw_reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Drawing:
@@ -102,7 +102,7 @@ def draw_reliability(diagrams: Mapping[str, Mapping[str, Any]], name: str) -> Dr
     axes[1].set(xlim=(0, 101), xlabel="confidence, %", ylabel="share of examples, %")
     axes[1].set_axisbelow(True)
     legend(figure, axes[0])
-    return vector(figure, name)
+    return Drawing(figure, name)
 
 
 def _diagram(axes: Sequence[Axes], number: int, of: int, label: str, bins: Sequence[Mapping[str, Any]]) -> None:

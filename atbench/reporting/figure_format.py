@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,19 +23,48 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _LEGEND_COLUMN = 26  # characters of a label from which a legend has one column
 
 
-@dataclass(frozen=True)
 class Drawing:
-    """A figure as PNG and PDF and, where it has lines rather than pixels, as inline SVG (ink is `currentColor`)."""
+    """A figure in the formats of its files, each drawn when it is asked for.
 
-    svg: str | None
-    png: bytes
-    pdf: bytes = b""
+    Args:
+        name: of a figure of lines rather than pixels, unique on its page: only such a figure is drawn as SVG too.
+    """
+
+    def __init__(self, figure: Figure, name: str | None = None) -> None:
+        self.figure, self.name = figure, name
+        _lay_out(figure)
 
     @property
-    def files(self) -> dict[str, bytes]:
-        """Contents by suffix, for use outside of the page."""
-        svg = {} if self.svg is None else {"svg": self.svg.replace("currentColor", INK).encode()}
-        return {"png": self.png, "pdf": self.pdf, **svg}
+    def page_format(self) -> str:
+        """In which format a page shows it."""
+        return "png" if self.name is None else "svg"
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return ("png", "pdf") if self.name is None else ("png", "svg", "pdf")
+
+    def file(self, suffix: str) -> bytes:
+        """The content of a file of one of the `formats`, for use outside of the page."""
+        if suffix == "svg":
+            return self.svg.replace("currentColor", INK).encode()
+        return self.png if suffix == "png" else _saved(self.figure, suffix)
+
+    @cached_property
+    def png(self) -> bytes:
+        return _saved(self.figure, "png")
+
+    @cached_property
+    def svg(self) -> str:
+        """As an HTML element, without a background and in the page's ink."""
+        assert self.name is not None
+        patches = [self.figure.patch, *(axis.patch for axis in self.figure.axes)]
+        before = [patch.get_alpha() for patch in patches]
+        for patch in patches:
+            patch.set_alpha(0)
+        svg = _saved(self.figure, "svg", self.name).decode()
+        for patch, alpha in zip(patches, before, strict=True):
+            patch.set_alpha(alpha)
+        return _inline(svg, self.name)
 
 
 def canvas(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -78,25 +107,10 @@ def legend(figure: Figure, axis: Axes) -> None:
         )  # fmt: skip
 
 
-def raster(figure: Figure) -> Drawing:
-    """A figure of pixels, without SVG."""
-    _lay_out(figure)
-    return Drawing(None, _saved(figure, "png"), _saved(figure, "pdf"))
-
-
 def _lay_out(figure: Figure) -> None:
     """Place everything once and for all, which every way of saving would do again."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-
-
-def vector(figure: Figure, name: str) -> Drawing:
-    """A figure of lines; `name` is unique on its page."""
-    _lay_out(figure)
-    png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
-    for patch in (figure.patch, *(axis.patch for axis in figure.axes)):
-        patch.set_alpha(0)
-    return Drawing(_inline(_saved(figure, "svg", name).decode(), name), png, pdf)
 
 
 #: What would make the same figure another file tomorrow.

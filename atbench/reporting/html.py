@@ -14,8 +14,9 @@ from atbench.reporting.document import Document, kind
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_html(document: Document) -> str:
-    return _TEMPLATES.get_template("page.html.jinja").render(document=document)
+def render_html(document: Document, every_format: bool = True) -> str:
+    """`every_format`: whether there are files of the figures in every format to link to, or in the page's own alone."""
+    return _TEMPLATES.get_template("page.html.jinja").render(document=document, every_format=every_format)
 
 
 def _titled(svg: str, name: str, title: str) -> Markup:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atbench.interval import wilson
-from atbench.reporting.figure_format import COLUMN, INK, MARKERS, SHADES, Drawing, canvas, legend, line, shade, vector
+from atbench.reporting.figure_format import COLUMN, INK, MARKERS, SHADES, Drawing, canvas, legend, line, shade
 from atbench.reporting.wording import flatten
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def draw_accuracy_by_steps(curves: Sequence[Curve]) -> Drawing:
     axes[0].set_xlim(left=-0.1)
     axes[0].set_xlabel("steps k of PGD")
     legend(figure, axes[0])
-    return vector(figure, "steps")
+    return Drawing(figure, "steps")
 
 
 def draw_accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
@@ -71,7 +71,7 @@ def draw_accuracy_by_eps(curves: Sequence[Curve]) -> Drawing:
     _curves(axes[0], curves)
     axes[0].set_xlabel("radius ε of the ball")
     legend(figure, axes[0])
-    return vector(figure, "eps")
+    return Drawing(figure, "eps")
 
 
 def draw_over_epochs(name: str, groups: Mapping[str, Sequence[Sequence[Row]]]) -> Drawing:
@@ -92,7 +92,7 @@ def draw_over_epochs(name: str, groups: Mapping[str, Sequence[Sequence[Row]]]) -
         _mark_best(axes[0], next(iter(groups.values())))
     if len(groups) > 1 or len(keys) > 1:
         legend(figure, axes[0])
-    return vector(figure, name)
+    return Drawing(figure, name)
 
 
 def adapted(rows: Sequence[Row]) -> list[str]:
@@ -115,7 +115,7 @@ def draw_adapted(name: str, runs: Mapping[str, Sequence[Row]], eps: float | None
     axes[0].locator_params("x", integer=True)
     axes[0].set(xlabel="epoch", ylabel={"eps_mean": "radius of an example"}.get(name, name))
     legend(figure, axes[0])
-    return vector(figure, f"adapted_{name}")
+    return Drawing(figure, f"adapted_{name}")
 
 
 def draw_watch(rows: Sequence[Row]) -> Drawing:
@@ -130,7 +130,7 @@ def draw_watch(rows: Sequence[Row]) -> Drawing:
             axes[0].axvline(row["step"], color=INK, linestyle="--", linewidth=1, alpha=0.6)
     axes[0].set(xlabel="training step", ylabel="accuracy, %", ylim=(-2, 102))
     legend(figure, axes[0])
-    return vector(figure, "watch")
+    return Drawing(figure, "watch")
 
 
 def frontier(points: Sequence[Point], cost: bool) -> list[Point]:
@@ -172,7 +172,7 @@ def draw_points(name: str, points: Sequence[Point], words: str, cost: bool) -> D
     )  # fmt: skip
     axis.margins(x=0.12, y=0.1)
     axis.set(xlabel=words, ylabel="robust accuracy, %")
-    return vector(figure, name)
+    return Drawing(figure, name)
 
 
 def _curves(axis: Axes, curves: Sequence[Curve]) -> None:

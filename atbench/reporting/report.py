@@ -23,10 +23,13 @@ from atbench.reporting.table_files import write_tables
 from atbench.runs.run_dir import list_records, refuse_links, write_bytes, write_text
 
 
-def write_report(run: Path) -> None:
-    """Write report.md, report.html and pictures/ into a run folder, over what is there."""
+def write_report(run: Path, every_format: bool = True) -> None:
+    """Write report.md, report.html, tables/ and pictures/ into a run folder, over what is there.
+
+    Without `every_format` the figures have the page's format alone: PDF and PNG of a page take two thirds of the time.
+    """
     refuse_links(run)
-    _publish(run_report.build_run_report(_evaluated(run)), run)
+    _publish(run_report.build_run_report(_evaluated(run)), run, every_format)
 
 
 def report_runs(runs: list[Path], out: Path | None, as_json: bool, baseline: str | None = None) -> int:
@@ -90,11 +93,16 @@ def _several(folders: Sequence[Path], out: Path, named: Sequence[Path], baseline
     print_line(Text.assemble(("report  ", "dim"), str(out / "report.html")), console)
 
 
-def _publish(document: Document, folder: Path) -> None:
+def _publish(document: Document, folder: Path, every_format: bool = True) -> None:
     """Write figures and tables as files of their own, then the document as Markdown and HTML."""
     for figure in document.figures:
-        for suffix, content in figure.drawing.files.items():
-            write_bytes(folder / "pictures" / f"{figure.name}.{suffix}", content)
+        written = figure.formats(every_format)
+        for suffix in figure.drawing.formats:
+            path = folder / "pictures" / f"{figure.name}.{suffix}"
+            if suffix in written:
+                write_bytes(path, figure.drawing.file(suffix))
+            else:
+                path.unlink(missing_ok=True)  # of an earlier report, on other results
     write_tables(document, folder)
     write_text(folder / "report.md", markdown.render_markdown(document))
-    write_text(folder / "report.html", html.render_html(document))
+    write_text(folder / "report.html", html.render_html(document, every_format))

@@ -29,7 +29,7 @@ _RECORDS = {
 _FOLDERS = {
     "evaluation/parts": "cached results of an unfinished evaluation",
     "evaluation/earlier": "evaluations that were replaced by later ones",
-    "pictures": "the figures of this report as PNG, SVG and PDF",
+    "pictures": "the figures of this report; `atbench report` writes them as PNG, SVG and PDF",
     "tables": "the tables of this report as CSV and LaTeX",
     "stages": "pretraining runs of the method",
     "tensorboard": "event files of TensorBoard",

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from atbench.errors import ConfigError
 from atbench.training import dynamo
 from atbench.training.schedules import MomentumSchedule, Schedule
-from atbench.training.sharding import optimizer_parts
+from atbench.training.sharding import is_part, optimizer_parts
 
 Make = Callable[..., Optimizer]
 #: Dimensions from which on a parameter is decayed.
@@ -123,7 +122,7 @@ def fused_on_cuda(make: Make, parameters: Sequence[Tensor]) -> Make:
     """
     given = getattr(make, "keywords", {})
     chosen = {"fused", "foreach", "differentiable"} & given.keys() or given.get("dampening")
-    whole = all(parameter.is_cuda and not isinstance(parameter, DTensor) for parameter in parameters)  # not parts
+    whole = all(parameter.is_cuda and not is_part(parameter) for parameter in parameters)  # not parts
     if getattr(make, "func", None) in FUSED and not chosen and whole:
         return partial(make, fused=True)
     return make

@@ -17,7 +17,7 @@ from atbench.errors import ConfigError, Interrupted
 from atbench.evaluation import PGDConfig
 from atbench.methods.base import Decision, Keep, Method, Report, Restore, Stop
 from atbench.models.cuda_settings import cuda_settings
-from atbench.runs.seeding import derive_seed
+from atbench.runs.seeding import derive_seed, seed_global
 from atbench.training.callbacks import Callbacks, Interrupt
 from atbench.training.collapse import CollapseWatch
 from atbench.training.distributed import World
@@ -120,7 +120,7 @@ class Trainer:
             group.set_rate(clock.fraction)
             clock.rates[group.name] = group.rate
         # Dropout and the like draw from the global generator: seeded by position, a resumed run draws the same.
-        torch.manual_seed(derive_seed(clock.seed, "global", clock.epoch, clock.step, clock.rank))
+        seed_global(derive_seed(clock.seed, "global", clock.epoch, clock.step, clock.rank), self.world.device)
         batch = self._formatted(self.data.batch(clock.epoch, clock.step))
         self.micro_batches.train_on(batch)
         self.world.average_norms(self.method)

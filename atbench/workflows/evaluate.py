@@ -105,7 +105,7 @@ def _log(composed: DictConfig, saved: dict[str, Any], folder: Path, records: lis
 
 def _report(cfg: DictConfig, folder: Path, records: list[dict[str, Any]], following: str) -> None:
     """Write the report, and print the results with the commands that verify them and that come next."""
-    report.write_report(folder)
+    report.write_report(folder, every_format=False)
     verify = argv.shell_line("eval", setting("verify", folder), *own_code(cfg))
     print_summary(records, folder, [verify, following], Console())
 

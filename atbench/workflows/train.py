@@ -284,7 +284,7 @@ class Run:
         if not self.world.main:
             return
         self.set_done(trainer)
-        report.write_report(self.folder)
+        report.write_report(self.folder, every_format=False)
         if self.log:
             self.log.summary(records)
         set_status(self.folder, exit_code=0, ended=now())  # until then `resume=` comes back to the report

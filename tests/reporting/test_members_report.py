@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure as Canvas
 from rich.console import Console
 
 from atbench.evaluation import PGDConfig, record_files, summarize
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.members import add_members
-from atbench.reporting import example_grid, print_summary
+from atbench.reporting import print_summary
 from atbench.reporting.agreement import record_disagreements
 from atbench.reporting.document import Figure, Paragraph, Table
 from atbench.reporting.logged_values import attack_rows
@@ -102,13 +101,12 @@ def test_the_terminal_has_it_once_for_equal_checkpoints(evaluation: EvaluationRe
     assert summary(best, other).count("50.0 % [39.3, 60.7]") == 2
 
 
-def test_the_picture_is_the_matrix(evaluation: EvaluationRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Canvas] = []
-    monkeypatch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
+def test_the_picture_is_the_matrix(evaluation: EvaluationRecord) -> None:
     figures = blocks(evaluation, Figure)
     place = next(number for number, each in enumerate(figures) if each.name == "members-best")
     assert "PGD-8 (L∞, ε = 0.02)" in figures[place].caption and "n = 80" in figures[place].caption
-    (axis,) = next(figure for figure in drawn if figure.axes[0].get_ylabel() == "member attacked").axes
+    (axis,) = figures[place].drawing.figure.axes
+    assert axis.get_ylabel() == "member attacked"
     texts = {text.get_position(): text.get_text() for text in axis.texts}
     assert texts == {(column + 0.5, row + 0.5): PERCENT[row][column] for row in (0, 1) for column in (0, 1)}
     assert np.allclose(axis.collections[0].get_array(), [[0.1, 0.9], [0.5, 0.0]])

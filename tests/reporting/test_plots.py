@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from atbench.reporting import example_grid, plots
 from atbench.reporting.figure_format import COLUMN, canvas, line
@@ -39,7 +38,9 @@ def test_svg_is_an_element_of_a_page(draw) -> None:
     assert drawing.svg.startswith("<svg") and "currentColor" in drawing.svg and "#1b1e23" not in drawing.svg
     assert "purl.org" not in drawing.svg and "last &amp; &lt;first&gt;" in drawing.svg
     assert drawing.png.startswith(b"\x89PNG")
-    assert draw([curve("best"), curve("last & <first>")]) == drawing
+    again = draw([curve("best"), curve("last & <first>")])
+    assert again.png == drawing.png, "whatever was drawn before"
+    assert again.svg == drawing.svg and again.file("pdf") == drawing.file("pdf")
 
 
 def test_names_in_two_figures_of_a_page_do_not_meet() -> None:
@@ -75,13 +76,11 @@ def test_one_run_has_the_interval_of_its_held_out_figure() -> None:
     assert (band.min(), band.max()) == pytest.approx((0.2189, 0.3958), abs=1e-3)  # Wilson, 30 of 100
 
 
-def test_radii_of_examples_are_drawn_as_mean_and_spread_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_radii_of_examples_are_drawn_as_mean_and_spread_between_epochs() -> None:
     rows = [{"epoch": e, "method": {"eps_mean": 0.1 * e, "eps_std": 0.01 * e}} for e in (1, 2, 3)]
-    assert plots.draw_adapted("eps_mean", {"": rows}, 0.25).svg
-    drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "vector", lambda figure, name: drawn.append(figure))
-    plots.draw_adapted("eps_mean", {"": rows}, 0.25)
-    (axis,) = drawn[0].axes
+    drawing = plots.draw_adapted("eps_mean", {"": rows}, 0.25)
+    assert drawing.svg
+    (axis,) = drawing.figure.axes
     mean, eps = lines(axis)
     assert mean == pytest.approx([0.1, 0.2, 0.3]) and set(eps) == {0.25}
     band = axis.collections[0].get_paths()[0].vertices
@@ -103,7 +102,7 @@ def test_the_frontier_is_what_no_other_point_beats_in_both() -> None:
     ]
     assert [point.label for point in plots.frontier(points, cost=False)] == ["b", "a"]
     assert [point.label for point in plots.frontier(points, cost=True)] == ["a"]
-    assert "purple" not in (plots.draw_points("x", points, "seconds", cost=True).svg or "purple")
+    assert "purple" not in plots.draw_points("x", points, "seconds", cost=True).svg
 
 
 def test_lines_of_a_figure_differ_without_their_colours() -> None:
@@ -114,7 +113,8 @@ def test_lines_of_a_figure_differ_without_their_colours() -> None:
 
 
 def test_a_figure_has_files_for_a_paper() -> None:
-    files = plots.draw_accuracy_by_steps([curve("best")]).files
+    drawing = plots.draw_accuracy_by_steps([curve("best")])
+    files = {suffix: drawing.file(suffix) for suffix in drawing.formats}
     assert set(files) == {"png", "svg", "pdf"} and files["pdf"].startswith(b"%PDF")
     ElementTree.fromstring(files["svg"])
     assert b"currentColor" not in files["svg"] and b"#1b1e23" in files["svg"]
@@ -135,17 +135,14 @@ def test_grid_takes_grey_and_colour_and_no_change_at_all() -> None:
             drawing = example_grid.draw_example_grid(
                 {**names, "shown_x": x, "shown_adv": np.clip(x + change, 0, 1)}, columns=2
             )
-            assert drawing.svg is None and drawing.png.startswith(b"\x89PNG")
+            assert "svg" not in drawing.formats and drawing.png.startswith(b"\x89PNG")
 
 
 def test_confusions_are_counted_and_coloured_by_class() -> None:
     counts = np.array([[30, 10, 0], [1, 0, 0], [0, 0, 0]])
-    assert example_grid.draw_confusion("c", counts, ["cat", "dog", "empty"]).png.startswith(b"\x89PNG")
-    drawn: list[Figure] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
-        example_grid.draw_confusion("c", counts, ["cat", "dog", "empty"])
-    (axis,) = drawn[0].axes
+    drawing = example_grid.draw_confusion("c", counts, ["cat", "dog", "empty"])
+    assert drawing.png.startswith(b"\x89PNG")
+    (axis,) = drawing.figure.axes
     written = {text.get_position(): text.get_text() for text in axis.texts}
     assert written == {(0.5, 0.5): "30", (1.5, 0.5): "10", (0.5, 1.5): "1"}, (
         "column, row; nothing where there is nothing"
@@ -160,12 +157,9 @@ def test_a_reliability_diagram_draws_full_bins_at_their_confidence() -> None:
     ]
     full = [bins[0], {**bins[1], "confidence": 0.9, "accuracy": 0.8, "low": 0.7, "high": 0.9, "n": 10}]
     diagrams = {"clean": {"ece": 0.1, "bins": full}, "adversarial": {"ece": 0.15, "bins": bins}}
-    assert "ECE 15.0 points" in (example_grid.draw_reliability(diagrams, "r").svg or "")
-    drawn: list[Figure] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example_grid, "vector", lambda figure, name: drawn.append(figure))
-        example_grid.draw_reliability(diagrams, "r")
-    left, right = drawn[0].axes
+    drawing = example_grid.draw_reliability(diagrams, "r")
+    assert "ECE 15.0 points" in drawing.svg
+    left, right = drawing.figure.axes
     points = [container[0].get_xydata() for container in left.containers]
     assert points[0] == pytest.approx(np.array([[40, 25], [90, 80]])) and points[1] == pytest.approx(
         np.array([[40, 25]])

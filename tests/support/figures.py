@@ -8,28 +8,30 @@ from typing import Any
 
 import pytest
 
-from atbench.reporting import example_grid, figure_format, plots
-from atbench.reporting.figure_format import Drawing
+from atbench.reporting import figure_format
+
+_LAY_OUT, _SAVED = figure_format._lay_out, figure_format._saved
 
 
 @contextmanager
 def unrendered() -> Iterator[None]:
     """Figures are made up in the block, and not rendered."""
-    with _rendered_by(lambda figure, name: Drawing("<svg/>", b"\x89PNG"), lambda figure: Drawing(None, b"\x89PNG")):
+    with _rendered_by(
+        lambda figure: None, lambda figure, suffix, salt="": b"\x89PNG" if suffix == "png" else b"<svg/>"
+    ):
         yield
 
 
 @contextmanager
 def rendered() -> Iterator[None]:
     """Figures are rendered in the block, as a user has them."""
-    with _rendered_by(figure_format.vector, figure_format.raster):
+    with _rendered_by(_LAY_OUT, _SAVED):
         yield
 
 
 @contextmanager
-def _rendered_by(vector: Any, raster: Any) -> Iterator[None]:
+def _rendered_by(lay_out: Any, saved: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (plots, example_grid):
-            patch.setattr(module, "vector", vector)
-        patch.setattr(example_grid, "raster", raster)
+        patch.setattr(figure_format, "_lay_out", lay_out)
+        patch.setattr(figure_format, "_saved", saved)
         yield

@@ -35,7 +35,8 @@ def in_new_process(**variables: str) -> list[int]:
     """Faults of a step before, within and after the context."""
     program = (
         "from atbench.training import reused_memory\nfrom tests.training.test_cpu_memory import page_faults\n"
-        "before = page_faults()\nwith reused_memory():\n    inside = page_faults()\nprint(before, inside, page_faults())"
+        "before = page_faults()\nwith reused_memory():\n    inside = page_faults()\n"
+        "print(before, inside, page_faults())"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
