@@ -88,9 +88,22 @@ def test_config_text_is_shown_not_interpreted(written: Path) -> None:
 
 
 def test_pictures_of_the_markdown_exist(written: Path) -> None:
-    for link in re.findall(r"\]\((pictures/.*?)\)", (written / "report.md").read_text()):
-        assert (written / link).read_bytes().startswith(b"\x89PNG")
-    assert (written / "pictures" / "best.png").is_file()
+    links = re.findall(r"\]\((pictures/.*?)\)", (written / "report.md").read_text())
+    assert {"pictures/best.png", "pictures/steps.svg"} <= set(links)
+    for link in links:
+        begin = b"\x89PNG" if link.endswith("png") else b"<svg"
+        assert (written / link).read_bytes().startswith(begin)
+
+
+def test_a_training_leaves_the_files_for_a_paper_to_the_verb(make_run: MakeRun) -> None:
+    """And no file of a figure that stands for earlier results."""
+    run = make_run()
+    for every_format in (False, True, False):
+        report.write_report(run, every_format)
+        page = Page((run / "report.html").read_text())
+        linked = {link for link in page.links if link.startswith("pictures/") and link != "pictures/"}
+        assert linked == {str(path.relative_to(run)) for path in (run / "pictures").iterdir()}
+        assert {"pictures/steps.svg"} <= linked and ("pictures/steps.pdf" in linked) == every_format
 
 
 @pytest.mark.usefixtures("drawn")
@@ -129,7 +142,7 @@ def test_radii_over_epochs_are_drawn_of_a_method_that_has_them(make_run: MakeRun
     figures = {"eps_mean": 0.1, "eps_std": 0.02}
     (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "method": figures}) + "\n" for row in rows))
     report.write_report(run)
-    assert "(pictures/adapted_eps_mean.png)" in (run / "report.md").read_text(encoding="utf-8")
+    assert "(pictures/adapted_eps_mean.svg)" in (run / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_half_written_last_row_is_no_row(make_run) -> None:

@@ -16,9 +16,8 @@ _LAY_OUT, _SAVED = figure_format._lay_out, figure_format._saved
 @contextmanager
 def unrendered() -> Iterator[None]:
     """Figures are made up in the block, and not rendered."""
-    with _rendered_by(
-        lambda figure: None, lambda figure, suffix, salt="": b"\x89PNG" if suffix == "png" else b"<svg/>"
-    ):
+    made_up = {"png": b"\x89PNG", "svg": b"<svg/>", "pdf": b"%PDF"}
+    with _rendered_by(lambda figure: None, lambda figure, suffix, salt="": made_up[suffix]):
         yield
 
 
