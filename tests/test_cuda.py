@@ -12,7 +12,7 @@ from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.models import attack_mode, weight_casts
 from atbench.runs.seeding import ExampleDraws
 from atbench.training import Trainer
-from atbench.training.stopwatch import Stopwatch
+from atbench.training.stopwatch import Stopwatch, wait_for
 from scripts.gpu.parity import OneStep, compare, first_step
 from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
 from tests.support.same_training import SmallDevice
@@ -120,7 +120,7 @@ def test_laps_are_as_long_as_the_device_works() -> None:
     for _ in range(50):
         x @ x
     watch.laps.append((started, watch.now()))
-    watch.wait()
+    wait_for(DEVICE)
     assert watch.seconds > 50 * 2 * 4096**3 / 1e16, "faster than any device: only the launches were timed"
 
 
