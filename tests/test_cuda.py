@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -11,43 +10,14 @@ import torch
 from atbench.attacks import GradientAttack, Objective, cross_entropy
 from atbench.models import attack_mode, weight_casts
 from atbench.runs.seeding import ExampleDraws
-from atbench.training import Trainer
-from atbench.training.stopwatch import Stopwatch
-from scripts.gpu.parity import OneStep, compare, first_step
-from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
+from atbench.training.stopwatch import Stopwatch, wait_for
+from scripts.gpu.capture import deterministic
+from scripts.gpu.parity import compare, first_step
+from scripts.gpu.trainers import fit
+from tests.support.cuda import DEVICE, NEEDS_CUDA, begun, trained
 from tests.support.same_training import SmallDevice
 
-DEVICE = torch.device("cuda")
-WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=2")
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
-
-
-class After(OneStep):
-    """A watch that ends training after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self) -> int:
-        self.steps -= 1
-        return 0 if self.steps else 75
-
-
-def trained(steps: int, *words: str, state: dict[str, Any] | None = None) -> Trainer:
-    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(steps))
-    if state is not None:
-        trainer.load(state)
-    fit(trainer)
-    return trainer
-
-
-@pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+pytestmark = NEEDS_CUDA
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "trades", "free_at", "fgsm_mep", "mart"])
@@ -60,7 +30,8 @@ def test_one_step_in_float64_is_that_of_the_cpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pgd_at", "free_at"])
-def test_a_resumed_training_is_bit_equal(name: str, deterministic: None) -> None:
+@deterministic()
+def test_a_resumed_training_is_bit_equal(name: str) -> None:
     whole = trained(3, f"method={name}").state()["method"]
     resumed = trained(2, f"method={name}", state=trained(1, f"method={name}").state()).state()["method"]
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
@@ -68,7 +39,7 @@ def test_a_resumed_training_is_bit_equal(name: str, deterministic: None) -> None
 
 def test_bf16_updates_float32_weights() -> None:
     words = ("method=trades", "train.precision.attack=bf16", "train.precision.update=bf16", "train.channels_last=true")
-    start = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(1)).state()["method"]
+    start = begun(*words).state()["method"]
     weights = trained(2, *words).state()["method"]
     floats = {key: value for key, value in weights.items() if value.is_floating_point()}
     assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in floats.values())
@@ -102,7 +73,7 @@ def unforgiving() -> Iterator[None]:
     ids=" ".join,
 )
 def test_a_batch_never_waits_for_the_device(words: tuple[str, ...], unforgiving: None) -> None:
-    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(1))
+    trainer = begun(*words)
     trainer.method.train()
     for step in range(4):  # libraries load, tables fill, searches are recorded
         trainer.method.clock.step = step % trainer.data.steps
@@ -120,21 +91,23 @@ def test_laps_are_as_long_as_the_device_works() -> None:
     for _ in range(50):
         x @ x
     watch.laps.append((started, watch.now()))
-    watch.wait()
+    wait_for(DEVICE)
     assert watch.seconds > 50 * 2 * 4096**3 / 1e16, "faster than any device: only the launches were timed"
 
 
 @pytest.mark.parametrize("recipe", ["common", "adam"])  # SGD with momentum, Adam
-def test_optimizers_are_fused_and_go_on_bit_equal(recipe: str, deterministic: None) -> None:
+@deterministic()
+def test_optimizers_are_fused_and_go_on_bit_equal(recipe: str) -> None:
     words = (f"recipe={recipe}",)
-    begun = trained(1, *words)
-    assert all(group["fused"] for each in begun.groups for group in each.optimizer.param_groups)
-    whole, resumed = trained(3, *words).state()["method"], trained(2, *words, state=begun.state()).state()["method"]
+    start = trained(1, *words)
+    assert all(group["fused"] for each in start.groups for group in each.optimizer.param_groups)
+    whole, resumed = trained(3, *words).state()["method"], trained(2, *words, state=start.state()).state()["method"]
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
-def test_casts_of_frozen_weights_change_no_bit(deterministic: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(configuration(*WORDS, "method=pgd_at"), few_digits(), DEVICE, After(1))
+@deterministic()
+def test_casts_of_frozen_weights_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = begun("method=pgd_at")
     model, batch = trainer.method.model, trainer.data.batch(0, 0)
     attack = GradientAttack("linf", 0.3, 3, 0.1, start="zero")
 
@@ -147,10 +120,11 @@ def test_casts_of_frozen_weights_change_no_bit(deterministic: None, monkeypatch:
     assert torch.equal(cast, search())
 
 
-def test_memory_that_runs_out_makes_smaller_parts(deterministic: None) -> None:
+@deterministic()
+def test_memory_that_runs_out_makes_smaller_parts() -> None:
     words = ("method=pgd_at", "model.norm=none")
     whole = trained(2, *words).method.state_dict()
-    trainer = make_trainer(configuration(*WORDS, *words), few_digits(), DEVICE, After(2))
+    trainer = begun(*words, steps=2)
     SmallDevice(trainer.method.model, rows=4)
     fit(trainer)
     assert trainer.micro_batches.count == 4

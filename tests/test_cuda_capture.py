@@ -8,37 +8,14 @@ import pytest
 import torch
 
 from atbench.models.replay import Replay
-from scripts.gpu.parity import OneStep
-from scripts.gpu.trainers import configuration, few_digits, fit, make_trainer
+from scripts.gpu.capture import deterministic
+from tests.support.cuda import NEEDS_CUDA, trained
 
-WORDS = ("dataset=digits", "model.width=8", "attack.steps=3", "train.batch_size=16", "train.epochs=4")
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 
-class After(OneStep):
-    """A watch that ends training after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self) -> int:
-        self.steps -= 1
-        return 0 if self.steps else 75
-
-
-@pytest.fixture(autouse=True)
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-
-
-def trained(*words: str, capture: bool, steps: int = 6) -> tuple[dict[str, Any], Replay | None]:
-    cfg = configuration(*WORDS, *words, f"train.capture={str(capture).lower()}")
-    trainer = make_trainer(cfg, few_digits(), torch.device("cuda"), After(steps))
-    fit(trainer)
+def captured_or_not(capture: bool, words: tuple[str, ...]) -> tuple[dict[str, Any], Replay | None]:
+    trainer = trained(6, *words, f"train.capture={str(capture).lower()}")
     return trainer.state()["method"], trainer.method.attack.replay
 
 
@@ -57,9 +34,10 @@ def trained(*words: str, capture: bool, steps: int = 6) -> tuple[dict[str, Any],
     ],
     ids=lambda words: " ".join(words),
 )
+@deterministic()
 def test_captured_equals_eager_bit_for_bit(words: tuple[str, ...]) -> None:
-    plain, none = trained(*words, capture=False)
-    captured, replay = trained(*words, capture=True)
+    plain, none = captured_or_not(False, words)
+    captured, replay = captured_or_not(True, words)
     assert none is None and replay is not None and replay.graphs and not replay.off
     assert all(torch.equal(value, captured[key]) for key, value in plain.items())
 

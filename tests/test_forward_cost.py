@@ -19,6 +19,7 @@ from atbench.methods import Method
 from atbench.training import World
 from atbench.training.cost import Count
 from atbench.workflows import factory
+from atbench.workflows.forecast import least_passes
 from tests.support.contract import begin_untrained, configuration
 from tests.support.tiers import METHODS
 from tests.support.ties import Watched
@@ -53,6 +54,7 @@ class Used:
 
     name: str
     floor: float | None
+    least: float  # that a forecast reckons with
     passes: float  # operations, in forward passes
     ties: set[str]
 
@@ -62,7 +64,7 @@ def used(request: pytest.FixtureRequest) -> Used:
     method, batch, forward = method_of(request.param)
     with Watched() as watched:
         total = operations(method, batch)
-    return Used(request.param, method.forward_cost(STEPS), total / forward, watched.found)
+    return Used(request.param, method.forward_cost(STEPS), least_passes(method), total / forward, watched.found)
 
 
 @pytest.mark.every_method("used")
@@ -72,6 +74,12 @@ def test_cost_is_at_the_floor(used: Used) -> None:
         assert used.name in VARIES, "a fixed cost must be declared"
         return
     assert 0.9 * used.floor <= used.passes <= 1.02 * used.floor
+
+
+@pytest.mark.every_method("used")
+def test_no_forecast_reckons_with_more_passes_than_there_are(used: Used) -> None:
+    """It divides the time of a step by them, and says of what it multiplies the result by: at most."""
+    assert used.passes >= 0.9 * used.least
 
 
 @pytest.mark.every_method("used")

@@ -69,7 +69,7 @@ def test_bench_times_steps(session: Session, name: str, searches: bool) -> None:
     assert name in METHODS
     cell = cell_of(session, name, "8", "fp32")
     assert cell["images_per_second"] > 0 and cell["steps"] >= 1
-    assert 0 < cell["attack_share"] < 1 if searches else cell["attack_share"] is None
+    assert 0.1 < cell["attack_share"] < 1 if searches else cell["attack_share"] < 0.1, "it hands the batch back"
     assert cell["peak_gib"] is None, "a CPU has no such figure"
 
 

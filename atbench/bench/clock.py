@@ -1,4 +1,4 @@
-"""Time that other work on the machine does not add to, and tools that take turns."""
+"""CPU seconds or device time of whole calls, to which other work on the machine does not add; tools in turns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import resource
 from collections.abc import Callable, Mapping
 
 import torch
+
+from atbench.training.stopwatch import seconds_of, wait_for
 
 Work = Callable[[], object]
 
@@ -20,30 +22,22 @@ def cpu_seconds(work: Work) -> float:
 
 
 class Clock:
-    """Seconds of a piece of work: CPU seconds of the process, or on CUDA those between two events of the device."""
+    """Seconds and memory of a whole call: CPU seconds of all threads, or on CUDA those between events."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def seconds(self, work: Work) -> float:
-        if self.device.type != "cuda":
-            return cpu_seconds(work)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize(self.device)
-        return start.elapsed_time(end) / 1000
+        return seconds_of(work, self.device) if self.device.type == "cuda" else cpu_seconds(work)
 
     def peak_bytes(self, work: Work) -> int | None:
         """The most memory that torch had in use on the device; None on a CPU, where torch keeps no count."""
         if self.device.type != "cuda":
             return None
-        torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
-        torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         return int(torch.cuda.max_memory_allocated(self.device))
 
 

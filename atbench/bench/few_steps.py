@@ -16,6 +16,7 @@ from atbench.methods import Loss
 from atbench.training import Trainer
 from atbench.training.callbacks import Silent
 from atbench.training.cost import Count
+from atbench.training.stopwatch import wait_for
 
 WARM_UP = {"cuda": 5, "cpu": 1}  # steps that may be slower than the others: allocating, choosing kernels, capturing
 STEPS, SECONDS = 10, 10.0  # measured at most, but one at least
@@ -23,22 +24,25 @@ STEPS, SECONDS = 10, 10.0  # measured at most, but one at least
 
 @dataclass
 class StepClock(Silent):
-    """Callbacks and interrupt of a trainer: the time after every step, synchronised, until there are enough of them."""
+    """Wall-clock times between whole steps of a trainer, whose callbacks and interrupt this is: it waits for the device
+    after each, and ends the training after `most` of them or so many seconds.
+    """
 
     device: torch.device
     most: int = STEPS
+    seconds: float = SECONDS
     stamps: list[float] = field(default_factory=list)
 
-    def now(self) -> float:
-        """The time at which the device has done all that it was asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return perf_counter()
+    def stamp(self) -> None:
+        """Note the time at which the device has done all that it was asked for."""
+        wait_for(self.device)
+        self.stamps.append(perf_counter())
 
     @property
     def warm_up(self) -> int:
-        """Steps that do not count; none where a single one takes long."""
-        slow = len(self.stamps) > 1 and self.stamps[1] - self.stamps[0] > SECONDS
+        """Steps that do not count; none where a single one takes long, but on CUDA, where the first chooses kernels."""
+        first = self.stamps[1] - self.stamps[0] if len(self.stamps) > 1 else 0.0
+        slow = self.device.type == "cpu" and first > self.seconds
         return 0 if slow else min(WARM_UP[self.device.type], self.most - 1)
 
     @property
@@ -51,17 +55,16 @@ class StepClock(Silent):
         return self.stamps[-1] - self.stamps[self.warm_up]
 
     def advance(self, examples: int, attack_share: float) -> None:
-        self.stamps.append(self.now())
+        self.stamp()
 
     def __call__(self) -> int:
-        over = self.counted and (len(self.stamps) > self.most or self.elapsed > SECONDS)
+        over = self.counted and (len(self.stamps) > self.most or self.elapsed > self.seconds)
         return 75 if over else 0
 
 
 def seconds_per_step(trainer: Trainer, clock: StepClock) -> float:
     """Train from where the trainer stands until the clock has seen enough steps. clock: the trainer's callbacks."""
-    clock.stamps = [clock.now()]
-    _fit(trainer)
+    _fit(trainer, clock)
     return clock.elapsed / clock.counted
 
 
@@ -78,14 +81,16 @@ class Counted:
 
 def count_step(trainer: Trainer, clock: StepClock) -> Counted:
     """Run one step and count. clock: the trainer's callbacks."""
-    clock.most, clock.stamps = 1, [clock.now()]
+    clock.most = 1
     with Count() as count, _kept_by_update(trainer) as kept:
-        _fit(trainer)
+        _fit(trainer, clock)
     images = trainer.data.batch_size
     return Counted(count.total / images, max(kept) / images, fixed_bytes(trainer))
 
 
-def _fit(trainer: Trainer) -> None:
+def _fit(trainer: Trainer, clock: StepClock) -> None:
+    clock.stamps.clear()
+    clock.stamp()
     try:
         trainer.fit()
     except Interrupted:

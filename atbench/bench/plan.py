@@ -10,7 +10,6 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import NoReturn
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from atbench.bench.few_steps import StepClock, count_step, seconds_per_step
+from atbench.bench.steps import forward_operations
 from atbench.config import values
 from atbench.config.compose import compose
 from atbench.config.hydra_errors import composition_error, is_composition_error
@@ -30,9 +30,10 @@ from atbench.errors import ConfigError, DataError
 from atbench.reporting.wording import duration, file_size
 from atbench.training import Trainer, World, reused_memory, threads
 from atbench.training.distributed import choose_device
+from atbench.training.stopwatch import seconds_of
 from atbench.workflows import factory, pretraining
 from atbench.workflows.eval_plan import make_plan
-from atbench.workflows.forecast import estimate, evaluation_passes, peak_memory
+from atbench.workflows.forecast import estimate, evaluation_passes, least_passes, peak_memory
 
 DESCRIPTION = """What a run would take: `atbench train` with the same words, of which a few steps are run and nothing is
 kept. Random images stand in for data that are not here."""
@@ -135,8 +136,8 @@ def foretell(given: argparse.Namespace) -> Cost:
             found = by_time(trainer, clock, own, checked=bool(given.images))
         evaluation = make_plan(cfg, run.source, trainer.world, run.source.test())
     epochs, passes = int(cfg.train.epochs), len(cfg.eval.checkpoints) * evaluation_passes(evaluation, run.test)
-    seconds = found.per_image * own
-    times = estimate(trainer, seconds, found.per_image / processes, epochs, epochs * run.steps, passes)
+    seconds, a_pass = found.per_image * own, found.per_image / found.passes / processes
+    times = estimate(trainer, seconds, a_pass, epochs, epochs * run.steps, passes)
     total = times.training + times.validation + times.evaluation
     further = (given.further_images or 0) * prod(run.source.shape)
     return Cost(
@@ -157,9 +158,10 @@ def foretell(given: argparse.Namespace) -> Cost:
 
 @dataclass(frozen=True)
 class Found:
-    """What a few steps say. per_image: seconds of an image in a step."""
+    """What a few steps say. per_image: seconds of an image in a step; passes: forward passes in that, at least."""
 
     per_image: float
+    passes: float
     way: str
     memory: int
     memory_of: str
@@ -170,24 +172,24 @@ def by_time(trainer: Trainer, clock: StepClock, own: int, checked: bool) -> Foun
     images, device = trainer.data.batch_size, trainer.world.device
     if device.type == "cpu" and not checked:
         _refuse_long(trainer)
-    per_image = seconds_per_step(trainer, clock) / images
+    per_image, passes = seconds_per_step(trainer, clock) / images, least_passes(trainer.method)
     way = f"measured on {device}: {clock.counted} steps of {images} images"
     if images == own:
         place = "the device" if device.type == "cuda" else "the process"
-        return Found(per_image, way, peak_memory(device), f"peak of {place}")
+        return Found(per_image, passes, way, peak_memory(device), f"peak of {place}")
     counted = count_step(trainer, clock)
-    return Found(per_image, f"{way}, scaled to {own}", int(counted.fixed + counted.kept * own), AT_LEAST)
+    return Found(per_image, passes, f"{way}, scaled to {own}", int(counted.fixed + counted.kept * own), AT_LEAST)
 
 
 def by_count(trainer: Trainer, clock: StepClock, own: int, tflops: float) -> Found:
     """The operations of one step, counted, at a given rate."""
     counted = count_step(trainer, clock)
-    way = (
-        f"arithmetic, not measured: {counted.operations / 1e9:,.4g} GFLOP for each image of a step (counted in one of "
-    )
-    way += f"{trainer.data.batch_size}) at {tflops:g} TFLOP/s"
-    memory = int(counted.fixed + counted.kept * own)
-    return Found(counted.operations / (tflops * 1e12), way, memory, AT_LEAST)
+    way = f"arithmetic, not measured: {counted.operations / 1e9:,.4g} GFLOP for each image of a step "
+    way += f"(counted in one of {trainer.data.batch_size}) at {tflops:g} TFLOP/s"
+    method, per_image = trainer.method, counted.operations / (tflops * 1e12)
+    passes = method.forward_cost(method.attack.steps)  # where that varies, what it was in the step that was counted
+    passes = passes or counted.operations / forward_operations(method.model, trainer.data.source.shape)
+    return Found(per_image, passes, way, int(counted.fixed + counted.kept * own), AT_LEAST)
 
 
 def configuration(words: Sequence[str]) -> DictConfig:
@@ -246,11 +248,9 @@ def make_trainer(run: Run, images: int, device: torch.device, clock: StepClock) 
 def _refuse_long(trainer: Trainer) -> None:
     """Raise ConfigError where a step takes too long to be run, by the time of one image's forward pass."""
     method, images = trainer.method, trainer.data.batch_size
-    like = next(method.model.parameters())
-    began = perf_counter()
-    method.model.eval()(torch.zeros(1, *trainer.data.source.shape, dtype=like.dtype))
-    seconds = perf_counter() - began
-    cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3
+    image = torch.zeros(1, *trainer.data.source.shape, dtype=next(method.model.parameters()).dtype)
+    seconds = seconds_of(lambda: method.model.eval()(image), image.device)
+    cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3  # where it varies, a guess
     if (expected := seconds * cost * images) > LONG:
         why = f"would take about {duration(expected)} here"
         fix = f"--images {FEW} scales a smaller one, --tflops T counts operations for another machine"

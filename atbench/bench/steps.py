@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from atbench.bench import peers
-from atbench.bench.clock import Clock
 from atbench.bench.peers import Run
 from atbench.config import values
 from atbench.config.compose import compose
@@ -23,6 +22,7 @@ from atbench.methods import Method
 from atbench.training import Trainer, World
 from atbench.training.callbacks import Silent
 from atbench.training.cost import Count
+from atbench.training.stopwatch import seconds_of
 from atbench.workflows import factory, pretraining
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
@@ -70,23 +70,12 @@ class OurStep:
                 group.optimizer.zero_grad()
             method.after_update(batch)
 
-    def attack_share(self, clock: Clock) -> float:
-        """The share of one step's time that its search takes."""
-        method, inside = self.trainer.method, 0.0
-        perturb = method.perturb
-
-        def timed(batch: Any) -> Any:
-            nonlocal inside
-            found: list[Any] = []
-            inside += clock.seconds(lambda: found.append(perturb(batch)))
-            return found[0]
-
-        method.perturb = timed  # type: ignore[method-assign]
-        try:
-            whole = clock.seconds(self)
-            return inside / whole
-        finally:
-            method.perturb = perturb  # type: ignore[method-assign]
+    def attack_share(self) -> float:
+        """The share of one step's time that its search takes, by the step's own laps."""
+        search = self.trainer.train_step.attack_time
+        before = search.seconds
+        whole = seconds_of(self, search.device)
+        return (search.seconds - before) / whole
 
 
 def operations(method: Method, batch: Any) -> int:

@@ -133,7 +133,7 @@ def absolute(
     """Images a second, the attack's share, the share of the machine's peak, and memory."""
     method, batch = ours.trainer.method, len(ours.batch.y)
     yield session.row(f"{name}/images", f"{what}: images", [batch / each for each in seconds], "/s")
-    share = [ours.attack_share(session.clock) for _ in range(2)]
+    share = [ours.attack_share() for _ in range(2)]
     yield session.row(f"{name}/attack_share", f"{what}: share of the attack", share, "")
     passes = method.forward_cost(method.attack.steps)
     if passes is not None:

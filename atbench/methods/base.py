@@ -217,7 +217,12 @@ class Method(nn.Module):
         """Minimum cost of a batch in forward passes under an attack of `steps` steps; None where it varies."""
         return None
 
-    # What methods use.
+    # What methods use, and what is asked of them.
+
+    def attacks(self) -> list[GradientAttack]:
+        """Every attack that the method holds, as an attribute or as a value of a dictionary (one a norm)."""
+        held = [value for own in vars(self).values() for value in (own.values() if isinstance(own, dict) else (own,))]
+        return [attack for attack in held if isinstance(attack, GradientAttack)]
 
     def rng(self, stream: str = "search") -> Draws:
         """Random numbers for this step and round: a fresh generator at every call, joint over processes."""

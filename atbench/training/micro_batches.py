@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.attacks import GradientAttack
 from atbench.data import Batch, TrainData
 from atbench.errors import ConfigError, EnvironmentFault, out_of_memory
 from atbench.methods.base import Method, Round
@@ -124,8 +123,8 @@ class MicroBatches:
         """Free what the attempt has left, and set smaller parts."""
         for group in self.step.groups:
             group.optimizer.zero_grad()
-        for attack in vars(self.method).values():
-            if isinstance(attack, GradientAttack) and attack.replay is not None:
+        for attack in self.method.attacks():
+            if attack.replay is not None:
                 attack.replay.clear()
         device = self.step.world.device
         if device.type == "cuda":

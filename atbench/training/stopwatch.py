@@ -1,4 +1,4 @@
-"""Time that a part of training takes: by the clock on a CPU, by events on CUDA, where calls return before the work."""
+"""Wall-clock time of work on a device: by the clock on a CPU, by events on CUDA, where calls return before the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 
 class Stopwatch:
-    """Sum of laps. A lap is two calls of `now()`: moments that the device passes, in the order of its work.
+    """Sum of laps inside a step, without a wait. A lap is two calls of `now()`: moments that the device passes, in the
+    order of its work.
 
         started = watch.now(); ...; watch.laps.append((started, watch.now()))
 
@@ -33,12 +34,22 @@ class Stopwatch:
             self.total += started.elapsed_time(ended) / 1000 if self.device.type == "cuda" else ended - started
         return self.total
 
-    def wait(self) -> None:
-        """Wait until the device has done all that it was asked for: what a clock says then is true, and so is
-        `seconds`.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one piece of work, from when the device has nothing else to do until it is through with it."""
+    watch = Stopwatch(device)
+    wait_for(device)
+    started = watch.now()
+    work()
+    watch.laps.append((started, watch.now()))
+    wait_for(device)
+    return watch.seconds
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked for: what a clock says then is true, and so are laps."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def recorded_event(device: torch.device) -> torch.cuda.Event:

@@ -27,6 +27,7 @@ from atbench.training.param_groups import Group
 from atbench.training.recipe import Recipe
 from atbench.training.running_means import RunningMeans
 from atbench.training.sharding import gathered, is_sharded, parts_like
+from atbench.training.stopwatch import wait_for
 from atbench.training.train_step import TrainStep
 from atbench.training.validation import Validation, rank
 from atbench.training.weight_averaging import Average
@@ -97,7 +98,7 @@ class Trainer:
                 self._watch_collapse()
                 if clock.step < clock.steps and self.over is None:
                     saved = self._between_steps(began, saved)
-            attack_time.wait()
+            wait_for(attack_time.device)
             elapsed = time.monotonic() - started
             self.seconds += elapsed
             row = self._end_of_epoch(elapsed, examples, (attack_time.seconds - attack) / elapsed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from atbench.attacks import GradientAttack
 from atbench.errors import ConfigError
 from atbench.methods import Method
 from atbench.models.replay import Replay
@@ -16,9 +15,8 @@ def accelerate(method: Method, device: torch.device, capture: bool | str, compil
         raise ConfigError("train.capture", True, f"graphs are CUDA's, and training runs on {device}", "use auto")
     if capture and device.type == "cuda":
         replay = Replay()
-        for attack in vars(method).values():
-            if isinstance(attack, GradientAttack):
-                attack.replay = replay
+        for attack in method.attacks():
+            attack.replay = replay
     if compiled:
         if method.second_order:
             why = f"{type(method).__name__} differentiates a gradient, which compiled networks do not allow"

@@ -1,9 +1,9 @@
 """Time and memory of a whole run, foretold after its first steps.
 
 Training takes what its steps took so far. Validation and evaluation are counted in forward passes of one image, whose
-time follows from the steps and the method's least cost in passes: at most so much, for attacks pass over images that
-they have broken, and larger batches are faster. Audits, and attacks of a method that grow from epoch to epoch, are not
-foreseen.
+time follows from the steps and the least passes of one (`least_passes`): at most so much, for attacks pass over images
+that they have broken, and larger batches are faster. Audits, and attacks of a method that grow from epoch to epoch, are
+not foreseen.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from atbench.attacks import Attack
 from atbench.evaluation import PGDConfig, Plan
+from atbench.methods import Method
 from atbench.reporting.wording import duration, file_size
 from atbench.training import Trainer
 
@@ -51,8 +52,8 @@ class Forecast:
         """seconds: of a step."""
         clock = self.trainer.method.clock
         left = clock.epochs - clock.epoch
-        per_image = seconds / self.trainer.data.batch_size
-        times = estimate(self.trainer, seconds, per_image, left, left * clock.steps - clock.step, self.passes)
+        a_pass = seconds / self.trainer.data.batch_size / least_passes(self.trainer.method)
+        times = estimate(self.trainer, seconds, a_pass, left, left * clock.steps - clock.step, self.passes)
         parts = [f"training {duration(times.training)}", f"validation at most {duration(times.validation)}"]
         parts += [f"evaluation at most {duration(times.evaluation)}"] if times.evaluation else []
         memory = peak_memory(self.trainer.world.device)
@@ -68,13 +69,17 @@ class Estimate:
     evaluation: float
 
 
-def estimate(trainer: Trainer, seconds: float, per_image: float, epochs: int, steps: int, passes: float) -> Estimate:
-    """What `epochs` and `steps` that are left take. seconds: of a step; per_image: of an image in it; passes: of the
-    evaluation that follows.
+def least_passes(method: Method) -> float:
+    """Forward passes that a step takes at least: the method's cost; where that varies, those of an update, whose
+    backward pass is two. No more than these are sure, for a search may pass over all images.
     """
-    method = trainer.method
-    cost = method.forward_cost(method.attack.steps) or 2 * method.attack.steps + 3
-    a_pass = per_image / cost
+    return method.forward_cost(method.attack.steps) or 3.0
+
+
+def estimate(trainer: Trainer, seconds: float, a_pass: float, epochs: int, steps: int, passes: float) -> Estimate:
+    """What `epochs` and `steps` that are left take. seconds: of a step; a_pass: of a forward pass of one image, at
+    most; passes: of the evaluation that follows.
+    """
     validation = a_pass * validation_passes(trainer) * -(-epochs // trainer.recipe.select_every)
     return Estimate(seconds * steps, validation, a_pass * passes)
 

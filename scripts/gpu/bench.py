@@ -6,66 +6,40 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from atbench.data import Batch
-from atbench.training.callbacks import Silent
+from atbench.bench.few_steps import StepClock, seconds_per_step
+from atbench.training.stopwatch import Stopwatch
 from scripts.gpu.session import ROOT, OutOfTime, Session
-from scripts.gpu.trainers import configuration, fit, make_trainer, noise
+from scripts.gpu.trainers import configuration, make_trainer, noise
 
 METHODS = ("pgd_at", "trades", "free_at", "fgsm_mep")
 BATCHES = (128, 512)
 PRECISIONS = ("fp32", "tf32", "bf16")
-WARMUP, STEPS, SECONDS, SHARED = (
-    5,
-    40,
-    10.0,
-    5,
-)  # steps before the clock, at most so many or so long, then for the share
+STEPS, FEW = 45, 4  # of a cell, with those that do not count; where sizes are tiny
 KINDS = ("train", "eval", "data", "start")  # of `atbench bench`
 NETWORK, TINY = ("model=preactresnet18",), ("model.width=2", "attack.steps=2")
 
 
-@dataclass
-class Stopwatch(Silent):
-    """A watch that reads the clock after every step, synchronised, and ends a pass after so many steps or seconds."""
+@dataclass(kw_only=True)
+class CellClock(StepClock):
+    """A step clock that ends with the session, and notes beside the time what the search has taken of it."""
 
     session: Session
-    warmup: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    stamps: list[float] = field(default_factory=list)
+    search: Stopwatch | None = None  # the trainer's; what it says is true after the wait of every stamp
+    searched: list[float] = field(default_factory=list)
 
-    def start(self, warmup: int, steps: int, seconds: float) -> None:
-        """Begin a pass."""
-        self.warmup, self.steps, self.seconds, self.stamps = warmup, steps, seconds, []
-
-    def synchronised(self) -> float:
-        """The time when the device has done all that it was asked for."""
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize(self.session.device)
-        return perf_counter()
-
-    def advance(self, examples: int, attack_share: float) -> None:
-        self.stamps.append(self.synchronised())
+    def stamp(self) -> None:
+        super().stamp()
+        assert self.search is not None
+        self.searched.append(self.search.seconds)
 
     def __call__(self) -> int:
         if self.session.left() <= 0:
             raise OutOfTime
-        return 75 if self.counted and (self.counted >= self.steps or self.elapsed > self.seconds) else 0
-
-    @property
-    def counted(self) -> int:
-        """Steps after the warm-up."""
-        return max(0, len(self.stamps) - 1 - self.warmup)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds that the counted steps took."""
-        return self.stamps[-1] - self.stamps[self.warmup]
+        return super().__call__()
 
 
 def bench(session: Session) -> None:
@@ -89,7 +63,7 @@ def program(session: Session, words: list[str]) -> dict[str, Any]:
 
 
 def cell_of(session: Session, name: str, batch: str, kind: str, *own: str) -> dict[str, Any]:
-    """Time one training: a pass without a clock inside the step, then a short one for the share of the attack."""
+    """Time one training."""
     number = "bf16" if kind == "bf16" else "fp32"
     words = (
         *("dataset=cifar10", f"method={name}", f"train.batch_size={batch}", "train.channels_last=true"),
@@ -98,38 +72,15 @@ def cell_of(session: Session, name: str, batch: str, kind: str, *own: str) -> di
         *(TINY if session.smoke else NETWORK),
         *own,
     )
-    warmup, steps, seconds, shared = (1, 3, 0.5, 2) if session.smoke else (WARMUP, STEPS, SECONDS, SHARED)
+    clock = CellClock(device=session.device, most=FEW if session.smoke else STEPS, session=session)
     cfg = configuration(*words)
-    source = noise(cfg, 100 + int(batch) * (warmup + steps + shared + 4))
-    watch = Stopwatch(session)
     cuda = session.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(session.device)
-    trainer = make_trainer(cfg, source, session.device, watch)
-    watch.start(warmup, steps, seconds)
-    fit(trainer)
-    rate, steps = int(batch) * watch.counted / watch.elapsed, watch.counted
+    trainer = make_trainer(cfg, noise(cfg, 100 + int(batch) * (clock.most + 2)), session.device, clock)
+    clock.search = trainer.train_step.attack_time
+    seconds = seconds_per_step(trainer, clock)
+    share = (clock.searched[-1] - clock.searched[clock.warm_up]) / clock.elapsed
     peak = torch.cuda.max_memory_allocated(session.device) / 2**30 if cuda else None
-    searches = attack_clock(trainer.method, watch)
-    watch.start(0, shared, seconds)
-    fit(trainer)
-    inside = [took for began, took in searches if began >= watch.stamps[0]]
-    share = sum(inside) / watch.elapsed if searches else None
-    return {"images_per_second": rate, "steps": steps, "attack_share": share, "peak_gib": peak}
-
-
-def attack_clock(method: torch.nn.Module, watch: Stopwatch) -> list[tuple[float, float]]:
-    """When each search begins from now on and how long it takes; empty where it shares its pass with the update."""
-    searches: list[tuple[float, float]] = []
-    perturb = method.perturb
-
-    def timed(batch: Batch) -> Batch:
-        began = watch.synchronised()
-        result = perturb(batch)
-        if result is not batch:  # a method without a search of its own hands the batch back
-            searches.append((began, watch.synchronised() - began))
-        return result
-
-    method.perturb = timed
-    return searches
+    return {"images_per_second": int(batch) / seconds, "steps": clock.counted, "attack_share": share, "peak_gib": peak}

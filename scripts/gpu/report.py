@@ -17,7 +17,8 @@ TITLES = {
 }
 NOTES = {
     "parity": "Of the loss and the weights relative, of the inner image absolute; pixels: the share that differs.",
-    "bench": "Images of loaded batches: free_at uses each of them eight times. Share: time in the search, of all.",
+    "bench": "Images of loaded batches: free_at uses each of them eight times. Share: time in the search, of all; "
+    "none to speak of where the search shares its pass with the update.",
     "capture": "Of the weights after so many steps, captured against plain; 0 is equal bit for bit. captured: whether "
     "a graph was replayed.",
     "ranks": "Of the weights, relative, in float64 without BatchNorm.",

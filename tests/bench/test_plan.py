@@ -42,6 +42,16 @@ def test_operations_are_those_of_the_method_and_the_rate_divides_them(capsys: py
     assert twice["evaluation_at_most"] == pytest.approx(trades["evaluation_at_most"] / 2)
 
 
+@pytest.mark.parametrize("words", [("method=fat",), ("method=iaat", "attack.bn=eval")], ids=" ".join)
+def test_a_pass_of_an_evaluation_costs_the_same_whatever_the_search_passes_over(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network is PGD-AT's; an untrained one is wrong on most images, so that most are not searched."""
+    plain, varies = (cost_of(capsys, *each, *AS_COUNTED) for each in (("method=pgd_at",), words))
+    assert varies["step"] < plain["step"]
+    assert varies["evaluation_at_most"] == pytest.approx(plain["evaluation_at_most"], rel=0.05)
+
+
 def test_what_begins_late_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     """AWP begins after a twentieth of the training; its gradient is a forward and a backward pass more."""
     plain, awp = (cost_of(capsys, "method=pgd_at", *AS_COUNTED, *plus) for plus in ((), ("plus=awp",)))

@@ -90,8 +90,11 @@ class Event:
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
 
-    def record(self) -> None:
+    def record(self, stream: object) -> None:
         self.log.append("record")
+
+    def query(self) -> bool:
+        return True
 
     def elapsed_time(self, end: Event) -> float:
         self.log.append("read")
@@ -101,6 +104,7 @@ class Event:
 def test_the_clock_of_a_gpu_reads_events_after_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Event, "log", log := [])
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("wait"))
     assert Clock(torch.device("cuda")).seconds(lambda: log.append("work")) == 1.5
     assert log == ["wait", "record", "work", "record", "wait", "read"]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections.abc import Callable
 from dataclasses import replace
+from types import CodeType
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad as imported_grad
 
-from atbench.data import Images
+from atbench.data import Images, stratified_subset
 from atbench.errors import NumericalError
 from atbench.evaluation import EvalModel, PGDConfig
 from atbench.evaluation.attack_result import AttackResult
 from atbench.evaluation.audit.attack_checks import NAMES, RADII
 from atbench.evaluation.audit.attack_probes import STEPS, AttackProbes
 from atbench.evaluation.audit.audit import run_audit
-from atbench.evaluation.audit.outputs import gradient_magnitudes, measure_outputs, state_checksums
+from atbench.evaluation.audit.outputs import (
+    count_backward_calls,
+    gradient_magnitudes,
+    measure_outputs,
+    state_checksums,
+)
 from atbench.evaluation.audit.verdicts import Check, allowed_share, audit_verdict, threshold_check
 
 SIDE, N = 5, 120
@@ -125,6 +133,35 @@ def test_outputs_and_slopes_in_closed_form() -> None:
     p = z.softmax(dim=1) - nn.functional.one_hot(images.y[:20], 2)
     assert slope is not None
     assert torch.allclose(slope, (p @ network.layer.weight.detach()).abs().mean(dim=1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        lambda x: imported_grad(x.square().sum(), x),
+        lambda x: torch.autograd.backward(x.square().sum()),
+        lambda x: x.square().sum().backward(),
+        lambda x: torch.func.grad(lambda x: x.square().sum())(x),
+    ],
+)
+def test_backward_passes_are_counted_whatever_name_they_go_by(passes: Callable[[Tensor], object]) -> None:
+    with count_backward_calls() as calls:
+        assert calls() == 0
+        for _ in range(3):
+            passes(torch.ones(2, requires_grad=True))
+    passes(torch.ones(2, requires_grad=True))
+    assert calls() == 3, "those of the block, and none after it"
+
+
+def test_an_audit_may_be_profiled() -> None:
+    """A profiler stays at work, and sees what the audit does."""
+    network = Linear()
+    images, eval_model = given(network), EvalModel(network, 7)
+    with cProfile.Profile() as profile:
+        outputs = measure_outputs(eval_model, images, torch.arange(20))
+        stratified_subset(images.y, 4)
+    called = {entry.code.co_qualname for entry in profile.getstats() if isinstance(entry.code, CodeType)}
+    assert outputs.backward == 0 and {"measure_outputs", "Linear.forward", "stratified_subset"} <= called
 
 
 @pytest.mark.parametrize(("scale", "verdict_"), [(1.0, "pass"), (100.0, "pass"), (1e6, "flag")])

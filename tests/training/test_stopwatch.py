@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from atbench.training.stopwatch import Stopwatch
+from atbench.training.stopwatch import Stopwatch, wait_for
 from tests.support.contract import ALONE, Log, trainer_of
 
 
@@ -62,7 +62,7 @@ def test_laps_are_the_devices_time_and_reading_them_does_not_wait(device: Device
     device.done = 4600  # in the second lap's shadow: it ended at 4500
     assert watch.seconds == pytest.approx(4) and device.waits == 0
     assert len(watch.laps) == 1, "what is over is not kept"
-    watch.wait()
+    wait_for(watch.device)
     assert watch.seconds == pytest.approx(6) and watch.seconds == pytest.approx(6) and device.waits == 1
 
 

@@ -61,19 +61,26 @@ def test_searches_of_one_length_are_captured(name: str) -> None:
     assert captured_is_plain(name) == 1
 
 
+def test_searches_of_several_norms_are_captured_each() -> None:
+    assert captured_is_plain("multi_norm_avg") == 3
+
+
 @pytest.mark.parametrize("name", ["fat", "dkl", "ccat", "llr"])
 def test_searches_that_stop_or_hold_their_batch_are_not(name: str) -> None:
     assert captured_is_plain(name) == 0
 
 
-def test_one_place_for_the_graphs_of_a_method_where_there_is_cuda() -> None:
-    method = short("dverge").method
-    attacks = (method.attack, method.distillation)
+@pytest.mark.parametrize(("name", "held"), [("dverge", 2), ("multi_norm_avg", 4)])
+def test_one_place_for_the_graphs_of_a_method_where_there_is_cuda(name: str, held: int) -> None:
+    """Of all its attacks: one beside the configured one, or one for each of three norms."""
+    method = short(name).method
+    attacks = method.attacks()
+    assert len(attacks) == held and attacks[0] is method.attack
     for device, capture in ((CPU, "auto"), (CPU, False), (CUDA, False)):
         accelerate(method, device, capture, compiled=False)
         assert all(attack.replay is None for attack in attacks)
     accelerate(method, CUDA, True, compiled=False)
-    assert attacks[0].replay is not None and attacks[0].replay is attacks[1].replay
+    assert attacks[0].replay is not None and all(attack.replay is attacks[0].replay for attack in attacks)
 
 
 def test_graphs_without_cuda_are_refused() -> None:

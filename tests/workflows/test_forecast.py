@@ -8,12 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from atbench.bench.steps import forward_operations, operations
 from atbench.data.digits import digits
 from atbench.evaluation import EvalModel, Plan, evaluate_model
 from atbench.training import World
 from atbench.workflows import factory, forecast
 from atbench.workflows.eval_plan import make_plan
-from atbench.workflows.forecast import Forecast, attack_passes, evaluation_passes, validation_passes
+from atbench.workflows.forecast import (
+    Forecast,
+    attack_passes,
+    estimate,
+    evaluation_passes,
+    least_passes,
+    validation_passes,
+)
 from tests.support.configs import resolved
 from tests.support.contract import Log, configuration
 
@@ -67,6 +75,21 @@ def test_every_attack_has_a_cost() -> None:
     attacks = {name: attack for name, (attack, _) in plan_of("eval=auto").attacks.items()}
     costs = {name: attack_passes(attack) for name, attack in attacks.items()}
     assert costs == {"apgd_ce": 200, "apgd_t": 1800, "fab_t": 1800, "square": 5000}
+
+
+@pytest.mark.parametrize("words", [("pgd_at",), ("fat",), ("iaat", "attack.bn=eval")], ids=" ".join)
+def test_at_most_is_true_where_a_step_passes_over_images(words: tuple[str, ...]) -> None:
+    """In operations in place of seconds: a pass is told to cost no less than it does, whatever the search left out."""
+    cfg = configuration(*words, "model.norm=none", "attack.steps=10", "train.epochs=2")
+    data = factory.make_data(cfg, digits(), HERE)
+    method = factory.make_method(cfg, factory.make_model(cfg, digits()), data, HERE)
+    trainer = factory.make_trainer(cfg, method, data, HERE, Log(), lambda: 0)
+    method.clock.epoch = 1  # past a warm-up
+    step = operations(method, data.batch(1, 0)) / data.batch_size
+    a_pass = forward_operations(method.model, data.source.shape)
+    told = estimate(trainer, 0.0, step / least_passes(method), epochs=1, steps=0, passes=1.0)
+    assert told.evaluation >= 0.9 * a_pass
+    assert told.validation >= 0.9 * a_pass * validation_passes(trainer)
 
 
 @pytest.mark.parametrize("words", [(), ("train.selection.every=2",)])
