@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -154,5 +153,8 @@ def count_backward_calls() -> Iterator[Callable[[], int]]:
         count += 1
         return run(*args, **options)
 
-    with patch.object(torch.autograd, "_engine_run_backward", counted):
+    torch.autograd._engine_run_backward = counted
+    try:
         yield lambda: count
+    finally:
+        torch.autograd._engine_run_backward = run
