@@ -60,11 +60,14 @@ def cast_weights(network: nn.Module) -> Iterator[None]:
     Those of exact nn.Conv2d and nn.Linear, whose forward is known: no subclass, no parametrised layer, and none that a
     block around this one has cast. A compiled network is left as it is: there casts are part of the kernels.
     """
+    first = next(network.parameters(), None)
+    kind = "cpu" if first is None else first.device.type
+    if not torch.is_autocast_enabled(kind):
+        yield
+        return
     modules = list(network.modules())
     layers = [module for module in modules if castable(module)]
-    kind = str(layers[0].weight.device.type) if layers else ""
-    compiled = any(module._compiled_call_impl is not None for module in modules)
-    if not layers or compiled or not torch.is_autocast_enabled(kind):
+    if not layers or any(module._compiled_call_impl is not None for module in modules):
         yield
         return
     dtype = torch.get_autocast_dtype(kind)

@@ -109,7 +109,9 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 def _lay_out(figure: Figure) -> None:
     """Place everything once and for all, which every way of saving would do again."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
     figure.set_layout_engine("none")
 
 
