@@ -58,7 +58,8 @@ class Selection:
 
 @dataclass
 class Checkpoint:
-    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not).
+    """When `last.pt` is written, besides after epochs: every so many minutes, and so many steps (null: not). A method
+    whose tables of examples are over 100 MB has it after the first and the last epoch alone, and at these times.
 
     `every`: after so many epochs the network is kept as `epoch_<n>.pt`, to be evaluated (null: best and last alone).
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -24,26 +24,32 @@ RUN_FILES = (
 EVALUATION, EARLIER, PARTS = "evaluation", "earlier", "parts"
 
 
-def write_bytes(path: Path, data: bytes | memoryview, previous: Path | None = None) -> None:
-    """Write a file atomically (temporary file, sync, rename); with `previous` the old file is moved there first. Raises
-    EnvironmentFault if the disk refuses.
+@contextmanager
+def atomic_file(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that takes its place, synced, when the block ends; with `previous` the old file is
+    moved there first. A block that raises leaves the old file. Raises EnvironmentFault if the disk refuses.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.unlink(missing_ok=True)  # a killed process of the same number left it, or it is a link that leads away
         with aside.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             path.replace(previous)
         aside.replace(path)
     except OSError as error:
-        why = f"{len(data)} bytes could not be written ({error.strerror})"
-        raise EnvironmentFault("disk", path, why, "make room") from error
+        raise EnvironmentFault("disk", path, f"could not be written ({error.strerror})", "make room") from error
     finally:  # a full disk, or a signal
         aside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file atomically, as an `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

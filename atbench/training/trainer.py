@@ -26,6 +26,7 @@ from atbench.training.micro_batches import MicroBatches
 from atbench.training.param_groups import Group
 from atbench.training.recipe import Recipe
 from atbench.training.running_means import RunningMeans
+from atbench.training.save_times import SaveTimes
 from atbench.training.sharding import gathered, is_sharded, parts_like
 from atbench.training.stopwatch import wait_for
 from atbench.training.train_step import TrainStep
@@ -84,7 +85,7 @@ class Trainer:
             self._fit_epochs()
 
     def _fit_epochs(self) -> None:
-        clock, began, saved = self.method.clock, time.monotonic(), time.monotonic()
+        clock, began, times = self.method.clock, time.monotonic(), SaveTimes(self.method, self.recipe, self.world)
         attack_time = self.train_step.attack_time
         while clock.epoch < clock.epochs and self.over is None:
             self.method.train()
@@ -97,7 +98,7 @@ class Trainer:
                 self.callbacks.advance(self.data.batch_size, attack_share)
                 self._watch_collapse()
                 if clock.step < clock.steps and self.over is None:
-                    saved = self._between_steps(began, saved)
+                    self._between_steps(began, times)
             wait_for(attack_time.device)
             elapsed = time.monotonic() - started
             self.seconds += elapsed
@@ -109,10 +110,12 @@ class Trainer:
                 self._save("best", self.best.get("network", "average"))
             if self.recipe.save_every and clock.epoch % self.recipe.save_every == 0:
                 self._save(f"epoch_{clock.epoch}")
-            self._save("last")
-            saved = time.monotonic()
-            if clock.epoch < clock.epochs and self.over is None:
-                self._leave_if_asked(began)
+            ended = clock.epoch == clock.epochs or self.over is not None
+            if due := ended or times.between_epochs():
+                self._save("last")
+                times.note()
+            if not ended:
+                self._leave_if_asked(began, save=not due)
 
     def train_batch(self) -> None:
         """Load the batch where the clock stands, and train on it as often as the method says."""
@@ -140,17 +143,14 @@ class Trainer:
         x, *views = (each.contiguous(memory_format=torch.channels_last) for each in (batch.x, *batch.views))
         return replace(batch, x=x, views=tuple(views))
 
-    def _between_steps(self, began: float, saved: float) -> float:
-        clock, recipe = self.method.clock, self.recipe
-        due = recipe.save_steps is not None and (clock.epoch * clock.steps + clock.step) % recipe.save_steps == 0
-        if due or time.monotonic() - saved > 60 * recipe.save_minutes:
+    def _between_steps(self, began: float, times: SaveTimes) -> None:
+        if times.between_steps():
             self._save("last")
-            saved = time.monotonic()
-        if self.world.size == 1 or clock.step % 10 == 0:
+            times.note()
+        if self.world.size == 1 or self.method.clock.step % 10 == 0:
             self._leave_if_asked(began, save=True)
-        return saved
 
-    def _leave_if_asked(self, began: float, save: bool = False) -> None:
+    def _leave_if_asked(self, began: float, save: bool) -> None:
         """End between two steps on a signal or after `time_limit` minutes; all processes leave at the same step."""
         code = self.interrupt()
         if not code and self.recipe.time_limit is not None and time.monotonic() - began > 60 * self.recipe.time_limit:

@@ -21,7 +21,7 @@ from atbench.config.untrusted import refuse_code, refuse_interpolations
 from atbench.data import Source
 from atbench.errors import ConfigError, DataError
 from atbench.methods import Stage
-from atbench.training.checkpoint import whole
+from atbench.training.checkpoint import is_checkpoint
 from atbench.workflows.exported import read_export
 from atbench.workflows.resume import finished_score, is_external, resolve_target
 
@@ -62,7 +62,7 @@ def finished_network(cfg: DictConfig, stage: Stage) -> tuple[Path, DictConfig]:
         return Path(target), _overridden(OmegaConf.create(values.recorded(cfg)), stage.overrides)
     if (exported := read_export(target)) is not None:
         return exported.weights, OmegaConf.create({**values.recorded(cfg), "model": exported.model})
-    if Path(target).is_file() and not whole(Path(target).read_bytes()):
+    if Path(target).is_file() and not is_checkpoint(Path(target)):
         why = "is no checkpoint of atbench, and a file of weights does not say for which network it is"
         raise DataError(
             "checkpoint", target, why, "name the network: method.teacher_model=NAME, where it is a teacher's"

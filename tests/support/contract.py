@@ -4,6 +4,7 @@ digits.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
@@ -84,7 +85,9 @@ class Log:
         self.said.append(text)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        self.saved[name] = bytes(encode(state))
+        file = io.BytesIO()
+        encode(state, file)
+        self.saved[name] = file.getvalue()
 
 
 def configuration(name: str, *overrides: str) -> DictConfig:
