@@ -114,7 +114,8 @@ def test_a_sweep_goes_on(again: str, here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Run, "fit", fitted)
     monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
     monkeypatch.setattr(
-        "atbench.workflows.train.report", type("report", (), {"write_report": staticmethod(lambda folder: None)})
+        "atbench.workflows.train.report",
+        type("report", (), {"write_report": staticmethod(lambda folder, every_format: None)}),
     )
     monkeypatch.setattr("atbench.workflows.train.print_summary", lambda *_: None)
     assert main(words) == 143

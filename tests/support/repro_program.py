@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from atbench.runs.run_dir import write_text
 from scripts import repro
 from tests.support.outcomes import STANDARD, Made, write
 
@@ -46,9 +47,9 @@ class Program:
             asked = [word[18:-1] for word in words if word.startswith("eval.checkpoints=")]
             for name in asked or ["best", "last"]:
                 write(run / "evaluation", name, 2, Made({"best": 0.7, "last": 0.6}[name], steps=(1, 20)))
-            (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-            (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
-            (run / "status.json").write_text(json.dumps({"state": "done", "train_seconds": 45.2}))
+            write_text(run / "config.yaml", yaml.safe_dump(CONFIG))
+            write_text(run / "environment.json", json.dumps(ENVIRONMENT))
+            write_text(run / "status.json", json.dumps({"state": "done", "train_seconds": 45.2}))
         else:
             name = next(word for word in words if word.startswith("eval.checkpoints="))[18:-1]
             made = Made(0.6, steps=(20,), attacks=STANDARD, sequential=True)

@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(path)
     (path / "export_theirs.py").write_text(CODE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_report", lambda folder: None)  # its pictures take the most time
+        patch.setattr(report, "write_report", lambda folder, every_format: None)  # its pictures take the most time
         assert main(["train", *RUN, "runs=trained", *LIMITS]) == 0
         assert main(["eval", *NET, *LIMITS, "runs=foreign"]) == 0
     os.chdir(before)
@@ -106,7 +106,7 @@ def test_it_loads_bit_by_bit_with_plain_python_and_is_the_same_to_us(
     x = digits().test().floats(slice(20))
     network.to(memory_format=torch.contiguous_format)  # as the file is, so that sums are in one order
     assert torch.equal(built["network"](x), network(x)) and built["logits"].shape == (1, 10)
-    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder, every_format: None)
     assert main([*shlex.split(how["command"])[1:], *LIMITS, "runs=again"]) == 0
     (again,) = Path("again").iterdir()
     record = read(again / "evaluation" / "model.json")

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         monkeypatch.setattr(Run, "evaluate", lambda self, names: [])
         words = [word for word in WORDS if not word.startswith("train.epochs")]
         extra = ("train.epochs=1", "train.checkpoint.every=1", "recipe=rn18_c10_default")
-        monkeypatch.setattr("atbench.reporting.report.write_report", lambda folder: None)
+        monkeypatch.setattr("atbench.reporting.report.write_report", lambda folder, every_format: None)
         assert main([*words, *extra]) == 0
     return folder
 
@@ -38,7 +38,7 @@ def finished(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """A copy of that run, in a folder of its own."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     enter(tmp_path, monkeypatch)
-    monkeypatch.setattr("atbench.reporting.report.write_report", lambda folder: None)
+    monkeypatch.setattr("atbench.reporting.report.write_report", lambda folder, every_format: None)
     return only(tmp_path).relative_to(tmp_path)
 
 

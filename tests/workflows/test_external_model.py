@@ -118,7 +118,7 @@ def theirs(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reports, whose pictures take the most time."""
-    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder, every_format: None)
 
 
 def test_a_folder_that_explains_itself(theirs: Path) -> None:

@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "verified_net.py").write_text(CODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setattr(report, "write_report", lambda folder: None)
+        patch.setattr(report, "write_report", lambda folder, every_format: None)
         patch.delenv("ATBENCH_TRUSTED", raising=False)
         assert main(["eval", *WORDS]) == 0
     (folder,) = (path / "runs").iterdir()
@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(made, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    monkeypatch.setattr(report, "write_report", lambda folder, every_format: None)
     monkeypatch.delenv("ATBENCH_TRUSTED", raising=False)
     yield tmp_path / "copy" / "runs" / "made"
     sys.modules.pop("verified_net", None)
