@@ -146,7 +146,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one_and_a_finished_one_say
     class Killed(BaseException):
         pass
 
-    def killed(folder: Path) -> None:
+    def killed(folder: Path, every_format: bool) -> None:
         frozen.append((folder / "status.json").read_bytes())
         raise Killed
 
