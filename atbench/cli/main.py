@@ -19,6 +19,7 @@ from typing import Any
 
 from atbench import __version__
 from atbench.cli.verbs import PLAIN
+from atbench.cli.workflow import workflow
 from atbench.config import registry
 from atbench.config.hydra_errors import added_key_error, composition_error, is_composition_error, option_error
 from atbench.config.overrides import (
@@ -228,8 +229,7 @@ def _job(verb: str, cfg: Any) -> float:
         tree: Any = OmegaConf.to_container(cfg)
         if misplaced := added_key_error(typed, tree):
             raise misplaced
-        entry = _ENTRY[verb]
-        _jobs.results.append(getattr(importlib.import_module(f"atbench.workflows.{entry}"), entry)(cfg))
+        _jobs.results.append(workflow(_ENTRY[verb])(cfg))
         return float(_jobs.results[-1])
     except Exception as error:
         if not many or (isinstance(error, Interrupted) and error.exit_code > 128):
