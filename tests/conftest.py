@@ -15,7 +15,9 @@ import pytest
 import torch
 import yaml
 
+from scripts import repro, table_runs
 from tests.support.figures import rendered, unrendered
+from tests.support.repro_program import Program
 from tests.support.stub import Stub
 
 pytest_plugins = ["tests.support.tiers", "pytester"]
@@ -42,6 +44,15 @@ def drawn() -> Iterator[None]:
 
 
 @pytest.fixture
+def double() -> Iterator[None]:
+    """Tensors and networks are float64 unless they say otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
@@ -59,6 +70,15 @@ def stub(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
         setattr(module, verb, lambda cfg, verb=verb: recorded.record(verb, cfg))
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return recorded
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    """What the scripts of tables start in place of `atbench`."""
+    stand_in = Program()
+    monkeypatch.setattr(table_runs.subprocess, "run", stand_in)
+    monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
+    return stand_in
 
 
 @pytest.fixture

@@ -20,13 +20,7 @@ from tests.support.tiers import METHODS
 AWP = ("plus=awp",)
 JOBS = [(name, plus) for name in METHODS for plus in ((), AWP) if not (plus and name in ACCUMULATE)]
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture(scope="session")

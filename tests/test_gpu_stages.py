@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts import repro, table_runs
 from scripts.gpu import bench, capture, ranks, rows
 from scripts.gpu.report import faults, markdown
 from scripts.gpu.session import OutOfTime, Session
@@ -159,14 +158,6 @@ def test_a_bench_that_fails_leaves_its_last_line(session: Session, monkeypatch: 
 
 
 # Rows.
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Program:
-    program = Program()
-    monkeypatch.setattr(table_runs.subprocess, "run", program)
-    monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
-    return program
 
 
 def test_every_row_of_table_1_has_its_place() -> None:

@@ -7,20 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from atbench.config import values
-from scripts import ladder_table, repro, repro_rows, table_runs
+from scripts import ladder_table, repro_rows
 from tests.support.configs import resolved
 from tests.support.repro_program import Program, make
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Program:
-    program = Program()
-    monkeypatch.setattr(table_runs.subprocess, "run", program)
-    monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
-    return program
 
 
 def test_rungs_that_share_a_training_train_once(tmp_path: Path, program: Program) -> None:

@@ -14,7 +14,7 @@ import yaml
 from atbench.errors import ConfigError
 from atbench.interval import accuracy_figures
 from atbench.reporting.reproduction import read_result
-from scripts import ladder_table, repro, repro_results, repro_rows, table_runs
+from scripts import ladder_table, repro, repro_results, repro_rows
 from tests.support.outcomes import N
 from tests.support.repro_program import CONFIG, Program, make
 
@@ -24,14 +24,6 @@ def a_run(folder: Path, **config: Any) -> Path:
     (folder / "status.json").write_text("{}")
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **config}))
     return folder
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Program:
-    program = Program()
-    monkeypatch.setattr(table_runs.subprocess, "run", program)
-    monkeypatch.setattr(repro, "config_sha256", lambda words: f"{abs(hash(words)):064x}"[-64:])
-    return program
 
 
 def test_a_row_is_trained_attacked_and_written_whole(tmp_path: Path, program: Program) -> None:

@@ -45,9 +45,17 @@ def test_a_step_takes_the_memory_of_the_one_before() -> None:
 
 
 @glibc
-def test_the_settings_of_the_user_stand() -> None:
-    _, inside, _ = in_new_process(MALLOC_TRIM_THRESHOLD_="0")
-    assert inside > 5
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "0", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072", False),
+        ("MALLOC_ARENA_MAX", "2", True),  # says nothing about what is kept
+    ],
+)
+def test_the_settings_of_the_user_stand(name: str, value: str, kept: bool) -> None:
+    _, inside, _ = in_new_process(**{name: value})
+    assert (inside < 5) == kept
 
 
 @glibc

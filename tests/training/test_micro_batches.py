@@ -44,13 +44,7 @@ CASES = [
 #: What needs a whole batch for another reason than `gather` and streams.
 PAIRED = {"clp"}
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.mark.parametrize(("name", "words"), CASES, ids=[" ".join((name, *words)) for name, words in CASES])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,14 +12,7 @@ from atbench.training import Trainer
 from tests.support.contract import ALONE, Log, trainer_of
 from tests.support.same_training import SmallDevice, assert_same_training, trained
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
+pytestmark = pytest.mark.usefixtures("double")
 
 #: The passes that still fit: of the search, before the loss, in the second batch.
 LIMITED = [

@@ -23,13 +23,7 @@ from tests.support.tiers import METHODS
 PAIR = World(torch.device("cpu"), rank=0, size=2)
 RESUMED = ("train.batch_size=4", "train.optimizer.momentum=0.9", "attack.steps=1", "train.selection.steps=1")
 
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @pytest.fixture(scope="module")
