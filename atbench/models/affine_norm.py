@@ -28,32 +28,16 @@ class AffineNorm:
             return type(norm).forward(norm, x)
         if self.terms is None:
             shape = (1, -1, *[1] * (x.ndim - 2))
-            self.terms = tuple(term.view(shape) for term in self._terms())
+            self.terms = tuple(term.view(shape) for term in affine_terms(norm))
         scale, shift = self.terms
         return torch.addcmul(shift, x, scale)
 
-    @torch.no_grad()
-    def _terms(self) -> tuple[Tensor, Tensor]:
-        norm = self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = (norm.running_var + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale
-        return scale, shift if norm.bias is None else shift + norm.bias
 
-
-def replace_forward(norm: _BatchNorm, affine: bool) -> object:
-    """Give the layer the affine forward or its own back. Returns what was there, for `restore_forward`."""
-    before = vars(norm).get("forward")
-    if isinstance(before, AffineNorm):
-        del vars(norm)["forward"]
-    if affine and type(norm) in PLAIN and "forward" not in vars(norm):
-        vars(norm)["forward"] = AffineNorm(norm)
-    return before
-
-
-def restore_forward(norm: _BatchNorm, before: object) -> None:
-    """Put back what `replace_forward` found."""
-    vars(norm).pop("forward", None)
-    if before is not None:
-        vars(norm)["forward"] = before
+@torch.no_grad()
+def affine_terms(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """s and t of a layer in eval mode, a value a channel."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from atbench.models.affine_norm import replace_forward, restore_forward
+from atbench.models.folded_norm import replace_forwards, restore_forwards
 from atbench.models.weight_casts import cast_weights
 
 CAPTURED = "captured_statistics"  # attribute of a layer: batch mean and variance of the last `capture_batch_statistics`
@@ -48,9 +48,9 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
     - `fixed`: eval mode with the statistics stored by the last `capture_batch_statistics` block (LLR, Qin et al. 2019).
 
     With `freeze` no parameter takes a gradient in the block, autocast casts weights once for all of it, and in `eval`
-    and `fixed` the global random state is restored and on a CPU BatchNorm is one affine map (`affine_norm.py`), unless
-    the network is compiled; in `train` and `batch` dropout moves the random state, so that the update draws other masks
-    than the attack.
+    and `fixed` the global random state is restored and on a CPU BatchNorm is one affine map, where it can be as part of
+    a convolution (`folded_norm.py`), unless the network is compiled; in `train` and `batch` dropout moves the random
+    state, so that the update draws other masks than the attack.
     """
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, _BatchNorm)]
@@ -69,7 +69,7 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
             norm.track_running_stats = False
         if mode == "fixed":
             norm.running_mean, norm.running_var = getattr(norm, CAPTURED)
-    forwards = {norm: replace_forward(norm, affine) for norm in norms}
+    forwards = replace_forwards(modes, affine)
     try:
         with (
             torch.random.fork_rng(devices=cuda, enabled=freeze and mode in ("eval", "fixed")),
@@ -82,7 +82,7 @@ def attack_mode(network: nn.Module, mode: str, freeze: bool = True) -> Iterator[
         for norm in norms:
             norm.track_running_stats = tracking[norm]
             norm.running_mean, norm.running_var = running[norm]
-            restore_forward(norm, forwards[norm])
+        restore_forwards(forwards)
         for module, training in modes.items():
             module.training = training
 

@@ -31,3 +31,15 @@ def test_nothing_is_lost_at_the_end() -> None:
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["nonsense"], 2)])
 def test_the_module_is_the_program(words: list[str], code: int) -> None:
     assert subprocess.run([sys.executable, "-m", "atbench", *words], capture_output=True).returncode == code
+
+
+def test_what_is_imported_is_not_looked_through_again_until_the_end() -> None:
+    lines = (
+        "import atexit, gc",
+        "atexit.register(lambda: print(gc.get_freeze_count()))",
+        "from atbench.cli.workflow import workflow",
+        "workflow('train')",
+        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert ended.stdout == "True True\n0\n" and not ended.stderr

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atbench.models import attack_mode, capture_batch_statistics
+from tests.support.nets import operations
 
 F64 = torch.float64
-
-
-class Operations(TorchDispatchMode):
-    """The names of all operations in the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def trained(norm: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -56,10 +43,10 @@ def test_values_and_gradients_are_those_of_the_layer(name: str, mode: str) -> No
     outcomes: list[tuple[Tensor, Tensor]] = []
     for freeze in (False, True):  # the layer's own forward, and the affine one
         x = x.detach().requires_grad_()
-        with attack_mode(norm, mode, freeze=freeze), Operations() as seen:
+        with attack_mode(norm, mode, freeze=freeze), operations() as seen:
             y = norm(x)
             outcomes.append((y.detach(), torch.autograd.grad((weight * y).sum(), x)[0]))
-        assert any("batch_norm" in operation for operation in seen.names) is not freeze
+        assert any("batch_norm" in operation for operation in seen) is not freeze
     for own, affine in zip(*outcomes, strict=True):
         torch.testing.assert_close(affine, own, rtol=1e-13, atol=1e-13)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from atbench.models import affine_norm, batchnorm, replay, weight_casts
+from atbench.models import batchnorm, folded_norm, replay, weight_casts
 
 #: Operations that read a value of the device, or copy one of the host to it. (`scalar_tensor` writes it on the device.)
 FORBIDDEN = {"_local_scalar_dense", "equal", "is_nonzero", "item", "lift_fresh", "masked_select", "nonzero", "_unique2"}
@@ -103,7 +103,7 @@ def install(patch: pytest.MonkeyPatch) -> list[FakeGraph]:
     patch.setattr(replay, "on_cuda", lambda *tensors: True)
     patch.setattr(replay, "random_state", lambda device: torch.get_rng_state())
     # On CUDA layers keep their forward: a graph would go on with the statistics of its capture.
-    patch.setattr(batchnorm, "replace_forward", lambda norm, affine: affine_norm.replace_forward(norm, False))
+    patch.setattr(batchnorm, "replace_forwards", lambda modules, affine: folded_norm.replace_forwards(modules, False))
     patch.setattr(weight_casts, "keeps_place", lambda weight: True)
     fakes: dict[str, Callable[..., Any]] = {
         "CUDAGraph": FakeGraph,
