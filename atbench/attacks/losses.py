@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atbench.attacks.norms.lp_ball import clip
 from atbench.errors import ConfigError
-from atbench.models.replay import has_hooks
+from atbench.models.hooks import has_hooks
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from atbench.models.affine_norm import PLAIN, AffineNorm, affine_terms
+from atbench.models.hooks import is_hooked
 from atbench.models.network import Network
 from atbench.models.weight_casts import CastForward, state_of
 
@@ -113,12 +114,6 @@ def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether the module runs its children in a row, and nothing else."""
     own = isinstance(vars(module).get("forward"), FoldedSequential | None)
     return own and type(module).forward is nn.Sequential.forward
-
-
-def is_hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def replace_forwards(modules: Iterable[nn.Module], affine: bool) -> Before:

@@ -151,8 +151,3 @@ def _taken_for_granted(module: nn.Module) -> Iterator[Hashable]:
                 yield value
             elif isinstance(value, Tensor):
                 yield value.data_ptr(), value.dtype, value.stride()
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a forward of `module` runs functions of others, which may depend on anything."""
-    return any(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks for each in module.modules())

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from atbench.models import replay
-from atbench.models.replay import KEPT, WARM_UP, Replay, fingerprint, has_hooks
+from atbench.models.hooks import has_hooks
+from atbench.models.replay import KEPT, WARM_UP, Replay, fingerprint
 from tests.support.fake_graphs import FakeGraph, install
 
 CALLS = 1 + WARM_UP + 1  # the plain call, those before the capture, and the capture
