@@ -33,7 +33,7 @@ INSTALL = $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint co
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-# Twice the data set's batch and rate: on two cores the second thread pays, and an epoch takes three quarters of the time.
+# Twice the data set's batch and rate: on two cores the second thread pays, and training takes two thirds of the time.
 train: $(READY) ## train TRADES on digits, evaluate it, write a report (ARGS="seed=1 ..." to change it)
 	$(PYTHON) -m atbench train method=trades train.batch_size=64 train.optimizer.lr=0.1 $(ARGS)
 

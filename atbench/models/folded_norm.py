@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeGuard
 
 import torch
@@ -22,7 +22,7 @@ class FoldedConv:
     """A convolution and the BatchNorm layer behind it as one convolution, W' = s·W and b' = t + s·b.
 
     s and t are those of `AffineNorm`; W' and b' are computed once, at the first pass. A pass over the activations and
-    one over their gradient are saved: a gradient step takes 0.95 of its time (small CNN), 0.98 (residual networks).
+    one over their gradient are saved: a step of TRADES takes 0.95 of its time (small CNN), 0.98 to 0.99 (ResNet-18).
     Both layers run as they are where one has hooks, is in train mode or has other weights than at the start of the
     block, under autocast, and for images of another type.
     """
@@ -116,7 +116,7 @@ def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     return own and type(module).forward is nn.Sequential.forward
 
 
-def replace_forwards(modules: Iterable[nn.Module], affine: bool) -> Before:
+def replace_forwards(modules: Collection[nn.Module], affine: bool) -> Before:
     """Give all modules of a network the forwards above, or their own back. Returns what `restore_forwards` needs."""
     before: Before = []
 

@@ -34,12 +34,16 @@ def test_the_module_is_the_program(words: list[str], code: int) -> None:
 
 
 def test_what_is_imported_is_not_looked_through_again_until_the_end() -> None:
+    """Once: what the jobs of a sweep leave behind is collected."""
     lines = (
         "import atexit, gc",
         "atexit.register(lambda: print(gc.get_freeze_count()))",
         "from atbench.cli.workflow import workflow",
         "workflow('train')",
-        "print(gc.isenabled(), gc.get_freeze_count() > 100_000)",
+        "frozen = gc.get_freeze_count()",
+        "print(gc.isenabled(), frozen > 100_000)",
+        "workflow('train'), workflow('evaluate')",
+        "print(gc.get_freeze_count() == frozen)",
     )
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    assert ended.stdout == "True True\n0\n" and not ended.stderr
+    assert ended.stdout == "True True\nTrue\n0\n" and not ended.stderr
